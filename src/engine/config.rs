@@ -1,0 +1,174 @@
+//! How an engine is set up. The front sends this to the engine process as its first frame.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Element type of a KV cache. Names as llama-server's `--cache-type-k`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvType {
+    F32,
+    #[default]
+    F16,
+    Bf16,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    #[serde(rename = "iq4_nl")]
+    Iq4Nl,
+    #[serde(rename = "q5_0")]
+    Q5_0,
+    #[serde(rename = "q5_1")]
+    Q5_1,
+}
+
+impl KvType {
+    pub const ALL: [(KvType, &'static str); 9] = [
+        (KvType::F32, "f32"),
+        (KvType::F16, "f16"),
+        (KvType::Bf16, "bf16"),
+        (KvType::Q8_0, "q8_0"),
+        (KvType::Q4_0, "q4_0"),
+        (KvType::Q4_1, "q4_1"),
+        (KvType::Iq4Nl, "iq4_nl"),
+        (KvType::Q5_0, "q5_0"),
+        (KvType::Q5_1, "q5_1"),
+    ];
+
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("?", |(_, name)| name)
+    }
+
+    /// (elements, bytes) of one block. Source: ggml's `type_traits`.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            KvType::F32 => (1, 4),
+            KvType::F16 | KvType::Bf16 => (1, 2),
+            KvType::Q8_0 => (32, 34),
+            KvType::Q4_0 | KvType::Iq4Nl => (32, 18),
+            KvType::Q4_1 => (32, 20),
+            KvType::Q5_0 => (32, 22),
+            KvType::Q5_1 => (32, 24),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlashAttn {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+/// How the KV cache is laid out over the slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvLayout {
+    /// One pool of cells: a request may use the whole context, slots that don't fit together take turns.
+    #[default]
+    Unified,
+    /// Each slot has its own `n_ctx / n_slots` cells.
+    Split,
+}
+
+/// Which backend a worker drives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ModelSource {
+    /// A GGUF file through llama.cpp.
+    Gguf(PathBuf),
+    /// Deterministic tokens without a model, for tests and for measuring the server itself.
+    Scripted(ScriptedConfig),
+}
+
+/// Behaviour of the scripted backend; every delay and fault is explicit. See `engine/backend/scripted.rs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScriptedConfig {
+    /// Time of one decode call, whatever is in it.
+    pub step_us: u64,
+    /// Extra time per prompt token in a decode call.
+    pub prompt_token_us: u64,
+    /// Time the load takes.
+    pub load_ms: u64,
+    /// Abort the process at the n-th decode call (0: never).
+    pub crash_at_decode: u64,
+}
+
+impl Default for ScriptedConfig {
+    fn default() -> Self {
+        Self { step_us: 0, prompt_token_us: 0, load_ms: 0, crash_at_decode: 0 }
+    }
+}
+
+/// Everything an engine needs to know before it loads. `None`: chosen from the model and the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineConfig {
+    pub source: ModelSource,
+    /// KV cells of each worker; `None`: the model's training context, capped at `DEFAULT_CTX_MAX`.
+    pub n_ctx: Option<u32>,
+    /// Parallel slots of each worker, 1..=256.
+    pub n_slots: u32,
+    /// Contexts on the same weights, each with its own thread.
+    pub n_workers: u32,
+    pub n_batch: u32,
+    pub n_ubatch: u32,
+    /// Threads of one decode; `None`: physical cores within the cgroup's quota, shared among workers.
+    pub n_threads: Option<u32>,
+    pub n_threads_batch: Option<u32>,
+    /// Layers on the GPU; negative: all.
+    pub n_gpu_layers: i32,
+    pub flash_attn: FlashAttn,
+    pub cache_type_k: KvType,
+    pub cache_type_v: KvType,
+    pub kv_layout: KvLayout,
+    pub swa_full: bool,
+    pub mmap: bool,
+    pub mlock: bool,
+    /// Text of a chat template that replaces the model's own.
+    pub chat_template: Option<String>,
+    /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
+    pub max_gap: Duration,
+    /// Requests that may wait for a slot, over all workers; one more is refused.
+    pub n_queue: u32,
+}
+
+impl EngineConfig {
+    /// Largest context chosen without being asked: more is a memory decision the operator makes.
+    pub const DEFAULT_CTX_MAX: u32 = 8192;
+    pub const SLOTS_MAX: u32 = 256;
+
+    pub fn new(source: ModelSource) -> Self {
+        Self {
+            source,
+            n_ctx: None,
+            n_slots: 4,
+            n_workers: 1,
+            n_batch: 2048,
+            n_ubatch: 512,
+            n_threads: None,
+            n_threads_batch: None,
+            n_gpu_layers: -1,
+            flash_attn: FlashAttn::Auto,
+            cache_type_k: KvType::F16,
+            cache_type_v: KvType::F16,
+            kv_layout: KvLayout::Unified,
+            swa_full: false,
+            mmap: true,
+            mlock: false,
+            chat_template: None,
+            max_gap: Duration::from_millis(150),
+            n_queue: 256,
+        }
+    }
+
+    /// Requests the engine holds at once: in slots and waiting.
+    pub fn n_places(&self) -> u32 {
+        self.n_slots * self.n_workers + self.n_queue
+    }
+}

@@ -1,0 +1,21 @@
+//! Text in, text out: the one door to a model. See [`Engine`].
+//!
+//! **Invariant:** the front reaches llama.cpp through [`Engine`] only, and what passes it is owned, bounded, serialisable
+//! data. Every request ends exactly once. Nothing here knows HTTP, JSON dialects, keys or tenants' names.
+//!
+//! # Design
+//! Two transports stand behind the door. `Threads` runs the service in this process; `Process` runs it in a child (the
+//! same executable as `hearth engine`), because ordinary requests are known to kill llama.cpp and neither SIGSEGV nor an
+//! abort can be caught. Both deliver events through the same router, so the front cannot tell them apart but by what
+//! survives. The receiving half of a generation is a mailbox that merges text deltas when its reader is slow: it is
+//! bounded by the length of the answer and never makes the engine wait.
+
+pub mod config;
+mod error;
+mod event;
+mod request;
+
+pub use config::EngineConfig;
+pub use error::Failure;
+pub use event::{Description, Done, Event, SlotStats, Stats, Timings};
+pub use request::{Command, GenerateRequest, RequestId, TokenizeRequest};

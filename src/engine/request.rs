@@ -1,0 +1,75 @@
+//! What the front may ask of an engine: owned, bounded, serialisable.
+
+use crate::chat::{ChatPrompt, Class, Output, Prompt, SamplingParams};
+use serde::{Deserialize, Serialize};
+use std::hash::{Hash, Hasher};
+
+/// Names one request on one engine connection; never reused while the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+/// The whole surface of an engine. Each command is answered by exactly one ending event under its id
+/// (see [`crate::engine::Event`]), `Cancel` by the ending of the request it names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Always legal once loaded. Answer: `Event::Tokens`.
+    Tokenize(TokenizeRequest),
+    /// Answer: `Event::Text`, or `Failed` when an id is outside the vocabulary.
+    Detokenize(Vec<i32>),
+    /// Runs the model's chat template. Answer: `Event::Text`.
+    RenderChat(ChatPrompt),
+    /// Answer: `Accepted`, any number of `Progress` and `Delta`, then `Done` or `Failed`.
+    Generate(GenerateRequest),
+    /// Ends the request of this id with `Failed(Cancelled)`, wherever it is; unknown ids are ignored (it has ended).
+    Cancel,
+    /// Answer: `Event::Stats`.
+    Stats,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenizeRequest {
+    pub prompt: Prompt,
+    /// Add BOS/EOS as the vocabulary asks (ignored for chats, whose template says it).
+    pub add_special: bool,
+    /// Recognise special tokens in the text.
+    pub parse_special: bool,
+    /// Answer with each token's bytes as well.
+    pub with_pieces: bool,
+}
+
+/// One generation of one choice.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    pub prompt: Prompt,
+    pub sampling: SamplingParams,
+    pub output: Output,
+    /// Look for, and leave behind, a KV prefix.
+    pub cache_prompt: bool,
+    /// KV prefixes are shared only between requests with the same partition (a tenant).
+    pub partition: u64,
+    pub class: Class,
+}
+
+impl GenerateRequest {
+    pub fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::default(),
+            output: Output::default(),
+            cache_prompt: true,
+            partition: 0,
+            class: Class::Interactive,
+        }
+    }
+
+    /// A fingerprint of what the engine would work on; the same request sent again has the same one. It is how a
+    /// request that was in flight at two crashes is recognised without keeping its text.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        self.prompt.hash(&mut hasher);
+        self.output.hash(&mut hasher);
+        // Floats have no Hash; their text form is exact and this runs once per request.
+        format!("{:?}", self.sampling).hash(&mut hasher);
+        hasher.finish()
+    }
+}

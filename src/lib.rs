@@ -1,0 +1,4 @@
+//! hearth: one binary that serves a GGUF file as a private, OpenAI-compatible API.
+
+pub mod chat;
+pub mod engine;

@@ -11,11 +11,33 @@
 //! bounded by the length of the answer and never makes the engine wait.
 
 pub mod config;
+
+mod backend;
 mod error;
 mod event;
+mod fold;
+mod handle;
+mod logprobs;
+mod mailbox;
+mod output;
+mod prepare;
+mod reading;
 mod request;
+mod router;
+mod run;
+mod scheduler;
+mod service;
+mod slot;
+mod text;
+mod transport;
+mod worker;
 
 pub use config::EngineConfig;
 pub use error::Failure;
 pub use event::{Description, Done, Event, SlotStats, Stats, Timings};
+pub use handle::{Engine, EngineState, Generation, Load, Tokenized};
 pub use request::{Command, GenerateRequest, RequestId, TokenizeRequest};
+pub use transport::{EngineMode, run_child};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! What a worker needs of a model: [`Model`] is shared and read by many threads, [`Context`] belongs to one worker.
+//!
+//! Two exist: `llama` is real, `scripted` makes deterministic tokens for tests and for measuring the server itself.
+
+pub mod llama;
+pub mod scripted;
+
+use super::config::EngineConfig;
+use super::error::Failure;
+use super::event::Description;
+use crate::chat::{ChatPrompt, SamplingParams};
+use std::sync::Arc;
+
+/// A token id; below `n_vocab` once checked.
+pub type Token = i32;
+
+/// A chat turned into the text the model reads, and how to read what it writes.
+pub struct Rendered {
+    pub text: String,
+    pub reading: Reading,
+    /// Strings that end the answer, as the template's format asks.
+    pub stops: Vec<String>,
+    /// Tokens whose text is part of the format (tags) and shown though they are control tokens.
+    pub preserved: Vec<Token>,
+}
+
+/// How the text of an answer is taken apart into thinking and content.
+pub enum Reading {
+    /// All of it is content.
+    Plain,
+    /// Thinking stands between tags.
+    Tags { start: String, ends: Vec<String>, opened: bool },
+    /// The format needs the model's own parser.
+    Parser(Box<dyn AnswerParser>),
+}
+
+/// Takes the text of an answer apart. Implementations look at the whole text so far.
+pub trait AnswerParser: Send {
+    /// (reasoning, content) of `text`; `None` when it can't be read (the caller falls back to plain text).
+    fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)>;
+}
+
+/// Weights and vocabulary. Everything here may be called from any thread.
+pub trait Model: Send + Sync + 'static {
+    type Sampler: Send + 'static;
+    type Context: Context<Sampler = Self::Sampler> + Send + 'static;
+
+    fn describe(&self) -> Description;
+
+    /// Text to tokens. Errors only when the tokenizer itself fails.
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure>;
+
+    /// The token's exact bytes, control tokens included. Empty for ids outside the vocabulary.
+    fn piece(&self, token: Token) -> &[u8];
+
+    /// Whether the token is markup rather than text (and so not part of an answer).
+    fn is_control(&self, token: Token) -> bool;
+
+    /// Texts of the control tokens, which must not be recognised in what a user wrote.
+    fn control_texts(&self) -> &[String];
+
+    /// Whether the token ends the model's turn.
+    fn is_end(&self, token: Token) -> bool;
+
+    /// Runs the chat template.
+    fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
+
+    /// A sampler that has seen `prompt`. `params` are in range; what can still fail names the field.
+    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Self::Sampler, Failure>;
+
+    /// A context of its own for one worker. `interrupt` is asked often during a decode; true ends it.
+    fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;
+}
+
+/// Asked during a decode whether to give up.
+pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// One row of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub token: Token,
+    pub pos: u32,
+    pub seq: u32,
+    /// Whether logits of this row are wanted.
+    pub output: bool,
+}
+
+/// Why a decode did not finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DecodeError {
+    /// No free KV cells for the batch; nothing changed.
+    NoKvSlot,
+    /// The interrupt said so; rows may be computed in part.
+    Aborted,
+    /// The context can't be used any more.
+    Broken(String),
+}
+
+/// The KV cache and the forward pass; one worker thread owns it.
+pub trait Context {
+    type Sampler;
+
+    /// Most rows of one batch.
+    fn n_batch(&self) -> u32;
+    /// KV cells in all.
+    fn n_cells(&self) -> u32;
+    /// Most positions of one sequence.
+    fn n_ctx_seq(&self) -> u32;
+
+    /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
+
+    /// The logits of row `row` of the last decode; it must have been an output row.
+    fn logits(&mut self, row: usize) -> Option<&[f32]>;
+
+    /// Chooses the next token from row `row` of the last decode and tells the sampler so.
+    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler) -> Result<Token, String>;
+
+    /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
+    /// whole sequence.
+    fn forget(&mut self, seq: u32, from: u32) -> bool;
+
+    /// Whether the sequence can go on at position `from` after forgetting what lies behind it (a sliding window may have
+    /// dropped what is needed).
+    fn can_resume(&mut self, seq: u32, from: u32) -> bool;
+}

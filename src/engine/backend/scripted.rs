@@ -1,0 +1,330 @@
+//! A model without weights: deterministic tokens, settable delays and faults.
+//!
+//! A token is a byte (id = its value), 256 is BOS, 257 ends a turn, 258 and 259 are the marks that open and close a
+//! message. The chat template is ChatML-like. The answer depends only on the text of the last user message:
+//!
+//! | message starts with | answer |
+//! |---|---|
+//! | `/count N` | `1 2 3 … N`, a space after each number but the last |
+//! | `/forever` | `. . . …` until something ends it |
+//! | `/bytes 240 159 …` | these bytes, one token each |
+//! | `/think TEXT` | `<think>TEXT</think>` and then `ok` |
+//! | `/crash` | the process that runs the engine aborts when the prompt is computed |
+//! | anything else | the message itself |
+//!
+//! Raw prompts (no chat) count as one user message. Sampling is honoured only where it can be without logits:
+//! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
+//! log-probability is -ln 260 (unless a bias says otherwise).
+
+use super::{Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
+use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams};
+use crate::engine::config::{EngineConfig, KvLayout, ScriptedConfig};
+use crate::engine::error::Failure;
+use crate::engine::event::Description;
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const BOS: Token = 256;
+const END: Token = 257;
+const OPEN: Token = 258;
+const CLOSE: Token = 259;
+const N_VOCAB: usize = 260;
+
+pub struct ScriptedModel {
+    config: ScriptedConfig,
+    pieces: Vec<Vec<u8>>,
+    control_texts: Vec<String>,
+    n_ctx: u32,
+    shape: EngineConfig,
+}
+
+impl ScriptedModel {
+    pub fn load(scripted: &ScriptedConfig, config: &EngineConfig, mut progress: impl FnMut(f32)) -> Self {
+        let steps = (scripted.load_ms / 10).max(1);
+        for step in 0..steps {
+            if scripted.load_ms > 0 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            progress((step + 1) as f32 / steps as f32);
+        }
+        let mut pieces: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
+        let specials = ["<s>", "<|end|>", "<|open|>", "<|close|>"];
+        pieces.extend(specials.iter().map(|text| text.as_bytes().to_vec()));
+        Self {
+            config: scripted.clone(),
+            pieces,
+            control_texts: specials.iter().map(ToString::to_string).collect(),
+            n_ctx: config.n_ctx.unwrap_or(4096),
+            shape: config.clone(),
+        }
+    }
+
+    fn n_ctx_seq(&self) -> u32 {
+        match self.shape.kv_layout {
+            KvLayout::Unified => self.n_ctx,
+            KvLayout::Split => self.n_ctx / self.shape.n_slots.max(1),
+        }
+    }
+}
+
+/// The rest of one answer.
+pub struct Script {
+    answer: Answer,
+    at: usize,
+    forced: Option<Token>,
+}
+
+enum Answer {
+    Bytes(Vec<u8>),
+    Forever,
+    Crash,
+}
+
+impl Script {
+    fn next(&mut self) -> Token {
+        if let Some(forced) = self.forced {
+            return forced;
+        }
+        let at = self.at;
+        self.at += 1;
+        match &self.answer {
+            Answer::Bytes(bytes) => bytes.get(at).map_or(END, |byte| Token::from(*byte)),
+            Answer::Forever => Token::from(if at.is_multiple_of(2) { b'.' } else { b' ' }),
+            Answer::Crash => END,
+        }
+    }
+}
+
+fn answer_to(message: &str) -> Answer {
+    let (directive, rest) = message.split_once(' ').unwrap_or((message, ""));
+    match directive {
+        "/count" => {
+            let n: u32 = rest.trim().parse().unwrap_or(0);
+            let numbers: Vec<String> = (1..=n.min(1_000_000)).map(|number| number.to_string()).collect();
+            Answer::Bytes(numbers.join(" ").into_bytes())
+        }
+        "/forever" => Answer::Forever,
+        "/bytes" => Answer::Bytes(rest.split_whitespace().filter_map(|word| word.parse().ok()).collect()),
+        "/think" => Answer::Bytes(format!("<think>{rest}</think>ok").into_bytes()),
+        "/crash" => Answer::Crash,
+        _ => Answer::Bytes(message.as_bytes().to_vec()),
+    }
+}
+
+/// The last user message of a rendered chat, or all of a raw prompt.
+fn last_message(prompt: &[Token]) -> String {
+    let user: Vec<Token> = b"user\n".iter().map(|byte| Token::from(*byte)).collect();
+    let start = prompt.windows(user.len() + 1).rposition(|window| window[0] == OPEN && window[1..] == user[..]);
+    let body = match start {
+        Some(start) => {
+            let body = &prompt[start + user.len() + 1..];
+            &body[..body.iter().position(|token| *token == CLOSE).unwrap_or(body.len())]
+        }
+        None => prompt,
+    };
+    let bytes: Vec<u8> = body.iter().filter_map(|token| u8::try_from(*token).ok()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Model for ScriptedModel {
+    type Sampler = Script;
+    type Context = ScriptedContext;
+
+    fn describe(&self) -> Description {
+        Description {
+            architecture: "scripted".into(),
+            desc: "scripted bytes".into(),
+            n_vocab: N_VOCAB as u32,
+            n_embd: 1,
+            n_layer: 1,
+            n_ctx_train: self.n_ctx,
+            n_ctx: self.n_ctx_seq(),
+            n_slots: self.shape.n_slots * self.shape.n_workers,
+            n_batch: self.shape.n_batch,
+            n_ubatch: self.shape.n_ubatch,
+            n_threads: 1,
+            chat_template: Some("scripted".into()),
+            supports_thinking: true,
+            bos_token: "<s>".into(),
+            eos_token: "<|end|>".into(),
+            piece_bytes_max: 9,
+            generates: true,
+            build: "scripted".into(),
+            ..Default::default()
+        }
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
+        let mut tokens = Vec::with_capacity(text.len() + 1);
+        if add_special {
+            tokens.push(BOS);
+        }
+        let mut rest = text.as_bytes();
+        while let Some((first, after)) = rest.split_first() {
+            let special = (BOS..=CLOSE).find(|token| parse_special && rest.starts_with(self.piece(*token)));
+            match special {
+                Some(token) => {
+                    tokens.push(token);
+                    rest = &rest[self.piece(token).len()..];
+                }
+                None => {
+                    tokens.push(Token::from(*first));
+                    rest = after;
+                }
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn piece(&self, token: Token) -> &[u8] {
+        usize::try_from(token).ok().and_then(|index| self.pieces.get(index)).map_or(&[], Vec::as_slice)
+    }
+
+    fn is_control(&self, token: Token) -> bool {
+        token >= BOS
+    }
+
+    fn control_texts(&self) -> &[String] {
+        &self.control_texts
+    }
+
+    fn is_end(&self, token: Token) -> bool {
+        token == END
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
+        let mut text = String::new();
+        let last = prompt.messages.len().saturating_sub(1);
+        for (index, message) in prompt.messages.iter().enumerate() {
+            text.push_str("<|open|>");
+            text.push_str(message.role.as_str());
+            text.push('\n');
+            text.push_str(message.content.as_deref().unwrap_or_default());
+            if !(prompt.continue_final_message && index == last) {
+                text.push_str("<|close|>");
+            }
+        }
+        if prompt.add_generation_prompt && !prompt.continue_final_message {
+            text.push_str("<|open|>assistant\n");
+        }
+        let reading = match prompt.reasoning_format {
+            ReasoningFormat::Separate => {
+                Reading::Tags { start: "<think>".into(), ends: vec!["</think>".into()], opened: false }
+            }
+            ReasoningFormat::Inline => Reading::Plain,
+        };
+        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new() })
+    }
+
+    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Script, Failure> {
+        let forced = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0).map(|(token, _)| *token);
+        Ok(Script { answer: answer_to(&last_message(prompt)), at: 0, forced })
+    }
+
+    fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<ScriptedContext, String> {
+        Ok(ScriptedContext {
+            config: self.config.clone(),
+            n_cells: self.n_ctx,
+            n_ctx_seq: self.n_ctx_seq(),
+            n_batch: config.n_batch,
+            held: FxHashMap::default(),
+            n_decodes: 0,
+            interrupt,
+            logits: vec![0.0; N_VOCAB],
+        })
+    }
+}
+
+pub struct ScriptedContext {
+    config: ScriptedConfig,
+    n_cells: u32,
+    n_ctx_seq: u32,
+    n_batch: u32,
+    /// Positions each sequence holds.
+    held: FxHashMap<u32, u32>,
+    n_decodes: u64,
+    interrupt: Interrupt,
+    logits: Vec<f32>,
+}
+
+impl ScriptedContext {
+    fn wait(&self, time: Duration) -> Result<(), DecodeError> {
+        let until = Instant::now() + time;
+        loop {
+            if (self.interrupt)() {
+                return Err(DecodeError::Aborted);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            // Short steps are slept in one go: sleep granularity would distort them.
+            std::thread::sleep(left.min(Duration::from_millis(5)));
+        }
+    }
+}
+
+impl Context for ScriptedContext {
+    type Sampler = Script;
+
+    fn n_batch(&self) -> u32 {
+        self.n_batch
+    }
+
+    fn n_cells(&self) -> u32 {
+        self.n_cells
+    }
+
+    fn n_ctx_seq(&self) -> u32 {
+        self.n_ctx_seq
+    }
+
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        assert!(!rows.is_empty() && rows.len() <= self.n_batch as usize, "a batch has 1..=n_batch rows; this is a bug");
+        let used: u32 = self.held.values().sum();
+        if used as usize + rows.len() > self.n_cells as usize {
+            return Err(DecodeError::NoKvSlot);
+        }
+        self.n_decodes += 1;
+        if self.n_decodes == self.config.crash_at_decode {
+            std::process::abort();
+        }
+        let n_prompt = rows.len().saturating_sub(rows.iter().filter(|row| row.output).count()) as u64;
+        let time = Duration::from_micros(self.config.step_us + n_prompt * self.config.prompt_token_us);
+        if !time.is_zero() {
+            self.wait(time)?;
+        }
+        for row in rows {
+            let held = self.held.entry(row.seq).or_default();
+            assert_eq!(*held, row.pos, "positions of a sequence are contiguous; this is a bug");
+            *held += 1;
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, _row: usize) -> Option<&[f32]> {
+        Some(&self.logits)
+    }
+
+    fn sample(&mut self, _row: usize, sampler: &mut Script) -> Result<Token, String> {
+        if matches!(sampler.answer, Answer::Crash) {
+            // In a child process this is what a crash in C++ looks like from outside.
+            std::process::abort();
+        }
+        Ok(sampler.next())
+    }
+
+    fn forget(&mut self, seq: u32, from: u32) -> bool {
+        if from == 0 {
+            self.held.remove(&seq);
+        } else if let Some(held) = self.held.get_mut(&seq) {
+            *held = (*held).min(from);
+        }
+        true
+    }
+
+    fn can_resume(&mut self, _seq: u32, _from: u32) -> bool {
+        true
+    }
+}

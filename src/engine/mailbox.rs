@@ -1,0 +1,98 @@
+//! The receiving half of one request: events in, events out, text merged when the reader is slow.
+
+use super::event::Event;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// A queue of one request's events with one reader.
+///
+/// **Bound:** deltas that wait are merged into one, progress reports replace each other, so at most five events lie here
+/// and their text is at most the answer's, which the context bounds. The writer never waits.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    state: Mutex<State>,
+    readable: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Event>,
+    ended: bool,
+}
+
+impl Mailbox {
+    /// Adds `event`; after an ending event everything else is dropped.
+    pub(super) fn push(&self, event: Event) {
+        {
+            let mut state = self.lock();
+            if state.ended {
+                return;
+            }
+            state.ended = event.is_end();
+            match (state.queue.back_mut(), event) {
+                (Some(Event::Delta(last)), Event::Delta(more)) => {
+                    last.content.push_str(&more.content);
+                    last.reasoning.push_str(&more.reasoning);
+                    last.logprobs.extend(more.logprobs);
+                    last.n_tokens += more.n_tokens;
+                }
+                (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) => *last = event,
+                (_, event) => state.queue.push_back(event),
+            }
+        }
+        self.readable.notify_one();
+    }
+
+    /// The next event; `None` after the ending one was taken. Cancel-safe.
+    pub(super) async fn next(&self) -> Option<Event> {
+        loop {
+            {
+                let mut state = self.lock();
+                if let Some(event) = state.queue.pop_front() {
+                    return Some(event);
+                }
+                if state.ended {
+                    return None;
+                }
+            }
+            self.readable.notified().await;
+        }
+    }
+
+    /// Whether an ending event has come in (taken or not).
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding the lock; a poisoned one still holds whole events.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::Delta;
+    use crate::engine::Failure;
+
+    fn delta(text: &str) -> Event {
+        Event::Delta(Delta { content: text.into(), n_tokens: 1, ..Default::default() })
+    }
+
+    #[tokio::test]
+    async fn waiting_deltas_merge_and_nothing_follows_the_end() {
+        let mailbox = Mailbox::default();
+        mailbox.push(Event::Accepted { n_prompt: 3 });
+        mailbox.push(delta("a"));
+        mailbox.push(delta("b"));
+        mailbox.push(Event::Failed(Failure::Cancelled));
+        mailbox.push(delta("late"));
+        assert_eq!(mailbox.next().await, Some(Event::Accepted { n_prompt: 3 }));
+        let Some(Event::Delta(merged)) = mailbox.next().await else { panic!("a delta") };
+        assert_eq!((merged.content.as_str(), merged.n_tokens), ("ab", 2));
+        assert!(mailbox.next().await.is_some_and(|event| event.is_end()));
+        assert_eq!(mailbox.next().await, None);
+    }
+}

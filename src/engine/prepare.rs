@@ -1,0 +1,307 @@
+//! What happens to a request before a worker sees it: template, tokens, checks, sampler. Runs on threads of its own, so
+//! that none of it costs a running stream time.
+
+use super::backend::{Model, Reading, Rendered, Token};
+use super::error::Failure;
+use super::event::Event;
+use super::reading::Reader;
+use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
+use super::run::{Clock, Run};
+use super::service::{Lane, Live, Registry};
+use super::text::TextBuilder;
+use super::transport::Sink;
+use crate::chat::{ChatPrompt, Prompt};
+use crossbeam_channel::Receiver;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A command to prepare or answer.
+pub(super) struct Work {
+    pub id: RequestId,
+    pub live: Arc<Live>,
+    pub command: Command,
+}
+
+pub(super) struct Preparer<M: Model> {
+    pub model: Arc<M>,
+    pub lanes: Arc<Vec<Lane<M::Sampler>>>,
+    pub registry: Arc<Registry>,
+    pub sink: Arc<dyn Sink>,
+    /// Order of acceptance over all preparers.
+    pub serial: Arc<AtomicU64>,
+    /// Most tokens of one request.
+    pub n_ctx: u32,
+    pub piece_bytes_max: u32,
+    pub n_vocab: u32,
+}
+
+/// A prompt as tokens, and how to read the answer to it.
+struct Ready {
+    tokens: Vec<Token>,
+    reading: Reading,
+    stops: Vec<String>,
+    preserved: Vec<Token>,
+}
+
+/// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
+/// a user wrote, on their way through the template.
+const FENCES: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
+
+impl<M: Model> Preparer<M> {
+    /// Until the service drops its end of `works`.
+    pub(super) fn run(&self, works: &Receiver<Work>) {
+        while let Ok(work) = works.recv() {
+            let (id, live) = (work.id, Arc::clone(&work.live));
+            let answer = if live.cancelled.load(Ordering::Relaxed) {
+                Err(Failure::Cancelled)
+            } else {
+                let answer = catch_unwind(AssertUnwindSafe(|| self.answer(work)));
+                answer
+                    .unwrap_or_else(|_| Err(Failure::Internal("preparing the request panicked; this is a bug".into())))
+            };
+            let event = match answer {
+                Ok(Some(event)) => event,
+                Ok(None) => continue, // a worker answers
+                Err(failure) => Event::Failed(failure),
+            };
+            self.registry.remove(id);
+            self.sink.emit(vec![(id, event)]);
+        }
+    }
+
+    fn answer(&self, work: Work) -> Result<Option<Event>, Failure> {
+        match work.command {
+            Command::Tokenize(request) => self.tokenize(request).map(Some),
+            Command::Detokenize(tokens) => self.detokenize(&tokens).map(Some),
+            Command::RenderChat(prompt) => {
+                let text = self.render_folding(&prompt)?.text;
+                Ok(Some(Event::Text(text)))
+            }
+            Command::Generate(request) => {
+                let run = self.prepare(work.id, work.live, request)?;
+                self.dispatch(run)?;
+                Ok(None)
+            }
+            // The service answers these itself.
+            Command::Cancel | Command::Stats => Ok(None),
+        }
+    }
+
+    fn tokenize(&self, request: TokenizeRequest) -> Result<Event, Failure> {
+        let tokens = match &request.prompt {
+            Prompt::Chat(chat) => self.chat_tokens(chat)?.tokens,
+            Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
+            Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
+        };
+        let pieces = if request.with_pieces {
+            tokens.iter().map(|token| self.model.piece(*token).to_vec()).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Event::Tokens { tokens, pieces })
+    }
+
+    fn detokenize(&self, tokens: &[Token]) -> Result<Event, Failure> {
+        let tokens = self.checked(tokens.to_vec()).map_err(|failure| match failure {
+            Failure::Invalid { code, message, .. } => Failure::Invalid { field: "tokens".into(), code, message },
+            other => other,
+        })?;
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| self.model.piece(*token)).copied().collect();
+        Ok(Event::Text(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn prepare(&self, id: RequestId, live: Arc<Live>, request: GenerateRequest) -> Result<Run<M::Sampler>, Failure> {
+        if self.lanes.is_empty() {
+            return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
+        }
+        let ready = match request.prompt {
+            Prompt::Chat(chat) => self.chat_tokens(&chat)?,
+            Prompt::Text(text) => {
+                self.refuse_hopeless(text.len())?;
+                Ready::plain(self.model.tokenize(&text, true, true)?)
+            }
+            Prompt::Tokens(tokens) => Ready::plain(self.checked(tokens)?),
+        };
+        let mut tokens = ready.tokens;
+        if tokens.is_empty() {
+            tokens = self.first_token()?;
+        }
+        let (n_prompt, n_ctx) = (tokens.len(), self.n_ctx);
+        if n_prompt >= n_ctx as usize {
+            return Err(Failure::ContextExceeded { n_prompt: n_prompt as u64, n_ctx, at_least: false });
+        }
+        let n_prompt = n_prompt as u32;
+        let room = n_ctx - n_prompt;
+        let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(1, room);
+        let sampler = self.model.sampler(&request.sampling, &tokens)?;
+        let mut stops = request.output.stop;
+        stops.extend(ready.stops);
+        Ok(Run {
+            id,
+            live,
+            tokens,
+            n_prompt,
+            n_cached: 0,
+            n_generate_max,
+            sampler,
+            logit_bias: request.sampling.logit_bias,
+            top_logprobs: request.output.top_logprobs,
+            text: TextBuilder::new(stops),
+            preserved: ready.preserved,
+            reader: Some(Box::new(Reader::new(ready.reading))),
+            cache_prompt: request.cache_prompt,
+            partition: request.partition,
+            class: request.class,
+            serial: self.serial.fetch_add(1, Ordering::Relaxed),
+            clock: Clock { accepted: Instant::now(), started: None, first_token: None },
+            ticket: None,
+        })
+    }
+
+    /// Hands the run to the worker with the fewest.
+    fn dispatch(&self, mut run: Run<M::Sampler>) -> Result<(), Failure> {
+        let lane = self.lanes.iter().min_by_key(|lane| lane.n_runs()).ok_or(Failure::ShuttingDown)?;
+        run.ticket = Some(lane.ticket());
+        // Before the worker can say anything about it.
+        self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
+        lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
+    }
+
+    /// What a model starts from when it is given nothing: its BOS, or the start of a line.
+    fn first_token(&self) -> Result<Vec<Token>, Failure> {
+        let tokens = self.model.tokenize("", true, false)?;
+        if !tokens.is_empty() {
+            return Ok(tokens);
+        }
+        let tokens = self.model.tokenize("\n", false, false)?;
+        if tokens.is_empty() {
+            return Err(Failure::invalid(
+                "prompt",
+                "invalid_value",
+                "this model has no token to start an empty prompt with",
+            ));
+        }
+        Ok(tokens)
+    }
+
+    /// A text so long that it can't fit whatever its tokens are is not worth tokenising.
+    fn refuse_hopeless(&self, n_bytes: usize) -> Result<(), Failure> {
+        let n_tokens_min = n_bytes as u64 / u64::from(self.piece_bytes_max);
+        if n_tokens_min >= u64::from(self.n_ctx) {
+            return Err(Failure::ContextExceeded { n_prompt: n_tokens_min, n_ctx: self.n_ctx, at_least: true });
+        }
+        Ok(())
+    }
+
+    fn checked(&self, tokens: Vec<Token>) -> Result<Vec<Token>, Failure> {
+        let n_vocab = self.n_vocab;
+        match tokens.iter().find(|token| u32::try_from(**token).map_or(true, |token| token >= n_vocab)) {
+            None => Ok(tokens),
+            Some(token) => Err(Failure::invalid(
+                "prompt",
+                "invalid_value",
+                format!("token id {token} is outside the vocabulary (0 to {})", n_vocab.saturating_sub(1)),
+            )),
+        }
+    }
+
+    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Ready, Failure> {
+        let n_bytes = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
+        self.refuse_hopeless(n_bytes)?;
+        let fenced = fence(chat, self.model.control_texts());
+        let rendered = self.render_folding(fenced.as_ref().unwrap_or(chat))?;
+        let tokens = if fenced.is_some() && rendered.text.contains(FENCES[0]) {
+            self.tokenize_fenced(&rendered.text)?
+        } else {
+            self.model.tokenize(&rendered.text, true, true)?
+        };
+        Ok(Ready { tokens, reading: rendered.reading, stops: rendered.stops, preserved: rendered.preserved })
+    }
+
+    /// Tokenises what lies between fences as plain text and the rest with its control tokens.
+    fn tokenize_fenced(&self, text: &str) -> Result<Vec<Token>, Failure> {
+        let mut tokens = Vec::new();
+        let (mut is_user_text, mut is_first) = (false, true);
+        for part in text.split(FENCES) {
+            if !part.is_empty() {
+                tokens.extend(self.model.tokenize(part, is_first, !is_user_text)?);
+                is_first = false;
+            }
+            is_user_text = !is_user_text;
+        }
+        Ok(tokens)
+    }
+
+    /// Runs the template; when it refuses the order of roles, folds what templates stumble over and tries again.
+    fn render_folding(&self, chat: &ChatPrompt) -> Result<Rendered, Failure> {
+        let first = match self.model.render(chat) {
+            Ok(rendered) => return Ok(rendered),
+            Err(failure) => failure,
+        };
+        let folded = super::fold::fold(&chat.messages);
+        if folded == chat.messages {
+            return Err(first);
+        }
+        let again = ChatPrompt { messages: folded, ..chat.clone() };
+        self.model.render(&again).map_err(|_| first)
+    }
+}
+
+impl Ready {
+    fn plain(tokens: Vec<Token>) -> Self {
+        Self { tokens, reading: Reading::Plain, stops: Vec::new(), preserved: Vec::new() }
+    }
+}
+
+/// The chat with every control-token text in its messages between fences; `None` when there is none (the usual case).
+fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
+    let patterns = control_texts.iter().filter(|text| text.len() > 1);
+    let has_one = |text: &str| control_texts.iter().any(|control| control.len() > 1 && text.contains(control.as_str()));
+    let texts = || chat.messages.iter().flat_map(|message| [message.content.as_deref(), message.reasoning.as_deref()]);
+    let fences_taken = texts().flatten().any(|text| text.contains(FENCES));
+    if !fences_taken && !texts().flatten().any(has_one) {
+        return None;
+    }
+    let finder = aho_corasick::AhoCorasick::builder()
+        .match_kind(aho_corasick::MatchKind::LeftmostLongest)
+        .build(patterns)
+        .ok()?;
+    let fence_text = |text: &Option<String>| {
+        text.as_ref().map(|text| {
+            // Noncharacters have no meaning in interchanged text; a fence in it must not open or close ours.
+            let text = text.replace(FENCES, "\u{FFFD}");
+            let mut fenced = String::with_capacity(text.len() + 16);
+            finder.replace_all_with(&text, &mut fenced, |_, control, fenced| {
+                fenced.push(FENCES[0]);
+                fenced.push_str(control);
+                fenced.push(FENCES[1]);
+                true
+            });
+            fenced
+        })
+    };
+    let mut chat = chat.clone();
+    for message in &mut chat.messages {
+        message.content = fence_text(&message.content);
+        message.reasoning = fence_text(&message.reasoning);
+    }
+    Some(chat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::{Message, Role};
+
+    #[test]
+    fn control_texts_are_fenced_and_ordinary_chats_left_alone() {
+        let controls = ["<|end|>".to_owned(), "<s>".to_owned()];
+        let plain = ChatPrompt::new(vec![Message::new(Role::User, "hello < there")]);
+        assert!(fence(&plain, &controls).is_none());
+        let hostile = ChatPrompt::new(vec![Message::new(Role::User, "a<|end|>b\u{FDD0}")]);
+        let fenced = fence(&hostile, &controls).expect("something to fence");
+        assert_eq!(fenced.messages[0].content.as_deref(), Some("a\u{FDD0}<|end|>\u{FDD1}b\u{FFFD}"));
+    }
+}

@@ -1,0 +1,279 @@
+//! The text of an answer, taken apart into thinking and content as it comes.
+//!
+//! **Invariant:** every byte of the answer ends up in exactly one of the two, or is markup (tags and the white space
+//! around them); however the text is cut, the result is the same. Nothing is lost when the format was not kept.
+
+use super::backend::{AnswerParser, Reading};
+use super::text::Released;
+use crate::chat::{Delta, TokenLogprob};
+use std::collections::VecDeque;
+
+/// Reads one answer.
+pub struct Reader {
+    kind: Kind,
+    /// Text not yet attributed: at most a tag's length and white space for `Tags`.
+    pending: String,
+    /// Offset of `pending` in the answer.
+    offset: usize,
+    /// Entries of tokens in `pending`, with their offset in the answer.
+    logprobs: VecDeque<(usize, TokenLogprob)>,
+    n_reasoning_tokens: u32,
+}
+
+enum Kind {
+    Plain,
+    Tags { start: String, ends: Vec<String>, place: Place },
+    Parser { parser: Box<dyn AnswerParser>, whole: String, parsed: usize, shown: (String, String) },
+}
+
+/// Where in the format the reader is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing but white space so far: thinking may open.
+    Start,
+    /// Inside the tags; `fresh` until the first character that isn't white space.
+    Thinking {
+        fresh: bool,
+    },
+    /// Behind the end tag: white space is markup.
+    Closed,
+    Content,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Content,
+    Reasoning,
+    Markup,
+}
+
+impl Reader {
+    pub fn new(reading: Reading) -> Self {
+        let kind = match reading {
+            Reading::Plain => Kind::Plain,
+            Reading::Tags { start, ends, opened } => {
+                Kind::Tags { start, ends, place: if opened { Place::Thinking { fresh: true } } else { Place::Start } }
+            }
+            Reading::Parser(parser) => {
+                Kind::Parser { parser, whole: String::new(), parsed: 0, shown: Default::default() }
+            }
+        };
+        Self { kind, pending: String::new(), offset: 0, logprobs: VecDeque::new(), n_reasoning_tokens: 0 }
+    }
+
+    /// Tokens spent on thinking so far.
+    pub fn n_reasoning_tokens(&self) -> u32 {
+        self.n_reasoning_tokens
+    }
+
+    /// Takes what `n_tokens` tokens released; with `last`, nothing is held back any more.
+    pub fn push(&mut self, released: Released, n_tokens: u32, last: bool) -> Delta {
+        let mut delta = Delta { n_tokens, ..Default::default() };
+        if matches!(self.kind, Kind::Plain) {
+            delta.content = released.text;
+            delta.logprobs = released.logprobs.into_iter().map(|(_, entry)| entry).collect();
+            return delta;
+        }
+        let was_thinking = self.is_thinking();
+        let base = self.offset + self.pending.len();
+        self.logprobs.extend(released.logprobs.into_iter().map(|(at, entry)| (base + at, entry)));
+        match &mut self.kind {
+            Kind::Parser { whole, parsed, .. } => {
+                whole.push_str(&released.text);
+                // Each parse looks at the whole text; parsing only when it has grown by a share of itself keeps the
+                // total linear in the answer's length.
+                let grown = whole.len() - *parsed;
+                if last || grown > whole.len() / 64 {
+                    self.parse(&mut delta, last);
+                }
+            }
+            _ => {
+                self.pending.push_str(&released.text);
+                while self.step(&mut delta, last) {}
+            }
+        }
+        if was_thinking || self.is_thinking() {
+            self.n_reasoning_tokens += n_tokens;
+        }
+        delta
+    }
+
+    fn is_thinking(&self) -> bool {
+        match &self.kind {
+            Kind::Tags { place, .. } => matches!(place, Place::Thinking { .. }),
+            Kind::Parser { shown, .. } => !shown.0.is_empty() && shown.1.is_empty(),
+            Kind::Plain => false,
+        }
+    }
+
+    /// Attributes some of `pending`; false when more text is needed.
+    fn step(&mut self, delta: &mut Delta, last: bool) -> bool {
+        let Kind::Tags { start, ends, place } = &self.kind else { return false };
+        let pending = self.pending.as_str();
+        if pending.is_empty() {
+            return false;
+        }
+        let space = pending.len() - pending.trim_start().len();
+        let (n, part, next) = match *place {
+            Place::Start => {
+                let text = &pending[space..];
+                if text.starts_with(start.as_str()) {
+                    (space + start.len(), Part::Markup, Place::Thinking { fresh: true })
+                } else if start.starts_with(text) && !last {
+                    return false;
+                } else {
+                    (pending.len(), Part::Content, Place::Content)
+                }
+            }
+            Place::Thinking { fresh: true } if space > 0 => (space, Part::Markup, *place),
+            Place::Thinking { .. } => {
+                let end = ends.iter().filter_map(|end| pending.find(end.as_str()).map(|at| (at, end.len()))).min();
+                match end {
+                    Some((0, length)) => (length, Part::Markup, Place::Closed),
+                    Some((at, _)) => {
+                        let text = pending[..at].trim_end().len();
+                        // The white space before the end tag is markup, taken in the next round.
+                        if text == 0 {
+                            (at, Part::Markup, Place::Thinking { fresh: false })
+                        } else {
+                            (text, Part::Reasoning, Place::Thinking { fresh: false })
+                        }
+                    }
+                    None => {
+                        let held = if last { 0 } else { partial_tag(pending, ends) };
+                        let text = pending[..pending.len() - held].trim_end().len();
+                        let text = if last { pending.len() } else { text };
+                        if text == 0 {
+                            return false;
+                        }
+                        (text, Part::Reasoning, Place::Thinking { fresh: false })
+                    }
+                }
+            }
+            Place::Closed if space == pending.len() && !last => return false,
+            Place::Closed => (space, Part::Markup, Place::Content),
+            Place::Content => (pending.len(), Part::Content, Place::Content),
+        };
+        if let Kind::Tags { place, .. } = &mut self.kind {
+            *place = next;
+        }
+        self.take(n, part, delta);
+        true
+    }
+
+    fn take(&mut self, n: usize, part: Part, delta: &mut Delta) {
+        let text: String = self.pending.drain(..n).collect();
+        self.offset += n;
+        while self.logprobs.front().is_some_and(|(at, _)| *at < self.offset) {
+            let entry = self.logprobs.pop_front();
+            if let (Part::Content, Some((_, entry))) = (part, entry) {
+                delta.logprobs.push(entry);
+            }
+        }
+        match part {
+            Part::Content => delta.content.push_str(&text),
+            Part::Reasoning => delta.reasoning.push_str(&text),
+            Part::Markup => {}
+        }
+    }
+
+    fn parse(&mut self, delta: &mut Delta, last: bool) {
+        let Kind::Parser { parser, whole, parsed, shown } = &mut self.kind else { return };
+        *parsed = whole.len();
+        let read = match parser.parse(whole, !last) {
+            Some(read) => read,
+            // A finished answer is never lost: what can't be read is content as it stands.
+            None if last && shown.1.is_empty() => (shown.0.clone(), whole.clone()),
+            None => return,
+        };
+        // A parser may take back what it said of an unfinished text; what was shown stays.
+        if let (Some(reasoning), Some(content)) = (read.0.strip_prefix(&shown.0), read.1.strip_prefix(&shown.1)) {
+            delta.reasoning.push_str(reasoning);
+            delta.content.push_str(content);
+            delta.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
+            *shown = read;
+        }
+    }
+}
+
+/// Bytes at the end of `text` that may be the beginning of one of `tags`.
+fn partial_tag(text: &str, tags: &[String]) -> usize {
+    let starts = |from: usize| tags.iter().any(|tag| tag.starts_with(&text[from..]));
+    let longest = tags.iter().map(String::len).max().unwrap_or(0);
+    let from = text.len().saturating_sub(longest);
+    (from..text.len()).filter(|at| text.is_char_boundary(*at)).find(|at| starts(*at)).map_or(0, |at| text.len() - at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tags(opened: bool) -> Reading {
+        Reading::Tags { start: "<think>".into(), ends: vec!["</think>".into()], opened }
+    }
+
+    fn read(reading: Reading, pieces: &[&str]) -> (String, String) {
+        let mut reader = Reader::new(reading);
+        let (mut reasoning, mut content) = (String::new(), String::new());
+        let last = pieces.len() - 1;
+        for (index, piece) in pieces.iter().enumerate() {
+            let released = Released { text: (*piece).to_owned(), ..Default::default() };
+            let delta = reader.push(released, 1, index == last);
+            reasoning += &delta.reasoning;
+            content += &delta.content;
+        }
+        (reasoning, content)
+    }
+
+    #[test]
+    fn thinking_goes_apart_and_the_tags_go_nowhere() {
+        let read = read(tags(false), &["\n<th", "ink>\nlet me", " see </", "think>\n", "\nit is 4\n"]);
+        assert_eq!(read, ("let me see".into(), "it is 4\n".into()));
+    }
+
+    #[test]
+    fn a_template_that_opened_the_tag_starts_inside() {
+        assert_eq!(read(tags(true), &["hm", "m</think>", "ok"]), ("hmm".into(), "ok".into()));
+    }
+
+    #[test]
+    fn answers_without_thinking_are_all_content() {
+        assert_eq!(read(tags(false), &["  <thin", "g> is", " a tag"]), ("".into(), "  <thing> is a tag".into()));
+        assert_eq!(read(tags(false), &["<thi"]), ("".into(), "<thi".into()), "cut in what may have become a tag");
+    }
+
+    #[test]
+    fn thinking_cut_by_the_limit_is_reasoning() {
+        assert_eq!(read(tags(false), &["<think>so", " far </th"]), ("so far </th".into(), "".into()));
+    }
+
+    #[test]
+    fn logprobs_belong_to_the_content_only() {
+        let mut reader = Reader::new(tags(false));
+        let mut spelled = Vec::new();
+        for piece in ["<think>", "a", "</think>", "\n", "b", "c"] {
+            let entry = TokenLogprob { bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
+            let released = Released { text: piece.into(), logprobs: vec![(0, entry)], stop: None };
+            spelled.extend(reader.push(released, 1, piece == "c").logprobs.into_iter().flat_map(|entry| entry.bytes));
+        }
+        assert_eq!(spelled, b"bc");
+        assert_eq!(reader.n_reasoning_tokens(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn the_result_does_not_depend_on_the_cuts(text in "(<think>|</think>|[ab< \n]){0,12}", cuts in prop::collection::vec(1usize..5, 1..40)) {
+            let whole = read(tags(false), &[text.as_str()]);
+            let mut pieces = Vec::new();
+            let (mut rest, mut cuts) = (text.as_str(), cuts.into_iter());
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(cuts.next().unwrap_or(2).min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push("");
+            prop_assert_eq!(read(tags(false), &pieces), whole);
+        }
+    }
+}

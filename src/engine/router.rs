@@ -1,0 +1,251 @@
+//! Which request an event belongs to, how many are in flight, and which ones to blame for a crash.
+
+use super::error::Failure;
+use super::event::Event;
+use super::mailbox::Mailbox;
+use super::request::RequestId;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a request occupies while it is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A generation: takes one of the engine's places (slots and queue). Holds the request's fingerprint.
+    Generate(u64),
+    /// Anything short (tokenize, render, stats).
+    Short,
+}
+
+#[derive(Debug)]
+struct Entry {
+    mailbox: Arc<Mailbox>,
+    place: Place,
+    /// It is being worked on: prepared, or in a slot. Only such requests can be to blame for a crash.
+    active: bool,
+    started: Instant,
+}
+
+/// The front's table of requests in flight.
+///
+/// **Invariant:** an entry goes in once, leaves at its ending event, and its place is free again from then on; a dropped
+/// receiver doesn't free the place before the engine has confirmed with an ending.
+#[derive(Debug)]
+pub(super) struct Router {
+    state: Mutex<State>,
+    next_id: AtomicU64,
+    n_places: u32,
+    n_slots: u32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: FxHashMap<RequestId, Entry>,
+    n_generate: u32,
+    n_short: u32,
+    /// Mean time a generation held its place, for `Retry-After`.
+    mean_hold_s: f64,
+    quarantine: Quarantine,
+}
+
+impl Router {
+    /// Short requests in flight at once; one more is refused as overloaded.
+    const SHORT_MAX: u32 = 256;
+
+    pub(super) fn new(n_places: u32, n_slots: u32) -> Self {
+        Self { state: Mutex::default(), next_id: AtomicU64::new(1), n_places, n_slots }
+    }
+
+    /// Gives the request an id, a mailbox and a place, or says why not.
+    pub(super) fn admit(&self, place: Place) -> Result<(RequestId, Arc<Mailbox>), Failure> {
+        let mut state = self.lock();
+        match place {
+            Place::Generate(fingerprint) => {
+                state.quarantine.check(fingerprint, Instant::now())?;
+                if state.n_generate >= self.n_places {
+                    // A place frees each time one of the slots ends its generation.
+                    let wait_s = state.mean_hold_s / f64::from(self.n_slots.max(1));
+                    return Err(Failure::Overloaded { n_places: self.n_places, retry_after_s: whole_seconds(wait_s) });
+                }
+                state.n_generate += 1;
+            }
+            Place::Short => {
+                if state.n_short >= Self::SHORT_MAX {
+                    return Err(Failure::Overloaded { n_places: Self::SHORT_MAX, retry_after_s: 1 });
+                }
+                state.n_short += 1;
+            }
+        }
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let mailbox = Arc::new(Mailbox::default());
+        let entry = Entry { mailbox: Arc::clone(&mailbox), place, active: true, started: Instant::now() };
+        state.entries.insert(id, entry);
+        Ok((id, mailbox))
+    }
+
+    /// Delivers events in order. Events of unknown requests are dropped: they ended before.
+    pub(super) fn dispatch(&self, events: Vec<(RequestId, Event)>) {
+        let mut state = self.lock();
+        for (id, event) in events {
+            let Some(entry) = state.entries.get_mut(&id) else { continue };
+            match event {
+                Event::Accepted { .. } => entry.active = false,
+                Event::Progress { .. } | Event::Delta(_) => entry.active = true,
+                _ => {}
+            }
+            if event.is_end() {
+                state.end(id, event);
+            } else {
+                entry.mailbox.push(event);
+            }
+        }
+    }
+
+    /// Ends every request in flight: the engine is gone. With `blame`, those being worked on count a crash.
+    pub(super) fn end_all(&self, failure: &Failure, blame: bool) {
+        let mut state = self.lock();
+        if blame {
+            let now = Instant::now();
+            let suspects: Vec<u64> = state
+                .entries
+                .values()
+                .filter(|entry| entry.active)
+                .filter_map(|entry| match entry.place {
+                    Place::Generate(fingerprint) => Some(fingerprint),
+                    Place::Short => None,
+                })
+                .collect();
+            for fingerprint in suspects {
+                state.quarantine.blame(fingerprint, now);
+            }
+        }
+        let ids: Vec<RequestId> = state.entries.keys().copied().collect();
+        for id in ids {
+            state.end(id, Event::Failed(failure.clone()));
+        }
+    }
+
+    /// (generations, short requests) in flight.
+    pub(super) fn in_flight(&self) -> (u32, u32) {
+        let state = self.lock();
+        (state.n_generate, state.n_short)
+    }
+
+    pub(super) fn n_places(&self) -> u32 {
+        self.n_places
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn end(&mut self, id: RequestId, event: Event) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        match entry.place {
+            Place::Generate(_) => {
+                self.n_generate -= 1;
+                let held = entry.started.elapsed().as_secs_f64();
+                self.mean_hold_s += (held - self.mean_hold_s) * 0.1;
+            }
+            Place::Short => self.n_short -= 1,
+        }
+        entry.mailbox.push(event);
+    }
+}
+
+fn whole_seconds(seconds: f64) -> u32 {
+    // 1..=60: zero would make clients spin, and nobody should plan further ahead than a minute.
+    (1..=60).find(|whole| f64::from(*whole) >= seconds).unwrap_or(60)
+}
+
+/// Fingerprints of requests that were being worked on when the engine died.
+#[derive(Debug, Default)]
+struct Quarantine {
+    /// Oldest first; at most `SUSPECTS_MAX`, the oldest is forgotten for a new one.
+    suspects: VecDeque<Suspect>,
+}
+
+#[derive(Debug)]
+struct Suspect {
+    fingerprint: u64,
+    crashes: u32,
+    last: Instant,
+}
+
+impl Quarantine {
+    const SUSPECTS_MAX: usize = 1024;
+    const CRASHES_MAX: u32 = 2;
+    const TERM: Duration = Duration::from_secs(600);
+
+    fn blame(&mut self, fingerprint: u64, now: Instant) {
+        self.forget_old(now);
+        let crashes = match self.suspects.iter().position(|suspect| suspect.fingerprint == fingerprint) {
+            Some(place) => self.suspects.remove(place).map_or(0, |suspect| suspect.crashes),
+            None => 0,
+        };
+        if self.suspects.len() >= Self::SUSPECTS_MAX {
+            self.suspects.pop_front();
+        }
+        self.suspects.push_back(Suspect { fingerprint, crashes: crashes + 1, last: now });
+    }
+
+    fn check(&mut self, fingerprint: u64, now: Instant) -> Result<(), Failure> {
+        self.forget_old(now);
+        match self.suspects.iter().find(|suspect| suspect.fingerprint == fingerprint) {
+            Some(suspect) if suspect.crashes >= Self::CRASHES_MAX => {
+                let remaining = Self::TERM.saturating_sub(now.duration_since(suspect.last));
+                Err(Failure::Quarantined { crashes: suspect.crashes, remaining_s: remaining.as_secs().max(1) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        while self.suspects.front().is_some_and(|suspect| now.duration_since(suspect.last) >= Self::TERM) {
+            self.suspects.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_after_the_ending() {
+        let router = Router::new(1, 1);
+        let (id, mailbox) = router.admit(Place::Generate(1)).expect("a free place");
+        assert!(matches!(router.admit(Place::Generate(2)), Err(Failure::Overloaded { n_places: 1, .. })));
+        router.dispatch(vec![(id, Event::Failed(Failure::Cancelled))]);
+        assert!(mailbox.has_ended());
+        assert!(router.admit(Place::Generate(2)).is_ok());
+    }
+
+    #[test]
+    fn a_request_in_flight_at_two_crashes_is_refused_others_are_not() {
+        let router = Router::new(8, 1);
+        let crash = Failure::Crashed { reason: "signal 9".into() };
+        for _ in 0..2 {
+            router.admit(Place::Generate(7)).expect("not yet refused");
+            let (queued, _) = router.admit(Place::Generate(8)).expect("free");
+            router.dispatch(vec![(queued, Event::Accepted { n_prompt: 1 })]);
+            router.end_all(&crash, true);
+        }
+        assert!(matches!(router.admit(Place::Generate(7)), Err(Failure::Quarantined { crashes: 2, .. })));
+        assert!(router.admit(Place::Generate(8)).is_ok(), "it was only waiting");
+    }
+
+    #[test]
+    fn suspects_are_forgotten_after_the_term() {
+        let mut quarantine = Quarantine::default();
+        let start = Instant::now();
+        quarantine.blame(1, start);
+        quarantine.blame(1, start);
+        assert!(quarantine.check(1, start).is_err());
+        assert!(quarantine.check(1, start + Quarantine::TERM).is_ok());
+    }
+}

@@ -1,0 +1,83 @@
+//! One generation on its way through a worker.
+
+use super::backend::Token;
+use super::output::Item;
+use super::reading::Reader;
+use super::request::RequestId;
+use super::service::{Live, Ticket};
+use super::text::TextBuilder;
+use crate::chat::{Class, Finish, Usage};
+use crate::engine::event::Timings;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// A checked, tokenised request with everything a worker needs; `S` is the backend's sampler.
+pub(super) struct Run<S> {
+    pub id: RequestId,
+    pub live: Arc<Live>,
+    /// Tokens wanted: the prompt and what was generated. Its first `n_prompt` are the prompt.
+    pub tokens: Vec<Token>,
+    pub n_prompt: u32,
+    /// Prompt tokens found in the KV cache when it first got a slot.
+    pub n_cached: u32,
+    /// Most tokens to generate, at least 1.
+    pub n_generate_max: u32,
+    pub sampler: S,
+    pub logit_bias: Vec<(Token, f32)>,
+    pub top_logprobs: Option<u8>,
+    pub text: TextBuilder,
+    /// Control tokens that are part of the format and shown.
+    pub preserved: Vec<Token>,
+    /// Goes to the output thread when the run gets its first slot.
+    pub reader: Option<Box<Reader>>,
+    pub cache_prompt: bool,
+    pub partition: u64,
+    pub class: Class,
+    /// Order of acceptance: the oldest run is never parked.
+    pub serial: u64,
+    pub clock: Clock,
+    /// Its place on the worker; set when it is sent there.
+    pub ticket: Option<Ticket>,
+}
+
+/// When a run passed its milestones.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    pub accepted: Instant,
+    pub started: Option<Instant>,
+    pub first_token: Option<Instant>,
+}
+
+impl<S> Run<S> {
+    pub fn is_cancelled(&self) -> bool {
+        self.live.cancelled.load(Ordering::Relaxed)
+    }
+
+    pub fn n_generated(&self) -> u32 {
+        self.tokens.len() as u32 - self.n_prompt
+    }
+
+    /// The run's ending, when it ended by itself.
+    pub fn done(&mut self, finish: Finish, now: Instant) -> Item {
+        let micros = |from: Instant, to: Instant| u64::try_from((to - from).as_micros()).unwrap_or(u64::MAX);
+        let started = self.clock.started.unwrap_or(now);
+        let first = self.clock.first_token.unwrap_or(now);
+        Item::Done {
+            id: self.id,
+            rest: self.text.finish(),
+            finish,
+            usage: Usage {
+                prompt_tokens: self.n_prompt,
+                cached_tokens: self.n_cached,
+                completion_tokens: self.n_generated(),
+                reasoning_tokens: 0, // counted where the answer is read
+            },
+            timings: Timings {
+                queue_us: micros(self.clock.accepted, started),
+                prompt_us: micros(started, first),
+                predicted_us: micros(first, now),
+            },
+        }
+    }
+}

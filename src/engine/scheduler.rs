@@ -1,0 +1,210 @@
+//! What the next decode computes: slots in, plan out, no side effects.
+//!
+//! # Design
+//! Every slot has tokens computed and tokens wanted; a plan narrows the gaps within a budget. Slots that lack one token
+//! (they are generating) always go first. Prompts share what is left of the step: the budget is a number of rows whose
+//! computation fits the gap target at the measured speed, so that running streams stall at most that long; without
+//! running streams it is larger, since nobody waits for a token. Prompts that fit into a quarter of the budget go ahead,
+//! the others take turns (least recently served first), so no slot waits for another's whole prompt.
+
+use std::time::Duration;
+
+/// One slot with work to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    pub slot: usize,
+    /// Tokens not yet computed, at least 1.
+    pub gap: u32,
+    /// It has generated before: its gap of 1 is the next token of a running stream.
+    pub is_decode: bool,
+    /// Step at which it last got rows.
+    pub served_at: u64,
+}
+
+/// Rows for one slot, taken from the front of its gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub slot: usize,
+    pub n_rows: u32,
+}
+
+/// Limits of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Most rows of a batch.
+    pub n_batch: u32,
+    /// Rows of prompts beside running streams.
+    pub n_prefill_shared: u32,
+    /// Rows of prompts when no stream runs.
+    pub n_prefill_alone: u32,
+    /// Free KV cells: one row takes one.
+    pub n_cells_free: u32,
+}
+
+/// The rows of the next decode, at most `n_batch` and at most `n_cells_free` in all. Empty only when `wants` is empty or
+/// nothing is free. The order of `wants` doesn't matter.
+pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
+    let mut shares = Vec::with_capacity(wants.len());
+    let mut room = budget.n_batch.min(budget.n_cells_free);
+    let mut decodes: Vec<&Want> = wants.iter().filter(|want| want.is_decode && want.gap == 1).collect();
+    // More streams than rows: those that waited longest come first.
+    decodes.sort_by_key(|want| (want.served_at, want.slot));
+    for want in decodes {
+        if room == 0 {
+            return shares;
+        }
+        shares.push(Share { slot: want.slot, n_rows: 1 });
+        room -= 1;
+    }
+    let share_of_step = if shares.is_empty() { budget.n_prefill_alone } else { budget.n_prefill_shared };
+    let mut room = room.min(share_of_step.max(1));
+    let short = room / 4;
+    let mut prompts: Vec<&Want> = wants.iter().filter(|want| !(want.is_decode && want.gap == 1)).collect();
+    prompts.sort_by_key(|want| (want.gap > short, want.served_at, want.gap, want.slot));
+    for want in prompts {
+        if room == 0 {
+            break;
+        }
+        let n_rows = want.gap.min(room);
+        shares.push(Share { slot: want.slot, n_rows });
+        room -= n_rows;
+    }
+    shares
+}
+
+/// Measured speed of decodes, turned into row budgets.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    max_gap: Duration,
+    n_batch: u32,
+    n_ubatch: u32,
+    /// Seconds per prompt row, an average that follows quickly.
+    row_s: f64,
+    /// Seconds of a step that holds running streams only.
+    decode_s: f64,
+}
+
+impl Pace {
+    /// Rows below which a step is dominated by reading the weights: smaller chunks only waste time.
+    const ROWS_MIN: u32 = 16;
+    /// How much longer a step may take when no stream waits for a token: arrivals and cancels still do.
+    const ALONE: u32 = 4;
+
+    pub fn new(max_gap: Duration, n_batch: u32, n_ubatch: u32) -> Self {
+        // Until something was measured: chunks of 64 rows.
+        Self { max_gap, n_batch, n_ubatch, row_s: max_gap.as_secs_f64() / 64.0, decode_s: 0.0 }
+    }
+
+    /// Takes the time of one decode of `n_decode` running streams and `n_prefill` prompt rows into account.
+    pub fn observe(&mut self, n_decode: u32, n_prefill: u32, time: Duration) {
+        let time = time.as_secs_f64();
+        if n_prefill == 0 {
+            self.decode_s += (time - self.decode_s) * 0.2;
+        } else if n_prefill >= Self::ROWS_MIN / 2 {
+            // Weights are read once for all rows, so the streams' part is charged to the prompt rows too: the estimate
+            // errs on the slow side for small chunks and is right for large ones.
+            let row_s = time / f64::from(n_prefill + n_decode);
+            // Slower than thought counts at once: a gap was just too long.
+            let weight = if row_s > self.row_s { 0.6 } else { 0.25 };
+            self.row_s += (row_s - self.row_s) * weight;
+        }
+    }
+
+    pub fn budget(&self, n_cells_free: u32) -> Budget {
+        // What a step with streams may spend on prompts: the gap less the streams' own time, at least half of it, or a
+        // slow model would never get to the prompt.
+        let gap_s = self.max_gap.as_secs_f64();
+        let prefill_s = (gap_s - self.decode_s).max(gap_s / 2.0);
+        Budget {
+            n_batch: self.n_batch,
+            n_prefill_shared: self.rows_in(prefill_s),
+            n_prefill_alone: self.rows_in(gap_s * f64::from(Self::ALONE)),
+            n_cells_free,
+        }
+    }
+
+    fn rows_in(&self, seconds: f64) -> u32 {
+        let rows = seconds / self.row_s.max(1e-9);
+        let most = self.n_batch.max(Self::ROWS_MIN);
+        // Whole ubatches are computed at once; an odd rest would cost as much as a full one.
+        let rows = (rows.min(f64::from(most)) as u32).clamp(Self::ROWS_MIN, most);
+        if rows > self.n_ubatch { rows / self.n_ubatch * self.n_ubatch } else { rows }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BUDGET: Budget = Budget { n_batch: 512, n_prefill_shared: 64, n_prefill_alone: 256, n_cells_free: 10_000 };
+
+    fn want(slot: usize, gap: u32, is_decode: bool, served_at: u64) -> Want {
+        Want { slot, gap, is_decode, served_at }
+    }
+
+    #[test]
+    fn running_streams_go_first_and_prompts_get_the_rest_of_the_step() {
+        let shares = plan(&[want(0, 1500, false, 0), want(1, 1, true, 5)], BUDGET);
+        assert_eq!(shares, [Share { slot: 1, n_rows: 1 }, Share { slot: 0, n_rows: 64 }]);
+    }
+
+    #[test]
+    fn a_short_prompt_does_not_wait_for_a_long_one() {
+        let shares = plan(&[want(0, 3000, false, 0), want(1, 10, false, 9)], BUDGET);
+        assert_eq!(shares, [Share { slot: 1, n_rows: 10 }, Share { slot: 0, n_rows: 246 }]);
+    }
+
+    #[test]
+    fn long_prompts_take_turns() {
+        let mut served = [0u64; 2];
+        let mut left = [1000u32, 1000];
+        for step in 1..=4 {
+            let wants: Vec<Want> = (0..2).map(|slot| want(slot, left[slot], false, served[slot])).collect();
+            for share in plan(&wants, BUDGET) {
+                served[share.slot] = step;
+                left[share.slot] -= share.n_rows;
+            }
+        }
+        assert_eq!(left, [488, 488]);
+    }
+
+    #[test]
+    fn the_budget_follows_the_measured_speed() {
+        let mut pace = Pace::new(Duration::from_millis(100), 2048, 512);
+        for _ in 0..20 {
+            pace.observe(1, 63, Duration::from_millis(640)); // 10 ms a row: 100 ms hold 10 rows
+        }
+        assert_eq!(pace.budget(1000).n_prefill_shared, Pace::ROWS_MIN);
+        for _ in 0..60 {
+            pace.observe(0, 512, Duration::from_millis(51)); // 0.1 ms a row
+        }
+        let budget = pace.budget(1000);
+        assert!(budget.n_prefill_shared >= 512, "{budget:?}");
+        assert_eq!(budget.n_prefill_alone, 2048);
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_stays_within_its_limits_and_always_moves(
+            gaps in prop::collection::vec((1u32..4000, any::<bool>(), 0u64..100), 0..40),
+            n_batch in 1u32..600, shared in 0u32..600, alone in 0u32..600, free in 0u32..5000,
+        ) {
+            let wants: Vec<Want> = gaps.iter().enumerate()
+                .map(|(slot, (gap, is_decode, served_at))| want(slot, if *is_decode { 1 } else { *gap }, *is_decode, *served_at))
+                .collect();
+            let budget = Budget { n_batch, n_prefill_shared: shared, n_prefill_alone: alone, n_cells_free: free };
+            let shares = plan(&wants, budget);
+            let rows: u32 = shares.iter().map(|share| share.n_rows).sum();
+            prop_assert!(rows <= n_batch.min(free));
+            prop_assert_eq!(rows == 0, wants.is_empty() || free == 0);
+            for share in &shares {
+                prop_assert!(share.n_rows >= 1 && share.n_rows <= wants[share.slot].gap);
+                prop_assert_eq!(shares.iter().filter(|other| other.slot == share.slot).count(), 1);
+            }
+            let n_decode = wants.iter().filter(|want| want.is_decode).count() as u32;
+            let served = shares.iter().filter(|share| wants[share.slot].is_decode).count() as u32;
+            prop_assert_eq!(served, n_decode.min(n_batch).min(free), "decodes come first");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The engine's side of the door: loads the model, prepares requests, runs the workers.
+//!
+//! Threads: one loader (which becomes nothing once loaded), `N_PREPARERS` that render, tokenise and check, one per worker,
+//! one for output. **Invariant:** every submitted command is answered by exactly one ending event.
+
+//LLAMA use super::backend::llama::LlamaModel;
+use super::backend::scripted::ScriptedModel;
+use super::backend::{Interrupt, Model};
+use super::config::{EngineConfig, KvLayout, ModelSource};
+use super::error::Failure;
+use super::event::{Event, SlotStats, Stats};
+use super::output;
+use super::prepare::{Preparer, Work};
+use super::request::{Command, RequestId};
+use super::run::Run;
+use super::scheduler::Pace;
+use super::transport::{Notice, Sink};
+use super::worker::{self, Parts, Worker};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rustc_hash::FxHashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Whether a request still has somebody who wants it.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    pub cancelled: AtomicBool,
+}
+
+/// Requests the service works on.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    live: Mutex<FxHashMap<RequestId, Arc<Live>>>,
+}
+
+impl Registry {
+    fn insert(&self, id: RequestId) -> Arc<Live> {
+        let live = Arc::new(Live::default());
+        self.lock().insert(id, Arc::clone(&live));
+        live
+    }
+
+    pub(super) fn remove(&self, id: RequestId) {
+        self.lock().remove(&id);
+    }
+
+    fn get(&self, id: RequestId) -> Option<Arc<Live>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<RequestId, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a worker hears of cancels, also in the middle of a decode.
+#[derive(Debug, Default)]
+pub(super) struct Cancels {
+    /// Cancels so far; a worker sweeps when it has changed.
+    count: AtomicU64,
+    pub stopping: AtomicBool,
+    /// The requests of the decode that runs now, and `count` when it began.
+    batch: Mutex<Vec<Arc<Live>>>,
+    seen: AtomicU64,
+}
+
+impl Cancels {
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(super) fn begin_batch<'a>(&self, lives: impl Iterator<Item = &'a Arc<Live>>) {
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        batch.clear();
+        batch.extend(lives.cloned());
+        self.seen.store(self.count(), Ordering::Relaxed);
+    }
+
+    fn add(&self) {
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Nobody wants any row of the running decode: asked once per graph node, so the usual answer is one atomic load.
+    fn should_abort(&self) -> bool {
+        if self.stopping.load(Ordering::Relaxed) {
+            return true;
+        }
+        let count = self.count();
+        if count == self.seen.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.seen.store(count, Ordering::Relaxed);
+        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        !batch.is_empty() && batch.iter().all(|live| live.cancelled.load(Ordering::Relaxed))
+    }
+}
+
+/// What a worker tells about itself, written between steps.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkerStats {
+    pub slots: Vec<SlotStats>,
+    pub n_waiting: u32,
+    pub kv_cells_used: u32,
+    pub kv_cells_total: u32,
+    pub prompt_tokens_computed: u64,
+    pub prompt_tokens_cached: u64,
+    pub tokens_generated: u64,
+    pub n_decode_calls: u64,
+    pub n_decode_rows: u64,
+    pub n_parked: u64,
+}
+
+/// A running engine. Dropping it without `stop` leaves its threads to end by themselves.
+pub struct Service {
+    registry: Arc<Registry>,
+    sink: Arc<dyn Sink>,
+    works: Mutex<Option<Sender<Work>>>,
+    cancels: Arc<Mutex<Vec<Arc<Cancels>>>>,
+    stats: Arc<Mutex<Vec<Arc<Mutex<WorkerStats>>>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    loader: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Threads that render, tokenise and check.
+const N_PREPARERS: usize = 2;
+
+/// Their stacks. llama.cpp's tokenizers recurse once per character of an unbroken word in some regexes; the memory is
+/// only touched when that happens.
+const PREPARER_STACK_BYTES: usize = 256 << 20;
+
+impl Service {
+    /// Returns at once; the sink is told of the load's progress and end.
+    pub(super) fn start(config: EngineConfig, sink: Arc<dyn Sink>) -> Service {
+        // Every request in flight has at most one piece of work here, so the front's places bound it.
+        let (works, work_queue) = crossbeam_channel::bounded(config.n_places() as usize + 1024);
+        let service = Service {
+            registry: Arc::default(),
+            sink: Arc::clone(&sink),
+            works: Mutex::new(Some(works)),
+            cancels: Arc::default(),
+            stats: Arc::default(),
+            threads: Arc::default(),
+            loader: Mutex::new(None),
+        };
+        let loading = Loading {
+            config,
+            sink,
+            registry: Arc::clone(&service.registry),
+            works: work_queue,
+            cancels: Arc::clone(&service.cancels),
+            stats: Arc::clone(&service.stats),
+            threads: Arc::clone(&service.threads),
+        };
+        let sink = Arc::clone(&service.sink);
+        let loader = std::thread::Builder::new().name("load".into()).spawn(move || {
+            let sink = Arc::clone(&loading.sink);
+            let result = catch_unwind(AssertUnwindSafe(|| loading.load()));
+            let result = result.unwrap_or_else(|_| Err("loading panicked; this is a bug".into()));
+            if let Err(reason) = result {
+                sink.notice(Notice::LoadFailed { reason });
+            }
+        });
+        match loader {
+            Ok(loader) => *service.loader.lock().unwrap_or_else(PoisonError::into_inner) = Some(loader),
+            Err(error) => sink.notice(Notice::LoadFailed { reason: format!("no thread can be started: {error}") }),
+        }
+        service
+    }
+
+    /// Takes a command. After an error the request has not been and won't be answered.
+    pub(super) fn submit(&self, id: RequestId, command: Command) -> Result<(), Failure> {
+        match command {
+            Command::Cancel => {
+                if let Some(live) = self.registry.get(id) {
+                    live.cancelled.store(true, Ordering::Relaxed);
+                    for cancels in self.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                        cancels.add();
+                    }
+                }
+                Ok(())
+            }
+            Command::Stats => {
+                self.emit(vec![(id, Event::Stats(self.stats()))]);
+                Ok(())
+            }
+            command => {
+                let live = self.registry.insert(id);
+                let works = self.works.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let sent = works.ok_or(Failure::ShuttingDown).and_then(|works| {
+                    works.try_send(Work { id, live, command }).map_err(|error| match error {
+                        TrySendError::Full(_) => Failure::Internal("the engine's work queue is full".into()),
+                        TrySendError::Disconnected(_) => Failure::ShuttingDown,
+                    })
+                });
+                if sent.is_err() {
+                    self.registry.remove(id);
+                }
+                sent
+            }
+        }
+    }
+
+    /// Ends every request and joins the threads: at most one step of a decode.
+    pub(super) fn stop(&self) {
+        self.works.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for cancels in self.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            cancels.stopping.store(true, Ordering::Relaxed);
+        }
+        if let Some(loader) = self.loader.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A load can't be interrupted; whoever is in a hurry ends the process.
+            let _ = loader.join();
+        }
+        for cancels in self.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            cancels.stopping.store(true, Ordering::Relaxed);
+        }
+        let threads: Vec<_> = self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        for thread in threads {
+            let _ = thread.join(); // A panic was reported when it happened.
+        }
+    }
+
+    pub(super) fn emit(&self, events: Vec<(RequestId, Event)>) {
+        self.sink.emit(events);
+    }
+
+    fn stats(&self) -> Stats {
+        let mut total = Stats::default();
+        for worker in self.stats.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            let base = total.slots.len() as u32;
+            total.slots.extend(worker.slots.iter().cloned().map(|slot| SlotStats { slot: base + slot.slot, ..slot }));
+            total.n_queued += worker.n_waiting;
+            total.kv_cells_used += worker.kv_cells_used;
+            total.kv_cells_total += worker.kv_cells_total;
+            total.prompt_tokens_computed += worker.prompt_tokens_computed;
+            total.prompt_tokens_cached += worker.prompt_tokens_cached;
+            total.tokens_generated += worker.tokens_generated;
+            total.n_decode_calls += worker.n_decode_calls;
+            total.n_decode_rows += worker.n_decode_rows;
+            total.n_parked += worker.n_parked;
+        }
+        total
+    }
+}
+
+/// What the loader needs; ends when everything runs.
+struct Loading {
+    config: EngineConfig,
+    sink: Arc<dyn Sink>,
+    registry: Arc<Registry>,
+    works: Receiver<Work>,
+    cancels: Arc<Mutex<Vec<Arc<Cancels>>>>,
+    stats: Arc<Mutex<Vec<Arc<Mutex<WorkerStats>>>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// Runs on one worker, and how many there are.
+pub(super) struct Lane<S> {
+    pub runs: Sender<Box<Run<S>>>,
+    n_runs: Arc<AtomicU32>,
+}
+
+impl<S> Lane<S> {
+    pub(super) fn n_runs(&self) -> u32 {
+        self.n_runs.load(Ordering::Relaxed)
+    }
+
+    /// Counts a run in for as long as the ticket lives.
+    pub(super) fn ticket(&self) -> Ticket {
+        self.n_runs.fetch_add(1, Ordering::Relaxed);
+        Ticket { n_runs: Arc::clone(&self.n_runs) }
+    }
+}
+
+/// A run's place on its worker.
+pub(super) struct Ticket {
+    n_runs: Arc<AtomicU32>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.n_runs.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Loading {
+    fn load(self) -> Result<(), String> {
+        let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
+        match self.config.source.clone() {
+            ModelSource::Gguf(path) => {
+                let _ = path;
+                return Err("soon".into());
+                //                 self.open(Arc::new(model))
+            }
+            ModelSource::Scripted(scripted) => {
+                let model = ScriptedModel::load(&scripted, &self.config, progress);
+                self.open(Arc::new(model))
+            }
+        }
+    }
+
+    /// Contexts, workers, output and preparers, then `Ready`.
+    fn open<M: Model>(self, model: Arc<M>) -> Result<(), String> {
+        let (items, item_queue) = output::channel();
+        let mut description = model.describe();
+        let mut lanes = Vec::new();
+        if description.generates {
+            for index in 0..self.config.n_workers {
+                let (lane, n_ctx_seq) = self.open_worker(&model, index, items.clone())?;
+                description.n_ctx = n_ctx_seq;
+                lanes.push(lane);
+            }
+        }
+        drop(items);
+        let (registry, sink) = (Arc::clone(&self.registry), Arc::clone(&self.sink));
+        self.spawn("output".into(), 2 << 20, move || output::run(&item_queue, &registry, &sink))?;
+        let lanes = Arc::new(lanes);
+        let serial = Arc::new(AtomicU64::new(0));
+        for index in 0..N_PREPARERS {
+            let preparer = Preparer {
+                model: Arc::clone(&model),
+                lanes: Arc::clone(&lanes),
+                registry: Arc::clone(&self.registry),
+                sink: Arc::clone(&self.sink),
+                serial: Arc::clone(&serial),
+                n_ctx: description.n_ctx,
+                piece_bytes_max: description.piece_bytes_max.max(1),
+                n_vocab: description.n_vocab,
+            };
+            let works = self.works.clone();
+            self.spawn(format!("prepare-{index}"), PREPARER_STACK_BYTES, move || preparer.run(&works))?;
+        }
+        self.sink.notice(Notice::Ready(Box::new(description)));
+        Ok(())
+    }
+
+    fn open_worker<M: Model>(
+        &self,
+        model: &Arc<M>,
+        index: u32,
+        items: Sender<Vec<output::Item>>,
+    ) -> Result<(Lane<M::Sampler>, u32), String> {
+        use super::backend::Context;
+        let cancels = Arc::new(Cancels::default());
+        let interrupt: Interrupt = {
+            let cancels = Arc::clone(&cancels);
+            Arc::new(move || cancels.should_abort())
+        };
+        let mut context = model.context(&self.config, Arc::clone(&interrupt))?;
+        let n_ctx_seq = context.n_ctx_seq();
+        let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
+        worker::warm_up(&mut context, 0, &mut pace)?;
+        let stats = WorkerStats { kv_cells_total: context.n_cells(), ..Default::default() };
+        let stats = Arc::new(Mutex::new(stats));
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
+        // The front's places bound what can come in.
+        let (runs, incoming) = crossbeam_channel::bounded(self.config.n_places() as usize + 1);
+        let reopen = {
+            let (model, config) = (Arc::clone(model), self.config.clone());
+            Box::new(move || model.context(&config, Arc::clone(&interrupt)))
+        };
+        let parts = Parts {
+            model: Arc::clone(model),
+            context,
+            reopen,
+            n_slots: self.config.n_slots,
+            incoming,
+            cancels,
+            items,
+            pace,
+            stats,
+            is_unified: self.config.kv_layout == KvLayout::Unified,
+        };
+        let sink = Arc::clone(&self.sink);
+        self.spawn(format!("worker-{index}"), 8 << 20, move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| Worker::new(parts).run()));
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(broken)) => sink.broken(&broken.0),
+                Err(_) => sink.broken("a worker panicked; this is a bug"),
+            }
+        })?;
+        Ok((Lane { runs, n_runs: Arc::default() }, n_ctx_seq))
+    }
+
+    fn spawn(&self, name: String, stack: usize, body: impl FnOnce() + Send + 'static) -> Result<(), String> {
+        let thread = std::thread::Builder::new().name(name).stack_size(stack).spawn(body);
+        let thread = thread.map_err(|error| format!("no thread can be started: {error}"))?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! One sequence of a context: what its KV cells hold, and the run that uses it.
+
+use super::backend::Token;
+use super::run::Run;
+use super::scheduler::Want;
+
+/// A place in a context's batch. Its index is its sequence id.
+pub(super) struct Slot<S> {
+    /// Tokens whose KV cells this sequence holds, position = index.
+    ///
+    /// **Invariant:** with a run, `kept` is a prefix of the run's tokens.
+    pub kept: Vec<Token>,
+    pub run: Option<Box<Run<S>>>,
+    /// Whose tokens these are.
+    pub partition: u64,
+    /// Step at which the slot last computed something; idle slots are emptied least recent first.
+    pub served_at: u64,
+}
+
+impl<S> Slot<S> {
+    pub fn new() -> Self {
+        Self { kept: Vec::new(), run: None, partition: 0, served_at: 0 }
+    }
+
+    /// What the scheduler has to know; `None` when there is nothing to compute.
+    pub fn want(&self, slot: usize) -> Option<Want> {
+        let run = self.run.as_ref()?;
+        let gap = (run.tokens.len() - self.kept.len()) as u32;
+        (gap > 0).then_some(Want { slot, gap, is_decode: gap == 1 && run.n_generated() > 0, served_at: self.served_at })
+    }
+
+    /// How many leading tokens of `tokens` are held already.
+    pub fn common_prefix(&self, tokens: &[Token], partition: u64) -> usize {
+        if self.partition != partition {
+            return 0;
+        }
+        self.kept.iter().zip(tokens).take_while(|(kept, wanted)| kept == wanted).count()
+    }
+}
+
+/// The idle slot to run `tokens` on: the one that holds the longest useful prefix, else the one idle longest.
+///
+/// A prefix is useful when it is a tenth of the prompt or 64 tokens; a shorter one (BOS and a template's first words) is
+/// not worth losing what another conversation left in that slot.
+pub(super) fn choose<S>(slots: &[Slot<S>], tokens: &[Token], partition: u64, cache_prompt: bool) -> Option<usize> {
+    let idle = || slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
+    let best = idle()
+        .map(|(index, slot)| (slot.common_prefix(tokens, partition), index))
+        .max_by_key(|(prefix, index)| (*prefix, std::cmp::Reverse(*index)));
+    match best {
+        Some((prefix, index)) if cache_prompt && prefix > 0 && (prefix >= 64 || prefix * 10 >= tokens.len()) => {
+            Some(index)
+        }
+        _ => idle().min_by_key(|(index, slot)| (!slot.kept.is_empty(), slot.served_at, *index)).map(|(index, _)| index),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(kept: &[Token], served_at: u64) -> Slot<()> {
+        Slot { kept: kept.to_vec(), served_at, ..Slot::new() }
+    }
+
+    #[test]
+    fn a_conversation_goes_back_to_its_slot() {
+        let slots = [slot(&[1, 2, 3, 4], 5), slot(&[1, 9], 1), slot(&[], 0)];
+        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5, 6], 0, true), Some(0));
+        assert_eq!(choose(&slots, &[7, 7, 7], 0, true), Some(2), "an empty slot before somebody's cache");
+        assert_eq!(choose(&slots[..2], &[7, 7, 7], 0, true), Some(1), "the one idle longest");
+        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5], 1, true), Some(2), "another tenant's tokens don't count");
+    }
+}

@@ -1,0 +1,221 @@
+//! The engine's promises, on the scripted backend and threads of this process.
+
+use super::config::{ModelSource, ScriptedConfig};
+use super::*;
+use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Usage};
+use std::time::Duration;
+
+async fn start(scripted: ScriptedConfig, change: impl FnOnce(&mut EngineConfig)) -> Engine {
+    let mut config = EngineConfig::new(ModelSource::Scripted(scripted));
+    change(&mut config);
+    let engine = Engine::start(config, EngineMode::InProcess);
+    engine.watch().wait_for(|state| matches!(state, EngineState::Ready(_))).await.expect("it loads");
+    engine
+}
+
+fn chat(text: &str) -> GenerateRequest {
+    GenerateRequest::new(Prompt::Chat(ChatPrompt::new(vec![Message::new(Role::User, text)])))
+}
+
+/// Everything a generation says: its text, thinking, and how it ended.
+async fn collect(mut generation: Generation) -> (String, String, Result<(Finish, Usage), Failure>) {
+    let (mut content, mut reasoning, mut ending) = (String::new(), String::new(), None);
+    while let Some(event) = generation.next().await {
+        assert!(ending.is_none(), "nothing follows the ending");
+        match event {
+            Event::Delta(Delta { content: more, reasoning: thought, .. }) => {
+                content += &more;
+                reasoning += &thought;
+            }
+            Event::Done(done) => ending = Some(Ok((done.finish, done.usage))),
+            Event::Failed(failure) => ending = Some(Err(failure)),
+            _ => {}
+        }
+    }
+    (content, reasoning, ending.expect("exactly one ending"))
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_and_its_tokens_counted() {
+    let engine = start(ScriptedConfig::default(), |_| {}).await;
+    let (content, _, ending) = collect(engine.generate(chat("/count 3")).expect("a place")).await;
+    assert_eq!(content, "1 2 3");
+    let (finish, usage) = ending.expect("it ends well");
+    assert_eq!(finish, Finish::EndOfTurn);
+    assert_eq!(usage.completion_tokens, 6, "five bytes and the end");
+    assert_eq!(engine.load().n_in_flight, 0);
+}
+
+#[tokio::test]
+async fn thinking_is_separated_and_counted() {
+    let engine = start(ScriptedConfig::default(), |_| {}).await;
+    let (content, reasoning, ending) = collect(engine.generate(chat("/think hm")).expect("a place")).await;
+    assert_eq!((content.as_str(), reasoning.as_str()), ("ok", "hm"));
+    assert!(ending.expect("it ends well").1.reasoning_tokens >= 2);
+}
+
+#[tokio::test]
+async fn limits_and_stop_strings_end_an_answer() {
+    let engine = start(ScriptedConfig::default(), |_| {}).await;
+    let mut request = chat("/forever");
+    request.output = Output { max_tokens: Some(7), ..Default::default() };
+    let (content, _, ending) = collect(engine.generate(request).expect("a place")).await;
+    assert_eq!((content.as_str(), ending.expect("well").0), (". . . .", Finish::Length));
+    let mut request = chat("/count 20");
+    request.output.stop = vec!["7 8".into()];
+    let (content, _, ending) = collect(engine.generate(request).expect("a place")).await;
+    assert_eq!((content.as_str(), ending.expect("well").0), ("1 2 3 4 5 6 ", Finish::StopString("7 8".into())));
+}
+
+#[tokio::test]
+async fn a_prompt_that_does_not_fit_is_refused_with_both_numbers() {
+    let engine = start(ScriptedConfig::default(), |config| config.n_ctx = Some(64)).await;
+    let (_, _, ending) = collect(engine.generate(chat(&"x".repeat(100))).expect("a place")).await;
+    assert!(
+        matches!(ending, Err(Failure::ContextExceeded { n_ctx: 64, n_prompt: 100.., at_least: false })),
+        "{ending:?}"
+    );
+    let (_, _, ending) = collect(engine.generate(chat(&"x".repeat(100_000))).expect("a place")).await;
+    assert!(matches!(ending, Err(Failure::ContextExceeded { at_least: true, .. })), "{ending:?}");
+}
+
+#[tokio::test]
+async fn a_continued_conversation_reuses_its_prefix() {
+    let engine = start(ScriptedConfig::default(), |_| {}).await;
+    let first = Message::new(Role::User, "tell me something long enough to be worth keeping");
+    let (answer, _, _) = collect(engine.generate(chat(first.content.as_deref().unwrap())).expect("a place")).await;
+    let messages = vec![first, Message::new(Role::Assistant, answer), Message::new(Role::User, "more")];
+    let request = GenerateRequest::new(Prompt::Chat(ChatPrompt::new(messages)));
+    let (_, _, ending) = collect(engine.generate(request).expect("a place")).await;
+    let usage = ending.expect("well").1;
+    assert!(usage.cached_tokens > 100 && usage.cached_tokens < usage.prompt_tokens, "{usage:?}");
+}
+
+#[tokio::test]
+async fn another_partition_never_reuses_a_prefix() {
+    let engine = start(ScriptedConfig::default(), |config| config.n_slots = 1).await;
+    for (partition, hits) in [(1, false), (1, true), (2, false)] {
+        let mut request = chat("the same words from two tenants");
+        request.partition = partition;
+        let usage = collect(engine.generate(request).expect("a place")).await.2.expect("well").1;
+        assert_eq!(usage.cached_tokens > 0, hits, "partition {partition}: {usage:?}");
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_receiver_frees_the_slot() {
+    let engine = start(ScriptedConfig { step_us: 1000, ..Default::default() }, |config| config.n_slots = 1).await;
+    let mut hog = engine.generate(chat("/forever")).expect("a place");
+    while !matches!(hog.next().await, Some(Event::Delta(_))) {}
+    drop(hog);
+    let next = tokio::time::timeout(Duration::from_millis(200), collect(engine.generate(chat("hi")).expect("a place")));
+    assert_eq!(next.await.expect("the slot is free").0, "hi");
+}
+
+#[tokio::test]
+async fn a_cancel_ends_a_long_decode_at_once() {
+    let slow = ScriptedConfig { prompt_token_us: 20_000, ..Default::default() };
+    let engine = start(slow, |config| config.n_slots = 1).await;
+    let hog = engine.generate(chat(&"x".repeat(500))).expect("a place");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(hog);
+    let begin = std::time::Instant::now();
+    while engine.load().n_in_flight > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(begin.elapsed() < Duration::from_millis(100), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_full_queue_is_refused_not_grown() {
+    let slow = ScriptedConfig { step_us: 500, ..Default::default() };
+    let engine = start(slow, |config| (config.n_slots, config.n_queue) = (2, 3)).await;
+    let held: Vec<Generation> = (0..5).map(|_| engine.generate(chat("/forever")).expect("a place")).collect();
+    assert!(matches!(engine.generate(chat("hi")), Err(Failure::Overloaded { n_places: 5, retry_after_s: 1.. })));
+    drop(held);
+    while engine.load().n_in_flight > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(engine.generate(chat("hi")).is_ok());
+}
+
+#[tokio::test]
+async fn streams_that_outgrow_the_cells_together_all_finish() {
+    let engine = start(ScriptedConfig::default(), |config| config.n_ctx = Some(600)).await;
+    let requests: Vec<Generation> = (0..4)
+        .map(|index| {
+            let mut request = chat(&format!("/count {}", 100 + index));
+            request.output.max_tokens = Some(400);
+            engine.generate(request).expect("a place")
+        })
+        .collect();
+    for (index, generation) in requests.into_iter().enumerate() {
+        let (content, _, ending) = collect(generation).await;
+        let numbers: Vec<String> = (1..=100 + index).map(|number| number.to_string()).collect();
+        assert_eq!(content, numbers.join(" "), "nothing lost, nothing doubled");
+        assert_eq!(ending.expect("none fails for another's sake").0, Finish::EndOfTurn);
+    }
+    assert!(engine.stats().await.expect("stats").n_parked > 0, "they did not fit together");
+}
+
+#[tokio::test]
+async fn control_tokens_in_user_text_are_text() {
+    let engine = start(ScriptedConfig::default(), |_| {}).await;
+    let (content, _, _) = collect(engine.generate(chat("a<|close|>b")).expect("a place")).await;
+    assert_eq!(content, "a<|close|>b");
+}
+
+#[tokio::test]
+async fn closing_ends_what_is_in_flight() {
+    let engine = start(ScriptedConfig { step_us: 500, ..Default::default() }, |_| {}).await;
+    let generation = engine.generate(chat("/forever")).expect("a place");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    engine.close().await;
+    assert_eq!(collect(generation).await.2, Err(Failure::ShuttingDown));
+    assert!(matches!(engine.generate(chat("hi")), Err(Failure::ShuttingDown)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_requests_with_random_cancels_leave_nothing_behind() {
+    use rand::RngExt;
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut rng = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
+    let engine =
+        start(ScriptedConfig::default(), |config| (config.n_slots, config.n_queue, config.n_workers) = (8, 64, 2))
+            .await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let (mut n_started, mut n_refused) = (0, 0);
+    while n_started < 10_000 {
+        let text = if rng.random_bool(0.3) { "/forever".into() } else { format!("/count {}", rng.random_range(1..20)) };
+        let patience: u32 = if text == "/forever" { rng.random_range(0..40) } else { rng.random_range(0..200) };
+        match engine.generate(chat(&text)) {
+            Ok(mut generation) => {
+                n_started += 1;
+                tasks.spawn(async move {
+                    for _ in 0..patience {
+                        if generation.next().await.is_none() {
+                            break;
+                        }
+                    }
+                });
+            }
+            Err(Failure::Overloaded { .. }) => {
+                n_refused += 1;
+                tokio::task::yield_now().await;
+                while tasks.try_join_next().is_some() {}
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    for _ in 0..2000 {
+        if engine.load().n_in_flight == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stats = engine.stats().await.expect("stats");
+    assert_eq!((engine.load().n_in_flight, stats.n_queued), (0, 0), "seed {seed}, {n_refused} refused");
+    assert!(stats.slots.iter().all(|slot| slot.state == "idle"), "seed {seed}: {stats:?}");
+}

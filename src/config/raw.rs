@@ -89,8 +89,8 @@ impl<T: Written> Said<T> {
 /// Why there is no configuration. Every text names the setting as it was written and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Read { path: PathBuf, error: std::io::Error },
     #[error("{} line {line}: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, message: String },
     #[error("{} line {line}: unknown key {key:?}{}", path.display(), did_you_mean(near))]
@@ -99,7 +99,7 @@ pub enum ConfigError {
     Value { origin: Origin, given: String, expects: &'static str },
     #[error("{origin}: {message}")]
     Rule { origin: Origin, message: String },
-    #[error("{0}")]
+    #[error(transparent)]
     Model(#[from] crate::model::ModelError),
     #[error("no model was named: give MODEL, --model, HEARTH_MODEL or the key model in hearth.toml")]
     NoModel,
@@ -126,20 +126,32 @@ impl Raw {
             None if Path::new("hearth.toml").exists() => raw.add_file(Path::new("hearth.toml"))?,
             None => {}
         }
-        for setting in SETTINGS {
-            // An empty variable counts as unset, as in a compose file with a blank.
-            if let Some(text) = variable(&setting.variable()).filter(|text| !text.is_empty()) {
-                raw.set(setting.key, &[text], Origin::Variable(setting.variable()))?;
-            }
-        }
+        raw.add_variables(variable)?;
         for (key, texts, origin) in flags {
             raw.set(key, texts, origin.clone())?;
         }
         Ok(raw)
     }
 
+    /// Variables over defaults, for a process that gets its settings no other way.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut raw = Raw::default();
+        raw.add_variables(variable)?;
+        Ok(raw)
+    }
+
+    fn add_variables(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        for setting in SETTINGS {
+            // An empty variable counts as unset, as in a compose file with a blank.
+            if let Some(text) = variable(&setting.variable()).filter(|text| !text.is_empty()) {
+                self.set(setting.key, &[text], Origin::Variable(setting.variable()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let io_error = |source| ConfigError::Read { path: path.to_owned(), source };
+        let io_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let n_bytes = std::fs::metadata(path).map_err(io_error)?.len();
         if n_bytes > FILE_BYTES_MAX {
             let message = format!("{n_bytes} bytes, more than {FILE_BYTES_MAX}");

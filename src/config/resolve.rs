@@ -304,7 +304,7 @@ fn check_file(path: &Path) -> Result<(), ConfigError> {
         Ok(_) => return Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => ModelError::Missing { path }.into(),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => ModelError::Forbidden { path }.into(),
-        Err(source) => ModelError::Io { path, source }.into(),
+        Err(error) => ModelError::Io { path, error }.into(),
     })
 }
 

@@ -92,7 +92,7 @@ pub enum FitError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     #[error("{0}")]
-    TooLarge(TooLarge),
+    TooLarge(Box<TooLarge>),
 }
 
 /// A plan beyond the memory there is, with what would fit.
@@ -168,7 +168,7 @@ impl Plan {
             }
         }
         let n_ctx_fits = (fit > 0).then_some(fit * CTX_STEP);
-        Err(FitError::TooLarge(TooLarge { plan: *self, memory, n_ctx_fits }))
+        Err(FitError::TooLarge(Box::new(TooLarge { plan: *self, memory, n_ctx_fits })))
     }
 }
 

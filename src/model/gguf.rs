@@ -404,7 +404,7 @@ fn read_tensor(source: &mut Source<impl Read>, index: u64) -> Result<Tensor, Ggu
     let kind = ggml::kind(kind_id).ok_or_else(|| GgufError::UnknownType { what: what(), kind: kind_id })?;
     let offset = source.u64(&what)?;
     let row = dims.first().copied().unwrap_or(1);
-    if row % kind.block_elements != 0 {
+    if !row.is_multiple_of(kind.block_elements) {
         return Err(fault(TensorFault::Row { row, kind: kind.name, block: kind.block_elements }));
     }
     // ggml counts elements in i64, so anything beyond is refused though it would fit u64.

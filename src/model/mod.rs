@@ -44,10 +44,10 @@ pub enum ModelError {
     NotAFile { path: PathBuf },
     #[error("{}: no permission to read it", path.display())]
     Forbidden { path: PathBuf },
-    #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{}: {source}", path.display())]
-    Gguf { path: PathBuf, source: GgufError },
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: io::Error },
+    #[error("{}: {fault}", path.display())]
+    Gguf { path: PathBuf, fault: GgufError },
     #[error("{}: part {part} of {n_parts}; name the first part", path.display())]
     NotFirstPart { path: PathBuf, part: u64, n_parts: u64 },
     #[error("{}: the model says that it is split into {n_parts} files, but this name does not end in -00001-of-{n_parts:05}.gguf", path.display())]
@@ -112,10 +112,10 @@ impl ModelFile {
 }
 
 fn read_header(path: &Path) -> Result<Gguf, ModelError> {
-    let io_error = |source: io::Error| match source.kind() {
+    let io_error = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => ModelError::Missing { path: path.to_owned() },
         io::ErrorKind::PermissionDenied => ModelError::Forbidden { path: path.to_owned() },
-        _ => ModelError::Io { path: path.to_owned(), source },
+        _ => ModelError::Io { path: path.to_owned(), error },
     };
     // Looked at before it is opened: opening a pipe would wait for its writer.
     let metadata = std::fs::metadata(path).map_err(io_error)?;
@@ -127,7 +127,7 @@ fn read_header(path: &Path) -> Result<Gguf, ModelError> {
     }
     let file = File::open(path).map_err(io_error)?;
     let reader = BufReader::with_capacity(64 * 1024, file);
-    Gguf::read(reader, metadata.len()).map_err(|source| ModelError::Gguf { path: path.to_owned(), source })
+    Gguf::read(reader, metadata.len()).map_err(|fault| ModelError::Gguf { path: path.to_owned(), fault })
 }
 
 /// `name-00001-of-00003.gguf` → `name-00002-of-00003.gguf`; `None` when the name is not of that form.

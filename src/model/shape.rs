@@ -210,7 +210,7 @@ fn is_windowed(keys: &Keys, layer: u64) -> bool {
         WINDOWED.iter().find(|(name, ..)| *name == keys.prefix).copied().unwrap_or(("", 1, false));
     match keys.gguf.uint(&key).unwrap_or(default) {
         0 => true,
-        n if full_first => layer % n != 0,
+        n if full_first => !layer.is_multiple_of(n),
         n => layer % n < n - 1,
     }
 }
@@ -261,7 +261,7 @@ fn kinds(keys: &Keys, layer: u64, n_kv: u64) -> (bool, bool) {
         }
         "qwen3next" | "qwen35" | "qwen35moe" => {
             let every = keys.gguf.uint(&keys.full("full_attention_interval")).unwrap_or(4).max(1);
-            let full = (layer + 1) % every == 0;
+            let full = (layer + 1).is_multiple_of(every);
             (full, !full)
         }
         _ => (true, false),

@@ -1,0 +1,83 @@
+# Everything is built with the release profile and the same features, so that llama.cpp is compiled once for the server,
+# its tests and clippy alike.
+
+MODEL ?= models/hearth-demo.gguf
+# Further flags for the server: make run ARGS="--port 9000 -np 8"
+ARGS ?=
+# Cargo flags for another build: make run FEATURES="--features vulkan"
+FEATURES ?=
+
+CARGO ?= cargo
+BUILD := $(CARGO) build --release $(FEATURES)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+HEARTH := $(TARGET)/release/hearth
+PYTHON ?= python3
+VENV := .venv
+NODE_MODULES := tests/clients/node_modules
+
+# A compiler cache, where there is one, makes a second target folder cheap.
+ifneq ($(shell command -v ccache 2>/dev/null),)
+export CMAKE_C_COMPILER_LAUNCHER ?= ccache
+export CMAKE_CXX_COMPILER_LAUNCHER ?= ccache
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
+endif
+# Tests decode with one thread each; more of them than cores only wait for each other.
+export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+.PHONY: help setup run build test check bench fmt vendor vendor-test portable clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## install what a build needs (cmake, libclang), if it is missing
+	@sh .ci/setup.sh build
+
+run: setup ## build and serve MODEL (the demo model), with ARGS
+	@$(BUILD)
+	@exec $(HEARTH) serve $(MODEL) $(ARGS)
+
+build: setup ## build target/release/hearth for this machine's CPU
+	$(BUILD)
+
+test: setup clients check ## check, and run every test, the official clients' too
+	HEARTH_CLIENTS=1 $(CARGO) test --release $(FEATURES)
+
+check: setup ## format, lints, unit tests, and the source's checks of itself
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets $(FEATURES) -- -D warnings
+	$(CARGO) test --release $(FEATURES) --lib --test tidy
+
+bench: setup ## measure; LLAMA_SERVER=path measures llama-server beside
+	$(CARGO) bench $(FEATURES) $(ARGS)
+
+fmt: ## format the source
+	$(CARGO) fmt
+
+vendor: ## lay all crates, llama.cpp with them, under vendor/, for builds without a network
+	$(CARGO) vendor --locked --versioned-dirs vendor/crates > vendor/config.toml
+	@echo "vendor/crates is complete; 'make vendor-test' proves it, vendor/README.md tells how to use it"
+
+vendor-test: ## build from vendor/ with the network off and an empty cargo home
+	sh .ci/vendor-test.sh
+
+portable: setup ## build target/portable/release/hearth for any x86-64 CPU with AVX2 (or any ARMv8)
+	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
+
+clean: ## remove what was built and installed here
+	rm -rf $(TARGET) $(VENV) $(NODE_MODULES)
+
+# The official clients, installed again when their list changes.
+.PHONY: clients
+clients: $(VENV)/installed $(NODE_MODULES)/installed
+
+$(VENV)/installed: tests/clients/requirements.txt
+	@sh .ci/setup.sh test
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@touch $@
+
+$(NODE_MODULES)/installed: tests/clients/package-lock.json
+	@sh .ci/setup.sh test
+	cd tests/clients && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@

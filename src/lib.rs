@@ -2,3 +2,5 @@
 
 pub mod chat;
 pub mod engine;
+#[allow(unsafe_code)]
+mod llama;

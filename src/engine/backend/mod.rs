@@ -2,6 +2,7 @@
 //!
 //! Two exist: `llama` is real, `scripted` makes deterministic tokens for tests and for measuring the server itself.
 
+mod cores;
 pub mod llama;
 pub mod scripted;
 

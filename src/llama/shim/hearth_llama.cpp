@@ -12,7 +12,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -107,8 +110,25 @@ std::string token_text(const llama_vocab * vocab, llama_token token) {
 
 } // namespace
 
+// What a template answers besides the prompt: the same for all chats with the same options.
+struct chat_plan {
+    std::vector<std::string> stops;
+    std::vector<std::string> preserved;
+    std::string thinking_start;
+    std::vector<std::string> thinking_ends;
+    bool thinking_opened = false;
+    std::string generation_prompt;
+    // Rendering directly gave the same prompt as common/chat did, so the analysis needn't run again.
+    bool direct = false;
+};
+
 struct hearth_templates {
     common_chat_templates_ptr ptr;
+    // The same template, for rendering without analysing it anew.
+    std::unique_ptr<common_chat_template> tmpl;
+    std::mutex mutex;
+    // Plans by the options that make them; emptied when PLANS_MAX are in.
+    std::map<std::string, chat_plan> plans;
     // The format is "thinking between tags, then text" or plain text: no parser is needed to read an answer without tools.
     bool is_simple = false;
     bool supports_thinking = false;
@@ -131,6 +151,8 @@ struct hearth_pool {
 };
 
 namespace {
+
+constexpr size_t PLANS_MAX = 64;
 
 common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & b) {
     common_chat_templates_inputs in;
@@ -177,6 +199,103 @@ bool thinking_opened(const common_chat_params & p) {
         }
     }
     return true;
+}
+
+chat_plan plan_of(const common_chat_params & p) {
+    return { p.additional_stops, p.preserved_tokens, p.thinking_start_tag, p.thinking_end_tags, thinking_opened(p),
+             p.generation_prompt, false };
+}
+
+// Whether none of common/chat's repairs of messages (chat.cpp, "workaround") would touch these.
+bool needs_no_repair(const hearth_templates * t, const common_chat_templates_inputs & in) {
+    if (!t->tmpl || in.continue_final_message != COMMON_CHAT_CONTINUATION_NONE) {
+        return false;
+    }
+    const chat_template_caps caps = t->tmpl->original_caps();
+    if (!caps.supports_string_content || !caps.supports_system_role) {
+        return false;
+    }
+    for (const auto & m : in.messages) {
+        if (!m.tool_calls.empty() || !m.content_parts.empty() || !m.tool_call_id.empty()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+std::string render_directly(const hearth_templates * t, const common_chat_templates_inputs & in) {
+    autoparser::generation_params p;
+    p.messages = json::array();
+    for (const auto & m : in.messages) {
+        p.messages.push_back(m.to_json_oaicompat(false));
+    }
+    p.add_generation_prompt = in.add_generation_prompt;
+    p.enable_thinking = in.enable_thinking;
+    p.add_bos = in.add_bos;
+    p.add_eos = in.add_eos;
+    // The same two variables as common_chat_extra_context.
+    const std::time_t now = std::time(nullptr);
+    std::tm local{};
+    localtime_r(&now, &local);
+    char text[64];
+    p.extra_context = json::object();
+    std::strftime(text, sizeof text, "%b %d %Y", &local);
+    p.extra_context["datetime"] = std::string(text);
+    std::strftime(text, sizeof text, "%d %b %Y", &local);
+    p.extra_context["date_string"] = std::string(text);
+    for (const auto & kv : in.chat_template_kwargs) {
+        p.extra_context[kv.first] = json::parse(kv.second);
+    }
+    return common_chat_template_direct_apply(*t->tmpl, p);
+}
+
+std::string plan_key(const common_chat_templates_inputs & in) {
+    json key = json::array();
+    key.push_back(in.add_generation_prompt);
+    key.push_back(in.enable_thinking);
+    key.push_back(static_cast<int>(in.reasoning_format));
+    for (const auto & kv : in.chat_template_kwargs) {
+        key.push_back(kv.first);
+        key.push_back(kv.second);
+    }
+    return key.dump_safe();
+}
+
+// The prompt and its plan. common/chat analyses the template again for every chat (milliseconds), although only the
+// prompt depends on the messages: where rendering directly is known to give the same prompt, that is all that is done.
+chat_plan render_simple(hearth_templates * t, const common_chat_templates_inputs & in, std::string & prompt) {
+    const bool plain = needs_no_repair(t, in);
+    const std::string key = plan_key(in);
+    if (plain) {
+        chat_plan known;
+        {
+            const std::lock_guard<std::mutex> lock(t->mutex);
+            const auto found = t->plans.find(key);
+            if (found != t->plans.end()) {
+                known = found->second;
+            }
+        }
+        if (known.direct) {
+            prompt = render_directly(t, in);
+            const std::string & tail = known.generation_prompt;
+            if (!in.add_generation_prompt ||
+                (prompt.size() >= tail.size() && prompt.compare(prompt.size() - tail.size(), tail.size(), tail) == 0)) {
+                return known;
+            }
+        }
+    }
+    const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
+    prompt = p.prompt;
+    chat_plan plan = plan_of(p);
+    if (plain) {
+        plan.direct = render_directly(t, in) == p.prompt;
+        const std::lock_guard<std::mutex> lock(t->mutex);
+        if (t->plans.size() >= PLANS_MAX) {
+            t->plans.clear();
+        }
+        t->plans[key] = plan;
+    }
+    return plan;
 }
 
 // Asks the template's own parser to read a plain answer: when it comes back as it is, tags are all there is to the format.
@@ -350,11 +469,12 @@ int32_t hearth_templates_new(const llama_model * model, const char * override, h
         const llama_vocab * vocab = llama_model_get_vocab(model);
         const char * own = llama_model_chat_template(model, nullptr);
         const char * source = override ? override : own;
-        if (source && std::strcmp(source, "chatml") != 0) {
-            // common_chat_templates_init reports a bad template without its reason; parsing it first tells.
-            common_chat_template(source, token_text(vocab, llama_vocab_bos(vocab)), token_text(vocab, llama_vocab_eos(vocab)));
-        }
         auto t = std::make_unique<hearth_templates>();
+        if (source && std::strcmp(source, "chatml") != 0) {
+            // common_chat_templates_init reports a bad template without its reason; compiling it first tells.
+            t->tmpl = std::make_unique<common_chat_template>(source, token_text(vocab, llama_vocab_bos(vocab)),
+                                                             token_text(vocab, llama_vocab_eos(vocab)));
+        }
         t->ptr = common_chat_templates_init(model, override ? override : "");
         t->add_bos = llama_vocab_get_add_bos(vocab);
         t->add_eos = llama_vocab_get_add_eos(vocab);
@@ -378,21 +498,29 @@ int32_t hearth_templates_info(const hearth_templates * t, char ** out, char ** e
     });
 }
 
-int32_t hearth_chat_render(const hearth_templates * t, const char * request, char ** out, hearth_parser ** parser,
-                           char ** err) {
+int32_t hearth_chat_render(hearth_templates * t, const char * request, char ** out, hearth_parser ** parser, char ** err) {
     return guard(err, [&] {
         *parser = nullptr;
         const json b = json::parse(request);
         const common_chat_templates_inputs in = inputs_of(t, b);
-        const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
         json j = json::object();
-        j["prompt"] = p.prompt;
-        j["stops"] = p.additional_stops;
-        j["preserved"] = p.preserved_tokens;
-        j["thinking_start"] = p.thinking_start_tag;
-        j["thinking_ends"] = p.thinking_end_tags;
-        j["thinking_opened"] = thinking_opened(p);
-        auto owned = t->is_simple ? nullptr : parser_of(p, in);
+        chat_plan plan;
+        std::unique_ptr<hearth_parser> owned;
+        if (t->is_simple) {
+            std::string prompt;
+            plan = render_simple(t, in, prompt);
+            j["prompt"] = prompt;
+        } else {
+            const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
+            plan = plan_of(p);
+            owned = parser_of(p, in);
+            j["prompt"] = p.prompt;
+        }
+        j["stops"] = plan.stops;
+        j["preserved"] = plan.preserved;
+        j["thinking_start"] = plan.thinking_start;
+        j["thinking_ends"] = plan.thinking_ends;
+        j["thinking_opened"] = plan.thinking_opened;
         *out = dup(j.dump_safe());
         *parser = owned.release();
     });

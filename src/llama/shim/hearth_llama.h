@@ -82,8 +82,9 @@ int32_t hearth_templates_info(const hearth_templates * templates, char ** json, 
 // `request`: {"messages" (OpenAI's shape), "add_generation_prompt", "continue_final_message", "reasoning", "enable_thinking",
 // "kwargs": {name: JSON text}}. `json`: {"prompt", "stops", "preserved", "thinking_start", "thinking_ends", "thinking_opened"}.
 // *parser reads the answer; it is NULL where tags are all there is to read.
-int32_t hearth_chat_render(const hearth_templates * templates, const char * request, char ** json,
-                           hearth_parser ** parser, char ** err);
+// Any thread.
+int32_t hearth_chat_render(hearth_templates * templates, const char * request, char ** json, hearth_parser ** parser,
+                           char ** err);
 void hearth_parser_free(hearth_parser * parser);
 // JSON: {"content", "reasoning"}.
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** json,

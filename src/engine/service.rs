@@ -6,7 +6,7 @@
 use super::backend::llama::LlamaModel;
 use super::backend::scripted::ScriptedModel;
 use super::backend::{Interrupt, Model};
-use super::config::{EngineConfig, KvLayout, ModelSource};
+use super::config::{EngineConfig, ModelSource};
 use super::error::Failure;
 use super::event::{Event, SlotStats, Stats};
 use super::output;
@@ -371,7 +371,6 @@ impl Loading {
             items,
             pace,
             stats,
-            is_unified: self.config.kv_layout == KvLayout::Unified,
         };
         let sink = Arc::clone(&self.sink);
         self.spawn(format!("worker-{index}"), 8 << 20, move || {

@@ -209,6 +209,12 @@ impl Model {
         u32::try_from(unsafe { sys::llama_model_n_swa(self.as_ptr()) }).unwrap_or(0)
     }
 
+    /// Whether its whole memory is a recurrent state of fixed size per sequence, without KV cells.
+    pub fn is_recurrent(&self) -> bool {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_model_is_recurrent(self.as_ptr()) }
+    }
+
     /// Whether it predicts next tokens: it has a decoder, and its attention is causal.
     pub fn generates(&self) -> bool {
         // SAFETY: plain getters.

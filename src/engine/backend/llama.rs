@@ -226,7 +226,8 @@ impl Model for LlamaModel {
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
-        Ok(LlamaContext { context, batch: Batch::default(), n_swa })
+        let shares_cells = params.kv_unified && !self.model.is_recurrent();
+        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells })
     }
 }
 
@@ -345,6 +346,7 @@ pub struct LlamaContext {
     batch: Batch,
     /// Width of the sliding window; 0: all positions stay.
     n_swa: u32,
+    shares_cells: bool,
 }
 
 /// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
@@ -365,6 +367,10 @@ impl Context for LlamaContext {
 
     fn n_ctx_seq(&self) -> u32 {
         self.context.n_ctx_seq()
+    }
+
+    fn shares_cells(&self) -> bool {
+        self.shares_cells
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

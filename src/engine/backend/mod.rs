@@ -108,6 +108,9 @@ pub trait Context {
     /// Most positions of one sequence.
     fn n_ctx_seq(&self) -> u32;
 
+    /// Whether all sequences draw their cells from one pool.
+    fn shares_cells(&self) -> bool;
+
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 

@@ -95,6 +95,8 @@ impl<M: Model> Worker<M> {
             }
             self.sweep_cancelled();
             self.fill_slots();
+            // Before the decode: should it kill the process, the front must know whom it was working on.
+            self.flush();
             self.make_room();
             let shares = self.plan();
             if !shares.is_empty()

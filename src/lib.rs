@@ -1,6 +1,8 @@
 //! hearth: one binary that serves a GGUF file as a private, OpenAI-compatible API.
 
 pub mod chat;
+pub mod dialect;
 pub mod engine;
-#[allow(unsafe_code)]
-mod llama;
+pub mod gateway;
+pub mod http;
+pub mod telemetry;

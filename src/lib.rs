@@ -6,3 +6,5 @@ pub mod engine;
 pub mod gateway;
 pub mod http;
 pub mod telemetry;
+#[allow(unsafe_code)]
+mod llama;

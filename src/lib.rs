@@ -5,6 +5,6 @@ pub mod dialect;
 pub mod engine;
 pub mod gateway;
 pub mod http;
-pub mod telemetry;
 #[allow(unsafe_code)]
 mod llama;
+pub mod telemetry;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `hearth` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hearth::cli::main()
+}

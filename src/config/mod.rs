@@ -1,1 +1,38 @@
+//! The settings of one server: gathered from flags, variables, `hearth.toml` and defaults, then checked as a whole.
+//!
+//! **Invariant:** a [`Config`] exists only if every value in it may be used as it is; nothing to the right of this room
+//! reads a flag, a variable or the file. Secrets appear in no error, print or log.
+//!
+//! # Design
+//! Each room defines its own config struct; this room composes them. [`Raw`] is what was written, with where it was
+//! written, so that every refusal can name the flag, variable or line at fault; every setting is declared once, in
+//! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
+//! are relative to the working directory, as on the command line.
 
+mod raw;
+mod resolve;
+mod settings;
+mod value;
+
+pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
+pub use settings::{Raw, SETTINGS};
+
+use crate::engine::EngineConfig;
+use crate::gateway::GatewayConfig;
+use crate::http::HttpConfig;
+use crate::telemetry::LogConfig;
+
+/// Everything a server needs to know, one struct per room.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub http: HttpConfig,
+    pub gateway: GatewayConfig,
+    pub engine: EngineConfig,
+    pub log: LogConfig,
+    /// Run the engine on threads of this process instead of a child.
+    pub in_process: bool,
+    /// `--ctx-size 0`: take the context the model was trained with, whatever memory that needs.
+    pub ctx_from_model: bool,
+    /// What is allowed but looks like a mistake; for the log.
+    pub warnings: Vec<String>,
+}

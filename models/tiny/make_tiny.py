@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Write tiny random GGUFs, one for each kind of memory that llama.cpp keeps. The bytes are the same on every machine.
+
+    python make_tiny.py [OUT_DIR]      (needs: pip install -r requirements.txt)
+
+The weights mean nothing; the shapes, the vocabulary and the chat template are what tests need. The vocabulary is cut
+from ../hearth-demo.gguf: all 256 bytes, the first merges of its byte-level BPE, and the ChatML specials.
+"""
+import hashlib
+import os
+import sys
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Q
+from gguf import TokenType
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+N_MERGES = 120
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+SHOWN = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def vocabulary():
+    """Tokens, their types and the merges."""
+    demo = gguf.GGUFReader(os.path.join(HERE, "..", "hearth-demo.gguf"))
+    merges = demo.fields["tokenizer.ggml.merges"].contents()[:N_MERGES]
+    # The printable alphabet of byte-level BPE: 188 bytes stand for themselves, the other 68 are moved past U+0100.
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = [chr(b) for b in plain] + [chr(0x100 + i) for i in range(256 - len(plain))]
+    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + SPECIAL
+    assert len(set(tokens)) == len(tokens)
+    kinds = [TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
+    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in SPECIAL]
+    return tokens, kinds, merges
+
+
+class Model:
+    """One GGUF in the making."""
+
+    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32):
+        self.path = os.path.join(out, name + ".gguf")
+        self.arch, self.layers, self.width, self.kind = arch, layers, width, kind
+        # The raw stream of PCG64 is the part of numpy's generators that is promised never to change.
+        self.bits = np.random.PCG64(seed)
+        w = self.w = gguf.GGUFWriter(self.path, arch)
+        tokens, kinds, merges = vocabulary()
+        self.n_vocab = len(tokens)
+        w.add_name(name)
+        w.add_author("The hearth project")
+        w.add_license("apache-2.0")
+        w.add_description("Random weights for tests of hearth; says nothing sensible.")
+        w.add_context_length(context)
+        w.add_embedding_length(width)
+        w.add_block_count(layers)
+        w.add_vocab_size(self.n_vocab)
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre("qwen2")
+        w.add_token_list(tokens)
+        w.add_token_types(kinds)
+        w.add_token_merges(merges)
+        at = {t: i for i, t in enumerate(tokens)}
+        w.add_bos_token_id(at["<|endoftext|>"])
+        w.add_eos_token_id(at["<|im_end|>"])
+        w.add_pad_token_id(at["<|endoftext|>"])
+        w.add_add_bos_token(False)
+        if arch != "bert":
+            w.add_chat_template(TEMPLATE)
+
+    def attention(self, heads, heads_kv, head):
+        self.heads, self.heads_kv, self.head = heads, heads_kv, head
+        self.w.add_head_count(heads)
+        self.w.add_head_count_kv(heads_kv)
+        self.w.add_key_length(head)
+        self.w.add_value_length(head)
+
+    def ssm(self, inner, state, conv, rank):
+        self.inner, self.state, self.conv, self.rank = inner, state, conv, rank
+        self.w.add_ssm_inner_size(inner)
+        self.w.add_ssm_state_size(state)
+        self.w.add_ssm_conv_kernel(conv)
+        self.w.add_ssm_time_step_rank(rank)
+
+    def uniform(self, shape, scale):
+        n = int(np.prod(shape))
+        bits = self.bits.random_raw(n) >> np.uint64(40)
+        return ((bits.astype(np.float32) / np.float32(1 << 23) - 1) * np.float32(scale)).reshape(shape)
+
+    def put(self, name, values, exact=False):
+        """`exact`: llama.cpp computes with this tensor element by element, so it stays F32."""
+        values = np.ascontiguousarray(values, np.float32)
+        if exact or values.ndim == 1 or self.kind == Q.F32 or values.shape[-1] % 32:
+            self.w.add_tensor(name, values)
+        elif self.kind == Q.F16:
+            self.w.add_tensor(name, values.astype(np.float16))
+        else:
+            self.w.add_tensor(name, gguf.quants.quantize(values, self.kind), raw_dtype=self.kind)
+
+    def matrix(self, name, rows, columns, *, batch=None, gain=1.7):
+        shape = (rows, columns) if batch is None else (batch, rows, columns)
+        self.put(name, self.uniform(shape, gain / np.sqrt(columns)))
+
+    def ones(self, name, n):
+        self.put(name, np.ones(n))
+
+    def embeddings(self, output=True, gain=None):
+        gain = 1.7 * np.sqrt(self.width) if gain is None else gain
+        self.matrix("token_embd.weight", self.n_vocab, self.width, gain=gain)
+        if self.arch != "bert":
+            self.ones("output_norm.weight", self.width)
+        if output:
+            self.matrix("output.weight", self.n_vocab, self.width, gain=4)
+
+    def qkvo(self, b, heads_kv):
+        self.matrix(b + "attn_q.weight", self.heads * self.head, self.width)
+        self.matrix(b + "attn_k.weight", heads_kv * self.head, self.width)
+        self.matrix(b + "attn_v.weight", heads_kv * self.head, self.width)
+        self.matrix(b + "attn_output.weight", self.width, self.heads * self.head)
+
+    def ffn(self, b, size):
+        for name, rows, columns in (("gate", size, self.width), ("up", size, self.width), ("down", self.width, size)):
+            self.matrix(f"{b}ffn_{name}.weight", rows, columns)
+
+    def mamba(self, b, norms):
+        inner, state, rank = self.inner, self.state, self.rank
+        self.matrix(b + "ssm_in.weight", 2 * inner, self.width)
+        self.put(b + "ssm_conv1d.weight", self.uniform((inner, self.conv), 0.5), exact=True)
+        self.put(b + "ssm_conv1d.bias", self.uniform((inner,), 0.1))
+        self.matrix(b + "ssm_x.weight", rank + 2 * state, inner)
+        self.matrix(b + "ssm_dt.weight", inner, rank)
+        self.put(b + "ssm_dt.bias", self.uniform((inner,), 0.5) - 2)
+        self.put(b + "ssm_a", -np.tile(np.arange(1, state + 1), (inner, 1)), exact=True)
+        self.ones(b + "ssm_d", inner)
+        self.matrix(b + "ssm_out.weight", self.width, inner)
+        if norms:
+            self.ones(b + "ssm_dt_norm.weight", rank)
+            self.ones(b + "ssm_b_norm.weight", state)
+            self.ones(b + "ssm_c_norm.weight", state)
+
+    def close(self):
+        w = self.w
+        w.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()
+        digest = hashlib.sha256(open(self.path, "rb").read()).hexdigest()
+        print(f"{digest}  {os.path.basename(self.path)}  {os.path.getsize(self.path)} bytes")
+
+
+def llama(out):
+    """Dense attention, grouped queries (4 heads on 2), Q8_0 matrices; heads of 32 so that the cache can be quantised."""
+    m = Model(out, "tiny-llama", "llama", 1, layers=2, width=128, context=2048, kind=Q.Q8_0)
+    m.attention(4, 2, 32)
+    m.w.add_feed_forward_length(256)
+    m.w.add_rope_dimension_count(32)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.qkvo(b, 2)
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 256)
+    m.close()
+
+
+def qwen2moe(out):
+    """Mixture of 4 experts, 2 used, with a shared one; F16 matrices."""
+    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16)
+    m.attention(4, 2, 16)
+    experts, size = 4, 64
+    m.w.add_feed_forward_length(128)
+    m.w.add_expert_count(experts)
+    m.w.add_expert_used_count(2)
+    m.w.add_expert_feed_forward_length(size)
+    m.w.add_expert_shared_feed_forward_length(128)
+    m.w.add_rope_dimension_count(16)
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.qkvo(b, 2)
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.put(b + "ffn_gate_inp.weight", m.uniform((experts, m.width), 0.2), exact=True)
+        m.matrix(b + "ffn_gate_exps.weight", size, m.width, batch=experts)
+        m.matrix(b + "ffn_up_exps.weight", size, m.width, batch=experts)
+        m.matrix(b + "ffn_down_exps.weight", m.width, size, batch=experts)
+        m.put(b + "ffn_gate_inp_shexp.weight", m.uniform((m.width,), 0.2))
+        for name, rows, columns in (("gate", 128, m.width), ("up", 128, m.width), ("down", m.width, 128)):
+            m.matrix(f"{b}ffn_{name}_shexp.weight", rows, columns)
+    m.close()
+
+
+def mamba(out):
+    """Recurrent: a state of fixed size for each sequence, no KV cache."""
+    m = Model(out, "tiny-mamba", "mamba", 3, layers=2, width=64, context=2048)
+    m.w.add_feed_forward_length(0)
+    m.w.add_head_count(0)
+    m.ssm(inner=128, state=16, conv=4, rank=4)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.mamba(b, norms=False)
+    m.close()
+
+
+def jamba(out):
+    """Hybrid: one attention layer among recurrent ones (heads_kv 0 marks those)."""
+    m = Model(out, "tiny-jamba", "jamba", 4, layers=3, width=64, context=2048)
+    heads_kv = [0, 2, 0]
+    m.attention(4, heads_kv, 16)
+    m.ssm(inner=128, state=16, conv=4, rank=4)
+    m.w.add_feed_forward_length(128)
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        if heads_kv[i]:
+            m.qkvo(b, heads_kv[i])
+        else:
+            m.mamba(b, norms=True)
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 128)
+    m.close()
+
+
+def gemma2(out):
+    """Sliding window of 64 on every other layer, tied output."""
+    m = Model(out, "tiny-gemma2", "gemma2", 5, layers=4, width=64, context=2048)
+    m.attention(4, 2, 16)
+    m.w.add_feed_forward_length(128)
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_attn_logit_softcapping(50.0)
+    m.w.add_final_logit_softcapping(30.0)
+    m.w.add_sliding_window(64)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    # Small, or the tied output only ever repeats the last token.
+    m.embeddings(output=False, gain=0.5)
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.qkvo(b, 2)
+        m.ones(b + "post_attention_norm.weight", m.width)
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 128)
+        m.ones(b + "post_ffw_norm.weight", m.width)
+    m.close()
+
+
+def bert(out):
+    """Encoder with mean pooling: embeddings only, no memory at all."""
+    m = Model(out, "tiny-bert", "bert", 6, layers=2, width=64, context=512)
+    m.attention(4, 4, 16)
+    m.w.add_feed_forward_length(128)
+    m.w.add_layer_norm_eps(1e-12)
+    m.w.add_causal_attention(False)
+    m.w.add_pooling_type(gguf.PoolingType.MEAN)
+    m.w.add_token_type_count(2)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    m.embeddings(output=False)
+    m.matrix("position_embd.weight", 512, m.width)
+    m.matrix("token_types.weight", 2, m.width)
+    m.ones("token_embd_norm.weight", m.width)
+    m.put("token_embd_norm.bias", np.zeros(m.width))
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.qkvo(b, 4)
+        for name, n in (("attn_q", m.width), ("attn_k", m.width), ("attn_v", m.width), ("attn_output", m.width)):
+            m.put(f"{b}{name}.bias", m.uniform((n,), 0.1))
+        m.ones(b + "attn_output_norm.weight", m.width)
+        m.put(b + "attn_output_norm.bias", np.zeros(m.width))
+        m.matrix(b + "ffn_up.weight", 128, m.width)
+        m.put(b + "ffn_up.bias", m.uniform((128,), 0.1))
+        m.matrix(b + "ffn_down.weight", m.width, 128)
+        m.put(b + "ffn_down.bias", m.uniform((m.width,), 0.1))
+        m.ones(b + "layer_output_norm.weight", m.width)
+        m.put(b + "layer_output_norm.bias", np.zeros(m.width))
+    m.close()
+
+
+def main():
+    out = sys.argv[1] if len(sys.argv) > 1 else HERE
+    os.makedirs(out, exist_ok=True)
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert):
+        make(out)
+
+
+if __name__ == "__main__":
+    main()

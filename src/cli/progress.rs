@@ -1,0 +1,95 @@
+//! Shows how an engine comes up: a bar on a terminal, log lines otherwise.
+
+use crate::engine::{Description, EngineState};
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Waits until the engine is ready. Errors when the model can't be loaded; says nothing but the bar when `quiet`.
+pub(super) async fn ready(states: &mut watch::Receiver<EngineState>, quiet: bool) -> Result<Arc<Description>> {
+    let started = Instant::now();
+    let mut shown = Shown::new(quiet);
+    loop {
+        let state = states.borrow_and_update().clone();
+        match state {
+            EngineState::Loading { progress } => shown.loading(progress),
+            EngineState::Ready(description) => {
+                shown.clear();
+                if !quiet {
+                    tracing::info!(load_ms = started.elapsed().as_millis() as u64, "ready: {}", description.desc);
+                }
+                return Ok(description);
+            }
+            // The engine logs its own death.
+            EngineState::Restarting { .. } => shown.clear(),
+            EngineState::Failed { reason } => {
+                shown.clear();
+                bail!("the model can't be loaded: {reason}");
+            }
+            EngineState::Stopped => {
+                shown.clear();
+                bail!("the engine stopped before it was ready");
+            }
+        }
+        if states.changed().await.is_err() {
+            bail!("the engine is gone");
+        }
+    }
+}
+
+/// Follows an engine that was ready; returns why when it is gone for good.
+pub(super) async fn gone(states: &mut watch::Receiver<EngineState>) -> Option<String> {
+    loop {
+        match states.borrow_and_update().clone() {
+            EngineState::Failed { reason } => return Some(reason),
+            EngineState::Stopped => return None,
+            _ => {}
+        }
+        if states.changed().await.is_err() {
+            return None;
+        }
+    }
+}
+
+struct Shown {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    /// Tenths already told in the log.
+    tenths: u32,
+}
+
+impl Shown {
+    fn new(quiet: bool) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(1000);
+            if let Ok(style) = ProgressStyle::with_template("loading {bar:40} {percent:>3} %") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { bar, quiet, tenths: 0 }
+    }
+
+    fn loading(&mut self, progress: f32) {
+        #[expect(clippy::cast_sign_loss, reason = "within 0..=1; anything else saturates and only makes the bar wrong")]
+        let thousandths = (progress * 1000.0) as u64;
+        let tenths = u32::try_from(thousandths / 100).unwrap_or(10).min(10);
+        match &self.bar {
+            Some(bar) => bar.set_position(thousandths),
+            None if tenths > self.tenths && !self.quiet => {
+                tracing::info!(percent = tenths * 10, "loading the model");
+                self.tenths = tenths;
+            }
+            None => {}
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `hearth serve`: listen, plan, load, answer, drain.
+
+use super::plan::{self, Model};
+use super::{Flags, progress, runtime, say};
+use crate::config::Config;
+use crate::engine::config::ModelSource;
+use crate::engine::{Engine, EngineMode};
+use crate::gateway::Gateway;
+use crate::http;
+use crate::telemetry::{self, Metrics};
+use anyhow::{Context as _, Result, anyhow};
+use clap::Args;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The GGUF file to serve [env: HEARTH_MODEL]
+    #[arg(value_name = "MODEL")]
+    file: Option<String>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Serve {
+    pub fn run(self) -> Result<()> {
+        let raw = self.flags.with("model", self.file.as_deref()).gather()?;
+        telemetry::logging::init(&raw.log())?;
+        let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some();
+        let config = raw.resolve()?;
+        Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
+        let runtime = runtime()?;
+        let served = runtime.block_on(serve(config, has_keys));
+        // A task that does not end (a blocked name look-up, say) must not keep the process.
+        runtime.shutdown_background();
+        served
+    }
+}
+
+async fn serve(mut config: Config, has_keys: bool) -> Result<()> {
+    // First of all, so that a port that is taken is found before anything costs time.
+    let address = SocketAddr::new(config.http.host, config.http.port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
+    let address = listener.local_addr()?;
+    config.http.port = address.port();
+    let model = plan::model(&config.engine)?;
+    if let Some(model) = &model {
+        plan::settle(&mut config, model)?;
+    }
+    announce(address, &config, model.as_ref(), has_keys);
+    drop(model);
+
+    let mode = if config.in_process {
+        EngineMode::InProcess
+    } else {
+        EngineMode::Process { exe: std::env::current_exe().context("hearth can't find its own executable")? }
+    };
+    let engine = Engine::start(config.engine, mode);
+    let gateway = Arc::new(Gateway::new(config.gateway, engine.clone(), Arc::new(Metrics::new())));
+    let shutdown = CancellationToken::new();
+    let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
+    let watcher = tokio::spawn(watch_engine(engine.clone(), shutdown.clone()));
+    let served = http::serve(listener, config.http, gateway, shutdown.clone()).await;
+    // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
+    shutdown.cancel();
+    engine.close().await;
+    signals.abort();
+    served.context("the server failed")?;
+    watcher.await.unwrap_or_else(|error| Err(anyhow!("the engine's watcher ended: {error}")))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
+fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_keys: bool) {
+    let reachable = SocketAddr::new(reachable(address.ip()), address.port());
+    say!("hearth listening on http://{address}");
+    let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
+    let is_chat = match (model, &config.engine.source) {
+        (Some(model), _) => {
+            model.file.gguf.text("tokenizer.chat_template").is_some() || config.engine.chat_template.is_some()
+        }
+        (None, ModelSource::Scripted(_) | ModelSource::Gguf(_)) => true,
+    };
+    let name = serde_json::Value::from(config.gateway.model_id.as_str());
+    let (path, body) = if is_chat {
+        ("chat/completions", format!(r#"{{"model":{name},"messages":[{{"role":"user","content":"Hello!"}}]}}"#))
+    } else {
+        ("completions", format!(r#"{{"model":{name},"prompt":"Once upon a time","max_tokens":64}}"#))
+    };
+    // A quote in the model's name would end the shell's.
+    let body = body.replace('\'', "'\\''");
+    say!("curl http://{reachable}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'");
+}
+
+/// An address a client on this machine can use.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+/// The first SIGTERM or SIGINT drains, the second ends the process at once.
+#[expect(
+    clippy::exit,
+    reason = "at once is what a second signal asks for; the engine's process leaves when its stdin ends"
+)]
+async fn drain_on_signal(shutdown: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!("{name}: no new requests; running answers may finish (a second signal stops at once)");
+    shutdown.cancel();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::warn!("a second signal: stopping at once");
+    std::process::exit(130);
+}
+
+/// Shows the load, then waits for the engine to fail for good, which stops the server with an error: whoever supervises
+/// this process must see it.
+async fn watch_engine(engine: Engine, shutdown: CancellationToken) -> Result<()> {
+    let mut states = engine.watch();
+    drop(engine);
+    let failed = match progress::ready(&mut states, false).await {
+        Ok(_) => progress::gone(&mut states).await.map(|reason| anyhow!("the model can't be loaded: {reason}")),
+        Err(_) if shutdown.is_cancelled() => None,
+        Err(error) => Some(error),
+    };
+    shutdown.cancel();
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,363 @@
+//! Raw settings → checked configuration.
+
+use super::raw::{ConfigError, Said};
+use super::settings::Raw;
+use super::value::{ByteSize, GpuLayers, Seconds, Switch};
+use super::{Config, Origin};
+use crate::chat::{self, Sampling};
+use crate::engine::EngineConfig;
+use crate::engine::config::{KvLayout, ModelSource, ScriptedConfig};
+use crate::gateway::GatewayConfig;
+use crate::http::HttpConfig;
+use crate::telemetry::LogConfig;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// Bounds of what an operator may ask. Beyond them lies a typing mistake rather than a machine.
+const WORKERS_MAX: u32 = 64;
+const QUEUE_MAX: u32 = 1 << 16;
+const THREADS_MAX: u32 = 512;
+const CTX_MAX: u32 = 1 << 27;
+const BATCH_MAX: u32 = 1 << 17;
+const GAP_MS_MAX: u32 = 60_000;
+/// The most bytes of a request that are ever held at once, for all `connections_max` of them.
+const BODY_BYTES_MAX: usize = 1 << 30;
+const KEYS_MAX: usize = 4096;
+const KEY_BYTES_MAX: usize = 512;
+const KEY_FILE_BYTES_MAX: u64 = 4 << 20;
+const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+
+impl Raw {
+    /// Checks everything together. Reads the key and template files; the model file is only looked at.
+    pub fn resolve(&self) -> Result<Config, ConfigError> {
+        let mut warnings = Vec::new();
+        let api_keys = self.api_keys(&mut warnings)?;
+        let http = self.http(!api_keys.is_empty(), &mut warnings)?;
+        let engine = self.engine()?;
+        let names = self.names(&engine.source)?;
+        let (model_id, aliases) = names;
+        let gateway = GatewayConfig {
+            model_id,
+            aliases,
+            api_keys: api_keys.into(),
+            strict: on(&self.strict),
+            any_model: on(&self.any_model),
+            sampling: self.sampling()?,
+            n_created: n_created(&engine.source),
+        };
+        Ok(Config {
+            http,
+            gateway,
+            engine,
+            log: self.log(),
+            in_process: on(&self.in_process),
+            ctx_from_model: self.ctx_size.value == Some(0),
+            warnings,
+        })
+    }
+
+    /// How to log, which is needed before anything else can be said.
+    pub fn log(&self) -> LogConfig {
+        let default = LogConfig::default();
+        LogConfig {
+            level: self.log_level.value.clone().unwrap_or(default.level),
+            format: self.log_format.value.unwrap_or(default.format),
+        }
+    }
+
+    /// The model, checked to be a file that can be read, or a pretended one.
+    pub fn source(&self) -> Result<ModelSource, ConfigError> {
+        let text = self.model.value.as_deref().ok_or(ConfigError::NoModel)?;
+        match text.strip_prefix("scripted:").or_else(|| (text == "scripted").then_some("")) {
+            Some(settings) => scripted(settings, &self.model.origin).map(ModelSource::Scripted),
+            None => Ok(ModelSource::Gguf(PathBuf::from(text))),
+        }
+    }
+
+    fn http(&self, has_keys: bool, warnings: &mut Vec<String>) -> Result<HttpConfig, ConfigError> {
+        let default = HttpConfig::default();
+        let host = self.host()?;
+        if !host.is_loopback() && !has_keys {
+            if !on(&self.insecure) {
+                return Err(rule(
+                    &self.host,
+                    format!(
+                        "{host} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure"
+                    ),
+                ));
+            }
+            warnings.push(format!("{host} can be reached by others and no key is set (--insecure)"));
+        }
+        let body_bytes_max = self.body_limit.value.map_or(default.body_bytes_max, |ByteSize(n)| n);
+        if !(1024..=BODY_BYTES_MAX).contains(&body_bytes_max) {
+            return Err(rule(
+                &self.body_limit,
+                format!("{body_bytes_max} bytes is not within 1024..={BODY_BYTES_MAX}"),
+            ));
+        }
+        let ping_interval = seconds(&self.ping_interval, default.ping_interval);
+        if ping_interval < Duration::from_millis(100) {
+            return Err(rule(&self.ping_interval, format!("{ping_interval:?} is less than 100ms")));
+        }
+        for origin in self.cors_origin.value.iter().flatten() {
+            if origin != "*" && !origin.contains("://") {
+                return Err(rule(&self.cors_origin, format!("{origin:?} is no origin such as https://example.org")));
+            }
+        }
+        Ok(HttpConfig {
+            host,
+            port: self.port.value.unwrap_or(default.port),
+            allowed_hosts: self.allowed_host.value.clone().unwrap_or_default(),
+            cors_origins: self.cors_origin.value.clone().unwrap_or_default(),
+            body_bytes_max,
+            ping_interval,
+            drain_deadline: seconds(&self.drain_timeout, default.drain_deadline),
+            expose_slots: on(&self.slots),
+            ..default
+        })
+    }
+
+    /// An address; `localhost` is the only name, since a name server must not decide who can reach the server.
+    fn host(&self) -> Result<IpAddr, ConfigError> {
+        match self.host.value.as_deref() {
+            None | Some("localhost") => Ok(IpAddr::from([127, 0, 0, 1])),
+            Some(text) => text
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .parse()
+                .map_err(|_| rule(&self.host, format!("{text:?} is no IP address (and not localhost)"))),
+        }
+    }
+
+    fn api_keys(&self, warnings: &mut Vec<String>) -> Result<Vec<String>, ConfigError> {
+        let mut keys = self.api_key.value.clone().unwrap_or_default();
+        if let Some(path) = &self.api_key_file.value {
+            let text = read_text(path, KEY_FILE_BYTES_MAX, &self.api_key_file)?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let n_before = keys.len();
+            keys.extend(lines.map(str::to_owned));
+            if keys.len() == n_before {
+                return Err(rule(&self.api_key_file, format!("{} holds no key", path.display())));
+            }
+            if is_world_readable(path) {
+                warnings.push(format!("{} can be read by every user of this machine (chmod 600)", path.display()));
+            }
+        }
+        let origin = if self.api_key_file.value.is_some() { &self.api_key_file.origin } else { &self.api_key.origin };
+        let refuse = |message: String| ConfigError::Rule { origin: origin.clone(), message };
+        if keys.len() > KEYS_MAX {
+            return Err(refuse(format!("{} keys, more than {KEYS_MAX}", keys.len())));
+        }
+        // A key travels in a header, so what can't stand there can never match.
+        let is_sendable = |key: &str| key.len() <= KEY_BYTES_MAX && key.bytes().all(|b| b.is_ascii_graphic());
+        if !keys.iter().all(|key| is_sendable(key)) {
+            return Err(refuse(format!(
+                "a key is longer than {KEY_BYTES_MAX} bytes or not plain ASCII without spaces"
+            )));
+        }
+        Ok(keys)
+    }
+
+    fn engine(&self) -> Result<EngineConfig, ConfigError> {
+        let source = self.source()?;
+        if let ModelSource::Gguf(path) = &source {
+            check_file(path)?;
+        }
+        let default = EngineConfig::new(source);
+        let n_batch = within(&self.batch_size, default.n_batch, 1, BATCH_MAX)?;
+        let n_ctx = self.ctx_size.value.filter(|n| *n > 0);
+        if n_ctx.is_some_and(|n| n > CTX_MAX) {
+            return Err(rule(&self.ctx_size, format!("more than {CTX_MAX}")));
+        }
+        let threads = |said: &Said<u32>| match said.value {
+            Some(n) if n > THREADS_MAX => Err(rule(said, format!("{n} is more than {THREADS_MAX}"))),
+            value => Ok(value.filter(|n| *n > 0)),
+        };
+        let n_slots = within(&self.parallel, default.n_slots, 1, EngineConfig::SLOTS_MAX)?;
+        if n_ctx.is_some_and(|n| n < n_slots) {
+            return Err(rule(&self.ctx_size, format!("fewer cells than the {n_slots} slots")));
+        }
+        let max_gap_ms = within(&self.max_gap_ms, 150, 1, GAP_MS_MAX)?;
+        let template = self.chat_template_file.value.as_ref();
+        Ok(EngineConfig {
+            n_ctx,
+            n_slots,
+            n_workers: within(&self.workers, default.n_workers, 1, WORKERS_MAX)?,
+            n_batch,
+            n_ubatch: within(&self.ubatch_size, default.n_ubatch, 1, BATCH_MAX)?.min(n_batch),
+            n_threads: threads(&self.threads)?,
+            n_threads_batch: threads(&self.threads_batch)?,
+            n_gpu_layers: self.n_gpu_layers.value.map_or(default.n_gpu_layers, |GpuLayers(n)| n),
+            flash_attn: self.flash_attn.value.unwrap_or(default.flash_attn),
+            cache_type_k: self.cache_type_k.value.unwrap_or(default.cache_type_k),
+            cache_type_v: self.cache_type_v.value.unwrap_or(default.cache_type_v),
+            kv_layout: if on(&self.kv_unified) { KvLayout::Unified } else { KvLayout::Split },
+            swa_full: on(&self.swa_full),
+            mmap: on(&self.mmap),
+            mlock: on(&self.mlock),
+            chat_template: template
+                .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
+                .transpose()?,
+            max_gap: Duration::from_millis(max_gap_ms.into()),
+            n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
+            source: default.source,
+        })
+    }
+
+    fn sampling(&self) -> Result<Sampling, ConfigError> {
+        let sampling = Sampling {
+            seed: self.seed.value,
+            temperature: self.temp.value,
+            dynatemp_range: self.dynatemp_range.value,
+            dynatemp_exponent: self.dynatemp_exp.value,
+            top_k: self.top_k.value,
+            top_p: self.top_p.value,
+            min_p: self.min_p.value,
+            typical_p: self.typical.value,
+            top_n_sigma: self.top_n_sigma.value,
+            xtc_probability: self.xtc_probability.value,
+            xtc_threshold: self.xtc_threshold.value,
+            repeat_last_n: self.repeat_last_n.value,
+            repeat_penalty: self.repeat_penalty.value,
+            presence_penalty: self.presence_penalty.value,
+            frequency_penalty: self.frequency_penalty.value,
+            dry_multiplier: self.dry_multiplier.value,
+            dry_base: self.dry_base.value,
+            dry_allowed_length: self.dry_allowed_length.value,
+            dry_penalty_last_n: self.dry_penalty_last_n.value,
+            mirostat: self.mirostat.value,
+            mirostat_tau: self.mirostat_ent.value,
+            mirostat_eta: self.mirostat_lr.value,
+            ignore_eos: self.ignore_eos.value.map(|Switch(yes)| yes),
+            samplers: self.samplers.value.clone(),
+            ..Sampling::default()
+        };
+        // The same rules as for a request; its words for the fields differ from ours in a few places.
+        chat::check::sampling(&sampling).map_err(|refusal| {
+            let key = match refusal.field.as_str() {
+                "temperature" => "temp",
+                "dynatemp_exponent" => "dynatemp_exp",
+                "typical_p" => "typical",
+                "mirostat_tau" => "mirostat_ent",
+                "mirostat_eta" => "mirostat_lr",
+                same => same,
+            };
+            let origin = self.origin(key);
+            ConfigError::Rule { origin, message: refusal.message }
+        })?;
+        Ok(sampling)
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        let found = self.shown().into_iter().find(|(setting, ..)| setting.key == key);
+        found.map_or(Origin::Default, |(_, _, origin)| origin.clone())
+    }
+
+    /// The model's name and its other names.
+    fn names(&self, source: &ModelSource) -> Result<(String, Vec<String>), ConfigError> {
+        let mut names = self.alias.value.clone().unwrap_or_default();
+        for name in &names {
+            if name.len() > 256 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                return Err(rule(&self.alias, format!("{name:?} has spaces or more than 256 bytes")));
+            }
+        }
+        if names.is_empty() {
+            names.push(match source {
+                ModelSource::Gguf(path) => {
+                    path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
+                }
+                ModelSource::Scripted(_) => "scripted".into(),
+            });
+        }
+        let id = names.remove(0);
+        Ok((id, names))
+    }
+}
+
+fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError {
+    ConfigError::Rule { origin: said.origin.clone(), message: message.into() }
+}
+
+fn on(said: &Said<Switch>) -> bool {
+    said.value == Some(Switch(true))
+}
+
+fn seconds(said: &Said<Seconds>, default: Duration) -> Duration {
+    said.value.map_or(default, |Seconds(time)| time)
+}
+
+fn within(said: &Said<u32>, default: u32, min: u32, max: u32) -> Result<u32, ConfigError> {
+    let n = said.value.unwrap_or(default);
+    if (min..=max).contains(&n) {
+        return Ok(n);
+    }
+    Err(rule(said, format!("{n} is not within {min}..={max}")))
+}
+
+/// Refuses at once what can't be a model; its header is read later.
+fn check_file(path: &Path) -> Result<(), ConfigError> {
+    use crate::model::ModelError;
+    let path = path.to_owned();
+    Err(match std::fs::File::open(&path).and_then(|file| file.metadata()) {
+        Ok(metadata) if metadata.is_dir() => ModelError::Directory { path }.into(),
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => ModelError::Missing { path }.into(),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => ModelError::Forbidden { path }.into(),
+        Err(error) => ModelError::Io { path, error }.into(),
+    })
+}
+
+/// `step_us=1000,load_ms=5` → the scripted backend's configuration.
+fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigError> {
+    let refuse = |message: String| ConfigError::Rule { origin: origin.clone(), message };
+    let mut config = ScriptedConfig::default();
+    for pair in settings.split(',').filter(|pair| !pair.is_empty()) {
+        let (key, value) =
+            pair.split_once('=').ok_or_else(|| refuse(format!("scripted: {pair:?} is not key=value")))?;
+        let n: u64 = value.parse().map_err(|_| refuse(format!("scripted: {value:?} is not a whole number")))?;
+        match key {
+            "step_us" => config.step_us = n,
+            "prompt_token_us" => config.prompt_token_us = n,
+            "load_ms" => config.load_ms = n,
+            "crash_at_decode" => config.crash_at_decode = n,
+            _ => {
+                return Err(refuse(format!(
+                    "scripted: there is no {key:?} (step_us, prompt_token_us, load_ms, crash_at_decode)"
+                )));
+            }
+        }
+    }
+    Ok(config)
+}
+
+fn read_text<T>(path: &Path, n_bytes_max: u64, said: &Said<T>) -> Result<String, ConfigError> {
+    let refuse = |what: String| rule(said, format!("{}: {what}", path.display()));
+    let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
+    if !metadata.is_file() || metadata.len() > n_bytes_max {
+        return Err(refuse(format!("not a file of at most {n_bytes_max} bytes")));
+    }
+    std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))
+}
+
+#[cfg(unix)]
+fn is_world_readable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_world_readable(_: &Path) -> bool {
+    false
+}
+
+/// When the model was made, as far as its file tells: seconds since 1970.
+fn n_created(source: &ModelSource) -> u64 {
+    let ModelSource::Gguf(path) = source else { return 0 };
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -1,0 +1,224 @@
+//! Every setting, declared once: its key, type, default, and what it does.
+//!
+//! `n_ctx`-like abbreviations stay inside; the keys are llama-server's flag names where the meaning is the same. From the
+//! key `ctx_size` follow the flag `--ctx-size`, the variable `HEARTH_CTX_SIZE` and the key `ctx_size` in `hearth.toml`.
+
+use super::raw::{ConfigError, Origin, Said, Setting};
+use super::value::{ByteSize, GpuLayers, Seconds, Switch, Written};
+use crate::chat::{Mirostat, SamplerKind};
+use crate::engine::config::{FlashAttn, KvType};
+use crate::telemetry::LogFormat;
+use std::path::PathBuf;
+
+macro_rules! settings {
+    ($($group:literal: { $(
+        $(#[doc = $doc:literal])+
+        $key:ident $(($short:literal))? : $kind:ty = $default:expr, $shown:literal $(, $secret:ident)? ;
+    )* })*) => {
+        /// What was written, wherever it was written. Settings that nobody wrote hold their default, if they have one.
+        #[derive(Debug, Clone)]
+        pub struct Raw {
+            $($($(#[doc = $doc])+ pub $key: Said<$kind>,)*)*
+        }
+
+        pub const SETTINGS: &[Setting] = &[
+            $($(Setting {
+                key: stringify!($key),
+                group: $group,
+                short: settings!(@short $($short)?),
+                shown: $shown,
+                help: concat!($($doc,)+),
+                default: $default,
+                is_switch: <$kind as Written>::IS_SWITCH,
+                is_list: <$kind as Written>::IS_LIST,
+                is_secret: settings!(@secret $($secret)?),
+            },)*)*
+        ];
+
+        impl Default for Raw {
+            fn default() -> Self {
+                // A test reads every default, so none is missing here.
+                Self { $($($key: Said::default_from($default),)*)* }
+            }
+        }
+
+        impl Raw {
+            /// Sets one setting from its text forms. Errors name the origin, and show the text unless it is a secret.
+            pub(super) fn set(&mut self, key: &str, texts: &[String], origin: Origin) -> Result<(), ConfigError> {
+                match key {
+                    $($(stringify!($key) => self.$key.set(texts, origin, settings!(@secret $($secret)?)),)*)*
+                    _ => Ok(()),
+                }
+            }
+
+            /// Every setting's value as TOML (`None`: nothing said and no default) and where it is from.
+            pub fn shown(&self) -> Vec<(&'static Setting, Option<toml::Value>, &Origin)> {
+                let values = [$($((self.$key.value.as_ref().map(Written::to_toml), &self.$key.origin),)*)*];
+                SETTINGS.iter().zip(values).map(|(setting, (value, origin))| (setting, value, origin)).collect()
+            }
+        }
+    };
+    (@short) => { None };
+    (@short $short:literal) => { Some($short) };
+    (@secret) => { false };
+    (@secret secret) => { true };
+}
+
+settings! {
+    "Model": {
+        /// The GGUF file to serve (the first part of a split one); `scripted:key=value,…` is a pretended model for tests
+        model('m'): String = None, "FILE";
+        /// Name of the model in the API, and further names after commas [default: the file's name]
+        alias('a'): Vec<String> = None, "NAME";
+        /// A Jinja chat template that replaces the model's own
+        chat_template_file: PathBuf = None, "FILE";
+    }
+    "Engine": {
+        /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with
+        /// [default: that, at most 8192]
+        ctx_size('c'): u32 = None, "N";
+        /// Requests answered at once by each worker (-np)
+        parallel: u32 = Some("4"), "N";
+        /// Contexts on the same weights, each with its own thread
+        workers: u32 = Some("1"), "N";
+        /// Requests that may wait for a slot; one more is refused with 503
+        queue: u32 = Some("256"), "N";
+        /// Threads of one decode; 0: physical cores, shared among the workers
+        threads('t'): u32 = None, "N";
+        /// Threads while prompts are computed (-tb) [default: as --threads]
+        threads_batch: u32 = None, "N";
+        /// Most tokens of one decode call
+        batch_size('b'): u32 = Some("2048"), "N";
+        /// Tokens computed at once within it (-ub)
+        ubatch_size: u32 = Some("512"), "N";
+        /// Layers kept on the GPU, if this build has one (-ngl)
+        n_gpu_layers: GpuLayers = Some("all"), "N";
+        /// Flash attention (-fa)
+        flash_attn: FlashAttn = Some("auto"), "on|off|auto";
+        /// Element type of the K cache (-ctk)
+        cache_type_k: KvType = Some("f16"), "TYPE";
+        /// Element type of the V cache (-ctv)
+        cache_type_v: KvType = Some("f16"), "TYPE";
+        /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each
+        kv_unified: Switch = Some("true"), "BOOL";
+        /// Sliding-window layers keep the whole context
+        swa_full: Switch = Some("false"), "BOOL";
+        /// Map the file into memory instead of reading it
+        mmap: Switch = Some("true"), "BOOL";
+        /// Keep the weights from being swapped out
+        mlock: Switch = Some("false"), "BOOL";
+        /// Longest gap between two tokens of a stream to aim at while prompts are computed beside it
+        max_gap_ms: u32 = Some("150"), "MS";
+        /// Run the engine on threads of this process: least memory, but a crash of it takes the server along
+        in_process: Switch = Some("false"), "BOOL";
+    }
+    "Server": {
+        /// Address to listen on; one that others can reach needs a key or --insecure
+        host: String = Some("127.0.0.1"), "ADDR";
+        /// Port to listen on; 0: any free one
+        port: u16 = Some("8080"), "PORT";
+        /// Key that clients must send; may be given several times
+        api_key: Vec<String> = None, "KEY", secret;
+        /// File with one key per line; empty lines and lines with # are skipped
+        api_key_file: PathBuf = None, "FILE";
+        /// Serve an address that others can reach without any key
+        insecure: Switch = Some("false"), "BOOL";
+        /// Further host name that requests may name on a loopback address; may be given several times
+        allowed_host: Vec<String> = None, "HOST";
+        /// Web origin that browsers may call from, besides local ones; may be given several times
+        cors_origin: Vec<String> = None, "ORIGIN";
+        /// Refuse requests with unknown fields instead of listing those in x-hearth-ignored
+        strict: Switch = Some("false"), "BOOL";
+        /// Answer whatever model name a request has
+        any_model: Switch = Some("false"), "BOOL";
+        /// Serve GET /slots
+        slots: Switch = Some("false"), "BOOL";
+        /// Largest request body
+        body_limit: ByteSize = Some("64MiB"), "BYTES";
+        /// Pause between signs of life on a stream that has nothing to say
+        ping_interval: Seconds = Some("10"), "TIME";
+        /// How long running answers may go on after SIGTERM
+        drain_timeout: Seconds = Some("30"), "TIME";
+    }
+    "Log": {
+        /// error, warn, info, debug, trace, or tracing directives such as info,hearth::http=debug
+        log_level: String = Some("info"), "LEVEL";
+        /// human, json, or auto: human on a terminal and JSON otherwise
+        log_format: LogFormat = Some("auto"), "FORMAT";
+    }
+    "Sampling, where a request says nothing": {
+        /// Temperature; 0: always the likeliest token
+        temp: f32 = None, "N";
+        /// Keep the N likeliest tokens; 0: all
+        top_k: i32 = None, "N";
+        /// Keep the likeliest tokens that make up this probability
+        top_p: f32 = None, "N";
+        /// Keep tokens at least this likely, relative to the likeliest
+        min_p: f32 = None, "N";
+        /// Locally typical sampling; 1: off
+        typical: f32 = None, "N";
+        /// Keep tokens within N standard deviations of the top; -1: off
+        top_n_sigma: f32 = None, "N";
+        /// Probability of XTC; 0: off
+        xtc_probability: f32 = None, "N";
+        /// Threshold of XTC
+        xtc_threshold: f32 = None, "N";
+        /// Temperature range of dynatemp; 0: off
+        dynatemp_range: f32 = None, "N";
+        /// Exponent of dynatemp
+        dynatemp_exp: f32 = None, "N";
+        /// Tokens the penalties look back; -1: the context
+        repeat_last_n: i32 = None, "N";
+        /// Penalty on repeated tokens; 1: off
+        repeat_penalty: f32 = None, "N";
+        /// Penalty on tokens that occurred
+        presence_penalty: f32 = None, "N";
+        /// Penalty on tokens by how often they occurred
+        frequency_penalty: f32 = None, "N";
+        /// Strength of DRY; 0: off
+        dry_multiplier: f32 = None, "N";
+        /// Base of DRY
+        dry_base: f32 = None, "N";
+        /// Repetitions up to this length are free of DRY
+        dry_allowed_length: i32 = None, "N";
+        /// Tokens DRY looks back; -1: the context
+        dry_penalty_last_n: i32 = None, "N";
+        /// Mirostat; 0: off
+        mirostat: Mirostat = None, "0|1|2";
+        /// Learning rate of Mirostat
+        mirostat_lr: f32 = None, "N";
+        /// Target entropy of Mirostat
+        mirostat_ent: f32 = None, "N";
+        /// Seed; without one every request gets a new one
+        seed('s'): u32 = None, "N";
+        /// Order of the samplers
+        samplers: Vec<SamplerKind> = None, "NAMES";
+        /// Never end an answer by itself
+        ignore_eos: Switch = None, "BOOL";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_can_be_read() {
+        let raw = Raw::default();
+        for (setting, value, origin) in raw.shown() {
+            assert_eq!(value.is_some(), setting.default.is_some(), "default of {}", setting.key);
+            assert_eq!(*origin, Origin::Default);
+        }
+    }
+
+    #[test]
+    fn keys_and_shorts_are_unique_and_every_setting_says_what_it_does() {
+        for (i, setting) in SETTINGS.iter().enumerate() {
+            assert!(setting.help.len() > 8, "{}", setting.key);
+            for other in &SETTINGS[..i] {
+                assert_ne!(setting.key, other.key);
+                assert!(setting.short.is_none() || setting.short != other.short, "-{:?}", setting.short);
+            }
+        }
+    }
+}

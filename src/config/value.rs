@@ -1,0 +1,298 @@
+//! How one setting's value is written: on the command line, in a variable, in `hearth.toml`.
+
+use crate::chat::{Mirostat, SamplerKind};
+use crate::engine::config::{FlashAttn, KvType};
+use crate::telemetry::LogFormat;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A type that settings may have. `from_text` is for flags and variables; what `hearth.toml` holds is turned into text
+/// first, so that both accept the same.
+pub trait Written: Sized {
+    /// What is accepted, for error texts: "a whole number".
+    const EXPECTS: &'static str;
+    /// Given alone, the flag means `true`.
+    const IS_SWITCH: bool = false;
+    /// May be given several times, and as an array in the file.
+    const IS_LIST: bool = false;
+
+    /// `texts` has one element unless this is a list. `None`: not such a value.
+    fn from_texts(texts: &[String]) -> Option<Self>;
+    /// The value as `hearth.toml` would hold it.
+    fn to_toml(&self) -> toml::Value;
+}
+
+fn last(texts: &[String]) -> Option<&str> {
+    texts.last().map(|text| text.trim())
+}
+
+macro_rules! numbers {
+    ($($kind:ty, $expects:literal, $toml:expr;)*) => {$(
+        impl Written for $kind {
+            const EXPECTS: &'static str = $expects;
+
+            fn from_texts(texts: &[String]) -> Option<Self> {
+                last(texts)?.parse().ok()
+            }
+
+            fn to_toml(&self) -> toml::Value {
+                $toml(*self)
+            }
+        }
+    )*};
+}
+
+numbers! {
+    u16, "a whole number from 0 to 65535", |n| toml::Value::Integer(i64::from(n));
+    u32, "a whole number, 0 or more", |n| toml::Value::Integer(i64::from(n));
+    i32, "a whole number", |n| toml::Value::Integer(i64::from(n));
+    // By way of text: 0.7 stays 0.7 where a plain widening says 0.699999988.
+    f32, "a number", |n: f32| toml::Value::Float(n.to_string().parse().unwrap_or(f64::from(n)));
+    bool, "true or false", toml::Value::Boolean;
+}
+
+/// A switch: `--strict`, `--strict=false`, `--no-strict`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switch(pub bool);
+
+impl Written for Switch {
+    const EXPECTS: &'static str = "true or false";
+    const IS_SWITCH: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match last(texts)? {
+            "true" | "1" | "on" | "yes" => Some(Switch(true)),
+            "false" | "0" | "off" | "no" => Some(Switch(false)),
+            _ => None,
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::Boolean(self.0)
+    }
+}
+
+impl Written for String {
+    const EXPECTS: &'static str = "a text that is not empty";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        last(texts).filter(|text| !text.is_empty()).map(str::to_owned)
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::String(self.clone())
+    }
+}
+
+impl Written for PathBuf {
+    const EXPECTS: &'static str = "a path";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        texts.last().filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::String(self.display().to_string())
+    }
+}
+
+/// Texts, given one by one or with commas between.
+impl Written for Vec<String> {
+    const EXPECTS: &'static str = "a list of texts, none of them empty";
+    const IS_LIST: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let items: Vec<String> = texts.iter().flat_map(|text| text.split(',')).map(|s| s.trim().to_owned()).collect();
+        items.iter().all(|item| !item.is_empty()).then_some(items)
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::Array(self.iter().cloned().map(toml::Value::String).collect())
+    }
+}
+
+/// A time in seconds; decimals and the endings `ms`, `s`, `m`, `h` are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seconds(pub Duration);
+
+impl Written for Seconds {
+    const EXPECTS: &'static str = "a time such as 30, 1.5 or 500ms, at most a year";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        const YEAR_S: f64 = 366.0 * 86_400.0;
+        let text = last(texts)?;
+        let endings = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+        let (number, unit) = endings
+            .into_iter()
+            .find_map(|(ending, unit)| text.strip_suffix(ending).map(|number| (number, unit)))
+            .unwrap_or((text, 1.0));
+        let seconds = number.trim().parse::<f64>().ok()? * unit;
+        (0.0..=YEAR_S).contains(&seconds).then(|| Seconds(Duration::from_secs_f64(seconds)))
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        match i64::try_from(self.0.as_secs()) {
+            Ok(whole) if self.0.subsec_nanos() == 0 => toml::Value::Integer(whole),
+            _ => toml::Value::Float(self.0.as_secs_f64()),
+        }
+    }
+}
+
+/// A number of bytes; the endings `K`, `M`, `G` (also `KiB`, …) are powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+impl Written for ByteSize {
+    const EXPECTS: &'static str = "a number of bytes such as 1048576, 512K or 64MiB";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let text = last(texts)?;
+        let text = text.trim_end_matches(['B', 'b']).trim_end_matches('i');
+        let (number, shift) = match text.char_indices().next_back()? {
+            (at, 'K' | 'k') => (&text[..at], 10),
+            (at, 'M' | 'm') => (&text[..at], 20),
+            (at, 'G' | 'g') => (&text[..at], 30),
+            _ => (text, 0),
+        };
+        number.trim().parse::<usize>().ok()?.checked_mul(1 << shift).map(ByteSize)
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        for (shift, ending) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            let unit = 1usize << shift;
+            if self.0 >= unit && self.0.is_multiple_of(unit) {
+                return toml::Value::String(format!("{}{ending}", self.0 / unit));
+            }
+        }
+        i64::try_from(self.0).map_or_else(|_| toml::Value::String(self.0.to_string()), toml::Value::Integer)
+    }
+}
+
+/// A number of layers, or `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuLayers(pub i32);
+
+impl Written for GpuLayers {
+    const EXPECTS: &'static str = "a number of layers, or all";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match last(texts)? {
+            "all" | "auto" => Some(GpuLayers(-1)),
+            text => text.parse().ok().map(GpuLayers),
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        if self.0 < 0 { toml::Value::String("all".into()) } else { toml::Value::Integer(self.0.into()) }
+    }
+}
+
+/// Types that are one word of a few.
+macro_rules! words {
+    ($($kind:ty, $expects:literal, [$($word:literal => $value:expr),* $(,)?];)*) => {$(
+        impl Written for $kind {
+            const EXPECTS: &'static str = $expects;
+
+            fn from_texts(texts: &[String]) -> Option<Self> {
+                match last(texts)?.to_ascii_lowercase().as_str() {
+                    $($word => Some($value),)*
+                    _ => None,
+                }
+            }
+
+            fn to_toml(&self) -> toml::Value {
+                $(if *self == $value { return toml::Value::String($word.into()); })*
+                toml::Value::String(String::new())
+            }
+        }
+    )*};
+}
+
+words! {
+    KvType, "one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1", [
+        "f32" => KvType::F32, "f16" => KvType::F16, "bf16" => KvType::Bf16, "q8_0" => KvType::Q8_0,
+        "q4_0" => KvType::Q4_0, "q4_1" => KvType::Q4_1, "iq4_nl" => KvType::Iq4Nl, "q5_0" => KvType::Q5_0,
+        "q5_1" => KvType::Q5_1,
+    ];
+    FlashAttn, "one of auto, on, off", [
+        "auto" => FlashAttn::Auto, "on" => FlashAttn::On, "off" => FlashAttn::Off,
+        "1" => FlashAttn::On, "0" => FlashAttn::Off, "true" => FlashAttn::On, "false" => FlashAttn::Off,
+    ];
+    LogFormat, "one of auto, human, json", [
+        "auto" => LogFormat::Auto, "human" => LogFormat::Human, "json" => LogFormat::Json,
+    ];
+    Mirostat, "0 (off), 1 or 2", ["0" => Mirostat::Off, "1" => Mirostat::V1, "2" => Mirostat::V2];
+}
+
+/// Names of samplers in order, separated by `;` as llama-server's `--samplers`, or by commas.
+impl Written for Vec<SamplerKind> {
+    const EXPECTS: &'static str = "sampler names separated by ; (penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature, infill)";
+    const IS_LIST: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        texts.iter().flat_map(|text| text.split([';', ','])).map(|name| SamplerKind::from_name(name.trim())).collect()
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::Array(self.iter().map(|kind| toml::Value::String(kind.name().into())).collect())
+    }
+}
+
+/// The text forms of a value in the file: one, or each element of an array. `None` for tables and nested arrays.
+pub(super) fn toml_texts(value: &toml::Value, is_list: bool) -> Option<Vec<String>> {
+    match value {
+        toml::Value::String(text) => Some(vec![text.clone()]),
+        toml::Value::Integer(n) => Some(vec![n.to_string()]),
+        toml::Value::Float(n) => Some(vec![n.to_string()]),
+        toml::Value::Boolean(yes) => Some(vec![yes.to_string()]),
+        toml::Value::Array(items) if is_list => {
+            items.iter().map(|item| toml_texts(item, false).and_then(|texts| texts.into_iter().next())).collect()
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<T: Written>(text: &str) -> Option<T> {
+        T::from_texts(&[text.to_owned()])
+    }
+
+    #[test]
+    fn times_and_sizes_have_units() {
+        let seconds = |text: &str| read::<Seconds>(text).map(|s| s.0.as_millis());
+        assert_eq!(seconds("30"), Some(30_000));
+        assert_eq!(seconds("1.5"), Some(1500));
+        assert_eq!(seconds("500ms"), Some(500));
+        assert_eq!(seconds("2m"), Some(120_000));
+        assert_eq!((seconds("-1"), seconds("nan"), seconds("1e300"), seconds("")), (None, None, None, None));
+        let size = |text: &str| read::<ByteSize>(text).map(|size| size.0);
+        assert_eq!(
+            (size("64MiB"), size("512K"), size("7"), size("1g")),
+            (Some(64 << 20), Some(512 << 10), Some(7), Some(1 << 30))
+        );
+        assert_eq!(
+            (size(""), size("K"), size("99999999999999999999"), size("9999999999999G")),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        fn round<T: Written + PartialEq + std::fmt::Debug>(value: T) {
+            let texts = toml_texts(&value.to_toml(), T::IS_LIST).expect("a plain value");
+            assert_eq!(T::from_texts(&texts), Some(value));
+        }
+        round(0.7f32);
+        round(ByteSize(64 << 20));
+        round(ByteSize(1000));
+        round(Seconds(Duration::from_millis(150)));
+        round(GpuLayers(-1));
+        round(KvType::Iq4Nl);
+        round(vec![SamplerKind::TopK, SamplerKind::Temperature]);
+        round(vec!["a".to_owned(), "b".to_owned()]);
+        round(Switch(false));
+    }
+}

@@ -52,14 +52,15 @@ async fn measure(config: EngineConfig, mode: EngineMode, n_streams: u32) -> Resu
                 while let Some(event) = generation.next().await {
                     match event {
                         Event::Done(done) => assert_eq!(done.finish, Finish::Length),
-                        Event::Failed(failure) => panic!("{failure}"),
+                        Event::Failed(failure) => return Err(failure),
                         _ => {}
                     }
                 }
+                Ok(())
             })
         });
         for task in tasks.collect::<Vec<_>>() {
-            task.await?;
+            task.await??;
         }
         // The first round warms up.
         if round > 0 {

@@ -37,13 +37,14 @@ async fn measure(mode: EngineMode, n_streams: u32) -> Result<(f64, f64), Box<dyn
         tasks.push(tokio::spawn(async move {
             while let Some(event) = generation.next().await {
                 if let Event::Failed(failure) = event {
-                    panic!("{failure}");
+                    return Err(failure);
                 }
             }
+            Ok(())
         }));
     }
     for task in tasks {
-        task.await?;
+        task.await??;
     }
     let time = start.elapsed().as_secs_f64();
     let after = engine.stats().await?;

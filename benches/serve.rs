@@ -31,6 +31,9 @@ struct Setup {
     rounds: usize,
 }
 
+/// Measures both servers turn by turn.
+type Scenario = fn(&Setup) -> Outcome<Vec<Figure>>;
+
 /// Server flags of one scenario.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -49,7 +52,7 @@ fn main() -> Outcome<()> {
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
     println!("model {}, {} threads, medians of {} rounds", setup.model.display(), setup.threads, setup.rounds);
     println!("{:<44} {:>12} {:>12} {:>8}", "", "hearth", "llama-server", "ratio");
-    let scenarios: [(&str, fn(&Setup) -> Outcome<Vec<Figure>>); 9] = [
+    let scenarios: [(&str, Scenario); 9] = [
         ("single", single_stream),
         ("streams", eight_streams),
         ("beside", prompt_beside_stream),

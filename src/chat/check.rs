@@ -99,7 +99,7 @@ pub fn output(output: &Output) -> Result<(), Refusal> {
 
 pub fn choices(n: i64) -> Result<u32, Refusal> {
     integer("n", Some(n), 1, i64::from(CHOICES_MAX))?;
-    Ok(n as u32)
+    Ok(u32::try_from(n).unwrap_or(CHOICES_MAX))
 }
 
 /// A client's seed, any int64, as the engine's 32 bits. -1 is random; what fits is kept, so that a seed means the same

@@ -20,7 +20,7 @@ impl Error {
     /// A shim's status as a result. llama.cpp says the reasons for many failures in its log only, so the last error
     /// lines of this thread are added.
     pub(super) fn from_status(status: i32, message: String) -> Result<(), Error> {
-        if status == sys::HEARTH_OK as i32 {
+        if status == sys::HEARTH_OK.cast_signed() {
             return Ok(());
         }
         let logged = log::take_errors();

@@ -146,7 +146,7 @@ fn max_tokens(body: &mut Object) -> Result<Option<u32>, Fault> {
 
 fn top_logprobs(body: &mut Object) -> Result<Option<u8>, Fault> {
     let wanted = body.bool("logprobs")?.unwrap_or(false);
-    let top = body.integer("top_logprobs", 0, TOP_LOGPROBS_MAX.into())?.map(|k| k as u8);
+    let top = body.integer("top_logprobs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok());
     match (wanted, top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None) => Ok(None),

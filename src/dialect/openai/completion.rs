@@ -23,7 +23,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<CompletionRequest>, Fault>
     let output = Output {
         max_tokens: limit.tokens(),
         stop: stop(&mut body)?,
-        top_logprobs: body.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?.map(|k| k as u8),
+        top_logprobs: body.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok()),
     };
     check::output(&output)?;
     let n = choices(&mut body)?;

@@ -50,7 +50,7 @@ pub(super) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
         top_n_sigma: body.decimal("top_n_sigma")?,
         xtc_probability: body.decimal("xtc_probability")?,
         xtc_threshold: body.decimal("xtc_threshold")?,
-        min_keep: body.integer("min_keep", 0, u32::MAX.into())?.map(|n| n as u32),
+        min_keep: body.integer("min_keep", 0, u32::MAX.into())?.and_then(|n| u32::try_from(n).ok()),
         repeat_last_n: body.int32("repeat_last_n")?,
         repeat_penalty: body.decimal("repeat_penalty")?,
         presence_penalty: body.decimal("presence_penalty")?,

@@ -64,7 +64,10 @@ pub fn tokenize_response(tokens: &[i32], pieces: Option<&[Vec<u8>]>, n_ctx: u32)
     json(&json!({ "tokens": shown, "count": tokens.len(), "max_model_len": n_ctx }))
 }
 
-pub fn detokenize_request(body: &[u8]) -> Result<Read<(Option<String>, Vec<i32>)>, Fault> {
+/// The model's name, when given, and the token ids.
+pub type DetokenizeRequest = (Option<String>, Vec<i32>);
+
+pub fn detokenize_request(body: &[u8]) -> Result<Read<DetokenizeRequest>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     let values = body.array("tokens")?.ok_or_else(|| body.missing("tokens"))?;

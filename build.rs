@@ -1,1 +1,58 @@
-fn main() {}
+//! Compiles the C++ shim over llama.cpp's `common/` and binds its header. llama.cpp itself is compiled by
+//! `llama-cpp-sys-2`; its source is wherever that crate found it, which the CMake cache tells.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+const SHIM: &str = "src/llama/shim";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={SHIM}");
+    let source = llama_source()?;
+    compile_shim(&source);
+    bind_shim(&source)
+}
+
+/// The directory that was really compiled: works for the registry and for `make vendor` alike.
+fn llama_source() -> Result<PathBuf, Box<dyn Error>> {
+    println!("cargo:rerun-if-env-changed=DEP_LLAMA_ROOT");
+    let root = env::var("DEP_LLAMA_ROOT")
+        .map_err(|_| "DEP_LLAMA_ROOT is not set: llama-cpp-sys-2 is not a direct dependency")?;
+    let cache = Path::new(&root).join("build/CMakeCache.txt");
+    let text = fs::read_to_string(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
+    let home = text.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="));
+    Ok(PathBuf::from(home.ok_or("CMakeCache.txt names no CMAKE_HOME_DIRECTORY")?))
+}
+
+fn includes(source: &Path) -> Vec<PathBuf> {
+    ["common", "include", "ggml/include", "vendor", "."].iter().map(|dir| source.join(dir)).collect()
+}
+
+fn compile_shim(source: &Path) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).file(format!("{SHIM}/hearth_llama.cpp")).include(SHIM);
+    for dir in includes(source) {
+        // As system headers, so that warnings of llama.cpp's headers aren't ours.
+        build.flag("-isystem").flag(dir.display().to_string());
+    }
+    build.flag("-Wall").flag("-Wextra").compile("hearth_llama");
+}
+
+fn bind_shim(source: &Path) -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?).join("shim.rs");
+    let mut builder = bindgen::Builder::default()
+        .header(format!("{SHIM}/hearth_llama.h"))
+        .allowlist_item("(hearth|HEARTH)_.*")
+        // Types of llama.h and ggml.h are the sys crate's.
+        .blocklist_type("(llama|ggml)_.*")
+        .raw_line("use llama_cpp_sys_2::*;")
+        .prepend_enum_name(false)
+        .layout_tests(false);
+    for dir in includes(source) {
+        builder = builder.clang_arg(format!("-I{}", dir.display()));
+    }
+    builder.generate()?.write_to_file(out)?;
+    Ok(())
+}

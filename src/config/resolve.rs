@@ -7,7 +7,7 @@ use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::EngineConfig;
 use crate::engine::config::{KvLayout, ModelSource, ScriptedConfig};
-use crate::gateway::GatewayConfig;
+use crate::gateway::{ApiKey, GatewayConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ impl Raw {
         let gateway = GatewayConfig {
             model_id,
             aliases,
-            api_keys: api_keys.into(),
+            api_keys: api_keys.into_iter().filter_map(|key| ApiKey::new(&key)).collect(),
             strict: on(&self.strict),
             any_model: on(&self.any_model),
             sampling: self.sampling()?,

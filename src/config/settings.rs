@@ -136,7 +136,7 @@ settings! {
         /// Largest request body
         body_limit: ByteSize = Some("64MiB"), "BYTES";
         /// Pause between signs of life on a stream that has nothing to say
-        ping_interval: Seconds = Some("10"), "TIME";
+        ping_interval: Seconds = Some("15"), "TIME";
         /// How long running answers may go on after SIGTERM
         drain_timeout: Seconds = Some("30"), "TIME";
     }

@@ -87,7 +87,7 @@ pub enum ModelSource {
 }
 
 /// Behaviour of the scripted backend; every delay and fault is explicit. See `engine/backend/scripted.rs`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScriptedConfig {
     /// Time of one decode call, whatever is in it.
@@ -98,12 +98,6 @@ pub struct ScriptedConfig {
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
     pub crash_at_decode: u64,
-}
-
-impl Default for ScriptedConfig {
-    fn default() -> Self {
-        Self { step_us: 0, prompt_token_us: 0, load_ms: 0, crash_at_decode: 0 }
-    }
 }
 
 /// Everything an engine needs to know before it loads. `None`: chosen from the model and the machine.

@@ -119,7 +119,7 @@ impl Engine {
     /// Starts one generation. Errors at once when not ready, full, or refused for earlier crashes.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, Failure> {
         let place = Place::Generate(request.fingerprint());
-        self.submit(place, Command::Generate(request))
+        self.submit(place, Command::Generate(Box::new(request)))
     }
 
     pub async fn tokenize(&self, request: TokenizeRequest) -> Result<Tokenized, Failure> {

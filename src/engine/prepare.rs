@@ -80,7 +80,7 @@ impl<M: Model> Preparer<M> {
                 Ok(Some(Event::Text(text)))
             }
             Command::Generate(request) => {
-                let run = self.prepare(work.id, work.live, request)?;
+                let run = self.prepare(work.id, work.live, *request)?;
                 self.dispatch(run)?;
                 Ok(None)
             }

@@ -19,7 +19,7 @@ pub enum Command {
     /// Runs the model's chat template. Answer: `Event::Text`.
     RenderChat(ChatPrompt),
     /// Answer: `Accepted`, any number of `Progress` and `Delta`, then `Done` or `Failed`.
-    Generate(GenerateRequest),
+    Generate(Box<GenerateRequest>),
     /// Ends the request of this id with `Failed(Cancelled)`, wherever it is; unknown ids are ignored (it has ended).
     Cancel,
     /// Answer: `Event::Stats`.

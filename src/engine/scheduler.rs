@@ -127,6 +127,7 @@ impl Pace {
         let rows = seconds / self.row_s.max(1e-9);
         let most = self.n_batch.max(Self::ROWS_MIN);
         // Whole ubatches are computed at once; an odd rest would cost as much as a full one.
+        #[allow(clippy::cast_sign_loss)] // not negative: both factors are not
         let rows = (rows.min(f64::from(most)) as u32).clamp(Self::ROWS_MIN, most);
         if rows > self.n_ubatch { rows / self.n_ubatch * self.n_ubatch } else { rows }
     }

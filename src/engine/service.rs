@@ -3,10 +3,10 @@
 //! Threads: one loader (which becomes nothing once loaded), `N_PREPARERS` that render, tokenise and check, one per worker,
 //! one for output. **Invariant:** every submitted command is answered by exactly one ending event.
 
-//LLAMA use super::backend::llama::LlamaModel;
+use super::backend::llama::LlamaModel;
 use super::backend::scripted::ScriptedModel;
 use super::backend::{Interrupt, Model};
-use super::config::{EngineConfig, KvLayout, ModelSource};
+use super::config::{EngineConfig, ModelSource};
 use super::error::Failure;
 use super::event::{Event, SlotStats, Stats};
 use super::output;
@@ -290,9 +290,8 @@ impl Loading {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
         match self.config.source.clone() {
             ModelSource::Gguf(path) => {
-                let _ = path;
-                return Err("soon".into());
-                //                 self.open(Arc::new(model))
+                let model = LlamaModel::load(&path, &self.config, progress)?;
+                self.open(Arc::new(model))
             }
             ModelSource::Scripted(scripted) => {
                 let model = ScriptedModel::load(&scripted, &self.config, progress);
@@ -372,7 +371,6 @@ impl Loading {
             items,
             pace,
             stats,
-            is_unified: self.config.kv_layout == KvLayout::Unified,
         };
         let sink = Arc::clone(&self.sink);
         self.spawn(format!("worker-{index}"), 8 << 20, move || {

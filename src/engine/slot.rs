@@ -40,17 +40,20 @@ impl<S> Slot<S> {
 
 /// The idle slot to run `tokens` on: the one that holds the longest useful prefix, else the one idle longest.
 ///
-/// A prefix is useful when it is a tenth of the prompt or 64 tokens; a shorter one (BOS and a template's first words) is
-/// not worth losing what another conversation left in that slot.
+/// A prefix is useful when most of what the slot holds is that prefix (a conversation that goes on), or when no slot is
+/// empty and it is a tenth of the prompt or 64 tokens: a template's first words are not worth losing what another
+/// conversation left behind.
 pub(super) fn choose<S>(slots: &[Slot<S>], tokens: &[Token], partition: u64, cache_prompt: bool) -> Option<usize> {
     let idle = || slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
+    let has_empty = idle().any(|(_, slot)| slot.kept.is_empty());
     let best = idle()
         .map(|(index, slot)| (slot.common_prefix(tokens, partition), index))
         .max_by_key(|(prefix, index)| (*prefix, std::cmp::Reverse(*index)));
+    let is_useful = |prefix: usize, index: usize| {
+        prefix * 2 >= slots[index].kept.len() || (!has_empty && (prefix >= 64 || prefix * 10 >= tokens.len()))
+    };
     match best {
-        Some((prefix, index)) if cache_prompt && prefix > 0 && (prefix >= 64 || prefix * 10 >= tokens.len()) => {
-            Some(index)
-        }
+        Some((prefix, index)) if cache_prompt && prefix > 0 && is_useful(prefix, index) => Some(index),
         _ => idle().min_by_key(|(index, slot)| (!slot.kept.is_empty(), slot.served_at, *index)).map(|(index, _)| index),
     }
 }
@@ -68,6 +71,7 @@ mod tests {
         let slots = [slot(&[1, 2, 3, 4], 5), slot(&[1, 9], 1), slot(&[], 0)];
         assert_eq!(choose(&slots, &[1, 2, 3, 4, 5, 6], 0, true), Some(0));
         assert_eq!(choose(&slots, &[7, 7, 7], 0, true), Some(2), "an empty slot before somebody's cache");
+        assert_eq!(choose(&slots, &[1, 8, 8, 8], 0, true), Some(2), "one token in common is no conversation");
         assert_eq!(choose(&slots[..2], &[7, 7, 7], 0, true), Some(1), "the one idle longest");
         assert_eq!(choose(&slots, &[1, 2, 3, 4, 5], 1, true), Some(2), "another tenant's tokens don't count");
     }

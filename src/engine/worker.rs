@@ -47,8 +47,6 @@ pub(super) struct Worker<M: Model> {
     step: u64,
     rows: Vec<Row>,
     stats: Arc<Mutex<WorkerStats>>,
-    /// Whether cells are one pool over all slots.
-    is_unified: bool,
 }
 
 /// What a worker is built from.
@@ -62,7 +60,6 @@ pub(super) struct Parts<M: Model> {
     pub items: Sender<Vec<Item>>,
     pub pace: Pace,
     pub stats: Arc<Mutex<WorkerStats>>,
-    pub is_unified: bool,
 }
 
 /// The worker can't go on: its context broke and no new one could be made.
@@ -85,7 +82,6 @@ impl<M: Model> Worker<M> {
             step: 0,
             rows: Vec::new(),
             stats: parts.stats,
-            is_unified: parts.is_unified,
         }
     }
 
@@ -99,6 +95,8 @@ impl<M: Model> Worker<M> {
             }
             self.sweep_cancelled();
             self.fill_slots();
+            // Before the decode: should it kill the process, the front must know whom it was working on.
+            self.flush();
             self.make_room();
             let shares = self.plan();
             if !shares.is_empty()
@@ -171,7 +169,7 @@ impl<M: Model> Worker<M> {
                 self.slots.iter().filter_map(|slot| slot.run.as_ref()).map(|run| run.tokens.len()).sum();
             // Each run beside it needs room to grow, or it would be parked again at once.
             let margin = 32 * (n_running + 1);
-            if self.is_unified
+            if self.context.shares_cells()
                 && n_running > 0
                 && in_use + front.tokens.len() + margin > self.context.n_cells() as usize
             {
@@ -233,7 +231,7 @@ impl<M: Model> Worker<M> {
 
     /// Frees cells until every running stream, or at least the oldest run, can get its next token.
     fn make_room(&mut self) {
-        if !self.is_unified {
+        if !self.context.shares_cells() {
             return;
         }
         loop {
@@ -272,8 +270,8 @@ impl<M: Model> Worker<M> {
 
     fn plan(&self) -> Vec<Share> {
         let wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
-        let mut free = if self.is_unified { self.n_cells_free() } else { usize::MAX };
-        if self.is_unified {
+        let mut free = if self.context.shares_cells() { self.n_cells_free() } else { usize::MAX };
+        if self.context.shares_cells() {
             // Cells of idle slots count as free for prompts: they are emptied when needed (see `compute`).
             free += self.slots.iter().filter(|slot| slot.run.is_none()).map(|slot| slot.kept.len()).sum::<usize>();
         }
@@ -282,7 +280,7 @@ impl<M: Model> Worker<M> {
 
     /// Empties idle slots, least recent first, until `n_rows` cells are free.
     fn free_idle(&mut self, n_rows: usize) {
-        while self.is_unified && self.n_cells_free() < n_rows {
+        while self.context.shares_cells() && self.n_cells_free() < n_rows {
             let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none() && !slot.kept.is_empty());
             let Some(index) = idle.min_by_key(|(_, slot)| slot.served_at).map(|(index, _)| index) else { return };
             self.cut(index, 0);

@@ -1,1 +1,30 @@
+//! llama.cpp as safe, owned Rust: the only room with `unsafe`.
+//!
+//! **Invariant:** no pointer leaves this room; one owner per C object, freed once in `Drop`; a [`Context`] keeps its
+//! [`Model`] alive; no C++ exception and no Rust panic crosses the border.
+//!
+//! # Design
+//! Calls that can throw or assert go through our own C++ shim (`shim/`), which turns both into a status and a text.
+//! Plain getters are called in the sys crate directly. The safe crate `llama-cpp-2` is not used: its contexts borrow the
+//! model, and it lacks the abort callback, thread pools, chat templates and llama.cpp's sampler chain.
 
+mod chat;
+mod context;
+mod error;
+mod log;
+mod model;
+mod sampler;
+mod sys;
+
+pub use chat::{AnswerParser, Templates};
+pub use context::{Batch, Context, ContextParams, Decoded, KvElement};
+pub use error::Error;
+pub use log::init;
+pub use model::{Model, ModelParams};
+pub use sampler::{Sampler, SamplerParams};
+
+/// llama.cpp's version, as it calls itself.
+pub fn version() -> String {
+    // SAFETY: takes nothing and returns a static C string.
+    unsafe { sys::text(sys::llama_version()) }
+}

@@ -1,1 +1,10 @@
+//! What the house tells its operator: log lines and Prometheus series.
+//!
+//! **Invariant:** prompts, answers and keys never pass through here; labels come from the router and the model file, never
+//! from a client. This room uses no other room.
 
+pub mod logging;
+pub mod metrics;
+
+pub use logging::{LogConfig, LogFormat};
+pub use metrics::Metrics;

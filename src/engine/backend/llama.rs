@@ -1,2 +1,411 @@
-//! placeholder
-pub struct LlamaModel;
+//! A GGUF file through llama.cpp.
+
+use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
+use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
+use crate::engine::config::{EngineConfig, FlashAttn, KvLayout, KvType};
+use crate::engine::error::Failure;
+use crate::engine::event::Description;
+use crate::llama::{self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Templates};
+use serde_json::json;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Spinning between graphs helps only while no other process wants the core; low keeps a shared box usable.
+const POLL: u32 = 10;
+
+pub struct LlamaModel {
+    model: Arc<llama::Model>,
+    /// `None`: the template can't be compiled, with the reason.
+    templates: Result<Templates, String>,
+    pieces: Pieces,
+    control: Vec<bool>,
+    ends: Vec<bool>,
+    control_texts: Vec<String>,
+    config: EngineConfig,
+}
+
+/// Every token's bytes in one allocation: a vocabulary of 150,000 would else be as many.
+struct Pieces {
+    bytes: Vec<u8>,
+    /// Start of each token's bytes, and the end of the last.
+    starts: Vec<u32>,
+}
+
+impl Pieces {
+    fn get(&self, token: Token) -> &[u8] {
+        let range = usize::try_from(token).ok().and_then(|index| {
+            let (start, end) = (*self.starts.get(index)?, *self.starts.get(index + 1)?);
+            Some(start as usize..end as usize)
+        });
+        range.and_then(|range| self.bytes.get(range)).unwrap_or_default()
+    }
+
+    fn longest(&self) -> u32 {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(1)
+    }
+}
+
+impl LlamaModel {
+    /// Errors: what llama.cpp said of the file or the template.
+    pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {
+        llama::init().map_err(|error| error.to_string())?;
+        let params = ModelParams { n_gpu_layers: config.n_gpu_layers, use_mmap: config.mmap, use_mlock: config.mlock };
+        let model = llama::Model::load(path, params, progress);
+        let model = Arc::new(model.map_err(|error| format!("{}: {error}", path.display()))?);
+        let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
+        if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
+            // The model's own broken template only matters when somebody chats; one that was asked for matters now.
+            return Err(format!("the chat template can't be used: {error}"));
+        }
+        let n_tokens = model.vocab_flags().n_tokens;
+        let ids = || 0..i32::try_from(n_tokens).unwrap_or(i32::MAX);
+        let mut pieces = Pieces { bytes: Vec::new(), starts: vec![0] };
+        for id in ids() {
+            pieces.bytes.extend(model.piece(id));
+            pieces.starts.push(u32::try_from(pieces.bytes.len()).map_err(|_| "the vocabulary is over 4 GiB")?);
+        }
+        let control: Vec<bool> = ids().map(|id| model.is_control(id)).collect();
+        let ends = ids().map(|id| model.is_eog(id)).collect();
+        let control_texts = ids()
+            .filter(|id| model.is_control(*id))
+            .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
+            .collect();
+        Ok(Self { model, templates, pieces, control, ends, control_texts, config: config.clone() })
+    }
+
+    fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+        self.model.meta(key)?.trim().parse().ok()
+    }
+
+    /// What the model's makers suggest. Source: LLAMA_MODEL_META_KEY_SAMPLING_*, llama.h.
+    fn suggested_sampling(&self) -> Sampling {
+        let key = |name: &str| format!("general.sampling.{name}");
+        Sampling {
+            temperature: self.meta_number(&key("temp")),
+            top_k: self.meta_number(&key("top_k")),
+            top_p: self.meta_number(&key("top_p")),
+            min_p: self.meta_number(&key("min_p")),
+            repeat_last_n: self.meta_number(&key("penalty_last_n")),
+            repeat_penalty: self.meta_number(&key("penalty_repeat")),
+            xtc_probability: self.meta_number(&key("xtc_probability")),
+            xtc_threshold: self.meta_number(&key("xtc_threshold")),
+            ..Default::default()
+        }
+    }
+
+    fn n_ctx(&self) -> u32 {
+        let chosen = self.model.n_ctx_train().clamp(1, EngineConfig::DEFAULT_CTX_MAX);
+        self.config.n_ctx.unwrap_or(chosen)
+    }
+
+    fn threads(&self) -> (u32, u32) {
+        let n_threads = self.config.n_threads.unwrap_or_else(|| super::cores::for_decode(self.config.n_workers));
+        (n_threads, self.config.n_threads_batch.unwrap_or(n_threads))
+    }
+}
+
+impl Model for LlamaModel {
+    type Sampler = llama::Sampler;
+    type Context = LlamaContext;
+
+    fn describe(&self) -> Description {
+        let flags = self.model.vocab_flags();
+        let text = |token: Option<i32>| {
+            token.map(|token| String::from_utf8_lossy(self.pieces.get(token)).into_owned()).unwrap_or_default()
+        };
+        let templates = self.templates.as_ref().ok();
+        Description {
+            architecture: self.model.meta("general.architecture").unwrap_or_default(),
+            desc: self.model.desc(),
+            n_params: self.model.n_params(),
+            size_bytes: self.model.size_bytes(),
+            n_vocab: flags.n_tokens,
+            n_embd: self.model.n_embd(),
+            n_layer: self.model.n_layer(),
+            n_ctx_train: self.model.n_ctx_train(),
+            n_ctx: self.n_ctx(),
+            n_slots: self.config.n_slots * self.config.n_workers,
+            n_batch: self.config.n_batch,
+            n_ubatch: self.config.n_ubatch,
+            n_threads: self.threads().0,
+            chat_template: templates.filter(|found| found.is_explicit).map(|found| found.source.clone()),
+            supports_thinking: templates.is_some_and(|found| found.supports_thinking),
+            bos_token: text(flags.bos),
+            eos_token: text(flags.eos),
+            sampling: self.suggested_sampling(),
+            piece_bytes_max: self.pieces.longest(),
+            generates: self.model.generates(),
+            build: llama::version(),
+        }
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
+        self.model.tokenize(text, add_special, parse_special).map_err(|error| {
+            Failure::invalid("prompt", "invalid_value", format!("the text can't be tokenised: {error}"))
+        })
+    }
+
+    fn piece(&self, token: Token) -> &[u8] {
+        self.pieces.get(token)
+    }
+
+    fn is_control(&self, token: Token) -> bool {
+        usize::try_from(token).ok().and_then(|index| self.control.get(index)).copied().unwrap_or(false)
+    }
+
+    fn control_texts(&self) -> &[String] {
+        &self.control_texts
+    }
+
+    fn is_end(&self, token: Token) -> bool {
+        usize::try_from(token).ok().and_then(|index| self.ends.get(index)).copied().unwrap_or(false)
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
+        let refuse = |message: String| Failure::invalid("messages", "invalid_value", message);
+        let templates = self
+            .templates
+            .as_ref()
+            .map_err(|error| refuse(format!("the model's chat template can't be used: {error}")))?;
+        let (rendered, parser) = templates
+            .render(&request_of(prompt).to_string())
+            .map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
+        let preserved = rendered.preserved.iter().filter_map(|text| {
+            let tokens = self.model.tokenize(text, false, true).ok()?;
+            (tokens.len() == 1).then(|| tokens[0])
+        });
+        let preserved = preserved.collect();
+        let reading = match (prompt.reasoning_format, parser) {
+            (_, Some(parser)) => Reading::Parser(Box::new(Parser { parser })),
+            (ReasoningFormat::Separate, None) if !rendered.thinking_ends.is_empty() => Reading::Tags {
+                start: rendered.thinking_start,
+                ends: rendered.thinking_ends,
+                opened: rendered.thinking_opened,
+            },
+            _ => Reading::Plain,
+        };
+        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved })
+    }
+
+    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
+        let n_ctx = i32::try_from(self.n_ctx()).unwrap_or(i32::MAX);
+        let raw = sampler_params(params, n_ctx);
+        let refuse = |error: llama::Error| Failure::invalid("sampling", "invalid_value", error.to_string());
+        let mut sampler = llama::Sampler::new(&self.model, &raw).map_err(refuse)?;
+        // Only what the penalties can still see.
+        let window = raw.penalty_last_n.max(raw.dry_penalty_last_n).max(64);
+        let seen = prompt.len().saturating_sub(usize::try_from(window).unwrap_or(0));
+        sampler.accept(&prompt[seen..]).map_err(refuse)?;
+        Ok(sampler)
+    }
+
+    fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<LlamaContext, String> {
+        // Making contexts is not safe to do twice at once in llama.cpp (it may settle n_ctx_train meanwhile).
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let (n_threads, n_threads_batch) = self.threads();
+        let params = ContextParams {
+            n_ctx: self.n_ctx(),
+            n_batch: config.n_batch,
+            n_ubatch: config.n_ubatch.min(config.n_batch),
+            n_seq_max: config.n_slots,
+            n_outputs_max: config.n_slots,
+            n_threads,
+            n_threads_batch,
+            flash_attn: match config.flash_attn {
+                FlashAttn::Auto => None,
+                FlashAttn::On => Some(true),
+                FlashAttn::Off => Some(false),
+            },
+            type_k: element(config.cache_type_k),
+            type_v: element(config.cache_type_v),
+            kv_unified: config.kv_layout == KvLayout::Unified,
+            swa_full: config.swa_full,
+            offload_kqv: true,
+            poll: POLL,
+        };
+        let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
+        let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
+        let shares_cells = params.kv_unified && !self.model.is_recurrent();
+        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells })
+    }
+}
+
+/// The shim's request for a chat: messages in OpenAI's shape, which `common/chat` reads.
+fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
+    let messages: Vec<serde_json::Value> = prompt
+        .messages
+        .iter()
+        .map(|message| {
+            let mut json = json!({ "role": message.role.as_str(), "content": message.content });
+            if let Some(reasoning) = &message.reasoning {
+                json["reasoning_content"] = json!(reasoning);
+            }
+            if let Some(name) = &message.name {
+                json["name"] = json!(name);
+            }
+            if let Some(id) = &message.tool_call_id {
+                json["tool_call_id"] = json!(id);
+            }
+            if !message.tool_calls.is_empty() {
+                let calls = message.tool_calls.iter().map(|call| {
+                    let function = json!({ "name": call.name, "arguments": call.arguments });
+                    json!({ "id": call.id, "type": "function", "function": function })
+                });
+                json["tool_calls"] = calls.collect();
+            } else if message.content.is_none() {
+                // llama.cpp wants content or tool calls.
+                json["content"] = json!("");
+            }
+            json
+        })
+        .collect();
+    let mut kwargs: serde_json::Map<String, serde_json::Value> =
+        prompt.template_kwargs.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    let said = kwargs.get("enable_thinking").and_then(|value| value.as_str()).map(|value| value != "false");
+    if let Some(effort) = &prompt.reasoning_effort {
+        kwargs.entry("reasoning_effort").or_insert_with(|| json!(json!(effort).to_string()));
+    }
+    let effort_none = prompt.reasoning_effort.as_deref() == Some("none");
+    let enable_thinking = prompt.enable_thinking.or(said).unwrap_or(!effort_none);
+    json!({
+        "messages": messages,
+        "add_generation_prompt": prompt.add_generation_prompt,
+        "continue_final_message": prompt.continue_final_message,
+        "reasoning": prompt.reasoning_format == ReasoningFormat::Separate,
+        "enable_thinking": enable_thinking,
+        "kwargs": kwargs,
+    })
+}
+
+struct Parser {
+    parser: llama::AnswerParser,
+}
+
+impl AnswerParser for Parser {
+    fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)> {
+        self.parser.parse(text, is_partial).ok()
+    }
+}
+
+/// -1 means the whole context for both look-backs; llama.cpp's samplers allocate what they are told.
+fn sampler_params(params: &SamplingParams, n_ctx: i32) -> SamplerParams {
+    let look_back = |n: i32| if n < 0 { n_ctx } else { n.min(n_ctx) };
+    SamplerParams {
+        seed: params.seed,
+        min_keep: i32::try_from(params.min_keep).unwrap_or(i32::MAX),
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        typical_p: params.typical_p,
+        top_n_sigma: params.top_n_sigma,
+        xtc_probability: params.xtc_probability,
+        xtc_threshold: params.xtc_threshold,
+        temperature: params.temperature,
+        dynatemp_range: params.dynatemp_range,
+        dynatemp_exponent: params.dynatemp_exponent,
+        penalty_last_n: look_back(params.repeat_last_n),
+        penalty_repeat: params.repeat_penalty,
+        penalty_frequency: params.frequency_penalty,
+        penalty_presence: params.presence_penalty,
+        dry_multiplier: params.dry_multiplier,
+        dry_base: params.dry_base,
+        dry_allowed_length: params.dry_allowed_length,
+        // DRY copies its window; without a multiplier it is off and needs none.
+        dry_penalty_last_n: if params.dry_multiplier == 0.0 { 0 } else { look_back(params.dry_penalty_last_n) },
+        mirostat: match params.mirostat {
+            Mirostat::Off => 0,
+            Mirostat::V1 => 1,
+            Mirostat::V2 => 2,
+        },
+        mirostat_tau: params.mirostat_tau,
+        mirostat_eta: params.mirostat_eta,
+        ignore_eos: params.ignore_eos,
+        dry_breakers: params.dry_sequence_breakers.clone(),
+        logit_bias: params.logit_bias.clone(),
+        samplers: params.samplers.iter().map(|kind| kind.name()).collect(),
+    }
+}
+
+fn element(kind: KvType) -> KvElement {
+    match kind {
+        KvType::F32 => KvElement::F32,
+        KvType::F16 => KvElement::F16,
+        KvType::Bf16 => KvElement::Bf16,
+        KvType::Q8_0 => KvElement::Q8_0,
+        KvType::Q4_0 => KvElement::Q4_0,
+        KvType::Q4_1 => KvElement::Q4_1,
+        KvType::Iq4Nl => KvElement::Iq4Nl,
+        KvType::Q5_0 => KvElement::Q5_0,
+        KvType::Q5_1 => KvElement::Q5_1,
+    }
+}
+
+pub struct LlamaContext {
+    context: llama::Context,
+    batch: Batch,
+    /// Width of the sliding window; 0: all positions stay.
+    n_swa: u32,
+    shares_cells: bool,
+}
+
+/// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
+fn signed(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}
+
+impl Context for LlamaContext {
+    type Sampler = llama::Sampler;
+
+    fn n_batch(&self) -> u32 {
+        self.context.n_batch()
+    }
+
+    fn n_cells(&self) -> u32 {
+        self.context.n_ctx()
+    }
+
+    fn n_ctx_seq(&self) -> u32 {
+        self.context.n_ctx_seq()
+    }
+
+    fn shares_cells(&self) -> bool {
+        self.shares_cells
+    }
+
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        self.batch.clear();
+        for row in rows {
+            self.batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
+        }
+        match self.context.decode(&mut self.batch) {
+            Ok(Decoded::Done) => Ok(()),
+            Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
+            Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
+            Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
+            Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
+            Err(error) => Err(DecodeError::Broken(error.to_string())),
+        }
+    }
+
+    fn logits(&mut self, row: usize) -> Option<&[f32]> {
+        self.context.logits(signed(row))
+    }
+
+    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler) -> Result<Token, String> {
+        sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())
+    }
+
+    fn forget(&mut self, seq: u32, from: u32) -> bool {
+        self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false)
+    }
+
+    fn can_resume(&mut self, seq: u32, from: u32) -> bool {
+        if self.n_swa == 0 {
+            return true;
+        }
+        // Position `from` looks back n_swa positions; cells older than that may be gone, younger ones must not.
+        let oldest = self.context.seq_pos_min(signed(seq));
+        oldest >= 0 && oldest <= signed(from.saturating_sub(self.n_swa))
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Two exist: `llama` is real, `scripted` makes deterministic tokens for tests and for measuring the server itself.
 
+mod cores;
 pub mod llama;
 pub mod scripted;
 
@@ -106,6 +107,9 @@ pub trait Context {
     fn n_cells(&self) -> u32;
     /// Most positions of one sequence.
     fn n_ctx_seq(&self) -> u32;
+
+    /// Whether all sequences draw their cells from one pool.
+    fn shares_cells(&self) -> bool;
 
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;

@@ -228,6 +228,7 @@ impl Model for ScriptedModel {
             n_cells: self.n_ctx,
             n_ctx_seq: self.n_ctx_seq(),
             n_batch: config.n_batch,
+            shares_cells: config.kv_layout == KvLayout::Unified,
             held: FxHashMap::default(),
             n_decodes: 0,
             interrupt,
@@ -241,6 +242,7 @@ pub struct ScriptedContext {
     n_cells: u32,
     n_ctx_seq: u32,
     n_batch: u32,
+    shares_cells: bool,
     /// Positions each sequence holds.
     held: FxHashMap<u32, u32>,
     n_decodes: u64,
@@ -278,6 +280,10 @@ impl Context for ScriptedContext {
 
     fn n_ctx_seq(&self) -> u32 {
         self.n_ctx_seq
+    }
+
+    fn shares_cells(&self) -> bool {
+        self.shares_cells
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

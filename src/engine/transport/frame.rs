@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_went() {
         let request = GenerateRequest::new(Prompt::Text("höhe".into()));
-        let message = ToEngine::Request(RequestId(7), Command::Generate(request));
+        let message = ToEngine::Request(RequestId(7), Command::Generate(Box::new(request)));
         let bytes = encode(&message, Vec::new()).expect("encodes");
         let header = bytes[..4].try_into().expect("four bytes");
         assert_eq!(length(header).expect("in bounds"), bytes.len() - 4);

@@ -169,7 +169,7 @@ impl Link {
         }
     }
 
-    /// Until the child closes its stdout (`Ok`) or breaks the protocol.
+    /// Until the child closes its stdout or can't load (`Ok`), or breaks the protocol.
     async fn read_frames(&self, stdout: ChildStdout, life: &mut Life) -> std::io::Result<()> {
         let mut stdout = BufReader::with_capacity(64 << 10, stdout);
         let mut body = Vec::new();
@@ -184,6 +184,9 @@ impl Link {
             match frame::decode(&body)? {
                 FromEngine::Events(events) => self.router.dispatch(events),
                 FromEngine::Notice(notice) => self.notice(notice, life),
+            }
+            if life.load_failure.is_some() {
+                return Ok(());
             }
             if body.capacity() > 1 << 20 {
                 body = Vec::new();

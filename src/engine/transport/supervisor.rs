@@ -32,7 +32,7 @@ impl Backoff {
         }
         let wait = self.next;
         // A child that served and died young is more likely hit by a request than broken: grow slower.
-        self.next = (self.next * if was_ready { 2 } else { 4 }).min(if was_ready { Self::MAX / 20 } else { Self::MAX });
+        self.next = (self.next * if was_ready { 2 } else { 4 }).min(if was_ready { Self::MAX / 60 } else { Self::MAX });
         wait
     }
 }
@@ -57,6 +57,6 @@ mod tests {
     fn a_child_that_served_is_back_within_two_seconds() {
         let t0 = Instant::now();
         let mut backoff = Backoff::new(t0);
-        assert!((0..50).all(|_| backoff.died(t0, true) <= Duration::from_millis(1500)));
+        assert!((0..50).all(|_| backoff.died(t0, true) <= Duration::from_millis(500)));
     }
 }

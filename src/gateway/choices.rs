@@ -1,0 +1,60 @@
+//! Several generations as one stream of events.
+
+use crate::engine::{Event, Generation};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use std::collections::VecDeque;
+
+/// Events of all choices in order of arrival. Dropping it drops, and so cancels, every generation in it.
+pub(super) enum Choices {
+    /// One generation is awaited as it is: the usual case pays for nothing else.
+    One(Generation),
+    /// **Bound:** one future for each generation, each with its mailbox's own bound.
+    Many(FuturesUnordered<BoxFuture<'static, Arrival>>),
+    /// Nothing had to be generated.
+    Ended(VecDeque<(usize, Event)>),
+}
+
+/// A generation with the event it had to say; `None` when it has ended.
+type Arrival = (usize, Generation, Option<Event>);
+
+impl Choices {
+    pub(super) fn new(mut generations: Vec<Generation>) -> Self {
+        match generations.pop() {
+            Some(only) if generations.is_empty() => Choices::One(only),
+            last => {
+                let all = generations.into_iter().chain(last).enumerate();
+                Choices::Many(all.map(|(idx, generation)| arrival(idx, generation)).collect())
+            }
+        }
+    }
+
+    pub(super) fn ended(ends: Vec<Event>) -> Self {
+        Choices::Ended(ends.into_iter().enumerate().collect())
+    }
+
+    /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<(usize, Event)> {
+        match self {
+            Choices::One(generation) => generation.next().await.map(|event| (0, event)),
+            Choices::Ended(ends) => ends.pop_front(),
+            Choices::Many(arrivals) => loop {
+                let (idx, generation, event) = arrivals.next().await?;
+                if let Some(event) = event {
+                    if !event.is_end() {
+                        arrivals.push(arrival(idx, generation));
+                    }
+                    return Some((idx, event));
+                }
+            },
+        }
+    }
+}
+
+fn arrival(idx: usize, mut generation: Generation) -> BoxFuture<'static, Arrival> {
+    Box::pin(async move {
+        let event = generation.next().await;
+        (idx, generation, event)
+    })
+}

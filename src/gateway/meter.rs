@@ -1,0 +1,155 @@
+//! Counts a request's tokens and times as its events pass, and settles when it is dropped.
+
+use super::Caller;
+use crate::chat::Usage;
+use crate::engine::{Event, Failure};
+use crate::telemetry::Metrics;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(super) struct Meter {
+    metrics: Arc<Metrics>,
+    request_id: String,
+    /// Choices of each prompt: a prompt is counted with the first of them.
+    n_per_prompt: usize,
+    started: Instant,
+    first_token: Option<Instant>,
+    choices: Vec<Choice>,
+    n_ended: usize,
+    failed: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Choice {
+    /// The engine's own count once it is done, what was seen until then.
+    usage: Usage,
+    n_seen: u32,
+    last_token: Option<Instant>,
+}
+
+impl Meter {
+    pub(super) fn new(metrics: Arc<Metrics>, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
+        Self {
+            metrics,
+            request_id: caller.request_id.clone(),
+            n_per_prompt: n_per_prompt.max(1),
+            started: Instant::now(),
+            first_token: None,
+            choices: vec![Choice::default(); n_choices],
+            n_ended: 0,
+            failed: None,
+        }
+    }
+
+    pub(super) fn observe(&mut self, idx: usize, event: &Event) {
+        let Some(choice) = self.choices.get_mut(idx) else { return };
+        match event {
+            Event::Accepted { n_prompt } => choice.usage.prompt_tokens = *n_prompt,
+            Event::Progress { n_cached, .. } => choice.usage.cached_tokens = *n_cached,
+            Event::Delta(delta) if delta.n_tokens > 0 => {
+                let now = Instant::now();
+                if self.first_token.is_none() {
+                    self.first_token = Some(now);
+                    self.metrics.first_token(now - self.started);
+                }
+                self.metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                choice.last_token = Some(now);
+                choice.n_seen += delta.n_tokens;
+                choice.usage.completion_tokens = choice.n_seen;
+            }
+            Event::Done(done) => {
+                choice.usage = done.usage;
+                // The token that ended the turn had no delta.
+                self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                self.n_ended += 1;
+            }
+            Event::Failed(failure) => self.failed = Some(word(failure)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn n_choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Prompts once, answers of all choices.
+    pub(super) fn usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        for (idx, choice) in self.choices.iter().enumerate() {
+            if idx % self.n_per_prompt == 0 {
+                sum.prompt_tokens += choice.usage.prompt_tokens;
+                sum.cached_tokens += choice.usage.cached_tokens;
+            }
+            sum.completion_tokens += choice.usage.completion_tokens;
+            sum.reasoning_tokens += choice.usage.reasoning_tokens;
+        }
+        sum
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let usage = self.usage();
+        self.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        let outcome = match self.failed {
+            Some(word) => word,
+            None if self.n_ended == self.choices.len() => "done",
+            None => "cancelled",
+        };
+        tracing::info!(
+            request_id = self.request_id,
+            outcome,
+            n_choices = self.choices.len(),
+            prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
+            completion_tokens = usage.completion_tokens,
+            ttft_ms = self.first_token.map(|at| (at - self.started).as_millis() as u64),
+            total_ms = self.started.elapsed().as_millis() as u64,
+            "generation ended"
+        );
+    }
+}
+
+/// A failure as one word for the log; its text may name paths, so it is logged where it is handled.
+fn word(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Invalid { .. } => "invalid",
+        Failure::ContextExceeded { .. } => "context_exceeded",
+        Failure::Overloaded { .. } => "overloaded",
+        Failure::NotReady { .. } => "not_ready",
+        Failure::ShuttingDown => "shutting_down",
+        Failure::Crashed { .. } => "crashed",
+        Failure::Quarantined { .. } => "quarantined",
+        Failure::Cancelled => "cancelled",
+        Failure::Internal(_) => "internal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::{Delta, Finish};
+    use crate::engine::{Done, Timings};
+    use crate::telemetry::metrics::Reading;
+
+    #[test]
+    fn prompts_count_once_and_answers_of_all_choices() {
+        let metrics = Arc::new(Metrics::new());
+        let caller = Caller { principal: Default::default(), request_id: "req_1".into() };
+        let mut meter = Meter::new(Arc::clone(&metrics), &caller, 2, 4);
+        for idx in 0..4 {
+            meter.observe(idx, &Event::Accepted { n_prompt: 10 });
+            meter.observe(idx, &Event::Delta(Delta { content: "x".into(), n_tokens: 2, ..Default::default() }));
+        }
+        assert_eq!(meter.usage(), Usage { prompt_tokens: 20, completion_tokens: 8, ..Default::default() });
+        let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3, reasoning_tokens: 1 };
+        meter.observe(0, &Event::Done(Done { finish: Finish::EndOfTurn, usage, timings: Timings::default() }));
+        assert_eq!(
+            meter.usage(),
+            Usage { prompt_tokens: 20, cached_tokens: 4, completion_tokens: 9, reasoning_tokens: 1 }
+        );
+        drop(meter);
+        let page = metrics.page(&Reading::default());
+        assert!(page.contains("hearth_prompt_tokens_total 20") && page.contains("hearth_generated_tokens_total 9"));
+    }
+}

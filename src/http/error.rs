@@ -1,0 +1,257 @@
+//! The one map from the rooms' errors to a status, headers and the envelope a client reads.
+
+use crate::dialect::Fault;
+use crate::dialect::openai::{Problem, error_body};
+use crate::engine::Failure;
+use crate::gateway;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// What the endpoint calls its prompt; refusals of it name that field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Messages,
+    Prompt,
+    Content,
+    Tokens,
+    /// An endpoint that takes no prompt.
+    Nothing,
+}
+
+impl Asked {
+    fn param(self) -> &'static str {
+        match self {
+            Asked::Messages => "messages",
+            Asked::Prompt | Asked::Nothing => "prompt",
+            Asked::Content => "content",
+            Asked::Tokens => "tokens",
+        }
+    }
+}
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    pub(super) problem: Problem,
+    retry_after_s: Option<u32>,
+    /// Whether trying again can help, where the status alone would mislead an SDK.
+    should_retry: Option<bool>,
+    /// The connection is of no use afterwards.
+    close: bool,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
+        let problem = Problem { message: message.into(), kind, param: None, code: code.map(str::to_owned) };
+        Self { status, problem, retry_after_s: None, should_retry: None, close: false }
+    }
+
+    fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self::new(status, INVALID, Some(code), message)
+    }
+
+    /// 503: `code` says what the server is busy with.
+    fn unavailable(code: &str, message: impl Into<String>, retry_after_s: u32) -> Self {
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some(code), message);
+        // The back-off of SDKs takes integers from 1; a longer wait than a minute makes some of them give up.
+        error.retry_after_s = Some(retry_after_s.clamp(1, 60));
+        error
+    }
+
+    fn param(mut self, param: impl Into<String>) -> Self {
+        self.problem.param = Some(param.into());
+        self
+    }
+
+    fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    pub(super) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            SERVER,
+            Some("internal_error"),
+            "The server failed on this request.",
+        )
+    }
+
+    pub(super) fn unknown_url(method: &http::Method, path: &str) -> Self {
+        let path: String = path.chars().take(128).collect();
+        Self::refused(StatusCode::NOT_FOUND, "unknown_url", format!("Unknown request URL: {method} {path}."))
+    }
+
+    pub(super) fn wrong_method(method: &http::Method) -> Self {
+        let message = format!("The method {method} is not supported here; see the header Allow.");
+        Self::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
+    }
+
+    pub(super) fn forbidden(message: &str) -> Self {
+        Self::refused(StatusCode::FORBIDDEN, "insufficient_permissions", message)
+    }
+
+    pub(super) fn content_type(message: &str) -> Self {
+        Self::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", message)
+    }
+
+    pub(super) fn too_large(max: usize) -> Self {
+        let message = format!("The request body may have at most {max} bytes.");
+        Self::refused(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message).closing()
+    }
+
+    pub(super) fn body_timeout() -> Self {
+        let message = "The request body did not arrive in time.";
+        let mut error = Self::refused(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).closing();
+        error.should_retry = Some(false);
+        error
+    }
+
+    pub(super) fn broken_body() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, None, "The request body could not be read.").closing()
+    }
+
+    pub(super) fn bodies_full() -> Self {
+        Self::unavailable("server_is_overloaded", "Too many large requests are being received.", 1).closing()
+    }
+
+    pub(super) fn shutting_down() -> Self {
+        Self::unavailable("shutting_down", "The server is shutting down.", 5).closing()
+    }
+
+    /// What the gateway or the engine says, in the words of the endpoint that was asked.
+    pub(super) fn of(error: gateway::Error, asked: Asked) -> Self {
+        match error {
+            gateway::Error::Unauthorized => {
+                Self::refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "No valid API key was given.")
+            }
+            gateway::Error::UnknownModel { name } => {
+                let message = format!("The model `{name}` does not exist on this server.");
+                Self::refused(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
+            }
+            gateway::Error::Refused(refusal) => Fault::from(refusal).into(),
+            gateway::Error::Engine(failure) => Self::of_engine(failure, asked),
+        }
+    }
+
+    fn of_engine(failure: Failure, asked: Asked) -> Self {
+        match failure {
+            Failure::Invalid { field, code, message } => {
+                let field = if field == "prompt" { asked.param().to_owned() } else { field };
+                Self::refused(StatusCode::BAD_REQUEST, &code, message).param(field)
+            }
+            Failure::ContextExceeded { n_prompt, n_ctx, at_least } => {
+                let (param, least) = (asked.param(), if at_least { "at least " } else { "" });
+                // Clients match on the text "maximum context length is".
+                let message = format!(
+                    "This model's maximum context length is {n_ctx} tokens. However, your {param} resulted in \
+                     {least}{n_prompt} tokens. Please reduce the length of the {param}."
+                );
+                Self::refused(StatusCode::BAD_REQUEST, "context_length_exceeded", message).param(param)
+            }
+            Failure::Overloaded { n_places, retry_after_s } => {
+                let message = format!("All {n_places} places of this server are taken; please try again.");
+                Self::unavailable("server_is_overloaded", message, retry_after_s)
+            }
+            Failure::NotReady { reason, retry_after_s } => {
+                Self::unavailable("model_loading", format!("The model is not ready: {reason}."), retry_after_s)
+            }
+            Failure::ShuttingDown => Self::shutting_down(),
+            Failure::Quarantined { remaining_s, .. } => Self::refused(
+                StatusCode::BAD_REQUEST,
+                "request_quarantined",
+                format!("The engine crashed twice on this request; it is refused for {remaining_s} seconds."),
+            ),
+            Failure::Crashed { reason } => {
+                tracing::error!(reason, "the engine died under a request");
+                Self::internal()
+            }
+            Failure::Cancelled => {
+                tracing::error!("a request was cancelled while its client was there; this is a bug");
+                Self::internal()
+            }
+            Failure::Internal(reason) => {
+                tracing::error!(reason, "the engine failed on a request");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, fault.code, fault.message);
+        error.problem.param = fault.param;
+        error
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(error_body(&self.problem)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(should_retry) = self.should_retry {
+            let value = if should_retry { "true" } else { "false" };
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(value));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_has_the_words_clients_look_for() {
+        let failure = Failure::ContextExceeded { n_prompt: 9000, n_ctx: 8192, at_least: false };
+        let error = ApiError::of(failure.into(), Asked::Messages);
+        assert_eq!(
+            error.problem.message,
+            "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. \
+             Please reduce the length of the messages."
+        );
+        assert_eq!(error.problem.param.as_deref(), Some("messages"));
+        assert_eq!(error.problem.code.as_deref(), Some("context_length_exceeded"));
+    }
+
+    #[test]
+    fn what_a_retry_cures_says_when() {
+        for (failure, code) in [
+            (Failure::Overloaded { n_places: 4, retry_after_s: 0 }, "server_is_overloaded"),
+            (Failure::NotReady { reason: "r".into(), retry_after_s: 2 }, "model_loading"),
+            (Failure::ShuttingDown, "shutting_down"),
+        ] {
+            let error = ApiError::of(failure.into(), Asked::Prompt);
+            assert_eq!(error.problem.code.as_deref(), Some(code));
+            let response = error.into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let seconds: u32 = response.headers()[header::RETRY_AFTER].to_str().unwrap().parse().unwrap();
+            assert!(seconds >= 1);
+        }
+    }
+
+    #[test]
+    fn what_the_log_reads_is_not_what_the_client_reads() {
+        let error = ApiError::of(Failure::Internal("/models/secret.gguf".into()).into(), Asked::Prompt);
+        assert_eq!(error.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!error.problem.message.contains("secret"));
+    }
+}

@@ -1,0 +1,116 @@
+//! Handlers of OpenAI's API: extract, read, ask the gateway, write.
+
+use super::App;
+use super::body::JsonBody;
+use super::edge::{list_ignored, until_cut};
+use super::error::{ApiError, Asked};
+use super::sse::{self, Stream};
+use crate::dialect::Ignored;
+use crate::dialect::openai::{self, ChatChunks, Head, TextChunks};
+use crate::engine::TokenizeRequest;
+use crate::gateway::{Caller, Running, random_name};
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use http::{HeaderValue, header};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub(super) async fn chat(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let read = openai::chat_request(&body.bytes)?;
+    drop(body);
+    refuse_if_strict(&app, &read.ignored)?;
+    let request = read.request;
+    let (stream, include_usage) = (request.stream, request.include_usage);
+    let with_logprobs = request.output.top_logprobs.is_some();
+    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
+    let running = running.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let head = head(&app, "chatcmpl-", &running);
+    let mut response = if stream {
+        let chunks = ChatChunks::new(&head, running.n_choices(), with_logprobs);
+        sse::response(Stream { running, chunks, include_usage, asked: Asked::Messages }, &app)
+    } else {
+        let answered = until_cut(&app, running.collect()).await?;
+        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Messages))?;
+        json(openai::chat_response(&head, &answers, &usage, with_logprobs))
+    };
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+pub(super) async fn complete(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let read = openai::completion_request(&body.bytes)?;
+    drop(body);
+    refuse_if_strict(&app, &read.ignored)?;
+    let request = read.request;
+    let (stream, include_usage) = (request.stream, request.include_usage);
+    let with_logprobs = request.output.top_logprobs.is_some();
+    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
+    let running = running.map_err(|error| ApiError::of(error, Asked::Prompt))?;
+    let head = head(&app, "cmpl-", &running);
+    let mut response = if stream {
+        let chunks = TextChunks::new(&head, running.n_choices(), with_logprobs);
+        sse::response(Stream { running, chunks, include_usage, asked: Asked::Prompt }, &app)
+    } else {
+        let answered = until_cut(&app, running.collect()).await?;
+        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Prompt))?;
+        json(openai::completion_response(&head, &answers, &usage, with_logprobs))
+    };
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+/// How many tokens a chat would have, without answering it.
+pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let read = openai::chat_request(&body.bytes)?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let prompt = crate::chat::Prompt::Chat(read.request.prompt);
+    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+    let counted = until_cut(&app, app.gateway.tokenize(read.request.model.as_deref(), request)).await?;
+    let (tokenized, _) = counted.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let mut response = json(openai::input_tokens_response(tokenized.tokens.len()));
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+pub(super) async fn models(State(app): State<App>) -> Result<Response, ApiError> {
+    let description = app.gateway.description().map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let config = app.gateway.config();
+    Ok(json(openai::model_list(&config.model_id, config.n_created, &description)))
+}
+
+pub(super) async fn model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let description = app.gateway.model(Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let config = app.gateway.config();
+    Ok(json(openai::model_object(&config.model_id, config.n_created, &description)))
+}
+
+pub(super) fn refuse_if_strict(app: &App, ignored: &Ignored) -> Result<(), ApiError> {
+    if app.gateway.config().strict {
+        ignored.refuse()?;
+    }
+    Ok(())
+}
+
+pub(super) fn json(body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn head(app: &App, prefix: &str, running: &Running) -> Head {
+    Head {
+        id: random_name(prefix),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        model: app.gateway.config().model_id.clone(),
+        fingerprint: running.fingerprint().to_owned(),
+    }
+}

@@ -1,0 +1,187 @@
+//! Health, metrics, and the small endpoints of llama-server and vLLM.
+
+use super::App;
+use super::body::JsonBody;
+use super::edge::{list_ignored, until_cut};
+use super::error::{ApiError, Asked};
+use super::openai::{json, refuse_if_strict};
+use crate::chat::{Mirostat, Prompt, SamplerKind, SamplingParams};
+use crate::dialect::openai;
+use crate::engine::{EngineState, Failure};
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+pub(super) async fn root() -> &'static str {
+    "hearth is running\n"
+}
+
+/// The process lives.
+pub(super) async fn livez() -> Response {
+    json(br#"{"status":"ok"}"#.to_vec())
+}
+
+/// llama-server's health: whether a model is there, not whether there is room.
+pub(super) async fn health(State(app): State<App>) -> Response {
+    let state = app.gateway.state();
+    let (status, progress) = match &state {
+        EngineState::Ready(_) => return livez().await,
+        EngineState::Loading { progress } => ("loading", Some(*progress)),
+        EngineState::Restarting { .. } => ("restarting", None),
+        EngineState::Failed { .. } => ("failed", None),
+        EngineState::Stopped => ("stopped", None),
+    };
+    let body = json!({ "status": status, "progress": progress });
+    unready(body, &app, &state)
+}
+
+/// Whether a request would be admitted now, and if not, why.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let state = app.gateway.state();
+    let load = app.gateway.load();
+    let reason = match &state {
+        _ if app.drain.has_begun() => "shutting_down",
+        EngineState::Ready(_) if load.n_in_flight >= load.n_places => "full",
+        EngineState::Ready(_) => return json(br#"{"ready":true,"state":"ready"}"#.to_vec()),
+        EngineState::Loading { .. } => "loading",
+        EngineState::Restarting { .. } => "restarting",
+        EngineState::Failed { .. } => "failed",
+        EngineState::Stopped => "stopped",
+    };
+    let body = json!({
+        "ready": false,
+        "state": reason,
+        "reason": state.refusal().map(|refusal| refusal.to_string()),
+        "n_in_flight": load.n_in_flight,
+        "n_places": load.n_places,
+        "n_restarts": load.n_restarts,
+    });
+    unready(body, &app, &state)
+}
+
+/// 503 with `body`'s fields beside the error envelope, and when to come again.
+fn unready(mut body: Value, app: &App, state: &EngineState) -> Response {
+    let failure = match state.refusal() {
+        _ if app.drain.has_begun() => Failure::ShuttingDown,
+        Some(refusal) => refusal,
+        None => Failure::Overloaded { n_places: app.gateway.load().n_places, retry_after_s: 1 },
+    };
+    let error = ApiError::of(failure.into(), Asked::Nothing);
+    let envelope: Value = serde_json::from_slice(&openai::error_body(&error.problem)).unwrap_or_default();
+    if let (Some(error), Some(fields)) = (envelope.get("error"), body.as_object_mut()) {
+        fields.insert("error".to_owned(), error.clone());
+    }
+    let mut response = error.into_response();
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.map(|_| body.to_string().into())
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let mut response = app.gateway.metrics_page().await.into_response();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// llama-server's properties, without the model's path.
+pub(super) async fn props(State(app): State<App>) -> Result<Response, ApiError> {
+    let model = app.gateway.description().map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let params = sampling_props(&app.gateway.default_sampling(&model));
+    let body = json!({
+        "default_generation_settings": { "n_ctx": model.n_ctx, "params": params },
+        "total_slots": model.n_slots,
+        "model_alias": app.gateway.config().model_id,
+        "chat_template": model.chat_template.as_deref().unwrap_or_default(),
+        "bos_token": model.bos_token,
+        "eos_token": model.eos_token,
+        "modalities": { "vision": false, "audio": false },
+        "build_info": format!("hearth {} ({})", env!("CARGO_PKG_VERSION"), model.build),
+    });
+    Ok(json(body.to_string().into_bytes()))
+}
+
+/// Names as llama-server's `params`.
+fn sampling_props(p: &SamplingParams) -> Value {
+    json!({
+        "seed": p.seed,
+        "temperature": p.temperature,
+        "dynatemp_range": p.dynatemp_range,
+        "dynatemp_exponent": p.dynatemp_exponent,
+        "top_k": p.top_k,
+        "top_p": p.top_p,
+        "min_p": p.min_p,
+        "typical_p": p.typical_p,
+        "top_n_sigma": p.top_n_sigma,
+        "xtc_probability": p.xtc_probability,
+        "xtc_threshold": p.xtc_threshold,
+        "repeat_last_n": p.repeat_last_n,
+        "repeat_penalty": p.repeat_penalty,
+        "presence_penalty": p.presence_penalty,
+        "frequency_penalty": p.frequency_penalty,
+        "dry_multiplier": p.dry_multiplier,
+        "dry_base": p.dry_base,
+        "dry_allowed_length": p.dry_allowed_length,
+        "dry_penalty_last_n": p.dry_penalty_last_n,
+        "dry_sequence_breakers": p.dry_sequence_breakers,
+        "mirostat": match p.mirostat { Mirostat::Off => 0, Mirostat::V1 => 1, Mirostat::V2 => 2 },
+        "mirostat_tau": p.mirostat_tau,
+        "mirostat_eta": p.mirostat_eta,
+        "min_keep": p.min_keep,
+        "ignore_eos": p.ignore_eos,
+        "samplers": p.samplers.iter().map(|kind| SamplerKind::name(*kind)).collect::<Vec<_>>(),
+    })
+}
+
+/// What each slot does now; counts only, no text.
+pub(super) async fn slots(State(app): State<App>) -> Result<Response, ApiError> {
+    let stats = app.gateway.stats().await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let slot = |slot: &crate::engine::SlotStats| {
+        json!({
+            "id": slot.slot,
+            "state": slot.state,
+            "is_processing": slot.state != "idle",
+            "n_prompt_tokens": slot.n_prompt,
+            "n_prompt_tokens_processed": slot.n_computed,
+            "n_decoded": slot.n_generated,
+            "n_kept": slot.n_kept,
+        })
+    };
+    let slots: Value = stats.slots.iter().map(slot).collect();
+    Ok(json(slots.to_string().into_bytes()))
+}
+
+pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let read = openai::tokenize_request(&body.bytes)?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let (model, request) = (read.request.model, read.request.request);
+    let with_pieces = request.with_pieces;
+    let asked = if matches!(request.prompt, Prompt::Chat(_)) { Asked::Messages } else { Asked::Content };
+    let tokenized = until_cut(&app, app.gateway.tokenize(model.as_deref(), request)).await?;
+    let (tokenized, n_ctx) = tokenized.map_err(|error| ApiError::of(error, asked))?;
+    let pieces = with_pieces.then_some(tokenized.pieces.as_slice());
+    let mut response = json(openai::tokenize_response(&tokenized.tokens, pieces, n_ctx));
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+pub(super) async fn detokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let read = openai::detokenize_request(&body.bytes)?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let (model, tokens) = read.request;
+    let text = until_cut(&app, app.gateway.detokenize(model.as_deref(), tokens)).await?;
+    let text = text.map_err(|error| ApiError::of(error, Asked::Tokens))?;
+    let mut response = json(openai::detokenize_response(&text));
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+pub(super) async fn apply_template(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let read = openai::render_request(&body.bytes)?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let prompt = until_cut(&app, app.gateway.render(read.request.model.as_deref(), read.request.prompt)).await?;
+    let prompt = prompt.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let mut response = json(openai::render_response(&prompt));
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}

@@ -1,0 +1,143 @@
+//! The model's chat template and the parser of its answers, both llama.cpp's `common/chat`.
+
+use super::error::Error;
+use super::model::Model;
+use super::sys;
+use serde::Deserialize;
+use std::ffi::CString;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A model's chat template, compiled.
+#[derive(Debug)]
+pub struct Templates {
+    raw: NonNull<sys::hearth_templates>,
+    _model: Arc<Model>,
+    pub source: String,
+    pub supports_thinking: bool,
+    /// The template is the model's (or an override), not llama.cpp's fallback.
+    pub is_explicit: bool,
+}
+
+// SAFETY: constant after its making; llama-server applies one object from many threads.
+unsafe impl Send for Templates {}
+// SAFETY: as above.
+unsafe impl Sync for Templates {}
+
+/// A chat as the model reads it.
+#[derive(Debug, Default, Deserialize)]
+pub struct RenderedChat {
+    pub prompt: String,
+    pub stops: Vec<String>,
+    /// Texts of tokens that belong to the format and must be shown to the parser.
+    pub preserved: Vec<String>,
+    pub thinking_start: String,
+    pub thinking_ends: Vec<String>,
+    /// The prompt ends inside the thinking tags.
+    pub thinking_opened: bool,
+}
+
+impl Templates {
+    /// Compiles the model's template, or `override_text` in its place. A model without one gets ChatML.
+    ///
+    /// Errors: the template's syntax error.
+    pub fn new(model: &Arc<Model>, override_text: Option<&str>) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Facts {
+            source: String,
+            supports_thinking: bool,
+            is_explicit: bool,
+        }
+        let text = override_text.map(CString::new).transpose();
+        let text = text.map_err(|_| Error::Invalid("the template holds a NUL byte".into()))?;
+        let text = text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr());
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the model lives; the text is NULL or a C string.
+        sys::call(|err| unsafe { sys::hearth_templates_new(model.as_ptr(), text, &raw mut raw, err) })?;
+        let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no template and no error".into()))?;
+        let mut templates = Self {
+            raw,
+            _model: Arc::clone(model),
+            source: String::new(),
+            supports_thinking: false,
+            is_explicit: false,
+        };
+        let mut json = std::ptr::null_mut();
+        // SAFETY: the handle lives; the text that comes back is ours to free.
+        sys::call(|err| unsafe { sys::hearth_templates_info(raw.as_ptr(), &raw mut json, err) })?;
+        // SAFETY: allocated by the shim, taken once.
+        let facts: Facts = parse(&unsafe { sys::take(json) })?;
+        templates.source = facts.source;
+        templates.supports_thinking = facts.supports_thinking;
+        templates.is_explicit = facts.is_explicit;
+        Ok(templates)
+    }
+
+    /// Runs the template; `request` is the JSON that the shim's header describes. Any thread.
+    ///
+    /// Errors: what the template raised.
+    pub fn render(&self, request: &str) -> Result<(RenderedChat, Option<AnswerParser>), Error> {
+        let request = CString::new(request).map_err(|_| Error::Invalid("the chat holds a NUL byte".into()))?;
+        let (mut json, mut parser) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the handle lives; request is a C string; both results are ours.
+        sys::call(|err| unsafe {
+            sys::hearth_chat_render(self.raw.as_ptr(), request.as_ptr(), &raw mut json, &raw mut parser, err)
+        })?;
+        let parser = NonNull::new(parser).map(|raw| AnswerParser { raw });
+        // SAFETY: allocated by the shim, taken once.
+        Ok((parse(&unsafe { sys::take(json) })?, parser))
+    }
+}
+
+impl Drop for Templates {
+    fn drop(&mut self) {
+        // SAFETY: the only owner.
+        unsafe { sys::hearth_templates_free(self.raw.as_ptr()) }
+    }
+}
+
+/// Reads the answers of one rendered chat.
+#[derive(Debug)]
+pub struct AnswerParser {
+    raw: NonNull<sys::hearth_parser>,
+}
+
+// SAFETY: plain data after its making.
+unsafe impl Send for AnswerParser {}
+
+impl AnswerParser {
+    /// (reasoning, content) of the text so far. Errors when the text is not of the model's format.
+    pub fn parse(&self, text: &str, is_partial: bool) -> Result<(String, String), Error> {
+        #[derive(Deserialize)]
+        struct Read {
+            content: String,
+            reasoning: String,
+        }
+        let mut json = std::ptr::null_mut();
+        // SAFETY: the text is described by its length; the result is ours to free.
+        sys::call(|err| unsafe {
+            sys::hearth_parser_parse(
+                self.raw.as_ptr(),
+                text.as_ptr().cast(),
+                text.len(),
+                is_partial,
+                &raw mut json,
+                err,
+            )
+        })?;
+        // SAFETY: allocated by the shim, taken once.
+        let read: Read = parse(&unsafe { sys::take(json) })?;
+        Ok((read.reasoning, read.content))
+    }
+}
+
+impl Drop for AnswerParser {
+    fn drop(&mut self) {
+        // SAFETY: the only owner.
+        unsafe { sys::hearth_parser_free(self.raw.as_ptr()) }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, Error> {
+    serde_json::from_str(json).map_err(|error| Error::Exception(format!("the shim's JSON can't be read: {error}")))
+}

@@ -1,0 +1,279 @@
+//! The KV cache and the forward pass.
+
+use super::error::Error;
+use super::model::Model;
+use super::sys;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Element types of a KV cache. Source: enum ggml_type, ggml.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvElement {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Iq4Nl,
+    Q5_0,
+    Q5_1,
+}
+
+impl KvElement {
+    fn raw(self) -> i32 {
+        let raw = match self {
+            KvElement::F32 => sys::GGML_TYPE_F32,
+            KvElement::F16 => sys::GGML_TYPE_F16,
+            KvElement::Bf16 => sys::GGML_TYPE_BF16,
+            KvElement::Q8_0 => sys::GGML_TYPE_Q8_0,
+            KvElement::Q4_0 => sys::GGML_TYPE_Q4_0,
+            KvElement::Q4_1 => sys::GGML_TYPE_Q4_1,
+            KvElement::Iq4Nl => sys::GGML_TYPE_IQ4_NL,
+            KvElement::Q5_0 => sys::GGML_TYPE_Q5_0,
+            KvElement::Q5_1 => sys::GGML_TYPE_Q5_1,
+        };
+        raw.cast_signed()
+    }
+}
+
+/// Shape of a context. Source: llama_context_params, llama.h.
+#[derive(Debug, Clone, Copy)]
+pub struct ContextParams {
+    pub n_ctx: u32,
+    pub n_batch: u32,
+    pub n_ubatch: u32,
+    pub n_seq_max: u32,
+    /// Most output rows in one decode; the compute buffer holds a row of n_vocab f32 for each.
+    pub n_outputs_max: u32,
+    pub n_threads: u32,
+    pub n_threads_batch: u32,
+    /// `None`: llama.cpp decides.
+    pub flash_attn: Option<bool>,
+    pub type_k: KvElement,
+    pub type_v: KvElement,
+    pub kv_unified: bool,
+    pub swa_full: bool,
+    pub offload_kqv: bool,
+    /// How long threads spin for work between graphs, 0..=100.
+    pub poll: u32,
+}
+
+/// Rows of one decode: tokens with their places.
+#[derive(Debug, Default)]
+pub struct Batch {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    n_seq_ids: Vec<i32>,
+    seq_ids: Vec<i32>,
+    outputs: Vec<i8>,
+}
+
+impl Batch {
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.n_seq_ids.clear();
+        self.seq_ids.clear();
+        self.outputs.clear();
+    }
+
+    pub fn push(&mut self, token: i32, position: i32, seq: i32, output: bool) {
+        self.tokens.push(token);
+        self.positions.push(position);
+        self.n_seq_ids.push(1);
+        self.seq_ids.push(seq);
+        self.outputs.push(i8::from(output));
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// How a decode ended. Source: llama_decode, llama.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decoded {
+    Done,
+    /// No free KV cells for the batch; nothing changed.
+    NoKvSlot,
+    /// The interrupt said so; finished ubatches stay in the memory.
+    Aborted,
+    /// The batch was refused before anything was computed.
+    InvalidBatch,
+    /// The computation failed; what the memory holds is unknown.
+    Failed(i32),
+}
+
+/// A context; belongs to one thread at a time.
+pub struct Context {
+    raw: NonNull<sys::llama_context>,
+    pool: *mut sys::hearth_pool,
+    /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
+    _interrupt: Box<Interrupt>,
+    _model: Arc<Model>,
+    params: ContextParams,
+    n_vocab: usize,
+}
+
+type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
+
+// SAFETY: a context has no thread-local state; `&mut self` on everything that computes keeps it to one thread at a time.
+unsafe impl Send for Context {}
+
+impl Context {
+    /// Allocates the KV cache and compute buffers. `interrupt` is asked about once per graph node on CPU backends.
+    ///
+    /// Errors: what llama.cpp logged, such as a cache type that needs flash attention.
+    /// Source: llama_init_from_model, llama.h.
+    pub fn new(model: &Arc<Model>, params: ContextParams, interrupt: Interrupt) -> Result<Self, Error> {
+        let interrupt = Box::new(interrupt);
+        let user: *const Interrupt = &raw const *interrupt;
+        let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+        let raw_params = sys::hearth_context_params {
+            n_ctx: params.n_ctx,
+            n_batch: params.n_batch,
+            n_ubatch: params.n_ubatch,
+            n_seq_max: params.n_seq_max,
+            n_outputs_max: params.n_outputs_max,
+            n_threads: signed(params.n_threads),
+            n_threads_batch: signed(params.n_threads_batch),
+            flash_attn: params.flash_attn.map_or(-1, i32::from),
+            type_k: params.type_k.raw(),
+            type_v: params.type_v.raw(),
+            kv_unified: params.kv_unified,
+            swa_full: params.swa_full,
+            offload_kqv: params.offload_kqv,
+            abort: Some(on_abort_query),
+            abort_user: user.cast_mut().cast(),
+        };
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the model lives (this context keeps it); `raw_params` outlives the call, and the interrupt the context.
+        sys::call(|err| unsafe { sys::hearth_context_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;
+        let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no context and no error".into()))?;
+        let n_vocab = model.vocab_flags().n_tokens as usize;
+        let mut context =
+            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, _model: Arc::clone(model), params, n_vocab };
+        context.attach_pool()?;
+        Ok(context)
+    }
+
+    /// Without a pool of its own ggml starts threads anew for every graph.
+    fn attach_pool(&mut self) -> Result<(), Error> {
+        if self.params.n_threads <= 1 && self.params.n_threads_batch <= 1 {
+            return Ok(());
+        }
+        let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+        let (n, n_batch) = (signed(self.params.n_threads), signed(self.params.n_threads_batch));
+        let poll = self.params.poll;
+        let mut pool = std::ptr::null_mut();
+        // SAFETY: the context lives; the pool is freed after it (see Drop).
+        sys::call(|err| unsafe { sys::hearth_pool_attach(self.raw.as_ptr(), n, n_batch, poll, &raw mut pool, err) })?;
+        self.pool = pool;
+        Ok(())
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
+        self.raw.as_ptr()
+    }
+
+    /// KV cells in all (llama.cpp rounds what was asked for).
+    pub fn n_ctx(&self) -> u32 {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_n_ctx(self.raw.as_ptr()) }
+    }
+
+    /// Most positions of one sequence.
+    pub fn n_ctx_seq(&self) -> u32 {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_n_ctx_seq(self.raw.as_ptr()) }
+    }
+
+    pub fn n_batch(&self) -> u32 {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_n_batch(self.raw.as_ptr()) }
+    }
+
+    /// One forward pass over `batch`; the KV cache grows by its rows.
+    ///
+    /// Shapes: 1..=n_batch rows in; one row of n_vocab f32 logits per output row, addressed by its row in the batch.
+    /// Errors: `Assertion`, `Exception`: the context must be thrown away.
+    /// Source: llama_decode, llama.h.
+    pub fn decode(&mut self, batch: &mut Batch) -> Result<Decoded, Error> {
+        let n = i32::try_from(batch.n_rows()).map_err(|_| Error::Invalid("the batch has too many rows".into()))?;
+        // llama.cpp asserts on more than n_batch rows, and has no use for none.
+        if n == 0 || batch.n_rows() > self.n_batch() as usize {
+            return Ok(Decoded::InvalidBatch);
+        }
+        // Pointers to each row's sequence id; built anew, since the vector may have moved.
+        let base = batch.seq_ids.as_mut_ptr();
+        // SAFETY: `row` stays below the length of `seq_ids`.
+        let mut seq_ids: Vec<*mut i32> = (0..batch.n_rows()).map(|row| unsafe { base.add(row) }).collect();
+        let raw = sys::llama_batch {
+            n_tokens: n,
+            token: batch.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: batch.positions.as_mut_ptr(),
+            n_seq_id: batch.n_seq_ids.as_mut_ptr(),
+            seq_id: seq_ids.as_mut_ptr(),
+            logits: batch.outputs.as_mut_ptr(),
+        };
+        let mut code = 0;
+        // SAFETY: every array has n_tokens elements and outlives the call.
+        sys::call(|err| unsafe { sys::hearth_decode(self.raw.as_ptr(), &raw const raw, &raw mut code, err) })?;
+        Ok(match code {
+            0 => Decoded::Done,
+            1 => Decoded::NoKvSlot,
+            2 => Decoded::Aborted,
+            -1 => Decoded::InvalidBatch,
+            other => Decoded::Failed(other),
+        })
+    }
+
+    /// The logits of the last decode's row `row`; `None` when that row was not an output.
+    /// Shape: n_vocab f32. Source: llama_get_logits_ith, llama.h.
+    pub fn logits(&mut self, row: i32) -> Option<&[f32]> {
+        // SAFETY: llama.cpp checks the row and answers NULL for one without logits.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+        if logits.is_null() {
+            return None;
+        }
+        // SAFETY: it points to n_vocab floats that stay until the next decode, which needs `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
+    }
+
+    /// Forgets positions `from..` of a sequence; `false` when this memory can't (nothing changed then).
+    /// Source: llama_memory_seq_rm, llama.h.
+    pub fn seq_rm(&mut self, seq: i32, from: i32) -> Result<bool, Error> {
+        let mut removed = false;
+        // SAFETY: the context lives; the shim catches what is thrown for a bad sequence.
+        sys::call(|err| unsafe { sys::hearth_seq_rm(self.raw.as_ptr(), seq, from, -1, &raw mut removed, err) })?;
+        Ok(removed)
+    }
+
+    /// The smallest position a sequence holds in all parts of its memory; negative when it holds nothing.
+    /// Source: llama_memory_seq_pos_min, llama.h.
+    pub fn seq_pos_min(&mut self, seq: i32) -> i32 {
+        // SAFETY: `seq` is below n_seq_max, which the caller made the context with.
+        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), seq) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the only owner; the pool is still attached and outlives the context.
+        unsafe { sys::llama_free(self.raw.as_ptr()) };
+        if !self.pool.is_null() {
+            // SAFETY: made by the shim, freed once, and the context that used it is gone.
+            unsafe { sys::hearth_pool_free(self.pool) };
+        }
+    }
+}
+
+unsafe extern "C" fn on_abort_query(user: *mut c_void) -> bool {
+    // SAFETY: `user` is the context's boxed interrupt, which outlives the context.
+    let interrupt = unsafe { &*user.cast_const().cast::<Interrupt>() };
+    // A panic must not unwind into C; it ends the decode instead.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| interrupt())).unwrap_or(true)
+}

@@ -1,0 +1,135 @@
+//! llama.cpp's sampler chain.
+
+use super::context::Context;
+use super::error::Error;
+use super::model::Model;
+use super::sys;
+use std::ffi::{CString, c_char};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// The values of `common_params_sampling` (common/common.h) that hearth sets; ranges are the caller's business.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerParams {
+    pub seed: u32,
+    pub min_keep: i32,
+    pub top_k: i32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub typical_p: f32,
+    pub top_n_sigma: f32,
+    pub xtc_probability: f32,
+    pub xtc_threshold: f32,
+    pub temperature: f32,
+    pub dynatemp_range: f32,
+    pub dynatemp_exponent: f32,
+    pub penalty_last_n: i32,
+    pub penalty_repeat: f32,
+    pub penalty_frequency: f32,
+    pub penalty_presence: f32,
+    pub dry_multiplier: f32,
+    pub dry_base: f32,
+    pub dry_allowed_length: i32,
+    pub dry_penalty_last_n: i32,
+    pub mirostat: i32,
+    pub mirostat_tau: f32,
+    pub mirostat_eta: f32,
+    pub ignore_eos: bool,
+    pub dry_breakers: Vec<String>,
+    pub logit_bias: Vec<(i32, f32)>,
+    /// Names of `common_sampler_types_from_names`, in order.
+    pub samplers: Vec<&'static str>,
+}
+
+/// A request's chain with its random state.
+#[derive(Debug)]
+pub struct Sampler {
+    raw: NonNull<sys::hearth_sampler>,
+    /// The chain points into the vocabulary.
+    _model: Arc<Model>,
+}
+
+// SAFETY: a chain has no thread-local state; it is used by one thread at a time, which `&mut self` ensures.
+unsafe impl Send for Sampler {}
+
+impl Sampler {
+    /// Errors: `Invalid` for a value that llama.cpp itself refuses. Source: common_sampler_init, common/sampling.h.
+    pub fn new(model: &Arc<Model>, params: &SamplerParams) -> Result<Self, Error> {
+        let c_texts = |texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<CString>, Error> {
+            let texts =
+                texts.map(|text| CString::new(text).map_err(|_| Error::Invalid("a text holds a NUL byte".into())));
+            texts.collect()
+        };
+        let breakers = c_texts(&mut params.dry_breakers.iter().map(String::as_str))?;
+        let samplers = c_texts(&mut params.samplers.iter().copied())?;
+        let breakers_raw: Vec<*const c_char> = breakers.iter().map(|text| text.as_ptr()).collect();
+        let samplers_raw: Vec<*const c_char> = samplers.iter().map(|text| text.as_ptr()).collect();
+        let bias: Vec<sys::llama_logit_bias> = params
+            .logit_bias
+            .iter()
+            .map(|(token, bias)| sys::llama_logit_bias { token: *token, bias: *bias })
+            .collect();
+        let raw_params = sys::hearth_sampler_params {
+            seed: params.seed,
+            min_keep: params.min_keep,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            typical_p: params.typical_p,
+            top_n_sigma: params.top_n_sigma,
+            xtc_probability: params.xtc_probability,
+            xtc_threshold: params.xtc_threshold,
+            temperature: params.temperature,
+            dynatemp_range: params.dynatemp_range,
+            dynatemp_exponent: params.dynatemp_exponent,
+            penalty_last_n: params.penalty_last_n,
+            penalty_repeat: params.penalty_repeat,
+            penalty_frequency: params.penalty_frequency,
+            penalty_presence: params.penalty_presence,
+            dry_multiplier: params.dry_multiplier,
+            dry_base: params.dry_base,
+            dry_allowed_length: params.dry_allowed_length,
+            dry_penalty_last_n: params.dry_penalty_last_n,
+            mirostat: params.mirostat,
+            mirostat_tau: params.mirostat_tau,
+            mirostat_eta: params.mirostat_eta,
+            ignore_eos: params.ignore_eos,
+            dry_breakers: breakers_raw.as_ptr(),
+            n_dry_breakers: breakers_raw.len(),
+            logit_bias: bias.as_ptr(),
+            n_logit_bias: bias.len(),
+            samplers: samplers_raw.as_ptr(),
+            n_samplers: samplers_raw.len(),
+        };
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: every array outlives the call and is described by its length; the shim copies them.
+        sys::call(|err| unsafe { sys::hearth_sampler_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;
+        let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no sampler and no error".into()))?;
+        Ok(Self { raw, _model: Arc::clone(model) })
+    }
+
+    /// Shows it tokens of the prompt, which penalties count.
+    pub fn accept(&mut self, tokens: &[i32]) -> Result<(), Error> {
+        // SAFETY: the array is described by its length.
+        sys::call(|err| unsafe { sys::hearth_sampler_accept(self.raw.as_ptr(), tokens.as_ptr(), tokens.len(), err) })
+    }
+
+    /// Chooses from output row `row` of the context's last decode, and accepts the choice.
+    ///
+    /// Errors: `Assertion` when the row has no logits.
+    pub fn sample(&mut self, context: &mut Context, row: i32) -> Result<i32, Error> {
+        let mut token = 0;
+        // SAFETY: both objects live and are used by this thread only.
+        sys::call(|err| unsafe {
+            sys::hearth_sampler_sample(self.raw.as_ptr(), context.as_ptr(), row, &raw mut token, err)
+        })?;
+        Ok(token)
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        // SAFETY: the only owner.
+        unsafe { sys::hearth_sampler_free(self.raw.as_ptr()) }
+    }
+}

@@ -1,0 +1,137 @@
+// The C ABI between hearth and llama.cpp: what throws, asserts or exists in C++ only.
+//
+// Every function that returns int32_t answers HEARTH_OK or another status and then puts a text into *err (free it with
+// hearth_string_free). No policy and no state but handles. Plain getters are called in llama.h directly.
+#pragma once
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define HEARTH_OK 0
+#define HEARTH_INVALID (-1)   // the arguments are to blame
+#define HEARTH_EXCEPTION (-2) // a C++ exception
+#define HEARTH_ASSERT (-3)    // GGML_ASSERT or GGML_ABORT: the object must be thrown away
+
+typedef struct hearth_templates hearth_templates;
+typedef struct hearth_parser hearth_parser;
+typedef struct hearth_sampler hearth_sampler;
+typedef struct hearth_pool hearth_pool;
+
+// Once per process, before anything else. `log` may be called from any thread.
+int32_t hearth_init(ggml_log_callback log, void * user, char ** err);
+void hearth_string_free(char * text);
+
+typedef struct hearth_model_params {
+    int32_t n_gpu_layers; // negative: all
+    bool use_mmap;
+    bool use_mlock;
+    llama_progress_callback progress;
+    void * progress_user;
+} hearth_model_params;
+
+int32_t hearth_model_load(const char * path, const hearth_model_params * params, struct llama_model ** out, char ** err);
+// The text of a metadata key, NULL when absent; `text` is owned by the caller.
+int32_t hearth_model_meta(const struct llama_model * model, const char * key, char ** text, char ** err);
+
+typedef struct hearth_context_params {
+    uint32_t n_ctx;
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    uint32_t n_outputs_max; // most output rows of one ubatch
+    int32_t n_threads;
+    int32_t n_threads_batch;
+    int32_t flash_attn; // -1 auto, 0 off, 1 on
+    int32_t type_k;     // enum ggml_type
+    int32_t type_v;
+    bool kv_unified;
+    bool swa_full;
+    bool offload_kqv;
+    ggml_abort_callback abort; // asked during a decode; may be NULL
+    void * abort_user;
+} hearth_context_params;
+
+int32_t hearth_context_new(struct llama_model * model, const hearth_context_params * params,
+                           struct llama_context ** out, char ** err);
+// Threads of their own for a context's graphs, attached to it; free the pool after the context.
+int32_t hearth_pool_attach(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch, uint32_t poll,
+                           hearth_pool ** out, char ** err);
+void hearth_pool_free(hearth_pool * pool);
+
+// llama_decode; *code is its result when the status is HEARTH_OK.
+int32_t hearth_decode(struct llama_context * ctx, const struct llama_batch * batch, int32_t * code, char ** err);
+// llama_memory_seq_rm; *removed tells whether the memory could do it.
+int32_t hearth_seq_rm(struct llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, bool * removed, char ** err);
+
+// llama_tokenize; *n is the number of tokens, also when it exceeds `cap` (then nothing useful is in `out`).
+int32_t hearth_tokenize(const struct llama_vocab * vocab, const char * text, size_t len, llama_token * out, size_t cap,
+                        bool add_special, bool parse_special, size_t * n, char ** err);
+
+// The model's chat templates, or `override` in their place. NULL and HEARTH_OK never go together.
+int32_t hearth_templates_new(const struct llama_model * model, const char * override, hearth_templates ** out, char ** err);
+void hearth_templates_free(hearth_templates * templates);
+// JSON: {"source", "supports_thinking", "is_explicit"}.
+int32_t hearth_templates_info(const hearth_templates * templates, char ** json, char ** err);
+// `request`: {"messages" (OpenAI's shape), "add_generation_prompt", "continue_final_message", "reasoning", "enable_thinking",
+// "kwargs": {name: JSON text}}. `json`: {"prompt", "stops", "preserved", "thinking_start", "thinking_ends", "thinking_opened"}.
+// *parser reads the answer; it is NULL where tags are all there is to read.
+// Any thread.
+int32_t hearth_chat_render(hearth_templates * templates, const char * request, char ** json, hearth_parser ** parser,
+                           char ** err);
+void hearth_parser_free(hearth_parser * parser);
+// JSON: {"content", "reasoning"}.
+int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** json,
+                            char ** err);
+
+typedef struct hearth_sampler_params {
+    uint32_t seed;
+    int32_t min_keep;
+    int32_t top_k;
+    float top_p;
+    float min_p;
+    float typical_p;
+    float top_n_sigma;
+    float xtc_probability;
+    float xtc_threshold;
+    float temperature;
+    float dynatemp_range;
+    float dynatemp_exponent;
+    int32_t penalty_last_n;
+    float penalty_repeat;
+    float penalty_frequency;
+    float penalty_presence;
+    float dry_multiplier;
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_penalty_last_n;
+    int32_t mirostat;
+    float mirostat_tau;
+    float mirostat_eta;
+    bool ignore_eos;
+    const char * const * dry_breakers;
+    size_t n_dry_breakers;
+    const llama_logit_bias * logit_bias;
+    size_t n_logit_bias;
+    const char * const * samplers; // names in order
+    size_t n_samplers;
+} hearth_sampler_params;
+
+int32_t hearth_sampler_new(const struct llama_model * model, const hearth_sampler_params * params, hearth_sampler ** out,
+                           char ** err);
+void hearth_sampler_free(hearth_sampler * sampler);
+// Shows the sampler tokens that it did not choose (the prompt).
+int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, char ** err);
+// Chooses a token from output row `row` of the last decode and accepts it.
+int32_t hearth_sampler_sample(hearth_sampler * sampler, struct llama_context * ctx, int32_t row, llama_token * token,
+                              char ** err);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,245 @@
+//! Every Prometheus series, on one page.
+//!
+//! # Design
+//! An own registry instead of the crate's global one: two servers in one process (as in tests) do not share counters.
+//! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Seconds of a whole request: from a tokenizer call to a long answer on a small device.
+const REQUEST_BUCKETS: [f64; 14] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const TTFT_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+const GAP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
+
+/// All series. Cheap to update from any thread.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    prompt_tokens: IntCounter,
+    prompt_tokens_cached: IntCounter,
+    generated_tokens: IntCounter,
+    ttft: Histogram,
+    gap: Histogram,
+    connections: IntGauge,
+    /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
+    scraped: Mutex<Scraped>,
+}
+
+struct Scraped {
+    queue_length: IntGauge,
+    slots_busy: IntGauge,
+    slots_total: IntGauge,
+    kv_used_ratio: Gauge,
+    engine_restarts: IntGauge,
+    model_info: IntGaugeVec,
+}
+
+/// What the engine says about itself at the moment of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    pub n_queued: u64,
+    pub n_slots_busy: u64,
+    pub n_slots: u64,
+    pub kv_used_ratio: f64,
+    pub n_restarts: u64,
+    pub model: Option<ModelLabels>,
+}
+
+/// Labels of `hearth_model_info`; from the operator and the model file only.
+#[derive(Debug, Clone)]
+pub struct ModelLabels {
+    pub model: String,
+    pub quant: String,
+    pub n_ctx: u32,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let requests = add(
+            r,
+            IntCounterVec::new(
+                Opts::new("hearth_requests_total", "Requests answered, by matched route and status."),
+                &["path", "status"],
+            ),
+        );
+        let request_seconds = add(
+            r,
+            HistogramVec::new(
+                histogram(
+                    "hearth_request_duration_seconds",
+                    "From a request's head to the end of its answer.",
+                    &REQUEST_BUCKETS,
+                ),
+                &["path"],
+            ),
+        );
+        #[cfg(target_os = "linux")]
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("process_* is registered once; twice is a bug");
+        Self {
+            requests,
+            request_seconds,
+            prompt_tokens: counter(r, "hearth_prompt_tokens_total", "Prompt tokens, cached ones included."),
+            prompt_tokens_cached: counter(
+                r,
+                "hearth_prompt_tokens_cached_total",
+                "Prompt tokens found in the KV cache.",
+            ),
+            generated_tokens: counter(r, "hearth_generated_tokens_total", "Tokens generated."),
+            ttft: add(
+                r,
+                Histogram::with_opts(histogram(
+                    "hearth_time_to_first_token_seconds",
+                    "From a generation's start to its first token.",
+                    &TTFT_BUCKETS,
+                )),
+            ),
+            gap: add(
+                r,
+                Histogram::with_opts(histogram(
+                    "hearth_inter_token_seconds",
+                    "Time between two tokens of one answer.",
+                    &GAP_BUCKETS,
+                )),
+            ),
+            connections: gauge(r, "hearth_connections", "Client connections open."),
+            scraped: Mutex::new(Scraped {
+                queue_length: gauge(r, "hearth_queue_length", "Requests accepted that wait for a slot."),
+                slots_busy: gauge(r, "hearth_slots_busy", "Slots that work on a request."),
+                slots_total: gauge(r, "hearth_slots_total", "Slots."),
+                kv_used_ratio: add(r, Gauge::new("hearth_kv_cache_used_ratio", "Part of the KV cells in use, 0 to 1.")),
+                engine_restarts: gauge(r, "hearth_engine_restarts", "Times the engine was started again."),
+                model_info: add(
+                    r,
+                    IntGaugeVec::new(
+                        Opts::new("hearth_model_info", "The model being served; always 1."),
+                        &["model", "quant", "n_ctx"],
+                    ),
+                ),
+            }),
+            registry,
+        }
+    }
+
+    /// One request ended. `path` is the matched route (`/v1/models/{id}`), never what the client wrote.
+    pub fn request(&self, path: &str, status: u16, took: Duration) {
+        self.requests.with_label_values(&[path, &status.to_string()]).inc();
+        self.request_seconds.with_label_values(&[path]).observe(took.as_secs_f64());
+    }
+
+    pub fn prompt(&self, n_tokens: u32, n_cached: u32) {
+        self.prompt_tokens.inc_by(n_tokens.into());
+        self.prompt_tokens_cached.inc_by(n_cached.into());
+    }
+
+    pub fn first_token(&self, after: Duration) {
+        self.ttft.observe(after.as_secs_f64());
+    }
+
+    /// `n_tokens` came together, `gap` after the ones before them; each counts with its share of the gap.
+    pub fn tokens(&self, n_tokens: u32, gap: Option<Duration>) {
+        self.generated_tokens.inc_by(n_tokens.into());
+        if let (Some(gap), 1..) = (gap, n_tokens) {
+            let each = gap.as_secs_f64() / f64::from(n_tokens);
+            (0..n_tokens).for_each(|_| self.gap.observe(each));
+        }
+    }
+
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    /// The page a scraper reads: `text/plain; version=0.0.4`.
+    pub fn page(&self, reading: &Reading) -> String {
+        let scraped = self.scraped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        scraped.queue_length.set(saturate(reading.n_queued));
+        scraped.slots_busy.set(saturate(reading.n_slots_busy));
+        scraped.slots_total.set(saturate(reading.n_slots));
+        scraped.kv_used_ratio.set(reading.kv_used_ratio);
+        scraped.engine_restarts.set(saturate(reading.n_restarts));
+        scraped.model_info.reset();
+        if let Some(labels) = &reading.model {
+            let n_ctx = labels.n_ctx.to_string();
+            scraped.model_info.with_label_values(&[&labels.model, &labels.quant, &n_ctx]).set(1);
+        }
+        let mut page = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        page
+    }
+}
+
+fn saturate(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Registers what was just declared. Both steps fail only on a name that is invalid or declared twice on this page.
+fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, series: prometheus::Result<C>) -> C {
+    let series = series.expect("a series on this page has an invalid name; this is a bug");
+    registry.register(Box::new(series.clone())).expect("a series on this page is declared twice; this is a bug");
+    series
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    add(registry, IntCounter::new(name, help))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    add(registry, IntGauge::new(name, help))
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(buckets.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_help_and_type_and_its_value() {
+        let metrics = Metrics::new();
+        metrics.request("/v1/chat/completions", 200, Duration::from_millis(20));
+        metrics.prompt(10, 4);
+        metrics.first_token(Duration::from_millis(3));
+        metrics.tokens(1, None);
+        metrics.tokens(4, Some(Duration::from_millis(8)));
+        let model = ModelLabels { model: "m".into(), quant: "Q4_0".into(), n_ctx: 128 };
+        let page = metrics.page(&Reading { n_slots: 4, kv_used_ratio: 0.5, model: Some(model), ..Default::default() });
+        for line in [
+            "# TYPE hearth_requests_total counter",
+            "hearth_requests_total{path=\"/v1/chat/completions\",status=\"200\"} 1",
+            "hearth_prompt_tokens_total 10",
+            "hearth_prompt_tokens_cached_total 4",
+            "hearth_generated_tokens_total 5",
+            "hearth_time_to_first_token_seconds_count 1",
+            "hearth_inter_token_seconds_count 4",
+            "hearth_slots_total 4",
+            "hearth_kv_cache_used_ratio 0.5",
+            "hearth_model_info{model=\"m\",n_ctx=\"128\",quant=\"Q4_0\"} 1",
+        ] {
+            assert!(page.contains(line), "{line} is missing in\n{page}");
+        }
+        #[cfg(target_os = "linux")]
+        assert!(page.contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,177 @@
+//! What happens when the engine's process dies: real processes, real signals.
+
+use hearth::chat::{ChatPrompt, Message, Prompt, Role};
+use hearth::engine::config::{ModelSource, ScriptedConfig};
+use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// Tests here look at this process's children and descriptors, so they take turns.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn start(source: ModelSource) -> Engine {
+    let mut config = EngineConfig::new(source);
+    (config.n_slots, config.n_threads) = (8, Some(1));
+    let engine = Engine::start(config, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() });
+    ready(&engine).await;
+    engine
+}
+
+async fn ready(engine: &Engine) {
+    let mut watch = engine.watch();
+    let is_ready = watch.wait_for(|state| matches!(state, EngineState::Ready(_)));
+    tokio::time::timeout(Duration::from_secs(10), is_ready).await.expect("ready in time").expect("the engine lives");
+}
+
+fn chat(text: &str) -> GenerateRequest {
+    let mut request = GenerateRequest::new(Prompt::Chat(ChatPrompt::new(vec![Message::new(Role::User, text)])));
+    request.sampling.ignore_eos = true;
+    request
+}
+
+async fn ending(mut generation: Generation) -> Option<Failure> {
+    let mut end = None;
+    while let Some(event) = generation.next().await {
+        if let Event::Failed(failure) = event {
+            end = Some(failure);
+        }
+    }
+    end
+}
+
+/// Process ids of this process's `hearth engine` children.
+fn engines() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").expect("this is Linux").flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<String> =
+        lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+    let is_engine = |pid: &String| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.windows(7).any(|window| window == b"\0engine")
+    };
+    pids.into_iter().filter(is_engine).collect()
+}
+
+fn kill(pid: &str) {
+    let status = std::process::Command::new("kill").args(["-9", pid]).status().expect("kill runs");
+    assert!(status.success());
+}
+
+fn n_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").expect("this is Linux").count()
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("this is Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_under_eight_streams_hang_nothing_and_leak_nothing() {
+    let _turn = TURN.lock().await;
+    let engine = start(ModelSource::Gguf(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hearth-demo.gguf").into())).await;
+    let mut before = (0, 0);
+    let (mut slowest_error, mut slowest_ready) = (Duration::ZERO, Duration::ZERO);
+    for round in 0..20 {
+        let streams: Vec<_> = (0..8)
+            .map(|stream| {
+                let mut generation =
+                    engine.generate(chat(&format!("round {round}, stream {stream}"))).expect("a place");
+                tokio::spawn(async move {
+                    while !matches!(generation.next().await, Some(Event::Delta(_))) {}
+                    generation
+                })
+            })
+            .collect();
+        let mut running = Vec::new();
+        for stream in streams {
+            running.push(stream.await.expect("it streams"));
+        }
+        let pids = engines();
+        assert_eq!(pids.len(), 1);
+        let killed = Instant::now();
+        kill(&pids[0]);
+        for generation in running {
+            let failure = ending(generation).await;
+            assert!(matches!(failure, Some(Failure::Crashed { .. })), "{failure:?}");
+        }
+        slowest_error = slowest_error.max(killed.elapsed());
+        ready(&engine).await;
+        slowest_ready = slowest_ready.max(killed.elapsed());
+        assert_eq!(engine.load().n_in_flight, 0);
+        if round == 4 {
+            before = (n_descriptors(), resident_kib());
+        }
+    }
+    println!("slowest error {slowest_error:?}, slowest ready {slowest_ready:?}");
+    assert!(slowest_error < Duration::from_millis(100), "{slowest_error:?}");
+    assert!(slowest_ready < Duration::from_secs(2), "{slowest_ready:?}");
+    assert_eq!(engine.load().n_restarts, 20);
+    let after = (n_descriptors(), resident_kib());
+    assert!(after.0 <= before.0 + 2 && after.1 < before.1 + 8 * 1024, "descriptors, KiB: {before:?} {after:?}");
+    engine.close().await;
+    assert!(engines().is_empty(), "no engine outlives its front");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_kills_the_engine_twice_is_refused_the_third_time() {
+    let _turn = TURN.lock().await;
+    let engine = start(ModelSource::Scripted(ScriptedConfig::default())).await;
+    for _ in 0..2 {
+        let failure = ending(engine.generate(chat("/crash")).expect("not refused yet")).await;
+        assert!(matches!(&failure, Some(Failure::Crashed { reason }) if reason.contains("SIGABRT")), "{failure:?}");
+        ready(&engine).await;
+    }
+    let refused = engine.generate(chat("/crash")).map(|_| ()).expect_err("refused by its fingerprint");
+    assert!(matches!(refused, Failure::Quarantined { crashes: 2, remaining_s: 590..=600 }), "{refused:?}");
+    assert_eq!(ending(engine.generate(chat("/count 3")).expect("others are served")).await, None);
+    engine.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_transports_give_the_same_answers() {
+    let _turn = TURN.lock().await;
+    let source = ModelSource::Gguf(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hearth-demo.gguf").into());
+    let mut answers = Vec::new();
+    for mode in [EngineMode::InProcess, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() }] {
+        let mut config = EngineConfig::new(source.clone());
+        config.n_threads = Some(1);
+        let engine = Engine::start(config, mode);
+        ready(&engine).await;
+        let mut request = chat("What is the capital of France?");
+        (request.sampling.temperature, request.sampling.ignore_eos) = (0.0, false);
+        request.output.top_logprobs = Some(2);
+        let mut generation = engine.generate(request).expect("a place");
+        let (mut text, mut logprobs, mut usage) = (String::new(), Vec::new(), None);
+        while let Some(event) = generation.next().await {
+            match event {
+                Event::Delta(delta) => {
+                    text += &delta.content;
+                    logprobs.extend(delta.logprobs);
+                }
+                Event::Done(done) => usage = Some((done.finish, done.usage)),
+                Event::Failed(failure) => panic!("{failure}"),
+                _ => {}
+            }
+        }
+        let stats = engine.stats().await.expect("stats");
+        answers.push((text, logprobs, usage, stats.tokens_generated));
+        engine.close().await;
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_cannot_be_loaded_is_told_and_not_tried_forever() {
+    let _turn = TURN.lock().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let config = EngineConfig::new(ModelSource::Gguf(file.path().into()));
+    let engine = Engine::start(config, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() });
+    let mut watch = engine.watch();
+    let failed = watch.wait_for(|state| matches!(state, EngineState::Failed { .. }));
+    tokio::time::timeout(Duration::from_secs(10), failed).await.expect("in time").expect("the engine lives");
+    let refused = engine.generate(chat("hello")).map(|_| ()).expect_err("nothing is loaded");
+    assert!(matches!(refused, Failure::NotReady { .. }), "{refused:?}");
+    engine.close().await;
+}

@@ -43,6 +43,8 @@ impl Model {
     /// Errors: what llama.cpp logged when it refused the file.
     /// Source: llama_model_load_from_file, llama.h.
     pub fn load(path: &Path, params: ModelParams, mut progress: impl FnMut(f32)) -> Result<Self, Error> {
+        let is_mapped = params.use_mmap && !params.use_mlock;
+        let file = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let path = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| Error::Invalid("the path holds a NUL byte".into()))?;
         let mut progress: &mut dyn FnMut(f32) = &mut progress;
@@ -58,6 +60,9 @@ impl Model {
         // callback is used.
         sys::call(|err| unsafe { sys::hearth_model_load(path.as_ptr(), &raw const params, &raw mut raw, err) })?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no model and no error".into()))?;
+        if is_mapped {
+            forget_pages(&file);
+        }
         Ok(Self { raw })
     }
 
@@ -233,6 +238,30 @@ impl Drop for Model {
     fn drop(&mut self) {
         // SAFETY: the only owner; contexts hold an `Arc` of it and are gone.
         unsafe { sys::llama_model_free(self.as_ptr()) }
+    }
+}
+
+/// Takes the pages of a mapped model file out of this process's resident set; those that are used come back at their
+/// next use, from the page cache. The load has touched all of them, but tensors that the CPU backend repacked (most of a
+/// Q4_0 model) are never read there again.
+fn forget_pages(file: &Path) {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return }; // not Linux
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (Some(range), Some(access), Some(name)) = (fields.next(), fields.next(), fields.nth(3)) else { continue };
+        if access.contains('w') || Path::new(name) != file {
+            continue;
+        }
+        let ends: Vec<usize> = range.split('-').filter_map(|end| usize::from_str_radix(end, 16).ok()).collect();
+        if let [start, end] = ends[..] {
+            let address = std::ptr::without_provenance_mut(start);
+            // SAFETY: a mapping of a file that this process can't write: dropping its pages loses nothing, since they
+            // are read from the same file again. Nobody else maps model files here.
+            let dropped = unsafe { rustix::mm::madvise(address, end - start, rustix::mm::Advice::LinuxDontNeed) };
+            if let Err(error) = dropped {
+                tracing::debug!(%error, "pages of the model file stay resident");
+            }
+        }
     }
 }
 

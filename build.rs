@@ -32,7 +32,12 @@ fn includes(source: &Path) -> Vec<PathBuf> {
 
 fn compile_shim(source: &Path) {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(2).file(format!("{SHIM}/hearth_llama.cpp")).include(SHIM);
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .files(["hearth_llama.cpp", "hearth_chat.cpp"].map(|file| format!("{SHIM}/{file}")))
+        .include(SHIM);
     for dir in includes(source) {
         // As system headers, so that warnings of llama.cpp's headers aren't ours.
         build.flag("-isystem").flag(dir.display().to_string());

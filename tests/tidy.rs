@@ -21,11 +21,10 @@ const LONG: [(&str, &str); 0] = [];
 const EMPTY_NAMES: [&str; 8] = ["utils", "util", "common", "helpers", "helper", "manager", "misc", "types"];
 
 /// What may lie at the top of the tree, besides dot-files and what is not in git.
-const TOP: [&str; 15] = [
+const TOP: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
     "build.rs",
-    "rustfmt.toml",
     "vendor",
     "src",
     "tests",
@@ -66,7 +65,7 @@ fn files(dir: &str, endings: &[&str]) -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(path).expect("a file of the tree can be read")
 }
 
 fn shown(path: &Path) -> String {

@@ -89,9 +89,11 @@ impl Router {
     pub(super) fn dispatch(&self, events: Vec<(RequestId, Event)>) {
         let mut state = self.lock();
         for (id, event) in events {
+            // With a slot free it starts at once, and may kill the engine before that is told.
+            let waits = matches!(event, Event::Accepted { .. }) && state.n_active_but(id) >= self.n_slots as usize;
             let Some(entry) = state.entries.get_mut(&id) else { continue };
             match event {
-                Event::Accepted { .. } => entry.active = false,
+                Event::Accepted { .. } => entry.active = !waits,
                 Event::Progress { .. } | Event::Delta(_) => entry.active = true,
                 _ => {}
             }
@@ -143,6 +145,13 @@ impl Router {
 }
 
 impl State {
+    fn n_active_but(&self, id: RequestId) -> usize {
+        let is_active = |(other, entry): (&RequestId, &Entry)| {
+            *other != id && entry.active && matches!(entry.place, Place::Generate(_))
+        };
+        self.entries.iter().filter(|pair| is_active(*pair)).count()
+    }
+
     fn end(&mut self, id: RequestId, event: Event) {
         let Some(entry) = self.entries.remove(&id) else { return };
         match entry.place {

@@ -30,7 +30,8 @@ impl Served {
         let stdout = child.stdout.take().expect("stdout is piped");
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("the server says where it listens");
-        let url = line.trim().strip_prefix("hearth listening on ").expect("the first line names the address").to_owned();
+        let url =
+            line.trim().strip_prefix("hearth listening on ").expect("the first line names the address").to_owned();
         let served = Self { child, url };
         served.wait_until_ready();
         served

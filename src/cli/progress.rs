@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Waits until the engine is ready. Errors when the model can't be loaded; says nothing but the bar when `quiet`.
@@ -57,9 +57,12 @@ pub(super) async fn gone(states: &mut watch::Receiver<EngineState>) -> Option<St
 struct Shown {
     bar: Option<ProgressBar>,
     quiet: bool,
-    /// Tenths already told in the log.
-    tenths: u32,
+    /// When the log was last told.
+    told: Instant,
 }
+
+/// A log line this often at most: a load of seconds says nothing, one of minutes shows that it goes on.
+const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Shown {
     fn new(quiet: bool) -> Self {
@@ -70,18 +73,17 @@ impl Shown {
             }
             bar
         });
-        Self { bar, quiet, tenths: 0 }
+        Self { bar, quiet, told: Instant::now() }
     }
 
     fn loading(&mut self, progress: f32) {
         #[expect(clippy::cast_sign_loss, reason = "within 0..=1; anything else saturates and only makes the bar wrong")]
         let thousandths = (progress * 1000.0) as u64;
-        let tenths = u32::try_from(thousandths / 100).unwrap_or(10).min(10);
         match &self.bar {
             Some(bar) => bar.set_position(thousandths),
-            None if tenths > self.tenths && !self.quiet => {
-                tracing::info!(percent = tenths * 10, "loading the model");
-                self.tenths = tenths;
+            None if !self.quiet && self.told.elapsed() >= LINE_EVERY => {
+                tracing::info!(percent = thousandths / 10, "loading the model");
+                self.told = Instant::now();
             }
             None => {}
         }

@@ -39,13 +39,11 @@ impl Served {
 
     fn wait_until_ready(&self) {
         let address = self.url.strip_prefix("http://").expect("an http address");
-        for _ in 0..600 {
-            if http_status(address, "/readyz") == Some(200) {
-                return;
-            }
+        let is_ready = (0..600).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        panic!("{} is not ready after 30 s", self.url);
+            http_status(address, "/readyz") == Some(200)
+        });
+        assert!(is_ready, "{} is not ready after 30 s", self.url);
     }
 }
 

@@ -17,10 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let n_threads = env::var("BENCH_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     println!("model {}, {n_threads} threads, {N_TOKENS} tokens a stream, medians of {ROUNDS}", model.display());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    for (name, mode) in [
-        ("in-process", EngineMode::InProcess),
-        ("child", EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() }),
-    ] {
+    for (name, mode) in
+        [("in-process", EngineMode::InProcess), ("child", EngineMode::child(env!("CARGO_BIN_EXE_hearth")))]
+    {
         for n_streams in [1u32, 8] {
             let mut config = EngineConfig::new(ModelSource::Gguf(model.clone()));
             config.n_slots = n_streams;

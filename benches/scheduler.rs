@@ -8,10 +8,9 @@ use std::time::Instant;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for n_streams in [1u32, 8, 32] {
-        for (name, mode) in [
-            ("in-process", EngineMode::InProcess),
-            ("child", EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() }),
-        ] {
+        for (name, mode) in
+            [("in-process", EngineMode::InProcess), ("child", EngineMode::child(env!("CARGO_BIN_EXE_hearth")))]
+        {
             let (steps, tokens) = runtime.block_on(measure(mode, n_streams))?;
             println!("{name:<12} {n_streams:>3} streams: {steps:>9.0} step/s {tokens:>9.0} token/s");
         }

@@ -1,7 +1,7 @@
 //! `hearth engine`: the engine's own process. It is started by `serve` and speaks frames on stdin and stdout.
 
 use crate::config::Raw;
-use crate::telemetry;
+use crate::telemetry::{self, LogConfig, LogFormat};
 use clap::Args;
 use std::process::ExitCode;
 
@@ -12,6 +12,16 @@ pub(super) struct EngineProcess {
     log_level: Option<String>,
     #[arg(long)]
     log_format: Option<String>,
+}
+
+/// The flags that make an engine's process log as this one does.
+pub(super) fn log_args(log: &LogConfig) -> Vec<String> {
+    let format = match log.format {
+        LogFormat::Auto => "auto",
+        LogFormat::Human => "human",
+        LogFormat::Json => "json",
+    };
+    ["--log-level", &log.level, "--log-format", format].map(str::to_owned).to_vec()
 }
 
 impl EngineProcess {

@@ -7,7 +7,7 @@ use crate::engine::config::ModelSource;
 use crate::engine::{Engine, EngineMode};
 use crate::gateway::Gateway;
 use crate::http;
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, LogConfig, Metrics};
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,19 +28,20 @@ pub(super) struct Serve {
 impl Serve {
     pub fn run(self) -> Result<()> {
         let raw = self.flags.with("model", self.file.as_deref()).gather()?;
-        telemetry::logging::init(&raw.log())?;
+        let log = raw.log();
+        telemetry::logging::init(&log)?;
         let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
         let runtime = runtime()?;
-        let served = runtime.block_on(serve(config, has_keys));
+        let served = runtime.block_on(serve(config, log, has_keys));
         // A task that does not end (a blocked name look-up, say) must not keep the process.
         runtime.shutdown_background();
         served
     }
 }
 
-async fn serve(mut config: Config, has_keys: bool) -> Result<()> {
+async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()> {
     // First of all, so that a port that is taken is found before anything costs time.
     let address = SocketAddr::new(config.http.host, config.http.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
@@ -56,7 +57,8 @@ async fn serve(mut config: Config, has_keys: bool) -> Result<()> {
     let mode = if config.in_process {
         EngineMode::InProcess
     } else {
-        EngineMode::Process { exe: std::env::current_exe().context("hearth can't find its own executable")? }
+        let exe = std::env::current_exe().context("hearth can't find its own executable")?;
+        EngineMode::Process { exe, args: super::engine::log_args(&log) }
     };
     let engine = Engine::start(config.engine, mode);
     let gateway = Arc::new(Gateway::new(config.gateway, engine.clone(), Arc::new(Metrics::new())));

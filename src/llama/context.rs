@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::model::Model;
-use super::sys;
+use super::{log, sys};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -220,8 +220,10 @@ impl Context {
             logits: batch.outputs.as_mut_ptr(),
         };
         let mut code = 0;
+        log::set_interrupted(false);
         // SAFETY: every array has n_tokens elements and outlives the call.
         sys::call(|err| unsafe { sys::hearth_decode(self.raw.as_ptr(), &raw const raw, &raw mut code, err) })?;
+        log::set_interrupted(false);
         Ok(match code {
             0 => Decoded::Done,
             1 => Decoded::NoKvSlot,
@@ -275,5 +277,9 @@ unsafe extern "C" fn on_abort_query(user: *mut c_void) -> bool {
     // SAFETY: `user` is the context's boxed interrupt, which outlives the context.
     let interrupt = unsafe { &*user.cast_const().cast::<Interrupt>() };
     // A panic must not unwind into C; it ends the decode instead.
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| interrupt())).unwrap_or(true)
+    let is_over = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| interrupt())).unwrap_or(true);
+    if is_over {
+        log::set_interrupted(true);
+    }
+    is_over
 }

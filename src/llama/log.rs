@@ -2,13 +2,22 @@
 
 use super::error::Error;
 use super::sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
 
 /// Error lines remembered per thread, and the bytes of each: they explain the failure that follows them.
 const ERRORS_MAX: usize = 4;
 const LINE_BYTES_MAX: usize = 400;
+
+thread_local! {
+    /// A decode of this thread is being given up on request: what llama.cpp then calls an error is none.
+    static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(super) fn set_interrupted(interrupted: bool) {
+    INTERRUPTED.set(interrupted);
+}
 
 #[derive(Default)]
 struct Lines {
@@ -69,6 +78,9 @@ impl Lines {
 
     fn finish(&mut self, line: &str) {
         match self.level {
+            sys::GGML_LOG_LEVEL_ERROR | sys::GGML_LOG_LEVEL_WARN if INTERRUPTED.get() => {
+                tracing::trace!(target: "llama", "{line}");
+            }
             sys::GGML_LOG_LEVEL_ERROR => {
                 tracing::warn!(target: "llama", "{line}");
                 if self.errors.len() >= ERRORS_MAX {

@@ -12,7 +12,7 @@ static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 async fn start(source: ModelSource) -> Engine {
     let mut config = EngineConfig::new(source);
     (config.n_slots, config.n_threads) = (8, Some(1));
-    let engine = Engine::start(config, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() });
+    let engine = Engine::start(config, EngineMode::child(env!("CARGO_BIN_EXE_hearth")));
     ready(&engine).await;
     engine
 }
@@ -134,7 +134,7 @@ async fn both_transports_give_the_same_answers() {
     let _turn = TURN.lock().await;
     let source = ModelSource::Gguf(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hearth-demo.gguf").into());
     let mut answers = Vec::new();
-    for mode in [EngineMode::InProcess, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() }] {
+    for mode in [EngineMode::InProcess, EngineMode::child(env!("CARGO_BIN_EXE_hearth"))] {
         let mut config = EngineConfig::new(source.clone());
         config.n_threads = Some(1);
         let engine = Engine::start(config, mode);
@@ -167,7 +167,7 @@ async fn a_model_that_cannot_be_loaded_is_told_and_not_tried_forever() {
     let _turn = TURN.lock().await;
     let file = tempfile::NamedTempFile::new().expect("a file");
     let config = EngineConfig::new(ModelSource::Gguf(file.path().into()));
-    let engine = Engine::start(config, EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into() });
+    let engine = Engine::start(config, EngineMode::child(env!("CARGO_BIN_EXE_hearth")));
     let mut watch = engine.watch();
     let failed = watch.wait_for(|state| matches!(state, EngineState::Failed { .. }));
     tokio::time::timeout(Duration::from_secs(10), failed).await.expect("in time").expect("the engine lives");

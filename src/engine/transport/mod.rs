@@ -24,8 +24,15 @@ use tokio::sync::watch;
 pub enum EngineMode {
     /// On threads of this process: least memory, but a crash in llama.cpp takes the server along.
     InProcess,
-    /// In a child started as `exe engine`: a crash ends its requests and nothing else.
-    Process { exe: PathBuf },
+    /// In a child started as `exe engine ARGS`: a crash ends its requests and nothing else.
+    Process { exe: PathBuf, args: Vec<String> },
+}
+
+impl EngineMode {
+    /// A child of this executable, without further arguments.
+    pub fn child(exe: impl Into<PathBuf>) -> Self {
+        Self::Process { exe: exe.into(), args: Vec::new() }
+    }
 }
 
 /// The front's end of a connection to a service.
@@ -66,6 +73,6 @@ pub(super) fn open(
 ) -> Box<dyn Transport> {
     match mode {
         EngineMode::InProcess => Box::new(threads::Threads::open(config, router, state)),
-        EngineMode::Process { exe } => Box::new(process::Process::open(config, exe, router, state)),
+        EngineMode::Process { exe, args } => Box::new(process::Process::open(config, (exe, args), router, state)),
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct Process {
 struct Link {
     config: EngineConfig,
     exe: PathBuf,
+    args: Vec<String>,
     router: Arc<Router>,
     state: watch::Sender<EngineState>,
     /// Commands for the child that lives now; `None` while there is none.
@@ -50,13 +51,14 @@ impl Process {
 
     pub(super) fn open(
         config: EngineConfig,
-        exe: PathBuf,
+        (exe, args): (PathBuf, Vec<String>),
         router: Arc<Router>,
         state: watch::Sender<EngineState>,
     ) -> Self {
         let link = Arc::new(Link {
             config,
             exe,
+            args,
             router,
             state,
             sender: Mutex::new(None),
@@ -128,6 +130,9 @@ impl Link {
     async fn live_and_die(&self) -> Death {
         let spawned = tokio::process::Command::new(&self.exe)
             .arg("engine")
+            .args(&self.args)
+            // Ctrl-C on the front's terminal is for the front, which drains; a child in its group would die of it.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // A child must not outlive a front that was killed; it also leaves by itself when its stdin ends.

@@ -2,7 +2,8 @@
 //! with the same model, flags and load. Prints medians and ratios.
 //!
 //! Environment: `LLAMA_SERVER` (path), `BENCH_MODEL` (GGUF; default
-//! the demo model), `BENCH_THREADS` (both servers), `BENCH_ROUNDS` (default 5), `BENCH_ONLY` (comma-separated names).
+//! the demo model), `BENCH_THREADS` (both servers), `BENCH_ROUNDS` (default 5), `BENCH_LAYOUT` (`unified`,
+//! the default, or `split`: both servers), `BENCH_ONLY` (comma-separated names).
 
 mod load;
 
@@ -29,6 +30,8 @@ struct Setup {
     peer: Option<PathBuf>,
     threads: u32,
     rounds: usize,
+    /// Each slot has cells of its own, instead of all sharing one pool.
+    is_split: bool,
 }
 
 /// Measures both servers turn by turn.
@@ -47,6 +50,7 @@ fn main() -> Outcome<()> {
         peer: env::var_os("LLAMA_SERVER").map(PathBuf::from),
         threads: env::var("BENCH_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(2),
         rounds: env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5),
+        is_split: env::var("BENCH_LAYOUT").is_ok_and(|layout| layout == "split"),
     };
     let only = env::var("BENCH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
@@ -99,8 +103,13 @@ impl Setup {
         if which == 0 {
             command.arg("serve").arg(&self.model);
         } else {
-            command.arg("-m").arg(&self.model).arg("-kvu");
+            command.arg("-m").arg(&self.model);
         }
+        match (self.is_split, which) {
+            (false, 1) => command.arg("-kvu"),
+            (true, 0) => command.arg("--no-kv-unified"),
+            _ => &mut command, // each server's default
+        };
         command.args(["--port", &port.to_string(), "-c", &shape.n_ctx.to_string()]);
         command.args(["-np", &shape.n_slots.to_string(), "-t", &self.threads.to_string()]);
         Ok(Server::start(name, command, port)?)

@@ -2,8 +2,8 @@
 //! with the same model, flags and load. Prints medians and ratios.
 //!
 //! Environment: `LLAMA_SERVER` (path), `BENCH_MODEL` (GGUF; default
-//! the demo model), `BENCH_THREADS` (both servers), `BENCH_ROUNDS` (default 5), `BENCH_LAYOUT` (`unified`,
-//! the default, or `split`: both servers), `BENCH_ONLY` (comma-separated names).
+//! the demo model), `BENCH_THREADS` (both servers), `BENCH_ROUNDS` (default 5), `BENCH_LAYOUT` (`unified`
+//! or `split` for both servers; default: each one's own choice), `BENCH_ONLY` (comma-separated names).
 
 mod load;
 
@@ -30,8 +30,8 @@ struct Setup {
     peer: Option<PathBuf>,
     threads: u32,
     rounds: usize,
-    /// Each slot has cells of its own, instead of all sharing one pool.
-    is_split: bool,
+    /// Each slot has an equal share of the cells, or all share one pool; `None`: each server's own choice.
+    is_split: Option<bool>,
 }
 
 /// Measures both servers turn by turn.
@@ -50,7 +50,7 @@ fn main() -> Outcome<()> {
         peer: env::var_os("LLAMA_SERVER").map(PathBuf::from),
         threads: env::var("BENCH_THREADS").ok().and_then(|text| text.parse().ok()).unwrap_or(2),
         rounds: env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5),
-        is_split: env::var("BENCH_LAYOUT").is_ok_and(|layout| layout == "split"),
+        is_split: env::var("BENCH_LAYOUT").ok().map(|layout| layout == "split"),
     };
     let only = env::var("BENCH_ONLY").unwrap_or_default();
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
@@ -105,10 +105,10 @@ impl Setup {
         } else {
             command.arg("-m").arg(&self.model);
         }
-        match (self.is_split, which) {
-            (false, 1) => command.arg("-kvu"),
-            (true, 0) => command.arg("--no-kv-unified"),
-            _ => &mut command, // each server's default
+        match self.is_split {
+            Some(false) => command.arg("--kv-unified"),
+            Some(true) => command.arg("--no-kv-unified"),
+            None => &mut command,
         };
         command.args(["--port", &port.to_string(), "-c", &shape.n_ctx.to_string()]);
         command.args(["-np", &shape.n_slots.to_string(), "-t", &self.threads.to_string()]);

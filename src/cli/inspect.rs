@@ -2,7 +2,7 @@
 
 use super::{Flags, plan, say};
 use crate::engine::EngineConfig;
-use crate::engine::config::{KvLayout, ModelSource};
+use crate::engine::config::ModelSource;
 use crate::model::fit::bytes;
 use crate::model::{FitError, List, Memory, ModelFile, Plan, Shape, Tensor, Value, lock};
 use anyhow::Result;
@@ -110,7 +110,7 @@ impl Facts {
                 return;
             }
         };
-        let layout = if self.engine.kv_layout == KvLayout::Unified { "one pool of cells" } else { "cells split" };
+        let layout = if self.engine.kv_layout.is_unified() { "one pool of cells" } else { "cells split" };
         say!("\nmemory with all of a context's cells in use ({layout}; context x slots; compute is an estimate)");
         let available = self.memory.map_or(u64::MAX, |memory| memory.available);
         let heads: String =

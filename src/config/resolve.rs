@@ -192,7 +192,11 @@ impl Raw {
             flash_attn: self.flash_attn.value.unwrap_or(default.flash_attn),
             cache_type_k: self.cache_type_k.value.unwrap_or(default.cache_type_k),
             cache_type_v: self.cache_type_v.value.unwrap_or(default.cache_type_v),
-            kv_layout: if on(&self.kv_unified) { KvLayout::Unified } else { KvLayout::Split },
+            kv_layout: match self.kv_unified.value {
+                None => KvLayout::Auto,
+                Some(Switch(true)) => KvLayout::Unified,
+                Some(Switch(false)) => KvLayout::Split,
+            },
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),
             mlock: on(&self.mlock),

@@ -99,8 +99,9 @@ settings! {
         cache_type_k: KvType = Some("f16"), "TYPE";
         /// Element type of the V cache (-ctv)
         cache_type_v: KvType = Some("f16"), "TYPE";
-        /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each
-        kv_unified: Switch = Some("true"), "BOOL";
+        /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
+        /// Not said: a whole context for each slot where that takes at most 64 MiB, else one pool
+        kv_unified: Switch = None, "BOOL";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it

@@ -70,11 +70,19 @@ pub enum FlashAttn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvLayout {
-    /// One pool of cells: a request may use the whole context, slots that don't fit together take turns.
+    /// Whoever plans memory decides; the engine itself takes it as `Unified`.
     #[default]
+    Auto,
+    /// One pool of cells: a request may use the whole context, slots that don't fit together take turns.
     Unified,
     /// Each slot has its own `n_ctx / n_slots` cells.
     Split,
+}
+
+impl KvLayout {
+    pub fn is_unified(self) -> bool {
+        self != KvLayout::Split
+    }
 }
 
 /// Which backend a worker drives.
@@ -151,7 +159,7 @@ impl EngineConfig {
             flash_attn: FlashAttn::Auto,
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
-            kv_layout: KvLayout::Unified,
+            kv_layout: KvLayout::Auto,
             swa_full: false,
             mmap: true,
             mlock: false,

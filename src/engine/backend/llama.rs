@@ -2,7 +2,7 @@
 
 use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
-use crate::engine::config::{EngineConfig, FlashAttn, KvLayout, KvType};
+use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
 use crate::llama::{self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Templates};
@@ -219,7 +219,7 @@ impl Model for LlamaModel {
             },
             type_k: element(config.cache_type_k),
             type_v: element(config.cache_type_v),
-            kv_unified: config.kv_layout == KvLayout::Unified,
+            kv_unified: config.kv_layout.is_unified(),
             swa_full: config.swa_full,
             offload_kqv: true,
             poll: POLL,

@@ -18,7 +18,7 @@
 
 use super::{Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams};
-use crate::engine::config::{EngineConfig, KvLayout, ScriptedConfig};
+use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
 use rustc_hash::FxHashMap;
@@ -61,10 +61,7 @@ impl ScriptedModel {
     }
 
     fn n_ctx_seq(&self) -> u32 {
-        match self.shape.kv_layout {
-            KvLayout::Unified => self.n_ctx,
-            KvLayout::Split => self.n_ctx / self.shape.n_slots.max(1),
-        }
+        if self.shape.kv_layout.is_unified() { self.n_ctx } else { self.n_ctx / self.shape.n_slots.max(1) }
     }
 }
 
@@ -228,7 +225,7 @@ impl Model for ScriptedModel {
             n_cells: self.n_ctx,
             n_ctx_seq: self.n_ctx_seq(),
             n_batch: config.n_batch,
-            shares_cells: config.kv_layout == KvLayout::Unified,
+            shares_cells: config.kv_layout.is_unified(),
             held: FxHashMap::default(),
             n_decodes: 0,
             interrupt,

@@ -76,11 +76,11 @@ async fn read(mut body: Body, app: &App) -> Result<JsonBody, ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::broken_body())?;
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > max {
+        let room = if bytes.len() + data.len() > max { Err(ApiError::too_large(max)) } else { share.grow(data.len()) };
+        if let Err(error) = room {
             discard(&HeaderMap::new(), body, app);
-            return Err(ApiError::too_large(max));
+            return Err(error);
         }
-        share.grow(data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok(JsonBody { bytes: bytes.freeze(), _share: share })

@@ -1,5 +1,14 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
 mod clients;
+mod completions;
 mod crash;
+mod edge;
+mod errors;
+mod models;
+mod openai_chat;
+mod openai_stream;
+mod ops;
+mod support;
 mod tiny_model;
+mod tokenizer;

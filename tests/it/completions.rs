@@ -1,0 +1,142 @@
+//! `POST /v1/completions`. Names are the contract's rows.
+
+use crate::support::Server;
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn an_answer_has_the_shape_of_1_6() {
+    let server = Server::start().await;
+    let body = server.complete(json!("hello"), json!({})).await.json();
+    assert!(body["id"].as_str().is_some_and(|id| id.starts_with("cmpl-")));
+    assert_eq!(body["object"], "text_completion");
+    assert_eq!(body["choices"], json!([{"index":0,"text":"hello","logprobs":null,"finish_reason":"stop"}]));
+    assert!(body["system_fingerprint"].is_string() && body["usage"]["prompt_tokens"].is_u64());
+}
+
+#[tokio::test]
+async fn sixteen_tokens_unless_more_are_asked_for() {
+    let server = Server::start().await;
+    let answer = server.complete(json!("/forever"), json!({})).await.json();
+    assert_eq!(
+        (&answer["usage"]["completion_tokens"], &answer["choices"][0]["finish_reason"]),
+        (&json!(16), &json!("length"))
+    );
+    let unlimited = server.complete(json!("/count 30"), json!({ "max_tokens": -1 })).await;
+    assert!(unlimited.content().ends_with("29 30"));
+}
+
+#[tokio::test]
+async fn no_tokens_at_all_counts_the_prompt() {
+    let server = Server::start().await;
+    let one = server.complete(json!("abc"), json!({ "max_tokens": 1 })).await.json();
+    let none = server.complete(json!("abc"), json!({ "max_tokens": 0 })).await.json();
+    assert_eq!(none["usage"]["prompt_tokens"], one["usage"]["prompt_tokens"]);
+    assert_eq!(none["usage"]["completion_tokens"], 0);
+    assert_eq!(none["choices"], json!([{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]));
+    let events = server.stream("/v1/completions", json!({ "prompt": "abc", "max_tokens": 0 })).await;
+    assert!(events.is_done && events.finish(0) == ["length"]);
+    let long = server.complete(json!("x".repeat(5000)), json!({ "max_tokens": 0 })).await;
+    long.is_refusal("context_length_exceeded", "prompt");
+}
+
+#[tokio::test]
+async fn comp_01_stop_seed_and_temperature_as_in_a_chat() {
+    let server = Server::start().await;
+    let more = json!({ "stop": " 4", "seed": -5, "temperature": 0, "max_tokens": 100 });
+    assert_eq!(server.complete(json!("/count 9"), more).await.content(), "1 2 3");
+}
+
+#[tokio::test]
+async fn comp_02_infill_is_refused_by_name() {
+    let server = Server::start().await;
+    server.complete(json!("x"), json!({ "suffix": "y" })).await.is_refusal("unsupported_parameter", "suffix");
+    server.complete(json!("x"), json!({ "echo": true })).await.is_refusal("unsupported_parameter", "echo");
+    server.complete(json!("x"), json!({ "best_of": 2 })).await.is_refusal("unsupported_parameter", "best_of");
+    server.complete(json!("x"), json!({ "n": 3, "best_of": 2 })).await.is_refusal("integer_below_min_value", "best_of");
+}
+
+#[tokio::test]
+async fn comp_04_an_empty_prompt_is_a_prompt() {
+    let server = Server::start().await;
+    assert_eq!(server.complete(json!(""), json!({})).await.status, 200);
+}
+
+#[tokio::test]
+async fn comp_05_over_the_context() {
+    let server = Server::with(|setup| setup.engine.n_ctx = Some(256)).await;
+    for prompt in [json!("x".repeat(256)), json!("x".repeat(100_000)), json!(vec![65; 256])] {
+        let answer = server.complete(prompt, json!({})).await;
+        answer.is_refusal("context_length_exceeded", "prompt");
+        assert!(answer.text.contains("maximum context length is 256 tokens"));
+    }
+    assert_eq!(server.complete(json!("x".repeat(254)), json!({})).await.json()["usage"]["total_tokens"], 256);
+}
+
+#[tokio::test]
+async fn comp_07_tokens_that_are_not_text_have_keys_of_their_own() {
+    let server = Server::start().await;
+    let answer = server.complete(json!("a\u{e9}b"), json!({ "logprobs": 2 })).await.json();
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["a", "bytes:\\xc3", "bytes:\\xa9", "b"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 1, 2]));
+    assert_eq!(logprobs["token_logprobs"].as_array().map(Vec::len), Some(4));
+    for top in logprobs["top_logprobs"].as_array().expect("an array") {
+        assert!(top.as_object().is_some_and(|top| top.len() >= 2), "{top}");
+    }
+}
+
+#[tokio::test]
+async fn many_prompts_and_choices_are_numbered_prompt_first() {
+    let server = Server::start().await;
+    let answer = server.complete(json!(["aa", "bb", "cc"]), json!({ "n": 2 })).await.json();
+    let texts: Vec<(&Value, &Value)> =
+        answer["choices"].as_array().expect("choices").iter().map(|it| (&it["index"], &it["text"])).collect();
+    let expected = ["aa", "aa", "bb", "bb", "cc", "cc"].map(|text| json!(text));
+    for (i, (index, text)) in texts.iter().enumerate() {
+        assert_eq!((*index, *text), (&json!(i), &expected[i]));
+    }
+    let single = server.complete(json!("aa"), json!({})).await.json();
+    let count = |answer: &Value, key: &str| answer["usage"][key].as_u64().expect("a count");
+    assert_eq!(count(&answer, "prompt_tokens"), count(&single, "prompt_tokens") * 3);
+    assert_eq!(count(&answer, "completion_tokens"), count(&single, "completion_tokens") * 6);
+}
+
+#[tokio::test]
+async fn token_ids_are_used_as_they_are() {
+    let server = Server::start().await;
+    let ids = json!([104, 105]);
+    let answer = server.complete(ids, json!({})).await;
+    assert_eq!((answer.content().as_str(), &answer.json()["usage"]["prompt_tokens"]), ("hi", &json!(2)));
+    let two = server.complete(json!([[104], [105, 106]]), json!({})).await.json();
+    assert_eq!((&two["choices"][0]["text"], &two["choices"][1]["text"]), (&json!("h"), &json!("ij")));
+    for (prompt, code) in [
+        (json!([]), "empty_array"),
+        (json!([1, "a"]), "invalid_type"),
+        (json!([1.5]), "invalid_type"),
+        (json!([-1]), "integer_below_min_value"),
+        (json!([999_999]), "invalid_value"),
+        (json!(true), "invalid_type"),
+    ] {
+        server.complete(prompt, json!({})).await.is_refusal(code, "prompt");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_has_text_chunks_and_an_end_for_each_choice() {
+    let server = Server::start().await;
+    let body = json!({ "prompt": ["one", "two"], "stream_options": { "include_usage": true }, "logprobs": 0 });
+    let events = server.stream("/v1/completions", body).await;
+    assert!(events.is_done);
+    assert!(events.chunks.iter().all(|chunk| chunk["object"] == "text_completion"));
+    for (index, text) in [(0, "one"), (1, "two")] {
+        assert_eq!((events.text(index, "text").as_str(), events.finish(index)), (text, vec!["stop"]));
+        let offsets: Vec<u64> = events
+            .choices(index)
+            .filter_map(|choice| choice["logprobs"]["text_offset"].as_array())
+            .flatten()
+            .filter_map(Value::as_u64)
+            .collect();
+        assert_eq!(offsets, [0, 1, 2]);
+    }
+    assert_eq!(events.chunks.last().map(|chunk| &chunk["choices"]), Some(&json!([])));
+}

@@ -1,0 +1,324 @@
+//! A whole server over real HTTP, with the scripted model behind the engine's door (see `src/engine/backend/scripted.rs`:
+//! a token is a byte, the answer repeats the last user message unless that begins with a directive).
+
+use futures_util::StreamExt;
+use hearth::engine::config::{ModelSource, ScriptedConfig};
+use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
+use hearth::gateway::{ApiKey, Gateway, GatewayConfig};
+use hearth::http::{self, HttpConfig};
+use hearth::telemetry::Metrics;
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for anything; what takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const MODEL: &str = "Scripted-1";
+
+/// What a test may change before the server starts.
+pub struct Setup {
+    pub engine: EngineConfig,
+    pub http: HttpConfig,
+    pub gateway: GatewayConfig,
+    /// Return before the model is loaded.
+    pub while_loading: bool,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
+        engine.n_threads = Some(1);
+        let gateway = GatewayConfig {
+            model_id: MODEL.to_owned(),
+            aliases: vec!["house/Model".to_owned()],
+            api_keys: Vec::new(),
+            strict: false,
+            any_model: false,
+            sampling: Default::default(),
+            n_created: 1_790_000_000,
+        };
+        Self { engine, http: HttpConfig::default(), gateway, while_loading: false }
+    }
+
+    pub fn scripted(&mut self) -> &mut ScriptedConfig {
+        match &mut self.engine.source {
+            ModelSource::Scripted(scripted) => scripted,
+            ModelSource::Gguf(_) => unreachable!("these servers are scripted"),
+        }
+    }
+
+    pub fn key(&mut self, key: &str) {
+        self.gateway.api_keys.extend(ApiKey::new(key));
+    }
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    pub engine: Engine,
+    pub shutdown: CancellationToken,
+    pub client: reqwest::Client,
+    serving: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+/// A complete answer.
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(response: reqwest::Response) -> Self {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Self { status, headers, text: response.text().await.expect("a whole body") }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| unreachable!("{error} in {}", self.text))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("a header of text"))
+    }
+
+    /// The first choice's text, whichever endpoint answered.
+    pub fn content(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.text);
+        let choice = &self.json()["choices"][0];
+        let text = choice["message"]["content"].as_str().or(choice["text"].as_str());
+        text.unwrap_or_else(|| unreachable!("no text in {choice}")).to_owned()
+    }
+
+    /// (status, type, code, param) of an error; all four keys must be there.
+    pub fn error(&self) -> (u16, String, Option<String>, Option<String>) {
+        assert_eq!(self.header("content-type"), "application/json", "{}", self.text);
+        let body = self.json();
+        let error = body["error"].as_object().unwrap_or_else(|| unreachable!("no error in {}", self.text));
+        assert_eq!(error.keys().map(String::as_str).collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        assert!(!error["message"].as_str().unwrap_or_default().is_empty(), "{}", self.text);
+        let text = |key: &str| error[key].as_str().map(str::to_owned);
+        (self.status, text("type").unwrap_or_default(), text("code"), text("param"))
+    }
+
+    /// A 400 for the client to cure: `code` at a `param` that begins with `param`.
+    pub fn is_refusal(&self, code: &str, param: &str) {
+        let (status, kind, got_code, got_param) = self.error();
+        assert_eq!(
+            (status, kind.as_str(), got_code.as_deref()),
+            (400, "invalid_request_error", Some(code)),
+            "{}",
+            self.text
+        );
+        let got_param = got_param.unwrap_or_default();
+        assert!(got_param.starts_with(param), "{got_param} is not {param}: {}", self.text);
+    }
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
+        let mut setup = Setup::new();
+        change(&mut setup);
+        let engine = Engine::start(setup.engine, EngineMode::InProcess);
+        if !setup.while_loading {
+            ready(&engine).await;
+        }
+        let gateway = Arc::new(Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new())));
+        let listener = TcpListener::bind((setup.http.host, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(http::serve(listener, setup.http, gateway, shutdown.clone()));
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        Self { address, engine, shutdown, client, serving: Some(serving) }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.client.get(self.url(path)).send().await.expect("an answer")).await
+    }
+
+    pub async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
+        self.client.post(self.url(path)).json(body).send().await.expect("an answer")
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        Answer::of(self.send(path, &body).await).await
+    }
+
+    /// A chat of one user message, with further fields.
+    pub async fn chat(&self, text: &str, more: Value) -> Answer {
+        self.post("/v1/chat/completions", chat_body(text, more)).await
+    }
+
+    pub async fn complete(&self, prompt: Value, more: Value) -> Answer {
+        self.post("/v1/completions", with(json!({ "prompt": prompt }), more)).await
+    }
+
+    /// A streamed request, read to its end.
+    pub async fn stream(&self, path: &str, body: Value) -> Events {
+        let response = self.send(path, &with(body, json!({ "stream": true }))).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        assert!(!response.headers().contains_key("content-encoding"));
+        Events::parse(&response.bytes().await.expect("a whole stream"))
+    }
+
+    pub async fn stream_chat(&self, text: &str, more: Value) -> Events {
+        self.stream("/v1/chat/completions", chat_body(text, more)).await
+    }
+
+    /// Opens a stream and reads until the first event has come; the rest is for the caller.
+    pub async fn open_stream(&self, text: &str) -> reqwest::Response {
+        let mut response = self.send("/v1/chat/completions", &chat_body(text, json!({ "stream": true }))).await;
+        assert_eq!(response.status(), 200);
+        let first = response.chunk().await.expect("the stream lives").expect("a first chunk");
+        assert!(first.starts_with(b"data: "));
+        response
+    }
+
+    /// Bytes in, bytes out until the server closes or goes quiet: for what no client would send.
+    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut socket = self.connect().await;
+        // The server may answer and close before it has read everything.
+        let _ = socket.write_all(bytes.as_ref()).await;
+        read_quiet(&mut socket).await
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("the server listens")
+    }
+
+    /// Waits until the engine has no request in flight.
+    pub async fn idle(&self) {
+        let all_gone = async {
+            while self.engine.load().n_in_flight > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let patience = Duration::from_secs(1);
+        assert!(tokio::time::timeout(patience, all_gone).await.is_ok(), "a request is still in flight after 1 s");
+    }
+
+    /// Waits until `n` requests are in flight.
+    pub async fn busy(&self, n: u32) {
+        let all_there = async {
+            while self.engine.load().n_in_flight < n {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, all_there).await.is_ok(), "never {n} requests in flight");
+    }
+
+    /// Shuts down and waits until `serve` has returned.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        let serving = self.serving.take().expect("stopped once");
+        let served = tokio::time::timeout(PATIENCE, serving).await.expect("serve returns in time");
+        served.expect("serve does not panic").expect("serve ends well");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(serving) = &self.serving {
+            serving.abort();
+        }
+    }
+}
+
+pub async fn ready(engine: &Engine) {
+    let mut watch = engine.watch();
+    let is_ready = watch.wait_for(|state| matches!(state, EngineState::Ready(_)));
+    tokio::time::timeout(PATIENCE, is_ready).await.expect("ready in time").expect("the engine lives");
+}
+
+pub fn chat_body(text: &str, more: Value) -> Value {
+    with(json!({ "model": MODEL, "messages": [{ "role": "user", "content": text }] }), more)
+}
+
+/// `body` with the fields of `more` over it.
+pub fn with(mut body: Value, more: Value) -> Value {
+    if let (Some(fields), Value::Object(more)) = (body.as_object_mut(), more) {
+        fields.extend(more);
+    }
+    body
+}
+
+/// What comes until the peer closes, or is silent for a second.
+pub async fn read_quiet(socket: &mut TcpStream) -> String {
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 65_536]);
+    while let Ok(Ok(n @ 1..)) = tokio::time::timeout(Duration::from_secs(1), socket.read(&mut buffer)).await {
+        bytes.extend_from_slice(&buffer[..n]);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The events of one stream, and how it ended.
+#[derive(Debug)]
+pub struct Events {
+    pub chunks: Vec<Value>,
+    pub is_done: bool,
+    pub n_comments: usize,
+}
+
+impl Events {
+    /// Parses strictly: UTF-8, one line of JSON an event, nothing after `[DONE]`.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let text = std::str::from_utf8(bytes).expect("a stream of UTF-8");
+        assert!(text.is_empty() || text.ends_with("\n\n"), "the last event is cut: {text:?}");
+        assert!(!text.contains('\r'));
+        let mut events = Self { chunks: Vec::new(), is_done: false, n_comments: 0 };
+        for event in text.split_terminator("\n\n") {
+            assert!(!events.is_done, "{event:?} after [DONE]");
+            match event.strip_prefix("data: ") {
+                Some("[DONE]") => events.is_done = true,
+                Some(data) => events.chunks.push(serde_json::from_str(data).expect("a line of JSON")),
+                None => {
+                    assert_eq!(event, ": keep-alive");
+                    events.n_comments += 1;
+                }
+            }
+        }
+        events
+    }
+
+    /// All of one choice's values of `field` (`content`, `reasoning_content`) put together.
+    pub fn text(&self, choice: u64, field: &str) -> String {
+        self.choices(choice).filter_map(|it| it["delta"][field].as_str().or(it[field].as_str())).collect()
+    }
+
+    pub fn choices(&self, index: u64) -> impl Iterator<Item = &Value> {
+        let all = self.chunks.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten();
+        all.filter(move |choice| choice["index"] == index)
+    }
+
+    pub fn finish(&self, index: u64) -> Vec<&str> {
+        self.choices(index).filter_map(|choice| choice["finish_reason"].as_str()).collect()
+    }
+}
+
+/// Reads a response's body chunk by chunk until `enough` of it is there.
+pub async fn read_until(response: reqwest::Response, enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut body = response.bytes_stream();
+    while !enough(&bytes) {
+        let next = tokio::time::timeout(PATIENCE, body.next()).await.expect("bytes in time");
+        match next {
+            Some(Ok(more)) => bytes.extend_from_slice(&more),
+            Some(Err(_)) | None => break,
+        }
+    }
+    bytes
+}

@@ -1,12 +1,16 @@
 //! What happens when the engine's process dies: real processes, real signals.
 
+use crate::support::served::Served;
 use hearth::chat::{ChatPrompt, Message, Prompt, Role};
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation};
+use serde_json::json;
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Tests here look at this process's children and descriptors, so they take turns.
+/// Tests here measure times after a kill, so they take turns.
 static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn start(source: ModelSource) -> Engine {
@@ -39,9 +43,9 @@ async fn ending(mut generation: Generation) -> Option<Failure> {
     end
 }
 
-/// Process ids of this process's `hearth engine` children.
-fn engines() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").expect("this is Linux").flatten();
+/// Process ids of the `hearth engine` children of process `pid`.
+fn engines(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("this is Linux").flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let pids: Vec<String> =
         lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
@@ -57,61 +61,95 @@ fn kill(pid: &str) {
     assert!(status.success());
 }
 
-fn n_descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("this is Linux").count()
+/// (open descriptors, resident KiB) of a process.
+fn footprint(pid: u32) -> (usize, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("this is Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
+    let resident = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    (fs::read_dir(format!("/proc/{pid}/fd")).expect("this is Linux").count(), resident)
 }
 
-fn resident_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("this is Linux");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a VmRSS line");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+/// Reads a stream to its end; tells when its error came.
+async fn error_time(mut stream: reqwest::Response, killed: Instant) -> Duration {
+    let (mut text, mut error) = (String::new(), None);
+    while let Some(bytes) = stream.chunk().await.expect("the body ends in order") {
+        text += &String::from_utf8_lossy(&bytes);
+        if error.is_none() && text.contains("\"error\"") {
+            error = Some(killed.elapsed());
+        }
+    }
+    assert!(!text.contains("[DONE]"), "{text}");
+    error.expect("the stream says that it failed")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_kills_under_eight_streams_hang_nothing_and_leak_nothing() {
     let _turn = TURN.lock().await;
-    let engine = start(ModelSource::Gguf(concat!(env!("CARGO_MANIFEST_DIR"), "/models/hearth-demo.gguf").into())).await;
+    let served = Arc::new(Served::start());
+    let client = reqwest::Client::new();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let watcher = {
+        let (served, stopping) = (Arc::clone(&served), Arc::clone(&stopping));
+        std::thread::spawn(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                assert_eq!(served.status("/livez"), Some(200), "the HTTP side never stops answering");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })
+    };
     let mut before = (0, 0);
     let (mut slowest_error, mut slowest_ready) = (Duration::ZERO, Duration::ZERO);
     for round in 0..20 {
-        let streams: Vec<_> = (0..8)
-            .map(|stream| {
-                let mut generation =
-                    engine.generate(chat(&format!("round {round}, stream {stream}"))).expect("a place");
-                tokio::spawn(async move {
-                    while !matches!(generation.next().await, Some(Event::Delta(_))) {}
-                    generation
-                })
-            })
-            .collect();
-        let mut running = Vec::new();
-        for stream in streams {
-            running.push(stream.await.expect("it streams"));
+        let mut streams = Vec::new();
+        for stream in 0..8 {
+            // Its own text each: the same one would be refused after two crashes.
+            let body = json!({ "prompt": format!("round {round}, stream {stream}"), "stream": true, "ignore_eos": true,
+                "max_tokens": 1900 });
+            let url = format!("{}/v1/completions", served.url);
+            let response = client.post(url).json(&body).send().await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            streams.push(response);
         }
-        let pids = engines();
+        let pids = engines(served.pid());
         assert_eq!(pids.len(), 1);
         let killed = Instant::now();
         kill(&pids[0]);
-        for generation in running {
-            let failure = ending(generation).await;
-            assert!(matches!(failure, Some(Failure::Crashed { .. })), "{failure:?}");
-        }
-        slowest_error = slowest_error.max(killed.elapsed());
-        ready(&engine).await;
+        let errors = streams.into_iter().map(|stream| error_time(stream, killed));
+        let slowest = futures_util::future::join_all(errors).await.into_iter().max().unwrap_or_default();
+        slowest_error = slowest_error.max(slowest);
+        served.wait_until_ready();
         slowest_ready = slowest_ready.max(killed.elapsed());
-        assert_eq!(engine.load().n_in_flight, 0);
         if round == 4 {
-            before = (n_descriptors(), resident_kib());
+            before = footprint(served.pid());
         }
     }
-    println!("slowest error {slowest_error:?}, slowest ready {slowest_ready:?}");
+    stopping.store(true, Ordering::Relaxed);
+    watcher.join().expect("it always answered");
+    // The last connections close when their bodies are read.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let after = footprint(served.pid());
+    println!(
+        "slowest error {slowest_error:?}, slowest ready {slowest_ready:?}, descriptors and KiB {before:?} {after:?}"
+    );
     assert!(slowest_error < Duration::from_millis(100), "{slowest_error:?}");
     assert!(slowest_ready < Duration::from_secs(2), "{slowest_ready:?}");
-    assert_eq!(engine.load().n_restarts, 20);
-    let after = (n_descriptors(), resident_kib());
-    assert!(after.0 <= before.0 + 2 && after.1 < before.1 + 8 * 1024, "descriptors, KiB: {before:?} {after:?}");
-    engine.close().await;
-    assert!(engines().is_empty(), "no engine outlives its front");
+    assert!(after.0 <= before.0 + 2 && after.1 < before.1 + 4 * 1024, "descriptors, KiB: {before:?} {after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_that_is_killed_leaves_no_engine_behind() {
+    let _turn = TURN.lock().await;
+    let served = Served::start();
+    let pids = engines(served.pid());
+    assert_eq!(pids.len(), 1);
+    drop(served); // SIGKILL
+    for _ in 0..100 {
+        if !fs::exists(format!("/proc/{}", pids[0])).unwrap_or(false) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the engine outlived its front by 2 s");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,8 @@
 //! A whole server over real HTTP, with the scripted model behind the engine's door (see `src/engine/backend/scripted.rs`:
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
+pub mod served;
+
 use futures_util::StreamExt;
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};

@@ -42,6 +42,8 @@ type Scenario = fn(&Setup) -> Outcome<Vec<Figure>>;
 struct Shape {
     n_slots: u32,
     n_ctx: u32,
+    /// One pool of cells for all slots, whatever the server would choose.
+    is_pool: bool,
 }
 
 fn main() -> Outcome<()> {
@@ -91,10 +93,11 @@ impl Setup {
     }
 
     fn start(&self, which: usize, shape: Shape) -> Outcome<Server> {
-        // Ports no other run uses: two servers never listen at once, but the old one may linger.
+        // Ports no other run uses and below those that connections get: two servers never listen at once, but the old
+        // one may linger.
         static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
         let offset = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let port = 21_000 + (std::process::id() % 500) as u16 * 40 + offset % 40;
+        let port = 20_000 + (std::process::id() % 300) as u16 * 40 + offset % 40;
         let (name, binary) = match (which, &self.peer) {
             (1, Some(peer)) => ("llama-server", peer.clone()),
             _ => ("hearth", PathBuf::from(env!("CARGO_BIN_EXE_hearth"))),
@@ -105,7 +108,7 @@ impl Setup {
         } else {
             command.arg("-m").arg(&self.model);
         }
-        match self.is_split {
+        match self.is_split.or(shape.is_pool.then_some(false)) {
             Some(false) => command.arg("--kv-unified"),
             Some(true) => command.arg("--no-kv-unified"),
             None => &mut command,
@@ -153,7 +156,7 @@ fn together(server: &Server, requests: &[Request]) -> Outcome<(Vec<Measured>, Du
 
 fn single_stream(setup: &Setup) -> Outcome<Vec<Figure>> {
     let names = [("1 stream: decode", "token/s"), ("1 stream: first token", "ms")];
-    setup.rounds(Shape { n_slots: 1, n_ctx: 2048 }, &names, |server, seed| {
+    setup.rounds(Shape { n_slots: 1, n_ctx: 2048, is_pool: false }, &names, |server, seed| {
         let measured = server.measure(&Request::new(40, 128, seed))?;
         Ok(vec![measured.decode_rate(), millis(measured.first)])
     })
@@ -165,7 +168,7 @@ fn eight_streams(setup: &Setup) -> Outcome<Vec<Figure>> {
         ("8 streams: generated", "token/s"),
         ("8 streams: first token, median", "ms"),
     ];
-    setup.rounds(Shape { n_slots: 8, n_ctx: 4096 }, &names, |server, seed| {
+    setup.rounds(Shape { n_slots: 8, n_ctx: 4096, is_pool: false }, &names, |server, seed| {
         let requests: Vec<Request> = (0..8).map(|client| Request::new(40, 64, seed * 100 + client)).collect();
         let repeats = if fs::metadata(&setup.model)?.len() < 50 << 20 { 8 } else { 1 };
         let (mut all, mut time) = (Vec::new(), Duration::ZERO);
@@ -189,7 +192,7 @@ fn prompt_beside_stream(setup: &Setup) -> Outcome<Vec<Figure>> {
         ("the prompt's first token, beside the stream", "ms"),
         ("  of alone", "×"),
     ];
-    setup.rounds(Shape { n_slots: 2, n_ctx: 4096 }, &names, |server, seed| {
+    setup.rounds(Shape { n_slots: 2, n_ctx: 4096, is_pool: false }, &names, |server, seed| {
         let alone = millis(server.measure(&Request::new(1450, 1, seed * 7))?.first);
         let (stream, beside) = thread::scope(|scope| {
             let stream = scope.spawn(|| server.measure(&Request::new(20, 160, seed * 11)));
@@ -205,18 +208,22 @@ fn prompt_beside_stream(setup: &Setup) -> Outcome<Vec<Figure>> {
 
 /// A client leaves in the middle of its prefill; the next one wants the only slot.
 fn leave_in_prefill(setup: &Setup) -> Outcome<Vec<Figure>> {
-    setup.rounds(Shape { n_slots: 1, n_ctx: 4096 }, &[("slot free after leaving a prefill", "ms")], |server, seed| {
-        let victim = server.complete(&Request::new(1450, 64, seed * 17))?;
-        thread::sleep(Duration::from_millis(600));
-        let alone = server_free_time(server, seed, || drop(victim))?;
-        Ok(vec![alone])
-    })
+    setup.rounds(
+        Shape { n_slots: 1, n_ctx: 4096, is_pool: false },
+        &[("slot free after leaving a prefill", "ms")],
+        |server, seed| {
+            let victim = server.complete(&Request::new(1450, 64, seed * 17))?;
+            thread::sleep(Duration::from_millis(600));
+            let alone = server_free_time(server, seed, || drop(victim))?;
+            Ok(vec![alone])
+        },
+    )
 }
 
 /// A client leaves a whole (not streamed) answer while another one streams.
 fn leave_whole_answer(setup: &Setup) -> Outcome<Vec<Figure>> {
     setup.rounds(
-        Shape { n_slots: 2, n_ctx: 8192 },
+        Shape { n_slots: 2, n_ctx: 8192, is_pool: false },
         &[("slot free after leaving a whole answer", "ms")],
         |server, seed| {
             let mut stream = server.complete(&Request::new(20, 3000, seed * 19))?;
@@ -240,7 +247,7 @@ fn server_free_time(server: &Server, seed: u64, leave: impl FnOnce()) -> Outcome
 /// `/health` while 100 requests hang on 2 slots.
 fn health_under_load(setup: &Setup) -> Outcome<Vec<Figure>> {
     setup.rounds(
-        Shape { n_slots: 2, n_ctx: 8192 },
+        Shape { n_slots: 2, n_ctx: 8192, is_pool: false },
         &[("/health under 100 requests (4 s: no answer)", "ms")],
         |server, seed| {
             let hanging: Vec<_> = (0..100)
@@ -258,7 +265,7 @@ fn health_under_load(setup: &Setup) -> Outcome<Vec<Figure>> {
 /// A stream that has to wait for a slot: when does it hear anything?
 fn queued_stream(setup: &Setup) -> Outcome<Vec<Figure>> {
     setup.rounds(
-        Shape { n_slots: 1, n_ctx: 8192 },
+        Shape { n_slots: 1, n_ctx: 8192, is_pool: false },
         &[("headers of a queued stream (5 s: none)", "ms")],
         |server, seed| {
             let hog = server.complete(&Request::new(20, 3000, seed * 41))?;
@@ -276,7 +283,7 @@ fn queued_stream(setup: &Setup) -> Outcome<Vec<Figure>> {
 /// Four streams that together need twice the context.
 fn outgrow_context(setup: &Setup) -> Outcome<Vec<Figure>> {
     setup.rounds(
-        Shape { n_slots: 4, n_ctx: 512 },
+        Shape { n_slots: 4, n_ctx: 512, is_pool: true },
         &[("4 streams outgrow the context: finished", "of 4")],
         |server, seed| {
             let requests: Vec<Request> = (0..4).map(|client| Request::new(30, 200, seed * 47 + client)).collect();
@@ -292,11 +299,15 @@ fn outgrow_context(setup: &Setup) -> Outcome<Vec<Figure>> {
 
 /// Resident memory of the server and its children after some requests.
 fn memory(setup: &Setup) -> Outcome<Vec<Figure>> {
-    setup.rounds(Shape { n_slots: 4, n_ctx: 2048 }, &[("resident memory, all processes", "MiB")], |server, seed| {
-        let requests: Vec<Request> = (0..4).map(|client| Request::new(40, 32, seed * 53 + client)).collect();
-        together(server, &requests)?;
-        Ok(vec![resident_kib(server.pid()) as f64 / 1024.0])
-    })
+    setup.rounds(
+        Shape { n_slots: 4, n_ctx: 2048, is_pool: false },
+        &[("resident memory, all processes", "MiB")],
+        |server, seed| {
+            let requests: Vec<Request> = (0..4).map(|client| Request::new(40, 32, seed * 53 + client)).collect();
+            together(server, &requests)?;
+            Ok(vec![resident_kib(server.pid()) as f64 / 1024.0])
+        },
+    )
 }
 
 /// Proportional set size of a process and its children (shared pages counted once).

@@ -17,9 +17,12 @@ impl Server {
     pub fn start(name: &'static str, mut command: Command, port: u16) -> io::Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null()).spawn()?;
-        let server = Self { name, address, child };
+        let mut server = Self { name, address, child };
         let deadline = Instant::now() + Duration::from_secs(60);
         while server.get("/health", Duration::from_secs(1)).is_none_or(|(status, _)| status != 200) {
+            if let Some(status) = server.child.try_wait()? {
+                return Err(io::Error::other(format!("{name} left with {status}")));
+            }
             if Instant::now() > deadline {
                 return Err(io::Error::other(format!("{name} is not healthy after 60 s")));
             }

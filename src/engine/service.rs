@@ -61,8 +61,9 @@ pub(super) struct Cancels {
     /// Cancels so far; a worker sweeps when it has changed.
     count: AtomicU64,
     pub stopping: AtomicBool,
-    /// The requests of the decode that runs now, and `count` when it began.
+    /// The requests of the decode that runs now.
     batch: Mutex<Vec<Arc<Live>>>,
+    /// Cancels that were looked at.
     seen: AtomicU64,
 }
 
@@ -71,11 +72,12 @@ impl Cancels {
         self.count.load(Ordering::Acquire)
     }
 
-    pub(super) fn begin_batch<'a>(&self, lives: impl Iterator<Item = &'a Arc<Live>>) {
+    /// `swept`: the count at the worker's last sweep. A cancel since then is news, also if it came before this call.
+    pub(super) fn begin_batch<'a>(&self, lives: impl Iterator<Item = &'a Arc<Live>>, swept: u64) {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         batch.clear();
         batch.extend(lives.cloned());
-        self.seen.store(self.count(), Ordering::Relaxed);
+        self.seen.store(swept, Ordering::Relaxed);
     }
 
     fn add(&self) {

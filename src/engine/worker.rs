@@ -151,6 +151,12 @@ impl<M: Model> Worker<M> {
 
     /// Interactive runs before batch ones, older before younger.
     fn enqueue(&mut self, run: Box<Run<M::Sampler>>) {
+        // Cancelled on its way here: the sweep that counted it may be over, and no other would find it.
+        if run.is_cancelled() {
+            self.is_urgent = true;
+            self.out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
+            return;
+        }
         let rank = |run: &Run<M::Sampler>| (run.class == Class::Batch, run.serial);
         let at = self.waiting.partition_point(|other| rank(other) < rank(&run));
         self.waiting.insert(at, run);
@@ -169,11 +175,13 @@ impl<M: Model> Worker<M> {
         }
         let (out, is_urgent) = (&mut self.out, &mut self.is_urgent);
         self.waiting.retain(|run| {
-            if run.is_cancelled() {
+            // Asked once: a cancel between two looks would drop the run without its ending.
+            let is_cancelled = run.is_cancelled();
+            if is_cancelled {
                 *is_urgent = true;
                 out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
             }
-            !run.is_cancelled()
+            !is_cancelled
         });
     }
 
@@ -312,8 +320,8 @@ impl<M: Model> Worker<M> {
         self.free_idle(shares.iter().map(|share| share.n_rows as usize).sum());
         self.step += 1;
         let (n_decode, n_prefill) = self.lay_out(shares);
-        self.cancels
-            .begin_batch(shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref()).map(|run| &run.live));
+        let runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
+        self.cancels.begin_batch(runs.map(|run| &run.live), self.swept);
         let start = Instant::now();
         let result = self.context.decode(&self.rows);
         let time = start.elapsed();

@@ -1,6 +1,7 @@
 //! Request bodies: their type, size and time.
 
 use super::{App, error::ApiError};
+use crate::dialect::{Fault, Read};
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use bytes::{Bytes, BytesMut};
@@ -49,8 +50,25 @@ impl Drop for Share {
 
 /// A whole body of JSON, not yet parsed. Counts against the budget while it lives.
 pub(super) struct JsonBody {
-    pub(super) bytes: Bytes,
+    bytes: Bytes,
     _share: Share,
+}
+
+impl JsonBody {
+    /// Reading a body of this size takes a few milliseconds; larger ones are read off the threads that serve everybody.
+    const INLINE_BYTES_MAX: usize = 256 << 10;
+
+    /// What `reader` makes of the body, which is given back to the budget then.
+    pub(super) async fn read<T: Send + 'static>(
+        self,
+        reader: fn(&[u8]) -> Result<Read<T>, Fault>,
+    ) -> Result<Read<T>, ApiError> {
+        if self.bytes.len() <= Self::INLINE_BYTES_MAX {
+            return Ok(reader(&self.bytes)?);
+        }
+        let read = tokio::task::spawn_blocking(move || reader(&self.bytes)).await;
+        Ok(read.map_err(|_| ApiError::internal())??)
+    }
 }
 
 impl FromRequest<App> for JsonBody {

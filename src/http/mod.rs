@@ -18,11 +18,13 @@ mod ops;
 mod origin;
 mod router;
 mod sse;
+mod stall;
 
 use crate::gateway::Gateway;
 use drain::Drain;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use stall::Stall;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +47,7 @@ pub struct HttpConfig {
     pub body_bytes_max: usize,
     /// For a request's head, and for an idle connection.
     pub header_timeout: Duration,
-    /// For a whole request body.
+    /// For a whole request body, and for a client to take the next bytes of its answer.
     pub body_timeout: Duration,
     /// Longest silence of a stream before a comment is sent.
     pub ping_interval: Duration,
@@ -167,6 +169,7 @@ impl Connection {
             return;
         }
         let header_timeout = self.app.config.header_timeout;
+        let stream = Stall::new(TokioIo::new(stream), self.app.config.body_timeout);
         let builder = builder(header_timeout);
         let has_asked = Arc::new(AtomicBool::new(false));
         let service = hyper::service::service_fn({
@@ -176,7 +179,7 @@ impl Connection {
                 edge::answer(Arc::clone(&self.app), self.router.clone(), request)
             }
         });
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = builder.serve_connection(stream, service);
         tokio::pin!(connection);
         // hyper's header timeout begins once it knows the protocol; this one also ends those who never say it.
         let silent = tokio::time::sleep(header_timeout);

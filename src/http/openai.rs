@@ -21,8 +21,7 @@ pub(super) async fn chat(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let read = openai::chat_request(&body.bytes)?;
-    drop(body);
+    let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let request = read.request;
     let (stream, include_usage) = (request.stream, request.include_usage);
@@ -47,8 +46,7 @@ pub(super) async fn complete(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let read = openai::completion_request(&body.bytes)?;
-    drop(body);
+    let read = body.read(openai::completion_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let request = read.request;
     let (stream, include_usage) = (request.stream, request.include_usage);
@@ -70,7 +68,7 @@ pub(super) async fn complete(
 
 /// How many tokens a chat would have, without answering it.
 pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    let read = openai::chat_request(&body.bytes)?;
+    let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let prompt = crate::chat::Prompt::Chat(read.request.prompt);
     let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };

@@ -10,7 +10,7 @@ use crate::dialect::openai;
 use crate::engine::{EngineState, Failure};
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 use serde_json::{Value, json};
 
 pub(super) async fn root() -> &'static str {
@@ -25,56 +25,55 @@ pub(super) async fn livez() -> Response {
 /// llama-server's health: whether a model is there, not whether there is room.
 pub(super) async fn health(State(app): State<App>) -> Response {
     let state = app.gateway.state();
-    let (status, progress) = match &state {
-        EngineState::Ready(_) => return livez().await,
-        EngineState::Loading { progress } => ("loading", Some(*progress)),
-        EngineState::Restarting { .. } => ("restarting", None),
-        EngineState::Failed { .. } => ("failed", None),
-        EngineState::Stopped => ("stopped", None),
+    let Some(failure) = state.refusal() else { return livez().await };
+    let progress = match &state {
+        EngineState::Loading { progress } => Some(*progress),
+        _ => None,
     };
-    let body = json!({ "status": status, "progress": progress });
-    unready(body, &app, &state)
+    unready(json!({ "status": state_word(&state), "progress": progress }), failure)
 }
 
 /// Whether a request would be admitted now, and if not, why.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let state = app.gateway.state();
     let load = app.gateway.load();
-    let reason = match &state {
-        _ if app.drain.has_begun() => "shutting_down",
-        EngineState::Ready(_) if load.n_in_flight >= load.n_places => "full",
-        EngineState::Ready(_) => return json(br#"{"ready":true,"state":"ready"}"#.to_vec()),
-        EngineState::Loading { .. } => "loading",
-        EngineState::Restarting { .. } => "restarting",
-        EngineState::Failed { .. } => "failed",
-        EngineState::Stopped => "stopped",
+    let (word, failure) = match &state {
+        _ if app.drain.has_begun() => ("shutting_down", Failure::ShuttingDown),
+        EngineState::Ready(_) if load.n_in_flight < load.n_places => {
+            return json(br#"{"ready":true,"state":"ready"}"#.to_vec());
+        }
+        EngineState::Ready(_) => ("full", Failure::Overloaded { n_places: load.n_places, retry_after_s: 1 }),
+        other => (state_word(other), other.refusal().unwrap_or(Failure::ShuttingDown)),
     };
     let body = json!({
         "ready": false,
-        "state": reason,
-        "reason": state.refusal().map(|refusal| refusal.to_string()),
+        "state": word,
+        "reason": failure.to_string(),
         "n_in_flight": load.n_in_flight,
         "n_places": load.n_places,
         "n_restarts": load.n_restarts,
     });
-    unready(body, &app, &state)
+    unready(body, failure)
+}
+
+fn state_word(state: &EngineState) -> &'static str {
+    match state {
+        EngineState::Loading { .. } => "loading",
+        EngineState::Ready(_) => "ready",
+        EngineState::Restarting { .. } => "restarting",
+        EngineState::Failed { .. } => "failed",
+        EngineState::Stopped => "stopped",
+    }
 }
 
 /// 503 with `body`'s fields beside the error envelope, and when to come again.
-fn unready(mut body: Value, app: &App, state: &EngineState) -> Response {
-    let failure = match state.refusal() {
-        _ if app.drain.has_begun() => Failure::ShuttingDown,
-        Some(refusal) => refusal,
-        None => Failure::Overloaded { n_places: app.gateway.load().n_places, retry_after_s: 1 },
-    };
+fn unready(mut body: Value, failure: Failure) -> Response {
     let error = ApiError::of(failure.into(), Asked::Nothing);
     let envelope: Value = serde_json::from_slice(&openai::error_body(&error.problem)).unwrap_or_default();
     if let (Some(error), Some(fields)) = (envelope.get("error"), body.as_object_mut()) {
         fields.insert("error".to_owned(), error.clone());
     }
-    let mut response = error.into_response();
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response.map(|_| body.to_string().into())
+    error.into_response().map(|_| body.to_string().into())
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {
@@ -152,7 +151,7 @@ pub(super) async fn slots(State(app): State<App>) -> Result<Response, ApiError> 
 }
 
 pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    let read = openai::tokenize_request(&body.bytes)?;
+    let read = body.read(openai::tokenize_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let (model, request) = (read.request.model, read.request.request);
     let with_pieces = request.with_pieces;
@@ -166,7 +165,7 @@ pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<R
 }
 
 pub(super) async fn detokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    let read = openai::detokenize_request(&body.bytes)?;
+    let read = body.read(openai::detokenize_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let (model, tokens) = read.request;
     let text = until_cut(&app, app.gateway.detokenize(model.as_deref(), tokens)).await?;
@@ -177,7 +176,7 @@ pub(super) async fn detokenize(State(app): State<App>, body: JsonBody) -> Result
 }
 
 pub(super) async fn apply_template(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    let read = openai::render_request(&body.bytes)?;
+    let read = body.read(openai::render_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let prompt = until_cut(&app, app.gateway.render(read.request.model.as_deref(), read.request.prompt)).await?;
     let prompt = prompt.map_err(|error| ApiError::of(error, Asked::Messages))?;

@@ -1,6 +1,6 @@
 //! What surrounds every request: ids, hosts, origins, connections, slow and broken clients. Names are the contract's rows.
 
-use crate::support::{Answer, Server, chat_body, read_quiet};
+use crate::support::{Answer, Events, Server, chat_body, read_quiet};
 use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -202,4 +202,59 @@ async fn chunked_bodies_and_http_1_0_are_served() {
     assert!(server.raw(chunked).await.starts_with("HTTP/1.1 200 "));
     let old = format!("POST /v1/chat/completions HTTP/1.0\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     assert!(server.raw(old).await.starts_with("HTTP/1.0 200 "));
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_let_go() {
+    let server = Server::with(|setup| {
+        setup.http.body_timeout = Duration::from_millis(300);
+        setup.engine.n_ctx = Some(4_000_000);
+    })
+    .await;
+    let mut socket = server.connect().await;
+    let body = chat_body("/forever", json!({ "stream": true })).to_string();
+    socket.write_all(request("/v1/chat/completions", &body).as_bytes()).await.expect("sent");
+    server.busy(1).await;
+    let let_go = async {
+        while server.engine.load().n_in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(9), let_go).await.expect("the generation is cancelled");
+}
+
+/// One HTTP/2 connection without TLS, its driver on a task of its own.
+async fn http2(server: &Server) -> h2::client::SendRequest<bytes::Bytes> {
+    let (client, connection) = h2::client::handshake(server.connect().await).await.expect("a handshake");
+    tokio::spawn(async move {
+        // It ends when the test drops the client.
+        let _ = connection.await;
+    });
+    client.ready().await.expect("a connection")
+}
+
+fn http2_chat(client: &mut h2::client::SendRequest<bytes::Bytes>, text: &str) -> h2::client::ResponseFuture {
+    let request = http::Request::post("http://localhost/v1/chat/completions").body(()).expect("a request");
+    let (response, mut sending) = client.send_request(request, false).expect("a stream");
+    let body = chat_body(text, json!({ "stream": true })).to_string();
+    sending.send_data(body.into(), true).expect("sent");
+    response
+}
+
+#[tokio::test]
+async fn http_2_serves_streams_side_by_side_and_a_reset_cancels_one() {
+    let server = Server::with(|setup| setup.scripted().step_us = 500).await;
+    let mut client = http2(&server).await;
+    let forever = http2_chat(&mut client, "/forever").await.expect("an answer");
+    let counted = http2_chat(&mut client, "/count 9").await.expect("an answer");
+    assert_eq!((forever.status().as_u16(), counted.status().as_u16()), (200, 200));
+    let (mut body, mut bytes) = (counted.into_body(), Vec::new());
+    while let Some(data) = body.data().await {
+        let data = data.expect("the stream lives");
+        body.flow_control().release_capacity(data.len()).expect("within the window");
+        bytes.extend_from_slice(&data);
+    }
+    assert_eq!(Events::parse(&bytes).text(0, "content"), "1 2 3 4 5 6 7 8 9");
+    drop(forever);
+    server.idle().await;
 }

@@ -81,6 +81,12 @@ async fn messages_are_checked_at_their_place() {
     server.post("/v1/chat/completions", json!({})).await.is_refusal("missing_required_parameter", "messages");
 }
 
+/// By the server's own clock: a busy machine takes its time to make and send a body of 14 MB.
+fn took_less_than_a_second(answer: &Answer) {
+    let ms: u64 = answer.header("openai-processing-ms").parse().expect("a number");
+    assert!(ms < 1000, "{ms} ms: {}", answer.text);
+}
+
 /// Each of these brought some server down, or made it work for minutes.
 #[tokio::test]
 async fn hostile_values_are_refused_within_a_second_and_the_engine_lives() {
@@ -118,14 +124,14 @@ async fn hostile_values_are_refused_within_a_second_and_the_engine_lives() {
         ),
     ] {
         let body = with(chat_body("x", json!({})), more).to_string();
-        let started = Instant::now();
-        post_bytes(&server, "/v1/chat/completions", body).await.is_refusal(code, param);
-        assert!(started.elapsed() < Duration::from_secs(1), "{param}: {:?}", started.elapsed());
+        let answer = post_bytes(&server, "/v1/chat/completions", body).await;
+        answer.is_refusal(code, param);
+        took_less_than_a_second(&answer);
     }
     let many = format!("{{\"prompt\":[{}0]}}", "0,".repeat(4_000_000));
-    let started = Instant::now();
-    assert_eq!(post_bytes(&server, "/v1/completions", many).await.status, 400);
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    let answer = post_bytes(&server, "/v1/completions", many).await;
+    assert_eq!(answer.status, 400);
+    took_less_than_a_second(&answer);
     assert_eq!(server.chat("still here", json!({})).await.content(), "still here");
 }
 
@@ -133,10 +139,9 @@ async fn hostile_values_are_refused_within_a_second_and_the_engine_lives() {
 async fn hostile_texts_are_refused_or_answered_within_a_second() {
     let server = Server::start().await;
     for text in ["Z".repeat(131_072), " ".repeat(1 << 20), "\u{1f468}\u{200d}".repeat(150_000), "\0".repeat(5000)] {
-        let started = Instant::now();
         let answer = server.chat(&text, json!({})).await;
         answer.is_refusal("context_length_exceeded", "messages");
-        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        took_less_than_a_second(&answer);
     }
 }
 

@@ -3,6 +3,7 @@
 mod clients;
 mod completions;
 mod crash;
+mod crash_http;
 mod edge;
 mod errors;
 mod models;

@@ -28,6 +28,7 @@ pub struct Setup {
     pub engine: EngineConfig,
     pub http: HttpConfig,
     pub gateway: GatewayConfig,
+    pub mode: EngineMode,
     /// Return before the model is loaded.
     pub while_loading: bool,
 }
@@ -45,7 +46,7 @@ impl Setup {
             sampling: Default::default(),
             n_created: 1_790_000_000,
         };
-        Self { engine, http: HttpConfig::default(), gateway, while_loading: false }
+        Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }
 
     pub fn scripted(&mut self) -> &mut ScriptedConfig {
@@ -130,7 +131,7 @@ impl Server {
     pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::new();
         change(&mut setup);
-        let engine = Engine::start(setup.engine, EngineMode::InProcess);
+        let engine = Engine::start(setup.engine, setup.mode);
         if !setup.while_loading {
             ready(&engine).await;
         }

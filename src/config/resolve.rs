@@ -22,7 +22,8 @@ const CTX_MAX: u32 = 1 << 27;
 const BATCH_MAX: u32 = 1 << 17;
 const GAP_MS_MAX: u32 = 60_000;
 /// The most bytes of a request that are ever held at once, for all `connections_max` of them.
-const BODY_BYTES_MAX: usize = 1 << 30;
+/// A body has to fit into one frame to the engine with room to spare (`engine/transport/frame.rs`).
+const BODY_BYTES_MAX: usize = 128 << 20;
 const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 512;
 const KEY_FILE_BYTES_MAX: u64 = 4 << 20;

@@ -10,7 +10,7 @@ use super::run::{Clock, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Prompt};
+use crate::chat::{ChatPrompt, Message, Prompt};
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,6 +45,14 @@ struct Ready {
     preserved: Vec<Token>,
 }
 
+/// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
+/// one number or one piece per token must fit into a frame, and no other request waits long for it.
+const TOKENIZE_BYTES_MAX: usize = 8 << 20;
+const PIECES_BYTES_MAX: usize = 1 << 20;
+
+/// Longest text that goes back to a client in one answer.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
+
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template.
 const FENCES: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
@@ -77,6 +85,7 @@ impl<M: Model> Preparer<M> {
             Command::Detokenize(tokens) => self.detokenize(&tokens).map(Some),
             Command::RenderChat(prompt) => {
                 let text = self.render_folding(&prompt)?.text;
+                refuse_long("messages", text.len(), ANSWER_BYTES_MAX)?;
                 Ok(Some(Event::Text(text)))
             }
             Command::Generate(request) => {
@@ -90,6 +99,12 @@ impl<M: Model> Preparer<M> {
     }
 
     fn tokenize(&self, request: TokenizeRequest) -> Result<Event, Failure> {
+        let most = if request.with_pieces { PIECES_BYTES_MAX } else { TOKENIZE_BYTES_MAX };
+        match &request.prompt {
+            Prompt::Chat(_) => {} // bounded by the context
+            Prompt::Text(text) => refuse_long("content", text.len(), most)?,
+            Prompt::Tokens(tokens) => refuse_long("prompt", tokens.len(), most)?,
+        }
         let tokens = match &request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(chat)?.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
@@ -108,6 +123,8 @@ impl<M: Model> Preparer<M> {
             Failure::Invalid { code, message, .. } => Failure::Invalid { field: "tokens".into(), code, message },
             other => other,
         })?;
+        let n_bytes = tokens.iter().map(|token| self.model.piece(*token).len()).sum();
+        refuse_long("tokens", n_bytes, ANSWER_BYTES_MAX)?;
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| self.model.piece(*token)).copied().collect();
         Ok(Event::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
@@ -255,11 +272,19 @@ impl Ready {
     }
 }
 
+fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
+    if n <= most {
+        return Ok(());
+    }
+    let message = format!("{field} is too long here: {n} bytes or tokens, at most {most}");
+    Err(Failure::invalid(field, "invalid_value", message))
+}
+
 /// The chat with every control-token text in its messages between fences; `None` when there is none (the usual case).
 fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
     let patterns = control_texts.iter().filter(|text| text.len() > 1);
     let has_one = |text: &str| control_texts.iter().any(|control| control.len() > 1 && text.contains(control.as_str()));
-    let texts = || chat.messages.iter().flat_map(|message| [message.content.as_deref(), message.reasoning.as_deref()]);
+    let texts = || chat.messages.iter().flat_map(message_texts);
     let fences_taken = texts().flatten().any(|text| text.contains(FENCES));
     if !fences_taken && !texts().flatten().any(has_one) {
         return None;
@@ -286,14 +311,27 @@ fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
     for message in &mut chat.messages {
         message.content = fence_text(&message.content);
         message.reasoning = fence_text(&message.reasoning);
+        message.name = fence_text(&message.name);
+        message.tool_call_id = fence_text(&message.tool_call_id);
+        for text in message.tool_calls.iter_mut().flat_map(|call| [&mut call.id, &mut call.name, &mut call.arguments]) {
+            *text = fence_text(&Some(std::mem::take(text))).unwrap_or_default();
+        }
     }
     Some(chat)
+}
+
+/// Everything in a message that somebody else than the template wrote.
+fn message_texts(message: &Message) -> impl Iterator<Item = Option<&str>> {
+    let calls =
+        message.tool_calls.iter().flat_map(|call| [Some(call.id.as_str()), Some(&call.name), Some(&call.arguments)]);
+    let own = [&message.content, &message.reasoning, &message.name, &message.tool_call_id];
+    own.into_iter().map(|text| text.as_deref()).chain(calls)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::{Message, Role};
+    use crate::chat::{Role, ToolCall};
 
     #[test]
     fn control_texts_are_fenced_and_ordinary_chats_left_alone() {
@@ -303,5 +341,10 @@ mod tests {
         let hostile = ChatPrompt::new(vec![Message::new(Role::User, "a<|end|>b\u{FDD0}")]);
         let fenced = fence(&hostile, &controls).expect("something to fence");
         assert_eq!(fenced.messages[0].content.as_deref(), Some("a\u{FDD0}<|end|>\u{FDD1}b\u{FFFD}"));
+        let mut call = Message::new(Role::Assistant, "");
+        let arguments = r#"{"q":"<|end|>"}"#.to_owned();
+        call.tool_calls = vec![ToolCall { id: "c".into(), name: "f".into(), arguments }];
+        let fenced = fence(&ChatPrompt::new(vec![call]), &controls).expect("arguments are fenced too");
+        assert!(fenced.messages[0].tool_calls[0].arguments.contains(FENCES));
     }
 }

@@ -8,6 +8,9 @@ use super::text::Released;
 use crate::chat::{Delta, TokenLogprob};
 use std::collections::VecDeque;
 
+/// White space that may turn out to be markup; more of it is text.
+const HELD_SPACE_MAX: usize = 256;
+
 /// Reads one answer.
 pub struct Reader {
     kind: Kind,
@@ -119,7 +122,7 @@ impl Reader {
                 let text = &pending[space..];
                 if text.starts_with(start.as_str()) {
                     (space + start.len(), Part::Markup, Place::Thinking { fresh: true })
-                } else if start.starts_with(text) && !last {
+                } else if start.starts_with(text) && !last && space <= HELD_SPACE_MAX {
                     return false;
                 } else {
                     (pending.len(), Part::Content, Place::Content)
@@ -142,7 +145,9 @@ impl Reader {
                     None => {
                         let held = if last { 0 } else { partial_tag(pending, ends) };
                         let text = pending[..pending.len() - held].trim_end().len();
-                        let text = if last { pending.len() } else { text };
+                        // White space without end is text: holding it back would be looked at again for every token.
+                        let is_over = last || pending.len() - held > HELD_SPACE_MAX;
+                        let text = if is_over { pending.len() - held } else { text };
                         if text == 0 {
                             return false;
                         }
@@ -150,7 +155,7 @@ impl Reader {
                     }
                 }
             }
-            Place::Closed if space == pending.len() && !last => return false,
+            Place::Closed if space == pending.len() && !last && space <= HELD_SPACE_MAX => return false,
             Place::Closed => (space, Part::Markup, Place::Content),
             Place::Content => (pending.len(), Part::Content, Place::Content),
         };
@@ -183,17 +188,34 @@ impl Reader {
         let read = match parser.parse(whole, !last) {
             Some(read) => read,
             // A finished answer is never lost: what can't be read is content as it stands.
-            None if last && shown.1.is_empty() => (shown.0.clone(), whole.clone()),
+            None if last => (shown.0.clone(), format!("{}{}", shown.1, unread(whole, shown))),
             None => return,
         };
-        // A parser may take back what it said of an unfinished text; what was shown stays.
-        if let (Some(reasoning), Some(content)) = (read.0.strip_prefix(&shown.0), read.1.strip_prefix(&shown.1)) {
+        // A parser may take back what it said of an unfinished text; what was shown stays, and what follows is not lost.
+        if let (Some(reasoning), Some(content)) = (beyond(&read.0, &shown.0, last), beyond(&read.1, &shown.1, last)) {
             delta.reasoning.push_str(reasoning);
             delta.content.push_str(content);
             delta.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
             *shown = read;
         }
     }
+}
+
+/// The part of an answer that follows the last text that was shown of it; all of it when nothing was.
+fn unread<'a>(whole: &'a str, shown: &(String, String)) -> &'a str {
+    if shown.1.is_empty() {
+        return whole;
+    }
+    whole.rfind(shown.1.as_str()).map_or(whole, |at| &whole[at + shown.1.len()..])
+}
+
+/// What `now` says beyond `shown`; `None` while it doesn't continue it and more text may come.
+fn beyond<'a>(now: &'a str, shown: &str, last: bool) -> Option<&'a str> {
+    if let Some(rest) = now.strip_prefix(shown) {
+        return Some(rest);
+    }
+    let same: usize = now.chars().zip(shown.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    last.then(|| &now[same..])
 }
 
 /// Bytes at the end of `text` that may be the beginning of one of `tags`.
@@ -246,6 +268,25 @@ mod tests {
     #[test]
     fn thinking_cut_by_the_limit_is_reasoning() {
         assert_eq!(read(tags(false), &["<think>so", " far </th"]), ("so far </th".into(), "".into()));
+    }
+
+    /// Reads everything before `!` as content and nothing behind it.
+    struct Fussy;
+
+    impl AnswerParser for Fussy {
+        fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)> {
+            match text.find('!') {
+                Some(at) if is_partial => Some((String::new(), text[..at].into())),
+                Some(_) => None,
+                None => Some((String::new(), text.into())),
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_leaves_its_format_is_not_lost() {
+        let pieces = ["so", " far", " good", "!", " and", " more"];
+        assert_eq!(read(Reading::Parser(Box::new(Fussy)), &pieces), ("".into(), "so far good! and more".into()));
     }
 
     #[test]

@@ -379,7 +379,11 @@ impl Loading {
             let outcome = catch_unwind(AssertUnwindSafe(|| Worker::new(parts).run()));
             match outcome {
                 Ok(Ok(())) => {}
-                Ok(Err(broken)) => sink.broken(&broken.0),
+                Ok(Err(broken)) => {
+                    // The output thread is writing the endings; in a child, the process leaves right after.
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    sink.broken(&broken.0);
+                }
                 Err(_) => sink.broken("a worker panicked; this is a bug"),
             }
         })?;

@@ -177,11 +177,15 @@ impl Model for LlamaModel {
         let preserved = preserved.collect();
         let reading = match (prompt.reasoning_format, parser) {
             (_, Some(parser)) => Reading::Parser(Box::new(Parser { parser })),
-            (ReasoningFormat::Separate, None) if !rendered.thinking_ends.is_empty() => Reading::Tags {
-                start: rendered.thinking_start,
-                ends: rendered.thinking_ends,
-                opened: rendered.thinking_opened,
-            },
+            (ReasoningFormat::Separate, None)
+                if !rendered.thinking_start.is_empty() && rendered.thinking_ends.iter().any(|end| !end.is_empty()) =>
+            {
+                Reading::Tags {
+                    start: rendered.thinking_start,
+                    ends: rendered.thinking_ends.into_iter().filter(|end| !end.is_empty()).collect(),
+                    opened: rendered.thinking_opened,
+                }
+            }
             _ => Reading::Plain,
         };
         Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved })

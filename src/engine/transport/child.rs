@@ -2,6 +2,7 @@
 
 use super::frame::{self, FromEngine, ToEngine};
 use super::{Notice, Sink};
+use crate::engine::error::Failure;
 use crate::engine::event::Event;
 use crate::engine::request::RequestId;
 use crate::engine::service::Service;
@@ -86,6 +87,7 @@ impl StdoutSink {
     }
 
     fn write(&self, message: &FromEngine) {
+        let message = &*fitting(message);
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, buffer) = &mut *out;
         buffer.clear();
@@ -99,6 +101,25 @@ impl StdoutSink {
             std::process::exit(3);
         }
     }
+}
+
+/// `message`, or in its place a refusal for each request in it: an answer too large for a frame ends that request, not the
+/// engine. Only batches of one large answer get near the limit.
+fn fitting(message: &FromEngine) -> std::borrow::Cow<'_, FromEngine> {
+    let FromEngine::Events(events) = message else { return std::borrow::Cow::Borrowed(message) };
+    let is_large = |event: &Event| match event {
+        Event::Text(text) => text.len() > frame::FRAME_BYTES_MAX / 2,
+        Event::Tokens { tokens, pieces } => {
+            tokens.len() * 5 + pieces.iter().map(|piece| piece.len() + 5).sum::<usize>() > frame::FRAME_BYTES_MAX / 2
+        }
+        _ => false,
+    };
+    if !events.iter().any(|(_, event)| is_large(event)) {
+        return std::borrow::Cow::Borrowed(message);
+    }
+    let refused = Event::Failed(Failure::Internal("the answer is too large to be sent".into()));
+    let events = events.iter().map(|(id, event)| (*id, if is_large(event) { refused.clone() } else { event.clone() }));
+    std::borrow::Cow::Owned(FromEngine::Events(events.collect()))
 }
 
 impl Sink for StdoutSink {

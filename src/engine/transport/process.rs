@@ -97,6 +97,7 @@ impl Transport for Process {
 async fn supervise(link: Arc<Link>) {
     let mut backoff = Backoff::new(Instant::now());
     let mut closing = link.closing.subscribe();
+    let mut has_served = false;
     loop {
         backoff.start(Instant::now());
         let death = link.live_and_die().await;
@@ -104,9 +105,12 @@ async fn supervise(link: Arc<Link>) {
         if *closing.borrow() {
             break;
         }
-        if death.load_failed {
+        has_served |= death.was_ready;
+        // A model that was loaded before may be again: after a crash, memory may come back late.
+        if death.load_failed && !has_served {
             tracing::error!(reason = %death.reason, "the model can't be loaded");
-            link.state.send_replace(EngineState::Failed { reason: death.reason });
+            link.state.send_replace(EngineState::Failed { reason: death.reason.clone() });
+            link.router.end_all(&Failure::Crashed { reason: death.reason }, false);
             let _ = closing.wait_for(|closing| *closing).await;
             break;
         }
@@ -114,7 +118,7 @@ async fn supervise(link: Arc<Link>) {
         let retry_in = backoff.died(Instant::now(), death.was_ready);
         link.state.send_replace(EngineState::Restarting { reason: death.reason.clone(), n_restarts, retry_in });
         // After the state, so that whoever is told of the crash and asks why gets the answer.
-        link.router.end_all(&Failure::Crashed { reason: death.reason.clone() }, true);
+        link.router.end_all(&Failure::Crashed { reason: death.reason.clone() }, death.was_ready);
         tracing::error!(reason = %death.reason, n_restarts, retry_in_ms = retry_in.as_millis(), "the engine died");
         tokio::select! {
             () = tokio::time::sleep(retry_in) => {}

@@ -30,6 +30,18 @@ inline void on_abort(const char * message) {
     // Returning lets ggml abort the process, which is right: nobody could catch.
 }
 
+// While other threads may wait for this one at a barrier, an assertion must end the process (which is restarted): unwinding
+// would leave them spinning there for ever, and freeing their pool would wait for them.
+struct no_throw {
+    const int saved = guard_depth;
+    explicit no_throw(bool on) {
+        if (on) {
+            guard_depth = 0;
+        }
+    }
+    ~no_throw() { guard_depth = saved; }
+};
+
 inline char * dup(const std::string & text) {
     char * copy = static_cast<char *>(std::malloc(text.size() + 1));
     if (!copy) {

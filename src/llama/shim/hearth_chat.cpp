@@ -206,6 +206,9 @@ bool reads_plainly(const hearth_templates * t) {
     in.add_eos = t->add_eos;
     try {
         const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
+        if (p.thinking_start_tag.empty() && !p.thinking_end_tags.empty()) {
+            return false; // thinking without a start: the parser knows where it begins
+        }
         std::string probe = "probe\ntext";
         if (thinking_opened(p)) {
             if (p.thinking_end_tags.empty()) {

@@ -151,6 +151,7 @@ void hearth_pool_free(hearth_pool * pool) {
 
 int32_t hearth_decode(llama_context * ctx, const llama_batch * batch, int32_t * code, char ** err) {
     return guard(err, [&] {
+        const no_throw end_instead(llama_n_threads(ctx) > 1 || llama_n_threads_batch(ctx) > 1);
         *code = llama_decode(ctx, *batch);
         // Errors and assertions of an asynchronous backend belong to this call, not to the next one.
         llama_synchronize(ctx);

@@ -67,7 +67,11 @@ pub fn sampling(said: &Sampling) -> Result<(), Refusal> {
     if let Some(breakers) = &said.dry_sequence_breakers {
         count("dry_sequence_breakers", breakers.len(), DRY_BREAKERS_MAX)?;
         for (i, text) in breakers.iter().enumerate() {
-            text_bytes(&format!("dry_sequence_breakers[{i}]"), text, DRY_BREAKER_BYTES_MAX)?;
+            let field = format!("dry_sequence_breakers[{i}]");
+            text_bytes(&field, text, DRY_BREAKER_BYTES_MAX)?;
+            if text.contains('\0') {
+                return Err(Refusal::new(field, "invalid_value", "A sequence breaker can't hold a NUL character."));
+            }
         }
     }
     if let Some(samplers) = &said.samplers {
@@ -221,6 +225,7 @@ mod tests {
             Sampling { logit_bias: Some(vec![(0, 0.0); LOGIT_BIAS_MAX + 1]), ..Default::default() },
             Sampling { logit_bias: Some(vec![(0, f32::INFINITY)]), ..Default::default() },
             Sampling { dry_sequence_breakers: Some(vec![String::new()]), ..Default::default() },
+            Sampling { dry_sequence_breakers: Some(vec!["\0".into()]), ..Default::default() },
             Sampling { dry_sequence_breakers: Some(vec!["x".into(); 33]), ..Default::default() },
         ] {
             refused(said);

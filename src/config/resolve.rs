@@ -212,7 +212,7 @@ impl Raw {
 
     fn sampling(&self) -> Result<Sampling, ConfigError> {
         let sampling = Sampling {
-            seed: self.seed.value,
+            seed: self.seed.value.map(chat::check::fold_seed),
             temperature: self.temp.value,
             dynatemp_range: self.dynatemp_range.value,
             dynatemp_exponent: self.dynatemp_exp.value,

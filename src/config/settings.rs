@@ -191,7 +191,7 @@ settings! {
         /// Target entropy of Mirostat
         mirostat_ent: f32 = None, "N";
         /// Seed; without one every request gets a new one
-        seed('s'): u32 = None, "N";
+        seed('s'): i64 = None, "N";
         /// Order of the samplers
         samplers: Vec<SamplerKind> = None, "NAMES";
         /// Never end an answer by itself

@@ -46,6 +46,7 @@ numbers! {
     u16, "a whole number from 0 to 65535", |n| toml::Value::Integer(i64::from(n));
     u32, "a whole number, 0 or more", |n| toml::Value::Integer(i64::from(n));
     i32, "a whole number", |n| toml::Value::Integer(i64::from(n));
+    i64, "a whole number", toml::Value::Integer;
     // By way of text: 0.7 stays 0.7 where a plain widening says 0.699999988.
     f32, "a number", |n: f32| toml::Value::Float(n.to_string().parse().unwrap_or(f64::from(n)));
     bool, "true or false", toml::Value::Boolean;

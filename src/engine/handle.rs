@@ -175,7 +175,7 @@ impl Engine {
     }
 
     async fn ask(&self, command: Command) -> Result<Event, Failure> {
-        match self.submit(Place::Short, command)?.next().await {
+        match self.submit(Place::Short(command.fingerprint()), command)?.next().await {
             Some(Event::Failed(failure)) => Err(failure),
             Some(event) => Ok(event),
             None => Err(Failure::Internal("the engine ended the request without an answer; this is a bug".into())),

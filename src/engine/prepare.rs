@@ -50,6 +50,9 @@ struct Ready {
 const TOKENIZE_BYTES_MAX: usize = 8 << 20;
 const PIECES_BYTES_MAX: usize = 1 << 20;
 
+/// Text of a chat that the template may leave out; more must at least be able to fit the context.
+const BESIDE_BYTES_MAX: usize = 1 << 20;
+
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
@@ -225,8 +228,15 @@ impl<M: Model> Preparer<M> {
     }
 
     fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Ready, Failure> {
-        let n_bytes = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
+        let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.refuse_hopeless(n_bytes)?;
+        // Thinking, calls and arguments may be left out by the template, but each choice carries a copy of them.
+        let beside: usize = chat.messages.iter().flat_map(message_texts).flatten().map(str::len).sum::<usize>()
+            - n_bytes
+            + chat.template_kwargs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if beside > BESIDE_BYTES_MAX {
+            self.refuse_hopeless(beside)?;
+        }
         let fenced = fence(chat, self.model.control_texts());
         let rendered = self.render_folding(fenced.as_ref().unwrap_or(chat))?;
         let tokens = if fenced.is_some() && rendered.text.contains(FENCES[0]) {

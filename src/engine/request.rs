@@ -26,6 +26,21 @@ pub enum Command {
     Stats,
 }
 
+impl Command {
+    /// Of a command that works on a client's text; see [`GenerateRequest::fingerprint`].
+    pub fn fingerprint(&self) -> Option<u64> {
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        match self {
+            Command::Tokenize(request) => request.prompt.hash(&mut hasher),
+            Command::Detokenize(tokens) => tokens.hash(&mut hasher),
+            Command::RenderChat(prompt) => prompt.hash(&mut hasher),
+            Command::Generate(request) => return Some(request.fingerprint()),
+            Command::Cancel | Command::Stats => return None,
+        }
+        Some(hasher.finish())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenizeRequest {
     pub prompt: Prompt,

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 pub(super) enum Place {
     /// A generation: takes one of the engine's places (slots and queue). Holds the request's fingerprint.
     Generate(u64),
-    /// Anything short (tokenize, render, stats).
-    Short,
+    /// Anything short (tokenize, render, stats), with the fingerprint of the text it works on, if any.
+    Short(Option<u64>),
 }
 
 #[derive(Debug)]
@@ -71,7 +71,10 @@ impl Router {
                 }
                 state.n_generate += 1;
             }
-            Place::Short => {
+            Place::Short(fingerprint) => {
+                if let Some(fingerprint) = fingerprint {
+                    state.quarantine.check(fingerprint, Instant::now())?;
+                }
                 if state.n_short >= Self::SHORT_MAX {
                     return Err(Failure::Overloaded { n_places: Self::SHORT_MAX, retry_after_s: 1 });
                 }
@@ -116,7 +119,7 @@ impl Router {
                 .filter(|entry| entry.active)
                 .filter_map(|entry| match entry.place {
                     Place::Generate(fingerprint) => Some(fingerprint),
-                    Place::Short => None,
+                    Place::Short(fingerprint) => fingerprint,
                 })
                 .collect();
             for fingerprint in suspects {
@@ -160,7 +163,7 @@ impl State {
                 let held = entry.started.elapsed().as_secs_f64();
                 self.mean_hold_s += (held - self.mean_hold_s) * 0.1;
             }
-            Place::Short => self.n_short -= 1,
+            Place::Short(_) => self.n_short -= 1,
         }
         entry.mailbox.push(event);
     }

@@ -42,7 +42,7 @@ async fn strm_09_a_crash_ends_streams_with_an_error_event_and_the_server_lives()
 }
 
 #[tokio::test]
-async fn a_request_that_crashed_the_engine_twice_is_refused() {
+async fn err_05_a_request_that_crashed_the_engine_twice_is_500_and_then_refused() {
     let server = start().await;
     for _ in 0..2 {
         let answer = server.chat("/crash", json!({})).await;

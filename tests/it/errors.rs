@@ -327,7 +327,7 @@ async fn err_15_unprefixed_paths_and_one_slash() {
 }
 
 #[tokio::test]
-async fn errors_during_a_generation_are_500_with_an_envelope() {
+async fn a_generation_cut_by_the_engines_close_is_503() {
     let server = Server::with(|setup| setup.scripted().step_us = 500).await;
     let asking = server.chat("/forever", json!({}));
     let closing = async {

@@ -230,7 +230,7 @@ async fn strm_15_obfuscation_is_ignored() {
 }
 
 #[tokio::test]
-async fn ops_06_a_stream_is_never_compressed_or_buffered() {
+async fn strm_14_ops_06_a_stream_is_never_compressed_or_buffered() {
     let server = Server::start().await;
     let request =
         server.client.post(server.url("/v1/chat/completions")).header("accept-encoding", "gzip, deflate, zstd");

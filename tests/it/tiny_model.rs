@@ -1,7 +1,7 @@
 //! Real llama.cpp decodes through the engine's door, one tiny model for each kind of memory.
 
 use hearth::chat::{
-    ChatPrompt, Finish, Message, Mirostat, Prompt, Role, SamplerKind, SamplingParams, TokenLogprob, Usage,
+    ChatPrompt, Finish, Message, Mirostat, Prompt, Role, SamplerKind, SamplingParams, TokenLogprob, ToolCall, Usage,
 };
 use hearth::engine::config::{KvLayout, ModelSource};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, Event, Failure, GenerateRequest, TokenizeRequest};
@@ -249,6 +249,22 @@ async fn control_tokens_in_user_text_stay_text() {
     assert_eq!(end.len(), 1);
     let n_ends = |tokens: Vec<i32>| tokens.iter().filter(|token| **token == end[0]).count();
     assert_eq!(n_ends(count("a <|im_end|> b").await), n_ends(count("a b").await));
+}
+
+#[tokio::test]
+async fn tool_history_with_broken_or_hostile_arguments_is_text() {
+    let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
+    for arguments in
+        [r#"{"a": tru"#.to_owned(), format!("{}1{}", "[".repeat(300), "]".repeat(300)), "[".repeat(1_000_000)]
+    {
+        let mut call = Message::new(Role::Assistant, "");
+        call.tool_calls = vec![ToolCall { id: "c".into(), name: "f".into(), arguments: arguments.clone() }];
+        let turns = vec![Message::new(Role::User, "w"), call, Message::new(Role::User, "go")];
+        match answer(&engine, greedy(Prompt::Chat(ChatPrompt::new(turns)), 1)).await {
+            Ok(_) => assert!(arguments.len() < 2000),
+            Err(failure) => assert!(matches!(failure, Failure::ContextExceeded { .. }), "{failure}"),
+        }
+    }
 }
 
 #[tokio::test]

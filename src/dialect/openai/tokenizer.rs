@@ -7,7 +7,7 @@ use crate::chat::{ChatPrompt, Prompt};
 use crate::dialect::fields::Object;
 use crate::dialect::{Fault, Ignored, Read};
 use crate::engine::TokenizeRequest;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// What `/tokenize` was asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,15 +53,25 @@ pub fn tokenize_request(body: &[u8]) -> Result<Read<Tokenize>, Fault> {
 
 /// Pieces are text where they are UTF-8 and arrays of bytes where they are not.
 pub fn tokenize_response(tokens: &[i32], pieces: Option<&[Vec<u8>]>, n_ctx: u32) -> Vec<u8> {
-    let piece = |(id, bytes): (&i32, &Vec<u8>)| match std::str::from_utf8(bytes) {
-        Ok(text) => json!({ "id": id, "piece": text }),
-        Err(_) => json!({ "id": id, "piece": bytes }),
-    };
-    let shown: Value = match pieces {
-        Some(pieces) => tokens.iter().zip(pieces).map(piece).collect(),
-        None => tokens.into(),
-    };
-    json(&json!({ "tokens": shown, "count": tokens.len(), "max_model_len": n_ctx }))
+    // Written piece by piece: as a tree, a million tokens would take a gigabyte.
+    let mut out = b"{\"tokens\":".to_vec();
+    match pieces {
+        None => out.extend(json(&tokens)),
+        Some(pieces) => {
+            for (i, (id, bytes)) in tokens.iter().zip(pieces).enumerate() {
+                out.extend_from_slice(if i == 0 { b"[" } else { b"," });
+                out.extend_from_slice(format!("{{\"id\":{id},\"piece\":").as_bytes());
+                out.extend(match std::str::from_utf8(bytes) {
+                    Ok(text) => json(&text),
+                    Err(_) => json(bytes),
+                });
+                out.push(b'}');
+            }
+            out.extend_from_slice(if tokens.is_empty() { b"[]" } else { b"]" });
+        }
+    }
+    out.extend_from_slice(format!(",\"count\":{},\"max_model_len\":{n_ctx}}}", tokens.len()).as_bytes());
+    out
 }
 
 /// The model's name, when given, and the token ids.
@@ -98,6 +108,7 @@ pub fn render_response(prompt: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
 
     fn read(body: Value) -> Result<TokenizeRequest, Fault> {
         tokenize_request(body.to_string().as_bytes()).map(|read| read.request.request)

@@ -253,7 +253,7 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
             }
             if !message.tool_calls.is_empty() {
                 let calls = message.tool_calls.iter().map(|call| {
-                    let function = json!({ "name": call.name, "arguments": call.arguments });
+                    let function = json!({ "name": call.name, "arguments": arguments_of(&call.arguments) });
                     json!({ "id": call.id, "type": "function", "function": function })
                 });
                 json["tool_calls"] = calls.collect();
@@ -280,6 +280,16 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
         "enable_thinking": enable_thinking,
         "kwargs": kwargs,
     })
+}
+
+/// Arguments as JSON of a sane depth, which templates parse without a bound of their own; what is none (a call that was cut
+/// off, say) becomes a JSON string of itself.
+fn arguments_of(text: &str) -> String {
+    // serde_json stops at 128 levels.
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(_) => text.to_owned(),
+        Err(_) => json!(text).to_string(),
+    }
 }
 
 struct Parser {

@@ -84,7 +84,8 @@ async fn messages_are_checked_at_their_place() {
 /// By the server's own clock: a busy machine takes its time to make and send a body of 14 MB.
 fn took_less_than_a_second(answer: &Answer) {
     let ms: u64 = answer.header("openai-processing-ms").parse().expect("a number");
-    assert!(ms < 1000, "{ms} ms: {}", answer.text);
+    // A second on a machine of its own; other tests share this one.
+    assert!(ms < 2000, "{ms} ms: {}", answer.text);
 }
 
 /// Each of these brought some server down, or made it work for minutes.

@@ -1,5 +1,6 @@
 //! The receiving half of one request: events in, events out, text merged when the reader is slow.
 
+use super::error::Failure;
 use super::event::Event;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,13 +8,17 @@ use tokio::sync::Notify;
 
 /// A queue of one request's events with one reader.
 ///
-/// **Bound:** deltas that wait are merged into one, progress reports replace each other, so at most five events lie here
-/// and their text is at most the answer's, which the context bounds. The writer never waits.
+/// **Bound:** deltas that wait are merged into one and progress reports replace each other, so an engine that keeps the
+/// protocol leaves a handful of events here, whose text is at most the answer's; one that doesn't ends its request at
+/// `EVENTS_MAX`. The writer never waits.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     state: Mutex<State>,
     readable: Notify,
 }
+
+/// More events than this come only from a broken engine.
+const EVENTS_MAX: usize = 64;
 
 #[derive(Debug, Default)]
 struct State {
@@ -27,6 +32,14 @@ impl Mailbox {
         {
             let mut state = self.lock();
             if state.ended {
+                return;
+            }
+            if state.queue.len() >= EVENTS_MAX {
+                state.queue.clear();
+                state.queue.push_back(Event::Failed(Failure::Internal("the engine broke its protocol".into())));
+                state.ended = true;
+                drop(state);
+                self.readable.notify_one();
                 return;
             }
             state.ended = event.is_end();
@@ -75,10 +88,19 @@ impl Mailbox {
 mod tests {
     use super::*;
     use crate::chat::Delta;
-    use crate::engine::Failure;
 
     fn delta(text: &str) -> Event {
         Event::Delta(Delta { content: text.into(), n_tokens: 1, ..Default::default() })
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_floods_a_reader_ends_the_request() {
+        let mailbox = Mailbox::default();
+        for n_prompt in 0..1000 {
+            mailbox.push(Event::Accepted { n_prompt });
+        }
+        assert!(matches!(mailbox.next().await, Some(Event::Failed(Failure::Internal(_)))));
+        assert_eq!(mailbox.next().await, None);
     }
 
     #[tokio::test]

@@ -195,7 +195,13 @@ impl Reader {
         if let (Some(reasoning), Some(content)) = (beyond(&read.0, &shown.0, last), beyond(&read.1, &shown.1, last)) {
             delta.reasoning.push_str(reasoning);
             delta.content.push_str(content);
-            delta.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
+            // Which tokens spelled which part isn't told: those of a stretch without content are not the content's.
+            let entries = self.logprobs.drain(..).map(|(_, entry)| entry);
+            if delta.content.is_empty() {
+                drop(entries);
+            } else {
+                delta.logprobs.extend(entries);
+            }
             *shown = read;
         }
     }

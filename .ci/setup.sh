@@ -12,6 +12,7 @@ has_libclang() {
     for file in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib/libclang*.so* \
         /usr/lib64/libclang*.so* /usr/lib64/llvm*/lib/libclang*.so* /opt/homebrew/opt/llvm/lib/libclang.dylib \
         /usr/local/opt/llvm/lib/libclang.dylib /Library/Developer/CommandLineTools/usr/lib/libclang.dylib; do
+        case $file in *libclang-cpp*) continue ;; esac # another library, there without libclang itself
         [ -e "$file" ] && return 0
     done
     return 1

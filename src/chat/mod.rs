@@ -42,6 +42,8 @@ impl Role {
 pub struct Message {
     pub role: Role,
     pub content: Option<String>,
+    /// Images and sound between the parts of the text, in the order of their place.
+    pub media: Vec<Media>,
     /// What the model thought in an earlier turn; given to templates that have a place for it.
     pub reasoning: Option<String>,
     pub name: Option<String>,
@@ -54,12 +56,66 @@ impl Message {
         Self {
             role,
             content: Some(content.into()),
+            media: Vec::new(),
             reasoning: None,
             name: None,
             tool_calls: Vec::new(),
             tool_call_id: None,
         }
     }
+}
+
+/// An image or a sound of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Media {
+    pub kind: MediaKind,
+    /// Byte of the message's `content` before which it stands.
+    pub offset: u32,
+    /// The file as the client sent it (PNG, JPEG, WAV, …); decoded by the engine.
+    pub data: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MediaKind {
+    Image,
+    Audio,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tool {
+    pub name: String,
+    pub description: Option<String>,
+    /// JSON Schema of its arguments, as JSON text of an object (`{}` where the client gave none).
+    pub parameters: String,
+}
+
+/// Whether the model calls tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum ToolChoice {
+    /// It may not.
+    None,
+    /// As it likes.
+    #[default]
+    Auto,
+    /// It must: the answer is at least one call, from its first token on (after thinking).
+    Required,
+}
+
+/// What the answer's text must be. Texts are checked and compiled by the engine, which refuses what it can't honour.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON Schema, as JSON text.
+    JsonSchema(String),
+    /// GBNF, llama.cpp's grammar language.
+    Gbnf(String),
+    Regex(String),
+    /// Lark, as llguidance reads it.
+    Lark(String),
+    /// One of these texts.
+    Choice(Vec<String>),
 }
 
 /// A call the model made. `arguments` is JSON text as the model wrote it (`{}` when empty).
@@ -94,6 +150,13 @@ pub struct ChatPrompt {
     pub add_generation_prompt: bool,
     /// The last message is the assistant's and is continued instead of answered.
     pub continue_final_message: bool,
+    pub tools: Vec<Tool>,
+    pub tool_choice: ToolChoice,
+    /// Names of the tools that may be called now, where not all may; the template still shows all, so that the prompt
+    /// (and its cached prefix) stays the same.
+    pub callable: Option<Vec<String>>,
+    /// More than one call in an answer.
+    pub parallel_tool_calls: bool,
 }
 
 impl ChatPrompt {
@@ -106,6 +169,10 @@ impl ChatPrompt {
             reasoning_format: ReasoningFormat::default(),
             add_generation_prompt: true,
             continue_final_message: false,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            callable: None,
+            parallel_tool_calls: true,
         }
     }
 }
@@ -118,6 +185,19 @@ pub enum Prompt {
     Text(String),
     /// Token ids, used as they are.
     Tokens(Vec<i32>),
+    /// Fill in the middle, with the model's own tokens for it.
+    Infill(Infill),
+}
+
+/// What stands around the text that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Infill {
+    pub prefix: String,
+    pub suffix: String,
+    /// Text behind the middle token: the beginning of the answer.
+    pub prompt: String,
+    /// Other files: (name, text). What does not fit is left out, furthest first.
+    pub extra: Vec<(String, String)>,
 }
 
 /// When a generation ends, and what is told about its tokens.
@@ -129,6 +209,11 @@ pub struct Output {
     pub stop: Vec<String>,
     /// Log-probabilities wanted: `Some(k)` gives each token's own and the k most likely ones.
     pub top_logprobs: Option<u8>,
+    /// The prompt's tokens too, with their log-probabilities where `top_logprobs` asks for them.
+    pub echo: bool,
+    pub constraint: Option<Constraint>,
+    /// What the answer will probably be; a hint for speculation, without effect on the text.
+    pub prediction: Option<String>,
 }
 
 /// Which queue a request waits in: people first, batches with what is left.
@@ -152,20 +237,26 @@ pub struct ChatRequest {
     pub stream: bool,
     pub include_usage: bool,
     pub cache_prompt: bool,
+    /// Scales of LoRA adapters by their index; `None`: the server's.
+    pub lora: Option<Vec<(u32, f32)>>,
 }
 
 /// A text completion: one or more prompts, `n` choices of each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {
     pub model: Option<String>,
-    /// Not empty; every element is `Text` or `Tokens`.
+    /// Not empty; every element is `Text`, `Tokens` or `Infill`.
     pub prompts: Vec<Prompt>,
     pub sampling: Sampling,
     pub output: Output,
     pub n: u32,
+    /// Choices generated for each prompt, of which the `n` with the best mean log-probability are the answer; at least
+    /// `n`, and equal to it in a stream.
+    pub best_of: u32,
     pub stream: bool,
     pub include_usage: bool,
     pub cache_prompt: bool,
+    pub lora: Option<Vec<(u32, f32)>>,
 }
 
 /// Tokens counted by the engine for one generation.
@@ -179,6 +270,9 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// The part of `completion_tokens` spent on thinking.
     pub reasoning_tokens: u32,
+    /// Tokens of the request's prediction that were drafted and kept, and those that were drafted in vain.
+    pub accepted_prediction_tokens: u32,
+    pub rejected_prediction_tokens: u32,
 }
 
 /// Why a generation ended by itself.
@@ -203,11 +297,27 @@ pub struct TokenLogprob {
     pub top: Vec<(Vec<u8>, f32)>,
 }
 
+/// A piece of one tool call. Pieces of a call come in order, and call `index` + 1 begins after `index` is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ToolCallDelta {
+    /// Number of the call in the answer, from 0.
+    pub index: u32,
+    /// Id and name, in the first piece of a call and in no other.
+    pub opening: Option<(String, String)>,
+    /// A fragment of the arguments' JSON text; all fragments together are a JSON object unless the answer was cut.
+    pub arguments: String,
+}
+
 /// A piece of the answer. Either text may be empty; a token may yield no text at all.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Delta {
     pub content: String,
     pub reasoning: String,
+    /// Come after `content`.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// The prompt's tokens, where `Output::echo` asked for them: all in the first delta. The first token has no
+    /// log-probability (it is written as 0); without `Output::top_logprobs` none has.
+    pub prompt: Vec<TokenLogprob>,
     /// Entries for exactly the tokens whose bytes spell `content`.
     pub logprobs: Vec<TokenLogprob>,
     /// Tokens generated since the last delta.

@@ -14,7 +14,8 @@ mod json;
 pub mod openai;
 
 use crate::chat::check::Refusal;
-use crate::chat::{Delta, Finish, TokenLogprob};
+use crate::chat::{Delta, Finish, TokenLogprob, ToolCall, Usage};
+use crate::engine::Done;
 
 /// Why a request body is refused; always the client's to cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,13 +55,23 @@ pub struct Read<T> {
 pub struct Answer {
     pub content: String,
     pub reasoning: String,
+    pub tool_calls: Vec<ToolCall>,
     pub logprobs: Vec<TokenLogprob>,
+    /// The prompt's tokens, where they were asked for; see [`Delta::prompt`].
+    pub prompt: Vec<TokenLogprob>,
     pub finish: Finish,
 }
 
 impl Default for Answer {
     fn default() -> Self {
-        Self { content: String::new(), reasoning: String::new(), logprobs: Vec::new(), finish: Finish::Length }
+        Self {
+            content: String::new(),
+            reasoning: String::new(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+            prompt: Vec::new(),
+            finish: Finish::Length,
+        }
     }
 }
 
@@ -69,7 +80,42 @@ impl Answer {
         self.content.push_str(&delta.content);
         self.reasoning.push_str(&delta.reasoning);
         self.logprobs.extend(delta.logprobs);
+        self.prompt.extend(delta.prompt);
+        for piece in delta.tool_calls {
+            if let Some((id, name)) = piece.opening {
+                self.tool_calls.push(ToolCall { id, name, arguments: String::new() });
+            }
+            if let Some(call) = self.tool_calls.get_mut(piece.index as usize) {
+                call.arguments.push_str(&piece.arguments);
+            }
+        }
     }
+}
+
+/// How one dialect writes the events of a running request. Every method appends whole events to `out`.
+pub trait Chunks {
+    const CONTENT_TYPE: &'static str = "text/event-stream; charset=utf-8";
+    /// What is written when there was nothing to say for a while; empty where the format has no room for it.
+    const KEEP_ALIVE: &'static [u8] = b": keep-alive\n\n";
+
+    /// What comes before anything else, for all choices in order.
+    fn open(&mut self, out: &mut Vec<u8>);
+    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>);
+    fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>);
+    /// After the last choice's `finish`: the body ends after it. `usage` is that of all choices.
+    fn end(&mut self, usage: &Usage, out: &mut Vec<u8>);
+    /// Instead of what is missing: the request failed after its first byte. The body ends after it.
+    fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>);
+}
+
+/// An error as the client reads it. Never holds what belongs in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub message: String,
+    /// OpenAI's `type`.
+    pub kind: &'static str,
+    pub param: Option<String>,
+    pub code: Option<String>,
 }
 
 /// Paths of the fields that nobody here knows.

@@ -31,6 +31,8 @@ pub enum Event {
     Text(String),
     /// Ending of `Stats`.
     Stats(Stats),
+    /// Ending of `Embed` and `Rerank`.
+    Vectors(Vectors),
     /// Ending of anything.
     Failed(Failure),
 }
@@ -46,6 +48,14 @@ pub struct Done {
     pub finish: Finish,
     pub usage: Usage,
     pub timings: Timings,
+}
+
+/// One vector for each input, in their order, as the model made them (not normalised).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Vectors {
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of each input.
+    pub n_tokens: Vec<u32>,
 }
 
 /// Where the time of one generation went, in microseconds.
@@ -88,8 +98,42 @@ pub struct Description {
     pub piece_bytes_max: u32,
     /// Whether the model can generate text (an embedding encoder can't).
     pub generates: bool,
+    /// Whether the chat template has a place for tools.
+    pub has_tools: bool,
+    /// Whether the vocabulary has the tokens of fill-in-the-middle.
+    pub infills: bool,
+    /// How inputs are pooled into vectors; `None`: this engine makes none.
+    pub pooling: Option<Pooling>,
+    /// Numbers of one vector.
+    pub n_embd_out: u32,
+    /// Most tokens of one input that becomes a vector.
+    pub n_embed_max: u32,
+    /// Names of a classifier's outputs, where the model has them.
+    pub labels: Vec<String>,
+    /// Kinds of media that the projector takes.
+    pub media: Vec<crate::chat::MediaKind>,
+    /// The LoRA adapters with their default scales, by index.
+    pub adapters: Vec<Adapter>,
     /// llama.cpp's version.
     pub build: String,
+}
+
+/// How the vectors of an input's tokens become one. Source: enum llama_pooling_type, llama.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Pooling {
+    Mean,
+    Cls,
+    Last,
+    /// A classification head: scores instead of an embedding.
+    Rank,
+}
+
+/// A LoRA adapter that was loaded with the model.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The file's path as the operator wrote it.
+    pub path: String,
+    pub scale: f32,
 }
 
 /// Counters since the engine was loaded, and its state now.

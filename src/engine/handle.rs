@@ -2,9 +2,9 @@
 
 use super::config::EngineConfig;
 use super::error::Failure;
-use super::event::{Description, Event, Stats};
+use super::event::{Description, Event, Stats, Vectors};
 use super::mailbox::Mailbox;
-use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
+use super::request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest};
 use super::router::{Place, Router};
 use super::transport::{self, EngineMode, Transport};
 use crate::chat::ChatPrompt;
@@ -145,6 +145,20 @@ impl Engine {
         }
     }
 
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Vectors, Failure> {
+        match self.ask(Command::Embed(request)).await? {
+            Event::Vectors(vectors) => Ok(vectors),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub async fn rerank(&self, request: RerankRequest) -> Result<Vectors, Failure> {
+        match self.ask(Command::Rerank(request)).await? {
+            Event::Vectors(vectors) => Ok(vectors),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     pub async fn stats(&self) -> Result<Stats, Failure> {
         match self.ask(Command::Stats).await? {
             Event::Stats(stats) => Ok(stats),
@@ -192,6 +206,7 @@ fn unexpected(event: &Event) -> Failure {
         Event::Tokens { .. } => "Tokens",
         Event::Text(_) => "Text",
         Event::Stats(_) => "Stats",
+        Event::Vectors(_) => "Vectors",
         Event::Failed(_) => "Failed",
     };
     Failure::Internal(format!("the engine answered with {kind}, which does not belong here; this is a bug"))

@@ -48,6 +48,8 @@ impl Mailbox {
                     last.content.push_str(&more.content);
                     last.reasoning.push_str(&more.reasoning);
                     last.logprobs.extend(more.logprobs);
+                    last.prompt.extend(more.prompt);
+                    last.tool_calls.extend(more.tool_calls);
                     last.n_tokens += more.n_tokens;
                 }
                 (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) => *last = event,

@@ -34,9 +34,9 @@ mod worker;
 
 pub use config::EngineConfig;
 pub use error::Failure;
-pub use event::{Description, Done, Event, SlotStats, Stats, Timings};
+pub use event::{Adapter, Description, Done, Event, Pooling, SlotStats, Stats, Timings, Vectors};
 pub use handle::{Engine, EngineState, Generation, Load, Tokenized};
-pub use request::{Command, GenerateRequest, RequestId, TokenizeRequest};
+pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
 
 #[cfg(test)]

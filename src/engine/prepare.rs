@@ -10,7 +10,7 @@ use super::run::{Clock, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Message, Prompt};
+use crate::chat::{ChatPrompt, Infill, Message, Prompt};
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -96,6 +96,9 @@ impl<M: Model> Preparer<M> {
                 self.dispatch(run)?;
                 Ok(None)
             }
+            Command::Embed(_) | Command::Rerank(_) => {
+                Err(Failure::invalid("model", "unsupported_operation", "this model can't make embeddings"))
+            }
             // The service answers these itself.
             Command::Cancel | Command::Stats => Ok(None),
         }
@@ -107,11 +110,13 @@ impl<M: Model> Preparer<M> {
             Prompt::Chat(_) => {} // bounded by the context
             Prompt::Text(text) => refuse_long("content", text.len(), most)?,
             Prompt::Tokens(tokens) => refuse_long("prompt", tokens.len(), most)?,
+            Prompt::Infill(_) => {} // bounded by the context
         }
         let tokens = match &request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(chat)?.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
             Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
+            Prompt::Infill(infill) => self.infill(infill)?,
         };
         let pieces = if request.with_pieces {
             tokens.iter().map(|token| self.model.piece(*token).to_vec()).collect()
@@ -143,6 +148,7 @@ impl<M: Model> Preparer<M> {
                 Ready::plain(self.model.tokenize(&text, true, true)?)
             }
             Prompt::Tokens(tokens) => Ready::plain(self.checked(tokens)?),
+            Prompt::Infill(infill) => Ready::plain(self.infill(&infill)?),
         };
         let mut tokens = ready.tokens;
         if tokens.is_empty() {
@@ -187,6 +193,10 @@ impl<M: Model> Preparer<M> {
         // Before the worker can say anything about it.
         self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
         lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
+    }
+
+    fn infill(&self, _infill: &Infill) -> Result<Vec<Token>, Failure> {
+        Err(Failure::invalid("suffix", "unsupported_operation", "this model can't fill in the middle"))
     }
 
     /// What a model starts from when it is given nothing: its BOS, or the start of a line.

@@ -3,9 +3,9 @@
 //! **Invariant:** every byte of the answer ends up in exactly one of the two, or is markup (tags and the white space
 //! around them); however the text is cut, the result is the same. Nothing is lost when the format was not kept.
 
-use super::backend::{AnswerParser, Reading};
+use super::backend::{AnswerParser, Parsed, ParsedCall, Reading};
 use super::text::Released;
-use crate::chat::{Delta, TokenLogprob};
+use crate::chat::{Delta, TokenLogprob, ToolCallDelta};
 use std::collections::VecDeque;
 
 /// White space that may turn out to be markup; more of it is text.
@@ -26,7 +26,7 @@ pub struct Reader {
 enum Kind {
     Plain,
     Tags { start: String, ends: Vec<String>, place: Place },
-    Parser { parser: Box<dyn AnswerParser>, whole: String, parsed: usize, shown: (String, String) },
+    Parser { parser: Box<dyn AnswerParser>, whole: String, parsed: usize, shown: Parsed },
 }
 
 /// Where in the format the reader is.
@@ -104,7 +104,9 @@ impl Reader {
     fn is_thinking(&self) -> bool {
         match &self.kind {
             Kind::Tags { place, .. } => matches!(place, Place::Thinking { .. }),
-            Kind::Parser { shown, .. } => !shown.0.is_empty() && shown.1.is_empty(),
+            Kind::Parser { shown, .. } => {
+                !shown.reasoning.is_empty() && shown.content.is_empty() && shown.calls.is_empty()
+            }
             Kind::Plain => false,
         }
     }
@@ -188,13 +190,16 @@ impl Reader {
         let read = match parser.parse(whole, !last) {
             Some(read) => read,
             // A finished answer is never lost: what can't be read is content as it stands.
-            None if last => (shown.0.clone(), format!("{}{}", shown.1, unread(whole, shown))),
+            None if last => Parsed { content: format!("{}{}", shown.content, unread(whole, shown)), ..shown.clone() },
             None => return,
         };
         // A parser may take back what it said of an unfinished text; what was shown stays, and what follows is not lost.
-        if let (Some(reasoning), Some(content)) = (beyond(&read.0, &shown.0, last), beyond(&read.1, &shown.1, last)) {
+        let reasoning = beyond(&read.reasoning, &shown.reasoning, last);
+        let content = beyond(&read.content, &shown.content, last);
+        if let (Some(reasoning), Some(content)) = (reasoning, content) {
             delta.reasoning.push_str(reasoning);
             delta.content.push_str(content);
+            let calls = next_calls(&mut shown.calls, &read, last, delta);
             // Which tokens spelled which part isn't told: those of a stretch without content are not the content's.
             let entries = self.logprobs.drain(..).map(|(_, entry)| entry);
             if delta.content.is_empty() {
@@ -202,17 +207,50 @@ impl Reader {
             } else {
                 delta.logprobs.extend(entries);
             }
-            *shown = read;
+            *shown = Parsed { calls, ..read };
         }
     }
 }
 
+/// What `read` says of calls beyond `shown`; returns what is shown of them afterwards.
+fn next_calls(shown: &mut Vec<ParsedCall>, read: &Parsed, last: bool, delta: &mut Delta) -> Vec<ParsedCall> {
+    let mut calls = std::mem::take(shown);
+    for (index, call) in read.calls.iter().enumerate() {
+        // A name is whole once something follows it.
+        let is_named = !call.name.is_empty() && (last || !call.arguments.is_empty() || index + 1 < read.calls.len());
+        if !is_named || index > calls.len() {
+            break;
+        }
+        let mut piece = ToolCallDelta { index: index as u32, ..Default::default() };
+        if index == calls.len() {
+            piece.opening = Some((call_id(), call.name.clone()));
+            calls.push(ParsedCall { name: call.name.clone(), ..Default::default() });
+        }
+        let known = &mut calls[index].arguments;
+        if let Some(more) = call.arguments.strip_prefix(known.as_str()) {
+            piece.arguments.push_str(more);
+            known.push_str(more);
+        }
+        if piece.opening.is_some() || !piece.arguments.is_empty() {
+            delta.tool_calls.push(piece);
+        }
+    }
+    calls
+}
+
+/// 142 random bits, so unique while the process lives and after.
+fn call_id() -> String {
+    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let letters = (0..24).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]));
+    "call_".chars().chain(letters).collect()
+}
+
 /// The part of an answer that follows the last text that was shown of it; all of it when nothing was.
-fn unread<'a>(whole: &'a str, shown: &(String, String)) -> &'a str {
-    if shown.1.is_empty() {
+fn unread<'a>(whole: &'a str, shown: &Parsed) -> &'a str {
+    if shown.content.is_empty() {
         return whole;
     }
-    whole.rfind(shown.1.as_str()).map_or(whole, |at| &whole[at + shown.1.len()..])
+    whole.rfind(shown.content.as_str()).map_or(whole, |at| &whole[at + shown.content.len()..])
 }
 
 /// What `now` says beyond `shown`; `None` while it doesn't continue it and more text may come.
@@ -280,11 +318,12 @@ mod tests {
     struct Fussy;
 
     impl AnswerParser for Fussy {
-        fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)> {
+        fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
+            let content = |text: &str| Some(Parsed { content: text.into(), ..Default::default() });
             match text.find('!') {
-                Some(at) if is_partial => Some((String::new(), text[..at].into())),
+                Some(at) if is_partial => content(&text[..at]),
                 Some(_) => None,
-                None => Some((String::new(), text.into())),
+                None => content(text),
             }
         }
     }

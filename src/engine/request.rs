@@ -3,6 +3,7 @@
 use crate::chat::{ChatPrompt, Class, Output, Prompt, SamplingParams};
 use serde::{Deserialize, Serialize};
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Names one request on one engine connection; never reused while the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,6 +25,10 @@ pub enum Command {
     Cancel,
     /// Answer: `Event::Stats`.
     Stats,
+    /// Answer: `Event::Vectors`, one for each input.
+    Embed(EmbedRequest),
+    /// Answer: `Event::Vectors` of one number for each document, higher is better.
+    Rerank(RerankRequest),
 }
 
 impl Command {
@@ -35,6 +40,8 @@ impl Command {
             Command::Detokenize(tokens) => tokens.hash(&mut hasher),
             Command::RenderChat(prompt) => prompt.hash(&mut hasher),
             Command::Generate(request) => return Some(request.fingerprint()),
+            Command::Embed(request) => request.hash(&mut hasher),
+            Command::Rerank(request) => request.hash(&mut hasher),
             Command::Cancel | Command::Stats => return None,
         }
         Some(hasher.finish())
@@ -52,6 +59,25 @@ pub struct TokenizeRequest {
     pub with_pieces: bool,
 }
 
+/// Vectors of several inputs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EmbedRequest {
+    /// Not empty; each is `Text` or `Tokens`.
+    pub inputs: Vec<Prompt>,
+    /// Cut what is too long for the model instead of refusing it.
+    pub truncate: bool,
+}
+
+/// Scores of documents for a query.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RerankRequest {
+    pub query: String,
+    /// Not empty.
+    pub documents: Vec<String>,
+    /// Tokens of a document that count; `None`: all, and a pair that is too long is refused.
+    pub n_document_max: Option<u32>,
+}
+
 /// One generation of one choice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRequest {
@@ -63,6 +89,16 @@ pub struct GenerateRequest {
     /// KV prefixes are shared only between requests with the same partition (a tenant).
     pub partition: u64,
     pub class: Class,
+    /// Requests of one family have the same prompt: it is computed once and shared. 0: none.
+    pub family: u64,
+    /// Scales of LoRA adapters by their index; `None`: the server's.
+    pub lora: Option<Vec<(u32, f32)>>,
+}
+
+/// A family that no other request of this process has.
+pub fn fresh_family() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl GenerateRequest {
@@ -74,6 +110,8 @@ impl GenerateRequest {
             cache_prompt: true,
             partition: 0,
             class: Class::Interactive,
+            family: 0,
+            lora: None,
         }
     }
 
@@ -84,7 +122,7 @@ impl GenerateRequest {
         self.prompt.hash(&mut hasher);
         self.output.hash(&mut hasher);
         // Floats have no Hash; their text form is exact and this runs once per request.
-        format!("{:?}", self.sampling).hash(&mut hasher);
+        format!("{:?}{:?}", self.sampling, self.lora).hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -71,7 +71,8 @@ impl<S> Run<S> {
                 prompt_tokens: self.n_prompt,
                 cached_tokens: self.n_cached,
                 completion_tokens: self.n_generated(),
-                reasoning_tokens: 0, // counted where the answer is read
+                // The rest is counted where the answer is read.
+                ..Default::default()
             },
             timings: Timings {
                 queue_us: micros(self.clock.accepted, started),

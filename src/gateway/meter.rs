@@ -82,6 +82,8 @@ impl Meter {
             }
             sum.completion_tokens += choice.usage.completion_tokens;
             sum.reasoning_tokens += choice.usage.reasoning_tokens;
+            sum.accepted_prediction_tokens += choice.usage.accepted_prediction_tokens;
+            sum.rejected_prediction_tokens += choice.usage.rejected_prediction_tokens;
         }
         sum
     }
@@ -142,11 +144,23 @@ mod tests {
             meter.observe(idx, &Event::Delta(Delta { content: "x".into(), n_tokens: 2, ..Default::default() }));
         }
         assert_eq!(meter.usage(), Usage { prompt_tokens: 20, completion_tokens: 8, ..Default::default() });
-        let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3, reasoning_tokens: 1 };
+        let usage = Usage {
+            prompt_tokens: 10,
+            cached_tokens: 4,
+            completion_tokens: 3,
+            reasoning_tokens: 1,
+            ..Default::default()
+        };
         meter.observe(0, &Event::Done(Done { finish: Finish::EndOfTurn, usage, timings: Timings::default() }));
         assert_eq!(
             meter.usage(),
-            Usage { prompt_tokens: 20, cached_tokens: 4, completion_tokens: 9, reasoning_tokens: 1 }
+            Usage {
+                prompt_tokens: 20,
+                cached_tokens: 4,
+                completion_tokens: 9,
+                reasoning_tokens: 1,
+                ..Default::default()
+            }
         );
         drop(meter);
         let page = metrics.page(&Reading::default());

@@ -25,7 +25,7 @@ use crate::chat::{
 };
 use crate::engine::{
     Description, Done, Engine, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats, Timings,
-    TokenizeRequest, Tokenized,
+    TokenizeRequest, Tokenized, fresh_family,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
@@ -76,6 +76,7 @@ struct Work {
     output: Output,
     n: u32,
     cache_prompt: bool,
+    lora: Option<Vec<(u32, f32)>>,
 }
 
 /// Longest wait for the engine's counters at a scrape; an engine deep in a decode answers after it.
@@ -101,6 +102,7 @@ impl Gateway {
             output: request.output,
             n: request.n,
             cache_prompt: request.cache_prompt,
+            lora: request.lora,
         };
         self.start(caller, work, &description).await
     }
@@ -112,8 +114,9 @@ impl Gateway {
             sampling: self.settle(request.sampling, &description),
             prompts: request.prompts,
             output: request.output,
-            n: request.n,
+            n: request.best_of,
             cache_prompt: request.cache_prompt,
+            lora: request.lora,
         };
         self.start(caller, work, &description).await
     }
@@ -226,7 +229,8 @@ impl Gateway {
             Some(0) => self.count_only(work, description).await?,
             _ => self.generate(caller, work).await?,
         };
-        Ok(Running::new(choices, accepted, meter, self.fingerprint(description)))
+        let model = self.config.model_id.clone();
+        Ok(Running::new(choices, accepted, meter, model, self.fingerprint(description)))
     }
 
     /// A request of more choices than the engine has places could wait for ever.
@@ -243,7 +247,8 @@ impl Gateway {
     /// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
     async fn generate(&self, caller: &Caller, work: Work) -> Result<(Choices, Vec<u32>), Error> {
         let n = work.n as usize;
-        let request = |prompt: Prompt, choice: usize| GenerateRequest {
+        let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
+        let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
             prompt,
             sampling: SamplingParams {
                 seed: check::choice_seed(work.sampling.seed, choice as u32),
@@ -253,13 +258,16 @@ impl Gateway {
             cache_prompt: work.cache_prompt,
             partition: caller.principal.partition(),
             class: Default::default(),
+            family,
+            lora: work.lora.clone(),
         };
         let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
         let mut accepted = vec![0; generations.len()];
         for step in [0..1, 1..n] {
             for (p, prompt) in work.prompts.iter().enumerate() {
                 for choice in step.clone() {
-                    generations[p * n + choice] = Some(self.engine.generate(request(prompt.clone(), choice))?);
+                    let request = request(prompt.clone(), choice, families[p]);
+                    generations[p * n + choice] = Some(self.engine.generate(request)?);
                 }
             }
             for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {

@@ -12,15 +12,22 @@ use futures_util::FutureExt;
 pub struct Running {
     choices: Choices,
     meter: Meter,
+    model: String,
     fingerprint: String,
 }
 
 impl Running {
-    pub(super) fn new(choices: Choices, accepted: Vec<u32>, mut meter: Meter, fingerprint: String) -> Self {
+    pub(super) fn new(
+        choices: Choices,
+        accepted: Vec<u32>,
+        mut meter: Meter,
+        model: String,
+        fingerprint: String,
+    ) -> Self {
         for (idx, n_prompt) in accepted.into_iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt });
         }
-        Self { choices, meter, fingerprint }
+        Self { choices, meter, model, fingerprint }
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
@@ -64,6 +71,11 @@ impl Running {
     /// Tokens so far; final once every choice has ended.
     pub fn usage(&self) -> Usage {
         self.meter.usage()
+    }
+
+    /// The id of the model that answers, whatever name was asked for.
+    pub fn model(&self) -> &str {
+        &self.model
     }
 
     pub fn fingerprint(&self) -> &str {

@@ -1,7 +1,7 @@
 //! The one map from the rooms' errors to a status, headers and the envelope a client reads.
 
-use crate::dialect::Fault;
-use crate::dialect::openai::{Problem, error_body};
+use crate::dialect::openai::error_body;
+use crate::dialect::{Fault, Problem};
 use crate::engine::Failure;
 use crate::gateway;
 use axum::body::Body;

@@ -28,10 +28,10 @@ pub(super) async fn chat(
     let with_logprobs = request.output.top_logprobs.is_some();
     let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
     let running = running.map_err(|error| ApiError::of(error, Asked::Messages))?;
-    let head = head(&app, "chatcmpl-", &running);
+    let head = head("chatcmpl-", &running);
     let mut response = if stream {
-        let chunks = ChatChunks::new(&head, running.n_choices(), with_logprobs);
-        sse::response(Stream { running, chunks, include_usage, asked: Asked::Messages }, &app)
+        let chunks = ChatChunks::new(&head, running.n_choices(), with_logprobs, include_usage);
+        sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
     } else {
         let answered = until_cut(&app, running.collect()).await?;
         let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Messages))?;
@@ -53,10 +53,10 @@ pub(super) async fn complete(
     let with_logprobs = request.output.top_logprobs.is_some();
     let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
     let running = running.map_err(|error| ApiError::of(error, Asked::Prompt))?;
-    let head = head(&app, "cmpl-", &running);
+    let head = head("cmpl-", &running);
     let mut response = if stream {
-        let chunks = TextChunks::new(&head, running.n_choices(), with_logprobs);
-        sse::response(Stream { running, chunks, include_usage, asked: Asked::Prompt }, &app)
+        let chunks = TextChunks::new(&head, running.n_choices(), with_logprobs, include_usage);
+        sse::response(Stream { running, chunks, asked: Asked::Prompt }, &app)
     } else {
         let answered = until_cut(&app, running.collect()).await?;
         let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Prompt))?;
@@ -104,11 +104,11 @@ pub(super) fn json(body: Vec<u8>) -> Response {
     response
 }
 
-fn head(app: &App, prefix: &str, running: &Running) -> Head {
+fn head(prefix: &str, running: &Running) -> Head {
     Head {
         id: random_name(prefix),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        model: app.gateway.config().model_id.clone(),
+        model: running.model().to_owned(),
         fingerprint: running.fingerprint().to_owned(),
     }
 }

@@ -5,7 +5,7 @@
 
 use super::App;
 use super::error::{ApiError, Asked};
-use crate::dialect::openai::{Chunks, error_event};
+use crate::dialect::Chunks;
 use crate::engine::{Event, Failure};
 use crate::gateway::Running;
 use axum::body::Body;
@@ -18,7 +18,6 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 /// Events that are already there are written together up to this size, so that a burst costs one write.
 const WRITE_BYTES: usize = 16 << 10;
 
@@ -26,7 +25,6 @@ const WRITE_BYTES: usize = 16 << 10;
 pub(super) struct Stream<C> {
     pub(super) running: Running,
     pub(super) chunks: C,
-    pub(super) include_usage: bool,
     pub(super) asked: Asked,
 }
 
@@ -35,7 +33,6 @@ pub(super) fn response<C: Chunks + Send + 'static>(stream: Stream<C>, app: &App)
         n_running: stream.running.n_choices(),
         running: Some(stream.running),
         chunks: stream.chunks,
-        include_usage: stream.include_usage,
         asked: stream.asked,
         has_opened: false,
         pause: Pause::new(app.config.ping_interval),
@@ -47,7 +44,7 @@ pub(super) fn response<C: Chunks + Send + 'static>(stream: Stream<C>, app: &App)
     });
     let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(C::CONTENT_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Tells nginx not to buffer.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -59,7 +56,6 @@ struct Events<C> {
     running: Option<Running>,
     n_running: usize,
     chunks: C,
-    include_usage: bool,
     asked: Asked,
     has_opened: bool,
     pause: Pause,
@@ -85,7 +81,10 @@ impl<C: Chunks> Events<C> {
             match self.wait().await? {
                 Next::Event(idx, event) => self.write(idx, event, &mut out),
                 Next::Ended => self.fail(Failure::Internal("a generation ended without a word".to_owned()), &mut out),
-                Next::Silence => out.extend_from_slice(KEEP_ALIVE),
+                Next::Silence => {
+                    out.extend_from_slice(C::KEEP_ALIVE);
+                    self.pause.wrote(); // also where there is nothing that may be said
+                }
                 Next::Cut => self.fail(Failure::ShuttingDown, &mut out),
             }
         }
@@ -112,7 +111,7 @@ impl<C: Chunks> Events<C> {
         match event {
             Event::Delta(delta) => self.chunks.delta(idx, &delta, out),
             Event::Done(done) => {
-                self.chunks.finish(idx, &done.finish, out);
+                self.chunks.finish(idx, &done, out);
                 self.n_running -= 1;
                 if self.n_running == 0 {
                     self.end(out);
@@ -125,16 +124,13 @@ impl<C: Chunks> Events<C> {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         let Some(running) = self.running.take() else { return };
-        if self.include_usage {
-            self.chunks.usage(&running.usage(), out);
-        }
-        self.chunks.done(out);
+        self.chunks.end(&running.usage(), out);
     }
 
     /// The status is long sent, so the failure is an event, and the last one.
     fn fail(&mut self, failure: Failure, out: &mut Vec<u8>) {
         self.running = None;
-        out.extend(error_event(&ApiError::of(failure.into(), self.asked).problem));
+        self.chunks.fail(&ApiError::of(failure.into(), self.asked).problem, out);
     }
 }
 

@@ -19,8 +19,12 @@ pub fn chat_request(body: &[u8]) -> Result<Read<ChatRequest>, Fault> {
     refuse_audio(&mut body)?;
     accept_or_refuse(&mut body)?;
     let sampling = sampling(&mut body)?;
-    let output =
-        Output { max_tokens: max_tokens(&mut body)?, stop: stop(&mut body)?, top_logprobs: top_logprobs(&mut body)? };
+    let output = Output {
+        max_tokens: max_tokens(&mut body)?,
+        stop: stop(&mut body)?,
+        top_logprobs: top_logprobs(&mut body)?,
+        ..Default::default()
+    };
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
     let request = ChatRequest {
@@ -32,6 +36,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<ChatRequest>, Fault> {
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
+        lora: None,
     };
     body.finish(&mut ignored);
     Ok(Read { request, ignored })

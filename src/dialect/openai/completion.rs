@@ -24,6 +24,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<CompletionRequest>, Fault>
         max_tokens: limit.tokens(),
         stop: stop(&mut body)?,
         top_logprobs: body.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok()),
+        ..Default::default()
     };
     check::output(&output)?;
     let n = choices(&mut body)?;
@@ -35,9 +36,11 @@ pub fn completion_request(body: &[u8]) -> Result<Read<CompletionRequest>, Fault>
         sampling,
         output,
         n,
+        best_of: n,
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
+        lora: None,
     };
     body.finish(&mut ignored);
     Ok(Read { request, ignored })

@@ -45,6 +45,7 @@ fn message(path: String, value: Value, ignored: &mut Ignored) -> Result<Message,
     let message = Message {
         role,
         content,
+        media: Vec::new(),
         reasoning: reasoning(&mut fields)?,
         name: fields.string("name")?,
         tool_calls: tool_calls(&mut fields, ignored)?,

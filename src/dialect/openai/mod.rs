@@ -17,9 +17,9 @@ mod wire;
 
 pub use chat::chat_request;
 pub use completion::completion_request;
-pub use stream::{ChatChunks, Chunks, TextChunks, error_event};
+pub use stream::{ChatChunks, TextChunks};
 pub use to_wire::{
-    Head, Problem, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
+    Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
 };
 pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,

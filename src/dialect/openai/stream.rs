@@ -4,29 +4,18 @@
 //! Thousands of chunks a second leave one core, so what is constant in a chunk is serialised once for the stream and the
 //! rest is appended to the caller's buffer: only the text is escaped. A test holds the result against the serde types'.
 
-use super::to_wire::{Head, Problem, error_object, finish_reason, json, usage_count};
+use super::to_wire::{Head, error_object, finish_reason, json, usage_count};
 use super::{logprobs, wire};
-use crate::chat::{Delta, Finish, Usage};
+use crate::chat::{Delta, Usage};
+use crate::dialect::{Chunks, Problem};
+use crate::engine::Done;
 use std::io::Write as _;
 
-/// How one kind of stream writes its events. Every method appends whole events to `out`.
-pub trait Chunks {
-    /// What comes before anything else, for all choices in order.
-    fn open(&self, out: &mut Vec<u8>);
-    fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>);
-    fn finish(&self, choice: usize, finish: &Finish, out: &mut Vec<u8>);
-    /// The counting chunk, and the only one without choices.
-    fn usage(&self, usage: &Usage, out: &mut Vec<u8>);
-    /// The last event; the body ends after it.
-    fn done(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"data: [DONE]\n\n");
-    }
-}
-
 /// The event that ends a stream which failed after its first byte. Nothing may follow it.
-pub fn error_event(problem: &Problem) -> Vec<u8> {
-    let body = json(&wire::ErrorBody { error: error_object(problem) });
-    [b"data: ", body.as_slice(), b"\n\n"].concat()
+fn write_problem(problem: &Problem, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    out.extend(json(&wire::ErrorBody { error: error_object(problem) }));
+    out.extend_from_slice(b"\n\n");
 }
 
 /// `data: {"id":…,…,"choices":[`: the same bytes in every chunk of a stream.
@@ -49,11 +38,15 @@ fn escape(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("text goes into a Vec; failing is a bug");
 }
 
-fn write_usage(head: &[u8], usage: &Usage, out: &mut Vec<u8>) {
-    out.extend_from_slice(head);
-    out.extend_from_slice(b"],\"usage\":");
-    out.extend(json(&usage_count(usage)));
-    out.extend_from_slice(b"}\n\n");
+/// The counting chunk (the only one without choices), where it is wanted, and the end.
+fn write_end(head: &[u8], usage: Option<&Usage>, out: &mut Vec<u8>) {
+    if let Some(usage) = usage {
+        out.extend_from_slice(head);
+        out.extend_from_slice(b"],\"usage\":");
+        out.extend(json(&usage_count(usage)));
+        out.extend_from_slice(b"}\n\n");
+    }
+    out.extend_from_slice(b"data: [DONE]\n\n");
 }
 
 /// Chunks of a chat.
@@ -61,11 +54,12 @@ pub struct ChatChunks {
     head: Vec<u8>,
     n_choices: usize,
     with_logprobs: bool,
+    include_usage: bool,
 }
 
 impl ChatChunks {
-    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool) -> Self {
-        Self { head: constant_head(head, "chat.completion.chunk"), n_choices, with_logprobs }
+    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool, include_usage: bool) -> Self {
+        Self { head: constant_head(head, "chat.completion.chunk"), n_choices, with_logprobs, include_usage }
     }
 
     /// `delta` is JSON; `logprobs` and `finish_reason` are null unless given.
@@ -100,7 +94,7 @@ impl ChatChunks {
 }
 
 impl Chunks for ChatChunks {
-    fn open(&self, out: &mut Vec<u8>) {
+    fn open(&mut self, out: &mut Vec<u8>) {
         for choice in 0..self.n_choices {
             self.chunk(choice, br#"{"role":"assistant","content":"","refusal":null}"#, None, "null", out);
         }
@@ -117,12 +111,16 @@ impl Chunks for ChatChunks {
         }
     }
 
-    fn finish(&self, choice: usize, finish: &Finish, out: &mut Vec<u8>) {
-        self.chunk(choice, b"{}", None, &format!("\"{}\"", finish_reason(finish)), out);
+    fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>) {
+        self.chunk(choice, b"{}", None, &format!("\"{}\"", finish_reason(&done.finish)), out);
     }
 
-    fn usage(&self, usage: &Usage, out: &mut Vec<u8>) {
-        write_usage(&self.head, usage, out);
+    fn end(&mut self, usage: &Usage, out: &mut Vec<u8>) {
+        write_end(&self.head, self.include_usage.then_some(usage), out);
+    }
+
+    fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
+        write_problem(problem, out);
     }
 }
 
@@ -132,11 +130,12 @@ pub struct TextChunks {
     /// Characters sent of each choice, where logprobs are wanted: `text_offset` goes on from there.
     n_chars: Vec<usize>,
     with_logprobs: bool,
+    include_usage: bool,
 }
 
 impl TextChunks {
-    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool) -> Self {
-        Self { head: constant_head(head, "text_completion"), n_chars: vec![0; n_choices], with_logprobs }
+    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool, include_usage: bool) -> Self {
+        Self { head: constant_head(head, "text_completion"), n_chars: vec![0; n_choices], with_logprobs, include_usage }
     }
 
     fn chunk(&self, choice: usize, text: &str, logprobs: Option<&[u8]>, finish: &str, out: &mut Vec<u8>) {
@@ -149,7 +148,7 @@ impl TextChunks {
 
 impl Chunks for TextChunks {
     /// Text completions have no role to announce.
-    fn open(&self, _out: &mut Vec<u8>) {}
+    fn open(&mut self, _out: &mut Vec<u8>) {}
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         let wanted = self.with_logprobs && !delta.logprobs.is_empty();
@@ -162,19 +161,24 @@ impl Chunks for TextChunks {
         }
     }
 
-    fn finish(&self, choice: usize, finish: &Finish, out: &mut Vec<u8>) {
-        self.chunk(choice, "", None, &format!("\"{}\"", finish_reason(finish)), out);
+    fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>) {
+        self.chunk(choice, "", None, &format!("\"{}\"", finish_reason(&done.finish)), out);
     }
 
-    fn usage(&self, usage: &Usage, out: &mut Vec<u8>) {
-        write_usage(&self.head, usage, out);
+    fn end(&mut self, usage: &Usage, out: &mut Vec<u8>) {
+        write_end(&self.head, self.include_usage.then_some(usage), out);
+    }
+
+    fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
+        write_problem(problem, out);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::TokenLogprob;
+    use crate::chat::{Finish, TokenLogprob};
+    use crate::engine::Timings;
     use serde_json::{Value, json};
 
     fn head() -> Head {
@@ -190,12 +194,13 @@ mod tests {
 
     #[test]
     fn chat_chunks_are_valid_and_have_their_keys() {
-        let mut chunks = ChatChunks::new(&head(), 2, false);
+        let mut chunks = ChatChunks::new(&head(), 2, false, false);
         let mut out = Vec::new();
         chunks.open(&mut out);
         let delta = Delta { content: "a\n\"\u{1f600}".into(), reasoning: "hm".into(), ..Default::default() };
         chunks.delta(1, &delta, &mut out);
-        chunks.finish(1, &Finish::Length, &mut out);
+        let (finish, usage, timings) = (Finish::Length, Usage::default(), Timings::default());
+        chunks.finish(1, &Done { finish, usage, timings }, &mut out);
         let events = events(&out);
         let with = |choice: Value| {
             json!({"id":"x-1","object":"chat.completion.chunk","created":7,"model":"m\"q","system_fingerprint":"fp_1",
@@ -215,14 +220,14 @@ mod tests {
     #[test]
     fn a_delta_without_text_writes_nothing() {
         let mut out = Vec::new();
-        ChatChunks::new(&head(), 1, true).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
-        TextChunks::new(&head(), 1, true).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
+        ChatChunks::new(&head(), 1, true, false).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
+        TextChunks::new(&head(), 1, true, false).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
         assert!(out.is_empty());
     }
 
     #[test]
     fn text_offsets_go_on_from_chunk_to_chunk() {
-        let mut chunks = TextChunks::new(&head(), 1, true);
+        let mut chunks = TextChunks::new(&head(), 1, true, false);
         let mut out = Vec::new();
         for word in ["hé", "llo"] {
             let entry = TokenLogprob { bytes: word.into(), logprob: -1.0, top: vec![] };
@@ -236,8 +241,9 @@ mod tests {
     #[test]
     fn the_usage_chunk_alone_has_no_choices() {
         let mut out = Vec::new();
-        ChatChunks::new(&head(), 1, false).usage(&Usage { prompt_tokens: 2, ..Default::default() }, &mut out);
-        let event = &events(&out)[0];
+        ChatChunks::new(&head(), 1, false, true).end(&Usage { prompt_tokens: 2, ..Default::default() }, &mut out);
+        let out = out.strip_suffix(b"data: [DONE]\n\n").unwrap();
+        let event = &events(out)[0];
         assert_eq!((&event["choices"], &event["usage"]["total_tokens"]), (&json!([]), &json!(2)));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{logprobs, wire};
 use crate::chat::{Finish, Usage};
-use crate::dialect::Answer;
+use crate::dialect::{Answer, Problem};
 use crate::engine::Description;
 use serde::Serialize;
 use serde_json::json;
@@ -17,15 +17,6 @@ pub struct Head {
     /// The served id, whatever name was asked for.
     pub model: String,
     pub fingerprint: String,
-}
-
-/// An error as the client reads it. Never holds what belongs in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    pub message: String,
-    pub kind: &'static str,
-    pub param: Option<String>,
-    pub code: Option<String>,
 }
 
 /// `answers` in the order of their index; `with_logprobs` as the request asked.
@@ -89,8 +80,8 @@ pub(super) fn usage_count(usage: &Usage) -> wire::UsageCount {
         completion_tokens_details: wire::CompletionDetails {
             reasoning_tokens: usage.reasoning_tokens,
             audio_tokens: 0,
-            accepted_prediction_tokens: 0,
-            rejected_prediction_tokens: 0,
+            accepted_prediction_tokens: usage.accepted_prediction_tokens,
+            rejected_prediction_tokens: usage.rejected_prediction_tokens,
         },
     }
 }
@@ -187,7 +178,7 @@ mod tests {
     #[test]
     fn a_chat_answer_has_every_required_key() {
         let answer = Answer { content: "hi".into(), finish: Finish::EndOfTurn, ..Default::default() };
-        let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, reasoning_tokens: 0 };
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, ..Default::default() };
         let body: Value = serde_json::from_slice(&chat_response(&head(), &[answer], &usage, false)).unwrap();
         assert_eq!(
             body,

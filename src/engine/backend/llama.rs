@@ -1,6 +1,6 @@
 //! A GGUF file through llama.cpp.
 
-use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
+use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, Reading, Rendered, Row, Token};
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
@@ -135,6 +135,14 @@ impl Model for LlamaModel {
             sampling: self.suggested_sampling(),
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
+            has_tools: false,
+            infills: false,
+            pooling: None,
+            n_embd_out: 0,
+            n_embed_max: 0,
+            labels: Vec::new(),
+            media: Vec::new(),
+            adapters: Vec::new(),
             build: llama::version(),
         }
     }
@@ -297,8 +305,9 @@ struct Parser {
 }
 
 impl AnswerParser for Parser {
-    fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)> {
-        self.parser.parse(text, is_partial).ok()
+    fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
+        let (reasoning, content) = self.parser.parse(text, is_partial).ok()?;
+        Some(Parsed { reasoning, content, calls: Vec::new() })
     }
 }
 

@@ -37,8 +37,25 @@ pub enum Reading {
 
 /// Takes the text of an answer apart. Implementations look at the whole text so far.
 pub trait AnswerParser: Send {
-    /// (reasoning, content) of `text`; `None` when it can't be read (the caller falls back to plain text).
-    fn parse(&mut self, text: &str, is_partial: bool) -> Option<(String, String)>;
+    /// `None` when `text` can't be read (the caller falls back to plain text).
+    fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed>;
+}
+
+/// An answer, or what there is of it, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parsed {
+    pub reasoning: String,
+    pub content: String,
+    pub calls: Vec<ParsedCall>,
+}
+
+/// A tool call, or the beginning of one. `arguments` is JSON text as far as it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ParsedCall {
+    /// The model's own id, empty where its format has none.
+    pub id: String,
+    pub name: String,
+    pub arguments: String,
 }
 
 /// Weights and vocabulary. Everything here may be called from any thread.

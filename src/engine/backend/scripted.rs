@@ -9,15 +9,20 @@
 //! | `/forever` | `. . . …` until something ends it |
 //! | `/bytes 240 159 …` | these bytes, one token each |
 //! | `/think TEXT` | `<think>TEXT</think>` and then `ok` |
+//! | `/call NAME {…}` | a call of the tool NAME with these arguments; text before it as `/call` behind a line break |
 //! | `/crash` | the process that runs the engine aborts when the prompt is computed |
 //! | anything else | the message itself |
+//!
+//! Tool calls are `<tool_call>{"name":"…","arguments":{…}}</tool_call>` in the answer's text, read as calls where the
+//! request has tools. A request that must call one gets a call of the first tool it may call, with `{}`, unless the
+//! message asks for another.
 //!
 //! Raw prompts (no chat) count as one user message. Sampling is honoured only where it can be without logits:
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
-use super::{Context, DecodeError, Interrupt, Model, Reading, Rendered, Row, Token};
-use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams};
+use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token};
+use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
@@ -104,8 +109,69 @@ fn answer_to(message: &str) -> Answer {
         "/forever" => Answer::Forever,
         "/bytes" => Answer::Bytes(rest.split_whitespace().filter_map(|word| word.parse().ok()).collect()),
         "/think" => Answer::Bytes(format!("<think>{rest}</think>ok").into_bytes()),
+        "/call" => Answer::Bytes(calls(message).into_bytes()),
         "/crash" => Answer::Crash,
         _ => Answer::Bytes(message.as_bytes().to_vec()),
+    }
+}
+
+/// Each line that begins with `/call` as a call, the others as they are.
+fn calls(message: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("/call ") {
+        None => line.to_owned(),
+        Some(call) => {
+            let (name, arguments) = call.split_once(' ').unwrap_or((call, "{}"));
+            format!("<tool_call>{{\"name\":\"{name}\",\"arguments\":{arguments}}}</tool_call>")
+        }
+    };
+    message.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// The tool that the prompt says must be called.
+fn forced_tool(prompt: &[Token]) -> Option<String> {
+    let role: Vec<Token> = b"call\n".iter().map(|byte| Token::from(*byte)).collect();
+    let start = prompt.windows(role.len() + 1).rposition(|window| window[0] == OPEN && window[1..] == role[..])?;
+    let name = prompt[start + role.len() + 1..].iter().take_while(|token| **token != CLOSE);
+    let bytes: Vec<u8> = name.filter_map(|token| u8::try_from(*token).ok()).collect();
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Bytes at the end of `text` that `tag` begins with.
+fn beginning_of(tag: &str, text: &str) -> usize {
+    (1..tag.len()).rev().find(|n| text.ends_with(&tag[..*n])).unwrap_or(0)
+}
+
+/// Reads `<think>`, text and `<tool_call>`.
+struct CallParser {
+    splits_thinking: bool,
+}
+
+impl AnswerParser for CallParser {
+    fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
+        let mut parsed = Parsed::default();
+        let mut rest = text;
+        if self.splits_thinking
+            && let Some(thought) = rest.strip_prefix("<think>")
+        {
+            let (reasoning, after) = thought.split_once("</think>").unwrap_or((thought, ""));
+            parsed.reasoning = reasoning.to_owned();
+            rest = after;
+        }
+        while let Some((before, call)) = rest.split_once("<tool_call>") {
+            parsed.content.push_str(before);
+            let (body, after) = match call.split_once("</tool_call>") {
+                Some((body, after)) => (body.strip_suffix('}')?, after),
+                None => (&call[..call.len() - beginning_of("}</tool_call>", call)], ""),
+            };
+            let (name, arguments) = body.strip_prefix("{\"name\":\"")?.split_once("\",\"arguments\":")?;
+            let call = ParsedCall { id: String::new(), name: name.to_owned(), arguments: arguments.to_owned() };
+            parsed.calls.push(call);
+            rest = after;
+        }
+        // What may become a tag is not told yet.
+        let held = if is_partial { beginning_of("<tool_call>", rest) } else { 0 };
+        parsed.content.push_str(&rest[..rest.len() - held]);
+        Some(parsed)
     }
 }
 
@@ -147,6 +213,7 @@ impl Model for ScriptedModel {
             eos_token: "<|end|>".into(),
             piece_bytes_max: 9,
             generates: true,
+            has_tools: true,
             build: "scripted".into(),
             ..Default::default()
         }
@@ -202,10 +269,20 @@ impl Model for ScriptedModel {
                 text.push_str("<|close|>");
             }
         }
+        if prompt.tool_choice == ToolChoice::Required {
+            let callable = |tool: &&Tool| prompt.callable.as_ref().is_none_or(|names| names.contains(&tool.name));
+            let first = prompt.tools.iter().find(callable);
+            let name = first.map(|tool| tool.name.as_str()).unwrap_or_default();
+            text.push_str(&format!("<|open|>call\n{name}<|close|>"));
+        }
         if prompt.add_generation_prompt && !prompt.continue_final_message {
             text.push_str("<|open|>assistant\n");
         }
+        let splits_thinking = prompt.reasoning_format == ReasoningFormat::Separate;
         let reading = match prompt.reasoning_format {
+            _ if !prompt.tools.is_empty() && prompt.tool_choice != ToolChoice::None => {
+                Reading::Parser(Box::new(CallParser { splits_thinking }))
+            }
             ReasoningFormat::Separate => {
                 Reading::Tags { start: "<think>".into(), ends: vec!["</think>".into()], opened: false }
             }
@@ -216,7 +293,12 @@ impl Model for ScriptedModel {
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Script, Failure> {
         let forced = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0).map(|(token, _)| *token);
-        Ok(Script { answer: answer_to(&last_message(prompt)), at: 0, forced })
+        let message = last_message(prompt);
+        let answer = match forced_tool(prompt) {
+            Some(name) if !message.starts_with("/call ") => Answer::Bytes(calls(&format!("/call {name}")).into_bytes()),
+            _ => answer_to(&message),
+        };
+        Ok(Script { answer, at: 0, forced })
     }
 
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<ScriptedContext, String> {

@@ -21,7 +21,7 @@ pub use running::Running;
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
+    ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
 };
 use crate::engine::{
     Description, Done, Engine, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats, Timings,
@@ -32,6 +32,7 @@ use crate::telemetry::metrics::{ModelLabels, Reading};
 use choices::Choices;
 use meter::Meter;
 use names::Names;
+use running::Keep;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,9 @@ struct Work {
     prompts: Vec<Prompt>,
     sampling: SamplingParams,
     output: Output,
+    /// Choices generated for each prompt, and how many of them are the answer.
     n: u32,
+    n_kept: u32,
     cache_prompt: bool,
     lora: Option<Vec<(u32, f32)>>,
 }
@@ -96,11 +99,13 @@ impl Gateway {
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
+        refuse_media(&request.prompt, &description)?;
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: vec![Prompt::Chat(request.prompt)],
             output: request.output,
             n: request.n,
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -110,11 +115,17 @@ impl Gateway {
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
+        let mut output = request.output;
+        if request.best_of > request.n {
+            // What the choices are ranked by.
+            output.top_logprobs = output.top_logprobs.or(Some(0));
+        }
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: request.prompts,
-            output: request.output,
-            n: request.best_of,
+            output,
+            n: request.best_of.max(request.n),
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -123,6 +134,9 @@ impl Gateway {
 
     pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let description = self.model(model)?;
+        if let Prompt::Chat(prompt) = &request.prompt {
+            refuse_media(prompt, &description)?;
+        }
         Ok((self.engine.tokenize(request).await?, description.n_ctx))
     }
 
@@ -132,7 +146,7 @@ impl Gateway {
     }
 
     pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
-        self.model(model)?;
+        refuse_media(&prompt, &*self.model(model)?)?;
         Ok(self.engine.render(prompt).await?)
     }
 
@@ -225,12 +239,13 @@ impl Gateway {
         let n_choices = work.prompts.len() * work.n as usize;
         self.refuse_more_than_fits(n_choices, &work)?;
         let meter = Meter::new(Arc::clone(&self.metrics), caller, work.n as usize, n_choices);
+        let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
         let (choices, accepted) = match work.output.max_tokens {
-            Some(0) => self.count_only(work, description).await?,
+            Some(0) if !work.tells_of_the_prompt() => self.count_only(work, description).await?,
             _ => self.generate(caller, work).await?,
         };
         let model = self.config.model_id.clone();
-        Ok(Running::new(choices, accepted, meter, model, self.fingerprint(description)))
+        Ok(Running::new(choices, accepted, keep, meter, model, self.fingerprint(description)))
     }
 
     /// A request of more choices than the engine has places could wait for ever.
@@ -316,6 +331,29 @@ impl Gateway {
         let digest = Sha256::digest(text.as_bytes());
         digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
     }
+}
+
+impl Work {
+    /// Whether the answer says something of the prompt's tokens that takes more than counting them.
+    fn tells_of_the_prompt(&self) -> bool {
+        let is_text = |prompt: &Prompt| matches!(prompt, Prompt::Text(_));
+        self.output.echo && (self.output.top_logprobs.is_some() || !self.prompts.iter().all(is_text))
+    }
+}
+
+/// A model without a projector for it can't see an image or hear a sound. Dialects that know the exact place say it first.
+fn refuse_media(prompt: &ChatPrompt, description: &Description) -> Result<(), Error> {
+    for (i, message) in prompt.messages.iter().enumerate() {
+        if let Some(media) = message.media.iter().find(|media| !description.media.contains(&media.kind)) {
+            let what = match media.kind {
+                MediaKind::Image => "images",
+                MediaKind::Audio => "sound",
+            };
+            let message = format!("This model takes no {what}.");
+            return Err(Refusal::new(format!("messages[{i}].content"), "unsupported_content", message).into());
+        }
+    }
+    Ok(())
 }
 
 /// The engine's first word about a request: its prompt's tokens, or why it is refused.

@@ -32,7 +32,7 @@ pub fn tokenize_request(body: &[u8]) -> Result<Read<Tokenize>, Fault> {
     let (prompt, special_default) = match (content, text) {
         (Some(content), None) => (Prompt::Text(content), false),
         (None, Some(text)) => (Prompt::Text(text), true),
-        (None, None) if body.has("messages") => (Prompt::Chat(chat_prompt(&mut body, &mut ignored)?), false),
+        (None, None) if body.has("messages") => (Prompt::Chat(chat_prompt(&mut body, &mut ignored)?.prompt), false),
         (None, None) => return Err(body.missing("content")),
         (Some(_), Some(_)) => {
             return Err(Fault::new("prompt", "invalid_value", "content and prompt can't both be given."));
@@ -95,7 +95,7 @@ pub fn detokenize_response(text: &str) -> Vec<u8> {
 pub fn render_request(body: &[u8]) -> Result<Read<Render>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let prompt = chat_prompt(&mut body, &mut ignored)?;
+    let prompt = chat_prompt(&mut body, &mut ignored)?.prompt;
     let model = body.string("model")?;
     body.finish(&mut ignored);
     Ok(Read { request: Render { model, prompt }, ignored })

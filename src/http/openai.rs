@@ -59,7 +59,9 @@ pub(super) async fn complete(
     let Completion { request, style, constraint } = read.request;
     let stream = request.stream;
     let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Prompt).renamed(constraint_as(constraint)))?;
+    let running = running.map_err(|error| {
+        ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(constraint.as_deref(), name))
+    })?;
     let head = head("cmpl-", &running);
     let mut response = if stream {
         let chunks = TextChunks::new(&head, running.n_choices(), style);
@@ -84,7 +86,9 @@ pub(super) async fn infill(
     let Completion { request, constraint, .. } = read.request;
     let stream = request.stream;
     let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Prompt).renamed(constraint_as(constraint)))?;
+    let running = running.map_err(|error| {
+        ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(constraint.as_deref(), name))
+    })?;
     let model = running.model().to_owned();
     let mut response = if stream {
         sse::response(Stream { running, chunks: InfillChunks::new(&model), asked: Asked::Prompt }, &app)
@@ -96,14 +100,6 @@ pub(super) async fn infill(
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
-}
-
-/// The engine's word for the constraint, as the field that holds it.
-fn constraint_as(field: Option<String>) -> impl Fn(&str) -> String {
-    move |name| match &field {
-        Some(field) if name == "constraint" => field.clone(),
-        _ => name.to_owned(),
-    }
 }
 
 /// How many tokens a chat would have, without answering it.

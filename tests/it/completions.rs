@@ -1,6 +1,6 @@
 //! `POST /v1/completions`. Names are the contract's rows.
 
-use crate::support::Server;
+use crate::support::{Server, with};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -46,13 +46,54 @@ async fn comp_01_stop_seed_and_temperature_as_in_a_chat() {
     assert_eq!(server.complete(json!("/count 9"), more).await.content(), "1 2 3");
 }
 
+/// The scripted vocabulary has no tokens for it.
 #[tokio::test]
-async fn comp_02_infill_is_refused_by_name() {
+async fn comp_02_infill_needs_a_model_that_can() {
     let server = Server::start().await;
-    server.complete(json!("x"), json!({ "suffix": "y" })).await.is_refusal("unsupported_parameter", "suffix");
-    server.complete(json!("x"), json!({ "echo": true })).await.is_refusal("unsupported_parameter", "echo");
-    server.complete(json!("x"), json!({ "best_of": 2 })).await.is_refusal("unsupported_parameter", "best_of");
+    server.complete(json!("x"), json!({ "suffix": "y" })).await.is_refusal("unsupported_operation", "suffix");
+    server.complete(json!([1]), json!({ "suffix": "y" })).await.is_refusal("invalid_value", "suffix");
+    let body = json!({ "input_prefix": "a", "input_suffix": "b" });
+    assert_eq!(server.post("/infill", body.clone()).await.status, 400);
+    let files = json!({ "input_extra": [{ "filename": 123, "text": "abc" }] });
+    server.post("/infill", with(body, files)).await.is_refusal("invalid_type", "input_extra[0].filename");
+    server
+        .post("/infill", json!({ "input_prefix": "a" }))
+        .await
+        .is_refusal("missing_required_parameter", "input_suffix");
+}
+
+#[tokio::test]
+async fn the_prompt_is_repeated_on_request() {
+    let server = Server::start().await;
+    let answer = server.complete(json!(["h\u{e9}", "b"]), json!({ "echo": true, "n": 2 })).await.json();
+    let texts: Vec<&Value> = answer["choices"].as_array().expect("choices").iter().map(|it| &it["text"]).collect();
+    assert_eq!(texts, ["h\u{e9}h\u{e9}", "h\u{e9}h\u{e9}", "bb", "bb"]);
+    let events = server.stream("/v1/completions", json!({ "prompt": ["h\u{e9}", "b"], "echo": true })).await;
+    assert_eq!((events.text(0, "text").as_str(), events.text(1, "text").as_str()), ("h\u{e9}h\u{e9}", "bb"));
+    let none = server.complete(json!("abc"), json!({ "echo": true, "max_tokens": 0 })).await;
+    assert_eq!((none.content().as_str(), &none.json()["usage"]["completion_tokens"]), ("abc", &json!(0)));
+}
+
+#[tokio::test]
+async fn the_best_of_several_are_the_answer() {
+    let server = Server::start().await;
+    let more = json!({ "n": 2, "best_of": 5, "logprobs": 1 });
+    let answer = server.complete(json!(["aa", "b"]), more).await.json();
+    let choices = answer["choices"].as_array().expect("choices");
+    let texts: Vec<(&Value, &Value)> = choices.iter().map(|it| (&it["index"], &it["text"])).collect();
+    let expected = [json!(0), json!(1), json!(2), json!(3)];
+    for (i, (index, text)) in texts.iter().enumerate() {
+        assert_eq!((*index, *text), (&expected[i], &json!(if i < 2 { "aa" } else { "b" })));
+    }
+    assert_eq!(choices.len(), 4);
+    let one = server.complete(json!(["aa", "b"]), json!({})).await.json();
+    let count = |answer: &Value, key: &str| answer["usage"][key].as_u64().expect("a count");
+    assert_eq!(count(&answer, "completion_tokens"), count(&one, "completion_tokens") * 5, "all are counted");
+    assert_eq!(count(&answer, "prompt_tokens"), count(&one, "prompt_tokens"));
+    let hidden = server.complete(json!("aa"), json!({ "best_of": 3 })).await.json();
+    assert_eq!(hidden["choices"], json!([{"index":0,"text":"aa","logprobs":null,"finish_reason":"stop"}]));
     server.complete(json!("x"), json!({ "n": 3, "best_of": 2 })).await.is_refusal("integer_below_min_value", "best_of");
+    server.complete(json!("x"), json!({ "best_of": 2, "stream": true })).await.is_refusal("invalid_value", "best_of");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: body → [`Chat`].
 
-use super::format::constraint;
+use super::format::{constraint, constraint_name};
 use super::messages::messages;
 use super::parts::{Found, unsupported};
 use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
@@ -46,14 +46,11 @@ pub struct Places {
 impl Places {
     /// Where the client wrote what the engine calls `field`.
     pub fn name(&self, field: &str) -> String {
-        if let (Some(path), "constraint") = (&self.constraint, field) {
-            return path.clone();
-        }
         match field.strip_prefix("tools[") {
             Some(rest) if self.calls == CallStyle::FunctionCall => {
                 format!("functions[{}", rest.replacen(".function.", ".", 1))
             }
-            _ => field.to_owned(),
+            _ => constraint_name(self.constraint.as_deref(), field),
         }
     }
 
@@ -373,7 +370,7 @@ mod tests {
             |choice: &str| read_chat(json!({"tools":tools,"tool_choice":choice,"response_format":format})).unwrap();
         let auto = of("auto").request;
         assert_eq!(auto.request.output.constraint, Some(Constraint::JsonObject), "JSON-06");
-        assert!(!auto.style.is_forced && auto.places.name("constraint") == "response_format");
+        assert!(!auto.style.is_forced && auto.places.name("grammar") == "response_format");
         let forced = of("required").request;
         assert!(forced.style.is_forced && forced.request.output.constraint.is_none());
     }
@@ -382,7 +379,7 @@ mod tests {
     fn refusals_of_the_engine_get_the_names_of_the_body() {
         let older = read_chat(json!({"functions":[{"name":"f"}],"guided_regex":"("})).unwrap().request.places;
         assert_eq!(older.name("tools[0].function.parameters"), "functions[0].parameters");
-        assert_eq!(older.name("constraint"), "guided_regex");
+        assert_eq!(older.name("regex"), "guided_regex");
         let newer = read_chat(json!({"tools":[{"type":"function","function":{"name":"f"}}]})).unwrap().request.places;
         assert_eq!(newer.name("tools[0].function.parameters"), "tools[0].function.parameters");
         assert_eq!(newer.name("messages"), "messages");

@@ -57,6 +57,14 @@ pub(super) fn constraint(body: &mut Object, ignored: &mut Ignored) -> Result<Opt
     }
 }
 
+/// Where the client wrote what the engine calls `field`: it knows a constraint by its kind only.
+pub fn constraint_name(asked: Option<&str>, field: &str) -> String {
+    match (asked, field) {
+        (Some(path), "response_format" | "grammar" | "regex" | "choice") => path.to_owned(),
+        _ => field.to_owned(),
+    }
+}
+
 type Read = fn(&str, Value) -> Result<Option<Constraint>, Fault>;
 
 const SIMPLE: [(&str, Read); 6] = [

@@ -23,6 +23,7 @@ mod wire;
 
 pub use chat::{Chat, ChatStyle, Places, chat_request};
 pub use completion::{Completion, Echo, TextStyle, completion_request};
+pub use format::constraint_name;
 pub use infill::{InfillChunks, infill_request, infill_response};
 pub use stream::{ChatChunks, TextChunks};
 pub use to_wire::{

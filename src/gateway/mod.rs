@@ -99,7 +99,7 @@ impl Gateway {
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
-        refuse_media(&request.prompt, &description)?;
+        refuse_media(&request.prompt, request.n, &description)?;
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: vec![Prompt::Chat(request.prompt)],
@@ -135,7 +135,7 @@ impl Gateway {
     pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let description = self.model(model)?;
         if let Prompt::Chat(prompt) = &request.prompt {
-            refuse_media(prompt, &description)?;
+            refuse_media(prompt, 1, &description)?;
         }
         Ok((self.engine.tokenize(request).await?, description.n_ctx))
     }
@@ -146,7 +146,7 @@ impl Gateway {
     }
 
     pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
-        refuse_media(&prompt, &*self.model(model)?)?;
+        refuse_media(&prompt, 1, &*self.model(model)?)?;
         Ok(self.engine.render(prompt).await?)
     }
 
@@ -254,7 +254,11 @@ impl Gateway {
         if n_choices <= n_places as usize {
             return Ok(());
         }
-        let field = if work.prompts.len() > 1 { "prompt" } else { "n" };
+        let field = match work.prompts.len() {
+            2.. => "prompt",
+            _ if work.n_kept < work.n => "best_of",
+            _ => "n",
+        };
         let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
         Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
     }
@@ -341,19 +345,33 @@ impl Work {
     }
 }
 
-/// A model without a projector for it can't see an image or hear a sound. Dialects that know the exact place say it first.
-fn refuse_media(prompt: &ChatPrompt, description: &Description) -> Result<(), Error> {
-    for (i, message) in prompt.messages.iter().enumerate() {
-        if let Some(media) = message.media.iter().find(|media| !description.media.contains(&media.kind)) {
+/// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.
+const MEDIA_BYTES_MAX: usize = 256 << 20;
+
+/// A model without a projector for it can't see an image or hear a sound. The field is `media[k]` with k counted over all
+/// messages; where that stands in the body is the dialect's to say.
+fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
+    let (mut n_bytes, mut k) = (0, 0);
+    for media in prompt.messages.iter().flat_map(|message| &message.media) {
+        if !description.media.contains(&media.kind) {
             let what = match media.kind {
                 MediaKind::Image => "images",
                 MediaKind::Audio => "sound",
             };
-            let message = format!("This model takes no {what}.");
-            return Err(Refusal::new(format!("messages[{i}].content"), "unsupported_content", message).into());
+            let message = format!("This model takes no {what}, and a part of the message is one.");
+            return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
         }
+        n_bytes += media.data.len();
+        k += 1;
     }
-    Ok(())
+    if n_bytes.saturating_mul(n_choices as usize) <= MEDIA_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "The images and sounds of all choices may have at most {MEDIA_BYTES_MAX} bytes, but {n_choices} choices of \
+         {n_bytes} bytes are more."
+    );
+    Err(Refusal::new("n", "integer_above_max_value", message).into())
 }
 
 /// The engine's first word about a request: its prompt's tokens, or why it is refused.

@@ -5,11 +5,10 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
-use crate::chat::ChatRequest;
 use crate::dialect::Ignored;
-use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, Places, TextChunks};
+use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, TextChunks};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{Caller, Running, random_name};
+use crate::gateway::{self, Caller, Running, random_name};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -25,28 +24,19 @@ pub(super) async fn chat(
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let Chat { request, style, places } = read.request;
-    refuse_media(&app, &request, &places)?;
+    let refused = |error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name));
     let stream = request.stream;
-    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
+    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?.map_err(refused)?;
     let head = head("chatcmpl-", &running);
     let mut response = if stream {
         let chunks = ChatChunks::new(&head, running.n_choices(), style);
         sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
     } else {
-        let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Messages))?;
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(refused)?;
         json(openai::chat_response(&head, &answers, &usage, style))
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
-}
-
-/// The gateway refuses what a model can't see or hear as well, but only here the part's place is known.
-fn refuse_media(app: &App, request: &ChatRequest, places: &Places) -> Result<(), ApiError> {
-    let description = app.gateway.model(request.model.as_deref());
-    let description = description.map_err(|error| ApiError::of(error, Asked::Messages))?;
-    Ok(places.refuse_media(&description.media)?)
 }
 
 pub(super) async fn complete(
@@ -58,17 +48,14 @@ pub(super) async fn complete(
     refuse_if_strict(&app, &read.ignored)?;
     let Completion { request, style, constraint } = read.request;
     let stream = request.stream;
-    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
-    let running = running.map_err(|error| {
-        ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(constraint.as_deref(), name))
-    })?;
+    let refused = refused_prompt(constraint);
+    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
     let head = head("cmpl-", &running);
     let mut response = if stream {
         let chunks = TextChunks::new(&head, running.n_choices(), style);
         sse::response(Stream { running, chunks, asked: Asked::Prompt }, &app)
     } else {
-        let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Prompt))?;
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;
         json(openai::completion_response(&head, &answers, &usage, &style))
     };
     list_ignored(response.headers_mut(), read.ignored.header());
@@ -85,16 +72,13 @@ pub(super) async fn infill(
     refuse_if_strict(&app, &read.ignored)?;
     let Completion { request, constraint, .. } = read.request;
     let stream = request.stream;
-    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
-    let running = running.map_err(|error| {
-        ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(constraint.as_deref(), name))
-    })?;
+    let refused = refused_prompt(constraint);
+    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
     let model = running.model().to_owned();
     let mut response = if stream {
         sse::response(Stream { running, chunks: InfillChunks::new(&model), asked: Asked::Prompt }, &app)
     } else {
-        let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Prompt))?;
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;
         let answer = answers.first().ok_or_else(ApiError::internal)?;
         json(openai::infill_response(&model, answer, &usage))
     };
@@ -102,12 +86,16 @@ pub(super) async fn infill(
     Ok(response)
 }
 
+/// Says no to a completion whose constraint is in `field`.
+fn refused_prompt(field: Option<String>) -> impl Fn(gateway::Error) -> ApiError {
+    move |error| ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(field.as_deref(), name))
+}
+
 /// How many tokens a chat would have, without answering it.
 pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let Chat { request, places, .. } = read.request;
-    refuse_media(&app, &request, &places)?;
     let prompt = crate::chat::Prompt::Chat(request.prompt);
     let count = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
     let counted = until_cut(&app, app.gateway.tokenize(request.model.as_deref(), count)).await?;

@@ -2,11 +2,11 @@
 
 use super::format::{constraint, constraint_name};
 use super::messages::messages;
-use super::parts::{Found, unsupported};
+use super::parts::Found;
 use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
 use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
-use crate::chat::{ChatPrompt, ChatRequest, MediaKind, Output, ReasoningFormat, Role, ToolChoice};
+use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
@@ -40,12 +40,17 @@ pub struct Places {
     /// The field that holds the constraint.
     constraint: Option<String>,
     calls: CallStyle,
-    media: Vec<(MediaKind, String)>,
+    /// The type of each image's and sound's part, in order.
+    media: Vec<String>,
 }
 
 impl Places {
-    /// Where the client wrote what the engine calls `field`.
+    /// Where the client wrote what the engine or the gateway calls `field`.
     pub fn name(&self, field: &str) -> String {
+        let index = field.strip_prefix("media[").and_then(|rest| rest.strip_suffix(']'));
+        if let Some(path) = index.and_then(|index| self.media.get(index.parse::<usize>().ok()?)) {
+            return path.clone();
+        }
         match field.strip_prefix("tools[") {
             Some(rest) if self.calls == CallStyle::FunctionCall => {
                 format!("functions[{}", rest.replacen(".function.", ".", 1))
@@ -53,28 +58,20 @@ impl Places {
             _ => constraint_name(self.constraint.as_deref(), field),
         }
     }
-
-    /// Refuses the first image or sound that a model with these projectors can't take.
-    pub fn refuse_media(&self, taken: &[MediaKind]) -> Result<(), Fault> {
-        match self.media.iter().find(|(kind, _)| !taken.contains(kind)) {
-            None => Ok(()),
-            Some((MediaKind::Image, path)) => Err(unsupported(path.clone(), "this model takes no images")),
-            Some((MediaKind::Audio, path)) => Err(unsupported(path.clone(), "this model takes no sound")),
-        }
-    }
 }
 
 pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let PromptRead { prompt, calls, media } = chat_prompt(&mut body, &mut ignored)?;
+    let (prompt, mut places) = chat_prompt(&mut body, &mut ignored)?;
     refuse_audio(&mut body)?;
     accept_or_refuse(&mut body)?;
     let sampling = sampling(&mut body)?;
     let is_forced = prompt.tool_choice == ToolChoice::Required;
     // A constraint is about the answer's text, and an answer that must be a call has none.
     let asked = constraint(&mut body, &mut ignored)?.filter(|_| !is_forced);
-    let (field, constraint) = asked.map(|asked| (asked.field, asked.constraint)).unzip();
+    let constraint;
+    (places.constraint, constraint) = asked.map(|asked| (asked.field, asked.constraint)).unzip();
     let output = Output {
         max_tokens: max_tokens(&mut body)?,
         stop: stop(&mut body)?,
@@ -85,7 +82,8 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     };
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
-    let style = ChatStyle { with_logprobs: output.top_logprobs.is_some(), include_usage, calls, is_forced };
+    let with_logprobs = output.top_logprobs.is_some();
+    let style = ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced };
     let request = ChatRequest {
         model: body.string("model")?,
         prompt,
@@ -98,23 +96,15 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
-    let request = Chat { request, style, places: Places { constraint: field, calls, media } };
-    Ok(Read { request, ignored })
-}
-
-/// What the template gets, and what the reader of it found out.
-pub(super) struct PromptRead {
-    pub prompt: ChatPrompt,
-    pub calls: CallStyle,
-    pub media: Vec<(MediaKind, String)>,
+    Ok(Read { request: Chat { request, style, places }, ignored })
 }
 
 /// What the template gets: messages, tools, and its switches.
-pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<PromptRead, Fault> {
+pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<(ChatPrompt, Places), Fault> {
     let mut found = Found { ignored, media: Vec::new() };
     let mut prompt = ChatPrompt::new(messages(body, &mut found)?);
     let Found { ignored, media } = found;
-    let calls = tools(body, &mut prompt, ignored)?;
+    let places = Places { constraint: None, calls: tools(body, &mut prompt, ignored)?, media };
     template_kwargs(body, &mut prompt)?;
     if let Some(effort) = body.string("reasoning_effort")? {
         if !EFFORTS.contains(&effort.as_str()) {
@@ -131,7 +121,7 @@ pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<Pr
         Some(other) => return Err(invalid_value("reasoning_format", other, "auto, deepseek, none")),
     };
     turns(body, &mut prompt)?;
-    Ok(PromptRead { prompt, calls, media })
+    Ok((prompt, places))
 }
 
 /// Whether a new turn is opened or the last one continued.
@@ -383,6 +373,13 @@ mod tests {
         let newer = read_chat(json!({"tools":[{"type":"function","function":{"name":"f"}}]})).unwrap().request.places;
         assert_eq!(newer.name("tools[0].function.parameters"), "tools[0].function.parameters");
         assert_eq!(newer.name("messages"), "messages");
+        let image = json!({"type":"image_url","image_url":"data:image/png;base64,AQID"});
+        let messages = json!([{"role":"user","content":[{"type":"text","text":"x"},image]}]);
+        let seen = read_chat(json!({ "messages": messages })).unwrap().request.places;
+        assert_eq!(
+            (seen.name("media[0]").as_str(), seen.name("media[1]").as_str()),
+            ("messages[0].content[1].type", "media[1]")
+        );
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn best_of(body: &mut Object, n: u32, stream: bool) -> Result<u32, Fault> {
         let message = format!("best_of must be at most {}, but it is {best_of}.", check::CHOICES_MAX);
         return Err(Fault::new("best_of", "integer_above_max_value", message));
     }
-    Ok(best_of as u32)
+    Ok(u32::try_from(best_of).unwrap_or(check::CHOICES_MAX))
 }
 
 /// A text, several texts, token ids, or several lists of token ids.

@@ -21,8 +21,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// What reading the messages of one request finds beside their text.
 pub(super) struct Found<'a> {
     pub ignored: &'a mut Ignored,
-    /// Each image and sound in order, with the path of its part's type: what a model without a projector refuses.
-    pub media: Vec<(MediaKind, String)>,
+    /// The path of each image's and sound's type, in order: what a model without a projector refuses.
+    pub media: Vec<String>,
 }
 
 /// A message's content, its text parts joined as if the client had sent one string.
@@ -50,7 +50,7 @@ pub(super) fn content(fields: &mut Object, role: Role, found: &mut Found) -> Res
                 if found.media.len() == MEDIA_MAX {
                     return Err(too_many("messages", MEDIA_MAX + 1, MEDIA_MAX));
                 }
-                found.media.push((kind, type_path));
+                found.media.push(type_path);
                 let offset = u32::try_from(text.len()).unwrap_or(u32::MAX);
                 media.push(Media { kind, offset, data });
             }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    type Read = (Content, Vec<(MediaKind, String)>, Ignored);
+    type Read = (Content, Vec<String>, Ignored);
 
     fn read(parts: Value) -> Result<Read, Fault> {
         let mut ignored = Ignored::default();
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!((content.text.as_deref(), ignored.header()), (Some("abc"), None));
         let places: Vec<_> = content.media.iter().map(|media| (media.kind, media.offset, media.data.len())).collect();
         assert_eq!(places, [(MediaKind::Image, 2, 3), (MediaKind::Image, 3, 2), (MediaKind::Audio, 3, 3)]);
-        assert_eq!(media[2].1, "messages[0].content[4].type");
+        assert_eq!(media[2], "messages[0].content[4].type");
     }
 
     #[test]

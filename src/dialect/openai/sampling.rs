@@ -250,7 +250,8 @@ pub(super) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Ve
     let mut scales: Vec<(u32, f32)> = Vec::with_capacity(values.len());
     for (i, value) in values.into_iter().enumerate() {
         let mut entry = Object::at(format!("{path}[{i}]"), value)?;
-        let id = entry.integer("id", 0, u32::MAX.into())?.ok_or_else(|| entry.missing("id"))? as u32;
+        let id = entry.integer("id", 0, u32::MAX.into())?.ok_or_else(|| entry.missing("id"))?;
+        let id = u32::try_from(id).unwrap_or(u32::MAX);
         let scale = entry.decimal("scale")?.unwrap_or(1.0);
         if scale.abs() > LORA_SCALE_MAX {
             let path = entry.path("scale");

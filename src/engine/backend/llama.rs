@@ -1,7 +1,8 @@
 //! A GGUF file through llama.cpp.
 
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Interrupt, Model, Parsed, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, Model, Parsed, Reading, Rendered, Row,
+    Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
@@ -138,7 +139,7 @@ impl Model for LlamaModel {
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
             has_tools: false,
-            infills: false,
+            infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
             n_embed_max: 0,
@@ -173,6 +174,12 @@ impl Model for LlamaModel {
 
     fn is_end(&self, token: Token) -> bool {
         usize::try_from(token).ok().and_then(|index| self.ends.get(index)).copied().unwrap_or(false)
+    }
+
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        let raw = self.model.infill_tokens()?;
+        let (prefix, suffix, middle) = (raw.prefix, raw.suffix, raw.middle);
+        Some(InfillTokens { prefix, suffix, middle, repo_and_file: raw.repo.zip(raw.file) })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {

@@ -60,6 +60,17 @@ pub struct ParsedCall {
     pub arguments: String,
 }
 
+/// What stands before each part of a fill-in-the-middle prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: Token,
+    pub suffix: Token,
+    pub middle: Token,
+    /// Before the repository's name, and before the name of each of its files; without them only the text around the
+    /// gap can be shown.
+    pub repo_and_file: Option<(Token, Token)>,
+}
+
 /// Weights and vocabulary. Everything here may be called from any thread.
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
@@ -83,6 +94,9 @@ pub trait Model: Send + Sync + 'static {
 
     /// Whether the token ends the model's turn.
     fn is_end(&self, token: Token) -> bool;
+
+    /// Tokens of fill-in-the-middle, where the vocabulary has them.
+    fn infill_tokens(&self) -> Option<InfillTokens>;
 
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;

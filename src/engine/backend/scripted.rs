@@ -22,7 +22,8 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row,
+    Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -241,6 +242,7 @@ impl Model for ScriptedModel {
             piece_bytes_max: 9,
             generates: true,
             has_tools: true,
+            infills: true,
             build: "scripted".into(),
             ..Default::default()
         }
@@ -286,6 +288,11 @@ impl Model for ScriptedModel {
 
     fn is_end(&self, token: Token) -> bool {
         token == END
+    }
+
+    /// The marks of messages do as marks of parts: what stands before the gap is opened, what stands behind it closed.
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        Some(InfillTokens { prefix: OPEN, suffix: CLOSE, middle: BOS, repo_and_file: None })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {

@@ -241,7 +241,7 @@ impl Gateway {
         let meter = Meter::new(Arc::clone(&self.metrics), caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
         let (choices, accepted) = match work.output.max_tokens {
-            Some(0) if !work.tells_of_the_prompt() => self.count_only(work, description).await?,
+            Some(0) if !work.output.echo => self.count_only(work, description).await?,
             _ => self.generate(caller, work).await?,
         };
         let model = self.config.model_id.clone();
@@ -334,14 +334,6 @@ impl Gateway {
         );
         let digest = Sha256::digest(text.as_bytes());
         digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
-    }
-}
-
-impl Work {
-    /// Whether the answer says something of the prompt's tokens that takes more than counting them.
-    fn tells_of_the_prompt(&self) -> bool {
-        let is_text = |prompt: &Prompt| matches!(prompt, Prompt::Text(_));
-        self.output.echo && (self.output.top_logprobs.is_some() || !self.prompts.iter().all(is_text))
     }
 }
 

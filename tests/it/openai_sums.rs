@@ -89,12 +89,22 @@ impl Dice {
             also(json!({ "n": 1 + self.roll(4) }));
         }
         if self.roll(4) == 0 {
-            let logprobs = self.roll(2) == 0;
-            also(json!({ "echo": true, "prompt": self.text() }));
-            if logprobs {
-                also(json!({ "echo": null, "logprobs": self.roll(3) }));
+            also(json!({ "prompt": self.text() }));
+            match self.roll(3) {
+                0 => also(json!({ "echo": true, "logprobs": self.roll(3) })),
+                1 => also(json!({ "echo": true })),
+                _ => also(json!({ "logprobs": self.roll(3) })),
             }
             return ("/v1/completions", more);
+        }
+        if self.roll(4) == 0 {
+            let object =
+                json!({"type":"object","properties":{"a":{"type":"string","maxLength":9},"b":{"enum":[1,null]}}});
+            also(match self.roll(4) {
+                0 => json!({ "response_format": {"type":"json_object"} }),
+                1 => json!({ "guided_regex": "[a-c]{1,9}\u{e9}?" }),
+                _ => json!({ "json_schema": object }),
+            });
         }
         if self.roll(3) == 0 {
             also(json!({ "logprobs": true, "top_logprobs": self.roll(3) }));

@@ -12,6 +12,7 @@
 
 pub mod config;
 
+mod adapters;
 mod backend;
 mod error;
 mod event;

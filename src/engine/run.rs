@@ -32,6 +32,9 @@ pub(super) struct Run<S> {
     /// Goes to the output thread when the run gets its first slot.
     pub reader: Option<Box<Reader>>,
     pub cache_prompt: bool,
+    /// LoRA adapters with their scales, by rising index and without those of scale 0. Runs are decoded together only when
+    /// these are equal.
+    pub adapters: Vec<(u32, f32)>,
     pub partition: u64,
     pub class: Class,
     /// Order of acceptance: the oldest run is never parked.

@@ -18,6 +18,8 @@ from gguf import TokenType
 HERE = os.path.dirname(os.path.abspath(__file__))
 N_MERGES = 120
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+# Fill in the middle; llama.cpp knows these tokens by their text.
+FIM = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"]
 SHOWN = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -25,30 +27,31 @@ TEMPLATE = (
 )
 
 
-def vocabulary():
-    """Tokens, their types and the merges."""
+def vocabulary(more=()):
+    """Tokens, their types and the merges; `more` are further specials."""
+    special = [*SPECIAL, *more]
     demo = gguf.GGUFReader(os.path.join(HERE, "..", "hearth-demo.gguf"))
     merges = demo.fields["tokenizer.ggml.merges"].contents()[:N_MERGES]
     # The printable alphabet of byte-level BPE: 188 bytes stand for themselves, the other 68 are moved past U+0100.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = [chr(b) for b in plain] + [chr(0x100 + i) for i in range(256 - len(plain))]
-    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + SPECIAL
+    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + special
     assert len(set(tokens)) == len(tokens)
-    kinds = [TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
-    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in SPECIAL]
+    kinds = [TokenType.NORMAL] * (len(tokens) - len(special))
+    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in special]
     return tokens, kinds, merges
 
 
 class Model:
     """One GGUF in the making."""
 
-    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32):
+    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32, more=()):
         self.path = os.path.join(out, name + ".gguf")
         self.arch, self.layers, self.width, self.kind = arch, layers, width, kind
         # The raw stream of PCG64 is the part of numpy's generators that is promised never to change.
         self.bits = np.random.PCG64(seed)
         w = self.w = gguf.GGUFWriter(self.path, arch)
-        tokens, kinds, merges = vocabulary()
+        tokens, kinds, merges = vocabulary(more)
         self.n_vocab = len(tokens)
         w.add_name(name)
         w.add_author("The hearth project")
@@ -202,7 +205,7 @@ def lora(out, name, seed):
 
 def qwen2moe(out):
     """Mixture of 4 experts, 2 used, with a shared one; F16 matrices."""
-    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16)
+    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16, more=FIM)
     m.attention(4, 2, 16)
     experts, size = 4, 64
     m.w.add_feed_forward_length(128)

@@ -14,6 +14,9 @@ pub mod config;
 
 mod adapters;
 mod backend;
+mod cells;
+mod constraint;
+mod drafter;
 mod error;
 mod event;
 mod fold;

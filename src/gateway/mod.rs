@@ -297,7 +297,7 @@ impl Gateway {
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let (choices, accepted) = match work.output.max_tokens {
-            Some(0) => count_only(work, &target).await?,
+            Some(0) if !work.output.echo => count_only(work, &target).await?,
             _ => generate(caller, work, &target).await?,
         };
         let fingerprint = fingerprint(&target);

@@ -23,6 +23,8 @@ pub struct Rendered {
     pub stops: Vec<String>,
     /// Tokens whose text is part of the format (tags) and shown though they are control tokens.
     pub preserved: Vec<Token>,
+    /// Texts that begin a tool call, where the model may make one: a constrained answer may be a call instead.
+    pub call_starts: Vec<String>,
 }
 
 /// How the text of an answer is taken apart into thinking and content.
@@ -58,12 +60,25 @@ pub struct ParsedCall {
     pub arguments: String,
 }
 
+/// What stands before each part of a fill-in-the-middle prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: Token,
+    pub suffix: Token,
+    pub middle: Token,
+    /// Before the repository's name, and before the name of each of its files; without them only the text around the
+    /// gap can be shown.
+    pub repo_and_file: Option<(Token, Token)>,
+}
+
 /// Weights and vocabulary. Everything here may be called from any thread.
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
     type Context: Context<Sampler = Self::Sampler> + Send + 'static;
 
     fn describe(&self) -> Description;
+
+    fn n_vocab(&self) -> u32;
 
     /// Text to tokens. Errors only when the tokenizer itself fails.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure>;
@@ -79,6 +94,9 @@ pub trait Model: Send + Sync + 'static {
 
     /// Whether the token ends the model's turn.
     fn is_end(&self, token: Token) -> bool;
+
+    /// Tokens of fill-in-the-middle, where the vocabulary has them.
+    fn infill_tokens(&self) -> Option<InfillTokens>;
 
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
@@ -98,6 +116,15 @@ fn adapters(config: &EngineConfig) -> Vec<Adapter> {
 
 /// Asked during a decode whether to give up.
 pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Whether a mask allows a token; see `Gate::mask`.
+pub fn allows(mask: &[u32], token: Token) -> bool {
+    let index = usize::try_from(token).unwrap_or(usize::MAX);
+    mask.get(index / 32).is_some_and(|word| word >> (index % 32) & 1 == 1)
+}
+
+/// Output rows of a batch beyond one for each sequence: drafts, and prompts whose log-probabilities are wanted.
+pub const EXTRA_OUTPUTS: u32 = 64;
 
 /// One row of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,8 +171,15 @@ pub trait Context {
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;
 
-    /// Chooses the next token from row `row` of the last decode and tells the sampler so.
-    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler) -> Result<Token, String>;
+    /// Chooses the next token from row `row` of the last decode and tells the sampler so. With a mask, only tokens whose
+    /// bit is set (see `Gate::mask`) may be chosen; the row's logits are then changed.
+    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler, mask: Option<&[u32]>) -> Result<Token, String>;
+
+    /// Tells the sampler of a token that it did not choose.
+    fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;
+
+    /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
 
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Adapters with their scales, by rising index and without those of scale 0. `asked`: the request's, all others then
 /// having scale 0; `None`: the defaults.
-pub(super) fn chosen(defaults: &[f32], asked: Option<&[(u32, f32)]>) -> Result<Vec<(u32, f32)>, Failure> {
+pub fn chosen(defaults: &[f32], asked: Option<&[(u32, f32)]>) -> Result<Vec<(u32, f32)>, Failure> {
     let mut scales = match asked {
         None => defaults.to_vec(),
         Some(_) => vec![0.0; defaults.len()],

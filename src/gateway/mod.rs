@@ -31,7 +31,7 @@ use crate::chat::{
 };
 use crate::engine::{
     Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
-    Timings, TokenizeRequest, Tokenized, fresh_family,
+    Timings, TokenizeRequest, Tokenized, choose_adapters, fresh_family,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
@@ -203,6 +203,19 @@ impl Gateway {
         Ok(())
     }
 
+    /// Sets the scales of a model's LoRA adapters where requests say nothing; those not named are off. Kept until the
+    /// server stops, also when the model is unloaded. Errors: an id or a scale that is refused, as `lora[i]`.
+    pub async fn set_adapter_scales(&self, name: Option<&str>, asked: &[(u32, f32)]) -> Result<(), Error> {
+        let target = self.target(name).await?;
+        let chosen = choose_adapters(&target.adapter_scales(), Some(asked))?;
+        let mut scales = vec![0.0; target.description.adapters.len()];
+        for (id, scale) in chosen {
+            scales[id as usize] = scale;
+        }
+        target.set_adapter_scales(scales);
+        Ok(())
+    }
+
     /// All models, in the order of the configuration.
     pub fn models(&self) -> Vec<Listed> {
         self.models.list()
@@ -288,12 +301,15 @@ impl Gateway {
         self.metrics.page(&readings)
     }
 
-    async fn start(&self, caller: &Caller, work: Work, target: Target) -> Result<Running, Error> {
+    async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
         if !target.description.generates {
             return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
         }
         let n_choices = work.prompts.len() * work.n as usize;
         refuse_more_than_fits(n_choices, &work, &target.engine)?;
+        if work.lora.is_some() || !target.description.adapters.is_empty() {
+            work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
+        }
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let (choices, accepted) = match work.output.max_tokens {
@@ -408,13 +424,14 @@ fn fingerprint(target: &Target) -> String {
     let d = &target.description;
     let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
     let text = format!(
-        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}",
+        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
         env!("CARGO_PKG_VERSION"),
         d.build,
         d.architecture,
         d.desc,
         target.config.sampling,
-        d.sampling
+        d.sampling,
+        (&d.adapters, target.adapter_scales()),
     );
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))

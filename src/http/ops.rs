@@ -6,11 +6,12 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
 use crate::chat::{Mirostat, Prompt, SamplerKind, SamplingParams};
-use crate::dialect::openai;
+use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
 use crate::gateway::default_sampling;
-use axum::extract::{Query, State};
+use axum::extract::{FromRequestParts, Query, State};
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderValue, header};
 use serde_json::{Value, json};
 
@@ -84,10 +85,20 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     response
 }
 
-/// `?model=NAME`, for what has no body.
+/// `?model=NAME`, for what has no body or one that is no object.
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Which {
     model: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Which {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = Query::<Which>::from_request_parts(parts, state).await;
+        let fault = || Fault::new("model", "invalid_value", "The query string names the model once: ?model=NAME.");
+        query.map(|Query(which)| which).map_err(|_| fault().into())
+    }
 }
 
 impl Which {
@@ -97,7 +108,7 @@ impl Which {
 }
 
 /// llama-server's properties, without the model's path.
-pub(super) async fn props(State(app): State<App>, Query(which): Query<Which>) -> Result<Response, ApiError> {
+pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let refuse = |error| ApiError::of(error, Asked::Nothing);
     // Asking for properties is no reason to load a model.
     app.gateway.model(which.name()).map_err(refuse)?;
@@ -150,7 +161,7 @@ fn sampling_props(p: &SamplingParams) -> Value {
 }
 
 /// What each slot does now; counts only, no text.
-pub(super) async fn slots(State(app): State<App>, Query(which): Query<Which>) -> Result<Response, ApiError> {
+pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let stats = app.gateway.stats(which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
     let slot = |slot: &crate::engine::SlotStats| {
         json!({

@@ -13,10 +13,12 @@ mod error;
 mod keys;
 mod meter;
 mod names;
+mod responses;
 mod running;
 
 pub use error::Error;
 pub use keys::{ApiKey, Principal};
+pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
 
 use crate::chat::check::{self, Refusal};
@@ -53,6 +55,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// What is kept of the Responses API's answers.
+    pub responses: ResponsesConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -67,6 +71,7 @@ pub struct Gateway {
     names: Names,
     engine: Engine,
     metrics: Arc<Metrics>,
+    responses: Arc<ResponseStore>,
 }
 
 /// What all choices of one request have in common.
@@ -85,7 +90,8 @@ const STATS_WAIT: Duration = Duration::from_secs(2);
 impl Gateway {
     pub fn new(config: GatewayConfig, engine: Engine, metrics: Arc<Metrics>) -> Self {
         let names = Names::new(&config.model_id, &config.aliases);
-        Self { config, names, engine, metrics }
+        let responses = Arc::new(ResponseStore::open(config.responses.clone()));
+        Self { config, names, engine, metrics, responses }
     }
 
     /// Whether `presented` opens the API.
@@ -154,6 +160,10 @@ impl Gateway {
 
     pub fn config(&self) -> &GatewayConfig {
         &self.config
+    }
+
+    pub fn responses(&self) -> &Arc<ResponseStore> {
+        &self.responses
     }
 
     pub fn state(&self) -> EngineState {

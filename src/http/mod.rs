@@ -16,6 +16,7 @@ mod error;
 mod openai;
 mod ops;
 mod origin;
+mod responses;
 mod router;
 mod sse;
 mod stall;

@@ -63,7 +63,11 @@ fn reasoning(fields: &mut Object) -> Result<Option<String>, Fault> {
 }
 
 /// The text, with parts joined as if the client had sent one string.
-fn content(fields: &mut Object, role: Role, ignored: &mut Ignored) -> Result<Option<String>, Fault> {
+pub(in crate::dialect) fn content(
+    fields: &mut Object,
+    role: Role,
+    ignored: &mut Ignored,
+) -> Result<Option<String>, Fault> {
     let path = fields.path("content");
     let parts = match fields.take("content") {
         None => return Ok(None),

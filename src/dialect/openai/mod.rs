@@ -5,13 +5,13 @@
 //!
 //! **Invariant:** each documented request field is either honoured, listed as accepted without effect, or refused by name.
 
-mod chat;
+pub(super) mod chat;
 mod completion;
-mod logprobs;
-mod messages;
-mod sampling;
+pub(super) mod logprobs;
+pub(super) mod messages;
+pub(super) mod sampling;
 mod stream;
-mod to_wire;
+pub(super) mod to_wire;
 mod tokenizer;
 mod wire;
 

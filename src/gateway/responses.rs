@@ -67,7 +67,7 @@ impl StoredResponse {
 
 struct Entry {
     tenant: u64,
-    /// Unix seconds.
+    /// Nanoseconds since 1970: also the order in which a folder is read again.
     stored_at: u64,
     n_bytes: usize,
     response: Arc<StoredResponse>,
@@ -162,7 +162,7 @@ impl ResponseStore {
     /// What is there, without what is too old.
     fn lock(&self) -> MutexGuard<'_, Kept> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = now().saturating_sub(self.config.age_max.as_secs());
+        let oldest = now().saturating_sub(self.config.age_max.as_nanos() as u64);
         while kept.entries.front().is_some_and(|entry| entry.stored_at < oldest) {
             kept.remove(0);
         }
@@ -260,8 +260,9 @@ impl Kept {
     }
 }
 
+/// Nanoseconds since 1970; they fit until the year 2554.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// Written beside and moved, so that a crash leaves no half of a file.
@@ -361,7 +362,8 @@ mod tests {
         assert_eq!(store.ids().len(), 256);
         assert!(store.get(0, "resp_43").is_none() && store.item(0, "out43").is_none());
         assert!(store.get(0, "resp_44").is_some() && store.item(0, "out299").is_some());
-        assert_eq!(store.lock().n_bytes, store.lock().entries.iter().map(|entry| entry.n_bytes).sum::<usize>());
+        let kept = store.lock();
+        assert_eq!(kept.n_bytes, kept.entries.iter().map(|entry| entry.n_bytes).sum::<usize>());
     }
 
     #[test]
@@ -389,7 +391,7 @@ mod tests {
     fn the_old_are_gone() {
         let store = store(|config| config.age_max = Duration::from_secs(10));
         store.insert(0, response(0));
-        store.kept.lock().unwrap().entries[0].stored_at -= 11;
+        store.kept.lock().unwrap().entries[0].stored_at -= 11_000_000_000;
         assert!(store.get(0, "resp_0").is_none());
         assert_eq!(store.lock().n_bytes, 0);
     }

@@ -10,6 +10,7 @@ mod models;
 mod openai_chat;
 mod openai_stream;
 mod ops;
+mod responses;
 mod support;
 mod tiny_model;
 mod tokenizer;

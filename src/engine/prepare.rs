@@ -1,16 +1,19 @@
 //! What happens to a request before a worker sees it: template, tokens, checks, sampler. Runs on threads of its own, so
 //! that none of it costs a running stream time.
 
+use super::adapters;
 use super::backend::{Model, Reading, Rendered, Token};
+use super::constraint::{Constraints, Gate, Opening};
+use super::drafter::Drafter;
 use super::error::Failure;
 use super::event::Event;
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
-use super::run::{Clock, Run};
+use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Infill, Message, Prompt};
+use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -35,6 +38,9 @@ pub(super) struct Preparer<M: Model> {
     pub n_ctx: u32,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
+    /// Default scales of the LoRA adapters.
+    pub adapter_scales: Vec<f32>,
+    pub constraints: Arc<Constraints<M>>,
 }
 
 /// A prompt as tokens, and how to read the answer to it.
@@ -43,6 +49,9 @@ struct Ready {
     reading: Reading,
     stops: Vec<String>,
     preserved: Vec<Token>,
+    /// The model was not told to do without thinking.
+    may_think: bool,
+    call_starts: Vec<String>,
 }
 
 /// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
@@ -141,7 +150,8 @@ impl<M: Model> Preparer<M> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
-        let ready = match request.prompt {
+        let adapters = adapters::chosen(&self.adapter_scales, request.lora.as_deref())?;
+        let mut ready = match request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(&chat)?,
             Prompt::Text(text) => {
                 self.refuse_hopeless(text.len())?;
@@ -150,7 +160,7 @@ impl<M: Model> Preparer<M> {
             Prompt::Tokens(tokens) => Ready::plain(self.checked(tokens)?),
             Prompt::Infill(infill) => Ready::plain(self.infill(&infill)?),
         };
-        let mut tokens = ready.tokens;
+        let mut tokens = std::mem::take(&mut ready.tokens);
         if tokens.is_empty() {
             tokens = self.first_token()?;
         }
@@ -160,7 +170,19 @@ impl<M: Model> Preparer<M> {
         }
         let n_prompt = n_prompt as u32;
         let room = n_ctx - n_prompt;
-        let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(1, room);
+        // Nothing is generated only where the prompt itself is wanted.
+        let least = u32::from(!request.output.echo);
+        let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
+        let gate = match &request.output.constraint {
+            None => None,
+            Some(constraint) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
+        };
+        let drafter = match &request.output.prediction {
+            Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
+            _ => None,
+        };
+        let with_logprobs = request.output.top_logprobs.is_some();
+        let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
         let sampler = self.model.sampler(&request.sampling, &tokens)?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
@@ -175,10 +197,15 @@ impl<M: Model> Preparer<M> {
             logit_bias: request.sampling.logit_bias,
             top_logprobs: request.output.top_logprobs,
             text: TextBuilder::new(stops),
+            gate,
+            drafter,
+            echo,
+            family: request.family,
             preserved: ready.preserved,
             reader: Some(Box::new(Reader::new(ready.reading))),
             cache_prompt: request.cache_prompt,
-            partition: request.partition,
+            partition: adapters::partition(request.partition, &adapters),
+            adapters,
             class: request.class,
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
@@ -186,17 +213,89 @@ impl<M: Model> Preparer<M> {
         })
     }
 
-    /// Hands the run to the worker with the fewest.
+    /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
+    fn gate(&self, constraint: &Constraint, ready: &Ready, forces: bool) -> Result<Box<Gate>, Failure> {
+        let matcher = self.constraints.compile(constraint)?;
+        let (mut openings, ends, thinking) = match &ready.reading {
+            Reading::Tags { ends, opened: true, .. } => (Vec::new(), ends.clone(), true),
+            Reading::Tags { start, ends, opened: false } if ready.may_think => {
+                let tokens = self.model.tokenize(start, false, true)?;
+                (vec![Opening::Thinking(tokens)], ends.clone(), false)
+            }
+            Reading::Tags { .. } | Reading::Plain | Reading::Parser(_) => (Vec::new(), Vec::new(), false),
+        };
+        for start in &ready.call_starts {
+            openings.push(Opening::Call(self.model.tokenize(start, false, true)?));
+        }
+        let thoughts = self.constraints.endless()?;
+        Ok(Box::new(Gate::new(matcher, thoughts, openings, ends, thinking, forces)))
+    }
+
+    fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
+        // What can't be part of an answer is no use.
+        let most = self.n_ctx as usize * self.piece_bytes_max as usize;
+        if text.len() > most.min(TOKENIZE_BYTES_MAX) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Drafter::new(self.model.tokenize(text, false, false)?))))
+    }
+
+    /// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
     fn dispatch(&self, mut run: Run<M::Sampler>) -> Result<(), Failure> {
-        let lane = self.lanes.iter().min_by_key(|lane| lane.n_runs()).ok_or(Failure::ShuttingDown)?;
+        let lane = match run.family {
+            0 => self.lanes.iter().min_by_key(|lane| lane.n_runs()),
+            family => self.lanes.get(usize::try_from(family).unwrap_or(0) % self.lanes.len().max(1)),
+        };
+        let lane = lane.ok_or(Failure::ShuttingDown)?;
         run.ticket = Some(lane.ticket());
         // Before the worker can say anything about it.
         self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
         lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
     }
 
-    fn infill(&self, _infill: &Infill) -> Result<Vec<Token>, Failure> {
-        Err(Failure::invalid("suffix", "unsupported_operation", "this model can't fill in the middle"))
+    /// The text around the gap in the model's own form, other files before it as far as they fit.
+    /// Source: "Efficient Training of Language Models to Fill in the Middle" (PSM order), and llama-server's `/infill`.
+    fn infill(&self, infill: &Infill) -> Result<Vec<Token>, Failure> {
+        let Some(marks) = self.model.infill_tokens() else {
+            let message = "this model has no tokens for filling in the middle";
+            return Err(Failure::invalid("suffix", "unsupported_operation", message));
+        };
+        self.refuse_hopeless(infill.prefix.len() + infill.suffix.len() + infill.prompt.len())?;
+        let plain = |text: &str| self.model.tokenize(text, false, false);
+        let mut around = vec![marks.prefix];
+        around.extend(plain(&infill.prefix)?);
+        around.push(marks.suffix);
+        around.extend(plain(&infill.suffix)?);
+        around.push(marks.middle);
+        around.extend(plain(&infill.prompt)?);
+        let mut tokens = self.model.tokenize("", true, false)?; // BOS where the model wants one
+        if let Some((repo, file)) = marks.repo_and_file.filter(|_| !infill.extra.is_empty()) {
+            // Half of what is left is for the answer.
+            let room = (self.n_ctx as usize).saturating_sub(tokens.len() + around.len() + 16) / 2;
+            let mut files: Vec<Vec<Token>> = Vec::new();
+            let mut n_taken = 0;
+            for (name, text) in infill.extra.iter().rev() {
+                if text.len() / self.piece_bytes_max as usize > room {
+                    break;
+                }
+                let mut tokens = vec![file];
+                tokens.extend(plain(&format!("{name}\n{text}\n"))?);
+                n_taken += tokens.len();
+                if n_taken > room {
+                    break;
+                }
+                files.push(tokens);
+            }
+            if !files.is_empty() {
+                tokens.push(repo);
+                tokens.extend(plain("repo\n")?);
+                tokens.extend(files.into_iter().rev().flatten());
+                tokens.push(file);
+                tokens.extend(plain("file\n")?);
+            }
+        }
+        tokens.extend(around);
+        Ok(tokens)
     }
 
     /// What a model starts from when it is given nothing: its BOS, or the start of a line.
@@ -254,7 +353,14 @@ impl<M: Model> Preparer<M> {
         } else {
             self.model.tokenize(&rendered.text, true, true)?
         };
-        Ok(Ready { tokens, reading: rendered.reading, stops: rendered.stops, preserved: rendered.preserved })
+        Ok(Ready {
+            tokens,
+            reading: rendered.reading,
+            stops: rendered.stops,
+            preserved: rendered.preserved,
+            may_think: chat.enable_thinking != Some(false),
+            call_starts: rendered.call_starts,
+        })
     }
 
     /// Tokenises what lies between fences as plain text and the rest with its control tokens.
@@ -288,7 +394,14 @@ impl<M: Model> Preparer<M> {
 
 impl Ready {
     fn plain(tokens: Vec<Token>) -> Self {
-        Self { tokens, reading: Reading::Plain, stops: Vec::new(), preserved: Vec::new() }
+        Self {
+            tokens,
+            reading: Reading::Plain,
+            stops: Vec::new(),
+            preserved: Vec::new(),
+            may_think: false,
+            call_starts: Vec::new(),
+        }
     }
 }
 

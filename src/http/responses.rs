@@ -10,7 +10,7 @@ use crate::chat::{ChatRequest, Delta, Usage};
 use crate::dialect::responses::{self, Finished, Head, Item, ResponseChunks, Whole};
 use crate::dialect::{Chunks, Fault, Problem, Read};
 use crate::engine::{Done, Event, Failure, TokenizeRequest};
-use crate::gateway::{Caller, ResponseStore, Running, StoredResponse, random_name};
+use crate::gateway::{self, Caller, ResponseStore, Running, StoredResponse, random_name};
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -28,19 +28,21 @@ pub(super) async fn create(
     let known = converse(&app, &caller, &mut read, id.strip_prefix("resp_").unwrap_or(&id))?;
     let keep = keep(&app, &caller, &mut read, known.prior, known.input)?;
     let stream = read.stream();
-    let description = app.gateway.model(read.model()).map_err(|error| ApiError::of(error, Asked::Input))?;
-    let sampling = app.gateway.default_sampling(&description);
+    let places = read.places.clone();
+    let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| places.name(name));
+    let target = until_cut(&app, app.gateway.target(read.model())).await?.map_err(refused)?;
+    let sampling = gateway::default_sampling(&target);
     read.echo.temperature.get_or_insert(sampling.temperature);
     read.echo.top_p.get_or_insert(sampling.top_p);
-    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Input))?;
+    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
+    drop(target);
     let head = Head { id, created_at: unix_now(), model: running.model().to_owned(), clock: unix_now };
     let mut response = if stream {
         let chunks = Keeping { chunks: ResponseChunks::new(head, read), keep };
         sse::response(Stream { running, chunks, asked: Asked::Input }, &app)
     } else {
         let finished = until_cut(&app, collect(running, Whole::new(head, read))).await?;
-        let finished = finished.map_err(|error| ApiError::of(error.into(), Asked::Input))?;
+        let finished = finished.map_err(|error| refused(error.into()))?;
         let body = finished.object.clone().into_bytes();
         if let Some(keep) = keep {
             keep.store(finished);
@@ -63,7 +65,8 @@ pub(super) async fn input_tokens(
     let prompt = crate::chat::Prompt::Chat(known.chat.prompt);
     let tokenize = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
     let counted = until_cut(&app, app.gateway.tokenize(request.model(), tokenize)).await?;
-    let (tokenized, _) = counted.map_err(|error| ApiError::of(error, Asked::Input))?;
+    let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| request.places.name(name));
+    let (tokenized, _) = counted.map_err(refused)?;
     let mut response = json(responses::input_tokens(tokenized.tokens.len()));
     list_ignored(response.headers_mut(), ignored.header());
     Ok(response)

@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, edge, openai, ops, responses};
+use super::{App, edge, lora, openai, ops, responses};
 use axum::Router;
 use axum::routing::{get, post};
 use http::{Method, Uri};
@@ -15,9 +15,11 @@ pub(super) fn router(app: App) -> Router {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
+        .route("/lora-adapters", get(lora::list).post(lora::set))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
-        .route("/apply-template", post(ops::apply_template));
+        .route("/apply-template", post(ops::apply_template))
+        .route("/infill", post(openai::infill));
     if app.config.expose_slots {
         router = router.route("/slots", get(ops::slots));
     }

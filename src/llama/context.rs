@@ -112,7 +112,7 @@ pub struct Context {
     pool: *mut sys::hearth_pool,
     /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
     _interrupt: Box<Interrupt>,
-    _model: Arc<Model>,
+    model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
 }
@@ -154,7 +154,7 @@ impl Context {
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no context and no error".into()))?;
         let n_vocab = model.vocab_flags().n_tokens as usize;
         let mut context =
-            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, _model: Arc::clone(model), params, n_vocab };
+            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, model: Arc::clone(model), params, n_vocab };
         context.attach_pool()?;
         Ok(context)
     }
@@ -193,6 +193,23 @@ impl Context {
     pub fn n_batch(&self) -> u32 {
         // SAFETY: a plain getter.
         unsafe { sys::llama_n_batch(self.raw.as_ptr()) }
+    }
+
+    /// The LoRA adapters (index and scale) of the decodes from here on, in place of those before. Costs nothing when they
+    /// are the same; a change makes llama.cpp plan its graphs anew.
+    ///
+    /// Errors: an index that the model does not have.
+    /// Source: llama_set_adapters_lora, llama.h.
+    pub fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), Error> {
+        let known = |index: u32| {
+            self.model.adapter(index).ok_or_else(|| Error::Invalid(format!("there is no LoRA adapter {index}")))
+        };
+        let mut raw = adapters.iter().map(|(index, _)| known(*index)).collect::<Result<Vec<_>, _>>()?;
+        let mut scales: Vec<f32> = adapters.iter().map(|(_, scale)| *scale).collect();
+        // SAFETY: context and model live; both arrays have `raw.len()` elements, which llama.cpp copies.
+        sys::call(|err| unsafe {
+            sys::hearth_set_adapters(self.as_ptr(), raw.as_mut_ptr(), scales.as_mut_ptr(), raw.len(), err)
+        })
     }
 
     /// One forward pass over `batch`; the KV cache grows by its rows.
@@ -243,6 +260,28 @@ impl Context {
         }
         // SAFETY: it points to n_vocab floats that stay until the next decode, which needs `&mut self`.
         Some(unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
+    }
+
+    /// As `logits`, to be changed before a sampler sees them.
+    pub fn logits_mut(&mut self, row: i32) -> Option<&mut [f32]> {
+        // SAFETY: llama.cpp checks the row and answers NULL for one without logits.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+        if logits.is_null() {
+            return None;
+        }
+        // SAFETY: it points to n_vocab floats of the context's own output buffer, which nobody else reads meanwhile.
+        Some(unsafe { std::slice::from_raw_parts_mut(logits, self.n_vocab) })
+    }
+
+    /// Lets sequence `to`, which must be empty, hold the first `n` positions of `from`; `false` when this memory can't.
+    /// Source: llama_memory_seq_cp, llama.h.
+    pub fn seq_cp(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {
+        let mut copied = false;
+        // SAFETY: the context lives; the shim catches what is thrown.
+        sys::call(|err| unsafe {
+            sys::hearth_seq_cp(self.raw.as_ptr(), from, to, n, self.params.kv_unified, &raw mut copied, err)
+        })?;
+        Ok(copied)
     }
 
     /// Forgets positions `from..` of a sequence; `false` when this memory can't (nothing changed then).

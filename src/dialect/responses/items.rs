@@ -1,9 +1,11 @@
 //! Input items, and how they become the turns that templates know.
 
 use crate::chat::{Message, Role, ToolCall};
+use crate::dialect::Fault;
+#[cfg(test)]
+use crate::dialect::Ignored;
 use crate::dialect::fields::{Object, invalid_type, invalid_value};
-use crate::dialect::openai::messages::content;
-use crate::dialect::{Fault, Ignored};
+use crate::dialect::openai::parts::{Found, content};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -48,7 +50,7 @@ pub(super) enum Turn {
 }
 
 /// One item as sent, with what it means.
-pub(super) fn read(path: String, value: Value, ignored: &mut Ignored) -> Result<Turn, Fault> {
+pub(super) fn read(path: String, value: Value, found: &mut Found) -> Result<Turn, Fault> {
     let mut fields = Object::at(path, value)?;
     let kind = match fields.string("type")? {
         Some(kind) => kind,
@@ -58,7 +60,7 @@ pub(super) fn read(path: String, value: Value, ignored: &mut Ignored) -> Result<
         None => return Err(fields.missing("type")),
     };
     let turn = match kind.as_str() {
-        "message" => Turn::Message(message(&mut fields, ignored)?),
+        "message" => Turn::Message(message(&mut fields, found)?),
         "function_call" => {
             let arguments = fields.string("arguments")?.filter(|text| !text.is_empty());
             call(&mut fields, arguments.unwrap_or_else(|| "{}".to_owned()))?
@@ -67,13 +69,13 @@ pub(super) fn read(path: String, value: Value, ignored: &mut Ignored) -> Result<
             let input = required(&mut fields, "input")?;
             call(&mut fields, json!({ super::custom::ARGUMENT: input }).to_string())?
         }
-        "function_call_output" | "custom_tool_call_output" => result(&mut fields, ignored)?,
-        "reasoning" => Turn::Thought(thought(&mut fields, ignored)?),
+        "function_call_output" | "custom_tool_call_output" => result(&mut fields, found)?,
+        "reasoning" => Turn::Thought(thought(&mut fields, found)?),
         "item_reference" => Turn::Reference(required(&mut fields, "id")?),
         other => return Err(invalid_value(fields.path("type"), other, TYPES)),
     };
     fields.accept(&["id", "status", "phase", "caller"]);
-    fields.finish(ignored);
+    fields.finish(found.ignored);
     Ok(turn)
 }
 
@@ -81,7 +83,7 @@ fn required(fields: &mut Object, key: &str) -> Result<String, Fault> {
     fields.string(key)?.ok_or_else(|| fields.missing(key))
 }
 
-fn message(fields: &mut Object, ignored: &mut Ignored) -> Result<Message, Fault> {
+fn message(fields: &mut Object, found: &mut Found) -> Result<Message, Fault> {
     let role = match required(fields, "role")?.as_str() {
         "system" | "developer" => Role::System,
         "user" => Role::User,
@@ -91,12 +93,12 @@ fn message(fields: &mut Object, ignored: &mut Ignored) -> Result<Message, Fault>
     if !fields.has("content") {
         return Err(fields.missing("content"));
     }
-    text_and_media(fields, "content", role, ignored)
+    text_and_media(fields, "content", role, found)
 }
 
 /// The text and media of `key`. The parts have other names than a chat's and are otherwise the same, so they are read by
 /// the chat's reader.
-fn text_and_media(fields: &mut Object, key: &str, role: Role, ignored: &mut Ignored) -> Result<Message, Fault> {
+fn text_and_media(fields: &mut Object, key: &str, role: Role, found: &mut Found) -> Result<Message, Fault> {
     let path = fields.path(key);
     let value = match fields.take(key) {
         Some(Value::Array(parts)) => {
@@ -109,8 +111,12 @@ fn text_and_media(fields: &mut Object, key: &str, role: Role, ignored: &mut Igno
     };
     let parent = path.strip_suffix(".content").or(path.strip_suffix(".output")).unwrap_or(&path).to_owned();
     let mut chat = Object::at(parent, json!({ "content": value }))?;
-    let text = content(&mut chat, role, ignored).map_err(|fault| renamed(fault, key))?;
-    Ok(Message { content: Some(text.unwrap_or_default()), ..Message::new(role, "") })
+    let n_before = found.media.len();
+    let read = content(&mut chat, role, found).map_err(|fault| renamed(fault, key))?;
+    for path in &mut found.media[n_before..] {
+        *path = path.replacen("].content", &format!("].{key}"), 1);
+    }
+    Ok(Message { media: read.media, ..Message::new(role, read.text.unwrap_or_default()) })
 }
 
 /// The chat's reader knows the field as `content`.
@@ -182,22 +188,22 @@ fn call(fields: &mut Object, arguments: String) -> Result<Turn, Fault> {
     Ok(Turn::Call(ToolCall { id, name, arguments }))
 }
 
-fn result(fields: &mut Object, ignored: &mut Ignored) -> Result<Turn, Fault> {
+fn result(fields: &mut Object, found: &mut Found) -> Result<Turn, Fault> {
     let call_id = required(fields, "call_id")?;
-    let message = text_and_media(fields, "output", Role::Tool, ignored)?;
+    let message = text_and_media(fields, "output", Role::Tool, found)?;
     fields.accept(&["name", "namespace"]);
     Ok(Turn::Result { call_id, message })
 }
 
 /// What was thought, or else its summary. Encrypted content is another server's and says nothing here.
-fn thought(fields: &mut Object, ignored: &mut Ignored) -> Result<String, Fault> {
-    let content = thought_parts(fields, "content", "reasoning_text", ignored)?;
-    let summary = thought_parts(fields, "summary", "summary_text", ignored)?;
+fn thought(fields: &mut Object, found: &mut Found) -> Result<String, Fault> {
+    let content = thought_parts(fields, "content", "reasoning_text", found)?;
+    let summary = thought_parts(fields, "summary", "summary_text", found)?;
     fields.accept(&["encrypted_content"]);
     Ok(if content.is_empty() { summary } else { content })
 }
 
-fn thought_parts(fields: &mut Object, key: &str, kind: &str, ignored: &mut Ignored) -> Result<String, Fault> {
+fn thought_parts(fields: &mut Object, key: &str, kind: &str, found: &mut Found) -> Result<String, Fault> {
     let path = fields.path(key);
     let mut texts = Vec::new();
     for (j, value) in fields.array(key)?.unwrap_or_default().into_iter().enumerate() {
@@ -207,7 +213,7 @@ fn thought_parts(fields: &mut Object, key: &str, kind: &str, ignored: &mut Ignor
             return Err(invalid_value(part.path("type"), &given, kind));
         }
         texts.push(required(&mut part, "text")?);
-        part.finish(ignored);
+        part.finish(found.ignored);
     }
     Ok(texts.join("\n"))
 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn turn(value: Value) -> Result<Turn, Fault> {
-    read("input[0]".to_owned(), value, &mut Ignored::default())
+    read("input[0]".to_owned(), value, &mut Found { ignored: &mut Ignored::default(), media: Vec::new() })
 }
 
 fn fault(value: Value) -> (String, &'static str) {

@@ -22,5 +22,5 @@ mod tools;
 
 pub use items::Item;
 pub use object::{Echo, Head, Page, cancelled_refusal, deleted, input_tokens, item_list, page};
-pub use request::{Asked, MissingItem, request};
+pub use request::{Asked, MissingItem, Places, request};
 pub use stream::{Finished, ResponseChunks, Whole};

@@ -4,10 +4,13 @@ use super::items::{self, Item, Turn};
 use super::object::Echo;
 use super::tools::{self, Called};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
-use crate::chat::{ChatPrompt, ChatRequest, Constraint, Message, Output, Role};
+use crate::chat::{ChatPrompt, ChatRequest, Constraint, Message, Output, Role, ToolChoice};
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
 use crate::dialect::openai::chat::EFFORTS;
-use crate::dialect::openai::sampling::{Limit, asks, sampling, stop, token_limit};
+use crate::dialect::openai::format::{asks, constraint_name};
+use crate::dialect::openai::lora::lora;
+use crate::dialect::openai::parts::Found;
+use crate::dialect::openai::sampling::{Limit, sampling, stop, token_limit};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -40,6 +43,39 @@ pub struct Asked {
     input: Vec<(Value, Turn)>,
     pub(super) called: HashMap<String, Called>,
     pub echo: Echo,
+    pub places: Places,
+}
+
+/// Paths in the body of what only the engine or the model can judge.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// The type of each image's and sound's part of the input, in order.
+    media: Vec<String>,
+    /// Images and sounds of earlier responses, which come before.
+    n_prior_media: usize,
+    /// Each tool that the model sees.
+    tools: Vec<String>,
+}
+
+impl Places {
+    /// Where the client wrote what the engine or the gateway calls `field`.
+    pub fn name(&self, field: &str) -> String {
+        let indexed = |prefix: &str| {
+            let (index, rest) = field.strip_prefix(prefix)?.split_once(']')?;
+            Some((index.parse::<usize>().ok()?, rest))
+        };
+        if let Some((index, _)) = indexed("media[") {
+            let own = index.checked_sub(self.n_prior_media).and_then(|index| self.media.get(index));
+            return own.cloned().unwrap_or_else(|| "input".to_owned());
+        }
+        if let Some((tool, rest)) = indexed("tools[").and_then(|(index, rest)| Some((self.tools.get(index)?, rest))) {
+            return format!("{tool}{}", rest.strip_prefix(".function").unwrap_or(rest));
+        }
+        match field {
+            "messages" => "input".to_owned(),
+            _ => constraint_name(Some("text.format"), field),
+        }
+    }
 }
 
 /// An item that the input refers to and nobody knows.
@@ -54,7 +90,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     refuse(&mut body)?;
-    let input = input(&mut body, &mut ignored)?;
+    let (input, media) = input(&mut body, &mut ignored)?;
     let instructions = body.string("instructions")?;
     let tools = tools::tools(&mut body, &mut ignored)?;
     let choice = tools::choice(&mut body, &tools, &mut ignored)?;
@@ -64,8 +100,9 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
     let max_tokens = token_limit(&mut body, "max_output_tokens", 1)?.and_then(Limit::tokens);
     let (top, top_logprobs) = logprobs(&mut body)?;
     let sampling = sampling(&mut body)?;
-    let output =
-        Output { max_tokens, stop: stop(&mut body)?, top_logprobs, constraint: text.constraint, ..Default::default() };
+    // A constraint is about the answer's text, and an answer that must be a call has none.
+    let constraint = text.constraint.filter(|_| choice.choice != ToolChoice::Required);
+    let output = Output { max_tokens, stop: stop(&mut body)?, top_logprobs, constraint, ..Default::default() };
     check::output(&output)?;
     let instructions_turn = instructions.clone().map(|text| Message::new(Role::System, text));
     let prompt = ChatPrompt {
@@ -106,11 +143,12 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         stream: body.bool("stream")?.unwrap_or(false),
         include_usage: true,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
-        lora: None,
+        lora: lora(&mut body, &mut ignored)?,
     };
     body.accept(&ACCEPTED);
     body.finish(&mut ignored);
-    Ok(Read { request: Asked { chat, input, called: tools.called, echo }, ignored })
+    let places = Places { media, n_prior_media: 0, tools: tools.paths };
+    Ok(Read { request: Asked { chat, input, called: tools.called, echo, places }, ignored })
 }
 
 impl Asked {
@@ -132,7 +170,9 @@ impl Asked {
             let Turn::Reference(id) = turn else { continue };
             let missing = || MissingItem { param: format!("input[{i}].id"), id: id.chars().take(128).collect() };
             let item = find(id).ok_or_else(missing)?;
-            let known = items::read(String::new(), item.json.clone(), &mut Ignored::default());
+            let mut ignored = Ignored::default();
+            let mut found = Found { ignored: &mut ignored, media: Vec::new() };
+            let known = items::read(String::new(), item.json.clone(), &mut found);
             *turn = known.map_err(|_| missing())?;
             *value = item.json.clone();
         }
@@ -143,9 +183,12 @@ impl Asked {
     /// input's items as they are listed. `base` makes their ids; see [`super::Head::base`].
     pub fn converse(&mut self, prior: &[Arc<Item>], base: &str) -> Result<(ChatRequest, Vec<Arc<Item>>), Fault> {
         let mut turns = Vec::with_capacity(prior.len() + self.input.len());
+        let mut ignored = Ignored::default();
+        let mut found = Found { ignored: &mut ignored, media: Vec::new() };
         for item in prior {
-            turns.push(items::read("previous_response_id".to_owned(), item.json.clone(), &mut Ignored::default())?);
+            turns.push(items::read("previous_response_id".to_owned(), item.json.clone(), &mut found)?);
         }
+        self.places.n_prior_media = found.media.len();
         let mut listed = Vec::with_capacity(self.input.len());
         for (n, (value, turn)) in std::mem::take(&mut self.input).into_iter().enumerate() {
             turns.push(turn);
@@ -175,7 +218,10 @@ fn refuse(body: &mut Object) -> Result<(), Fault> {
     Ok(())
 }
 
-fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<(Value, Turn)>, Fault> {
+/// Items as sent with what they mean, and the path of each image's and sound's type.
+type Input = (Vec<(Value, Turn)>, Vec<String>);
+
+fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Input, Fault> {
     let values = match body.take("input") {
         None => return Err(body.missing("input")),
         Some(Value::String(text)) => vec![json!({ "type": "message", "role": "user", "content": text })],
@@ -188,11 +234,13 @@ fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<(Value, Turn)>,
     if values.len() > ITEMS_MAX {
         return Err(too_many("input", values.len(), ITEMS_MAX));
     }
-    let read = |(i, value): (usize, Value)| {
-        let turn = items::read(format!("input[{i}]"), value.clone(), ignored)?;
-        Ok((value, turn))
-    };
-    values.into_iter().enumerate().map(read).collect()
+    let mut found = Found { ignored, media: Vec::new() };
+    let mut items = Vec::with_capacity(values.len());
+    for (i, value) in values.into_iter().enumerate() {
+        let turn = items::read(format!("input[{i}]"), value.clone(), &mut found)?;
+        items.push((value, turn));
+    }
+    Ok((items, found.media))
 }
 
 /// What the answer's text must be.

@@ -39,6 +39,8 @@ pub(super) struct Tools {
     /// As the model sees them.
     pub offered: Vec<Tool>,
     pub called: HashMap<String, Called>,
+    /// Paths of those in the body, as many.
+    pub paths: Vec<String>,
     /// As received.
     pub echo: Vec<Value>,
 }
@@ -109,6 +111,7 @@ impl Tools {
         let description = fields.string("description")?;
         fields.bool("strict")?;
         fields.accept(&["defer_loading", "allowed_callers", "output_schema", "async", "cache_control"]);
+        self.paths.push(fields.path("").trim_end_matches('.').to_owned());
         fields.finish(ignored);
         let called = Called { name, namespace: namespace.map(str::to_owned), is_custom: kind == "custom" };
         self.called.insert(full.clone(), called);

@@ -1,6 +1,9 @@
 //! A GGUF file through llama.cpp.
 
-use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, Reading, Rendered, Row, Token};
+use super::{
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, Model, Parsed, Reading, Rendered, Row,
+    Token, allows,
+};
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
@@ -51,7 +54,11 @@ impl LlamaModel {
         llama::init().map_err(|error| error.to_string())?;
         let params = ModelParams { n_gpu_layers: config.n_gpu_layers, use_mmap: config.mmap, use_mlock: config.mlock };
         let model = llama::Model::load(path, params, progress);
-        let model = Arc::new(model.map_err(|error| format!("{}: {error}", path.display()))?);
+        let mut model = model.map_err(|error| format!("{}: {error}", path.display()))?;
+        for lora in &config.lora {
+            model.add_adapter(&lora.path).map_err(|error| format!("{}: {error}", lora.path.display()))?;
+        }
+        let model = Arc::new(model);
         let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
         if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
             // The model's own broken template only matters when somebody chats; one that was asked for matters now.
@@ -136,15 +143,19 @@ impl Model for LlamaModel {
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
             has_tools: false,
-            infills: false,
+            infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
             n_embed_max: 0,
             labels: Vec::new(),
             media: Vec::new(),
-            adapters: Vec::new(),
+            adapters: super::adapters(&self.config),
             build: llama::version(),
         }
+    }
+
+    fn n_vocab(&self) -> u32 {
+        self.model.vocab_flags().n_tokens
     }
 
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
@@ -167,6 +178,12 @@ impl Model for LlamaModel {
 
     fn is_end(&self, token: Token) -> bool {
         usize::try_from(token).ok().and_then(|index| self.ends.get(index)).copied().unwrap_or(false)
+    }
+
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        let raw = self.model.infill_tokens()?;
+        let (prefix, suffix, middle) = (raw.prefix, raw.suffix, raw.middle);
+        Some(InfillTokens { prefix, suffix, middle, repo_and_file: raw.repo.zip(raw.file) })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
@@ -196,7 +213,7 @@ impl Model for LlamaModel {
             }
             _ => Reading::Plain,
         };
-        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved })
+        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved, call_starts: Vec::new() })
     }
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
@@ -221,7 +238,7 @@ impl Model for LlamaModel {
             n_batch: config.n_batch,
             n_ubatch: config.n_ubatch.min(config.n_batch),
             n_seq_max: config.n_slots,
-            n_outputs_max: config.n_slots,
+            n_outputs_max: config.n_slots + EXTRA_OUTPUTS.min(config.n_ubatch.min(config.n_batch)),
             n_threads,
             n_threads_batch,
             flash_attn: match config.flash_attn {
@@ -396,6 +413,10 @@ impl Context for LlamaContext {
         self.shares_cells
     }
 
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
+        self.context.set_adapters(adapters).map_err(|error| error.to_string())
+    }
+
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         self.batch.clear();
         for row in rows {
@@ -415,8 +436,42 @@ impl Context for LlamaContext {
         self.context.logits(signed(row))
     }
 
-    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler) -> Result<Token, String> {
-        sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())
+    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
+        let Some(mask) = mask else {
+            return sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string());
+        };
+        let logits = self.context.logits_mut(signed(row)).ok_or("the row has no logits")?;
+        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
+        let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
+        for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
+            if *word == 0 {
+                chunk.fill(f32::NEG_INFINITY);
+                continue;
+            }
+            for (bit, logit) in chunk.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for (token, logit) in logits.iter().enumerate().filter(|(token, _)| mask[token / 32] >> (token % 32) & 1 == 1) {
+            if best.is_none() || *logit > best_logit {
+                (best, best_logit) = (Token::try_from(token).ok(), *logit);
+            }
+        }
+        let token = sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())?;
+        if allows(mask, token) {
+            return Ok(token);
+        }
+        best.ok_or_else(|| "the constraint allows no token".into())
+    }
+
+    fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
+        sampler.accept(&[token]).map_err(|error| error.to_string())
+    }
+
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {

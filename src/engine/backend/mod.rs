@@ -6,9 +6,9 @@ mod cores;
 pub mod llama;
 pub mod scripted;
 
-use super::config::EngineConfig;
+use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
-use super::event::Description;
+use super::event::{Adapter, Description};
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub struct Rendered {
     pub stops: Vec<String>,
     /// Tokens whose text is part of the format (tags) and shown though they are control tokens.
     pub preserved: Vec<Token>,
+    /// Texts that begin a tool call, where the model may make one: a constrained answer may be a call instead.
+    pub call_starts: Vec<String>,
 }
 
 /// How the text of an answer is taken apart into thinking and content.
@@ -58,12 +60,25 @@ pub struct ParsedCall {
     pub arguments: String,
 }
 
+/// What stands before each part of a fill-in-the-middle prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: Token,
+    pub suffix: Token,
+    pub middle: Token,
+    /// Before the repository's name, and before the name of each of its files; without them only the text around the
+    /// gap can be shown.
+    pub repo_and_file: Option<(Token, Token)>,
+}
+
 /// Weights and vocabulary. Everything here may be called from any thread.
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
     type Context: Context<Sampler = Self::Sampler> + Send + 'static;
 
     fn describe(&self) -> Description;
+
+    fn n_vocab(&self) -> u32;
 
     /// Text to tokens. Errors only when the tokenizer itself fails.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure>;
@@ -80,6 +95,9 @@ pub trait Model: Send + Sync + 'static {
     /// Whether the token ends the model's turn.
     fn is_end(&self, token: Token) -> bool;
 
+    /// Tokens of fill-in-the-middle, where the vocabulary has them.
+    fn infill_tokens(&self) -> Option<InfillTokens>;
+
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
 
@@ -90,8 +108,23 @@ pub trait Model: Send + Sync + 'static {
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;
 }
 
+/// The configured adapters, as they are described.
+fn adapters(config: &EngineConfig) -> Vec<Adapter> {
+    let adapter = |lora: &LoraConfig| Adapter { path: lora.path.display().to_string(), scale: lora.scale };
+    config.lora.iter().map(adapter).collect()
+}
+
 /// Asked during a decode whether to give up.
 pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Whether a mask allows a token; see `Gate::mask`.
+pub fn allows(mask: &[u32], token: Token) -> bool {
+    let index = usize::try_from(token).unwrap_or(usize::MAX);
+    mask.get(index / 32).is_some_and(|word| word >> (index % 32) & 1 == 1)
+}
+
+/// Output rows of a batch beyond one for each sequence: drafts, and prompts whose log-probabilities are wanted.
+pub const EXTRA_OUTPUTS: u32 = 64;
 
 /// One row of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,14 +161,25 @@ pub trait Context {
     /// Whether all sequences draw their cells from one pool.
     fn shares_cells(&self) -> bool;
 
+    /// The LoRA adapters (index and scale) that later decodes are computed with, in place of those before. Setting the
+    /// same ones again costs nothing. Indexes are those of [`Description::adapters`].
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String>;
+
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;
 
-    /// Chooses the next token from row `row` of the last decode and tells the sampler so.
-    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler) -> Result<Token, String>;
+    /// Chooses the next token from row `row` of the last decode and tells the sampler so. With a mask, only tokens whose
+    /// bit is set (see `Gate::mask`) may be chosen; the row's logits are then changed.
+    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler, mask: Option<&[u32]>) -> Result<Token, String>;
+
+    /// Tells the sampler of a token that it did not choose.
+    fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;
+
+    /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
 
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.

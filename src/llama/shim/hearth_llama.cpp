@@ -87,6 +87,28 @@ int32_t hearth_model_meta(const llama_model * model, const char * key, char ** t
     });
 }
 
+int32_t hearth_model_add_adapter(llama_model * model, const char * path, llama_adapter_lora ** out, char ** err) {
+    return guard(err, [&] {
+        llama_adapter_lora * adapter = llama_adapter_lora_init(model, path);
+        if (!adapter) {
+            throw std::runtime_error("llama.cpp refused the adapter");
+        }
+        if (llama_adapter_get_alora_n_invocation_tokens(adapter) > 0) {
+            llama_adapter_lora_free(adapter);
+            throw std::runtime_error("adapters that begin at invocation tokens (aLoRA) are not supported");
+        }
+        *out = adapter;
+    });
+}
+
+int32_t hearth_set_adapters(llama_context * ctx, llama_adapter_lora ** adapters, float * scales, size_t n, char ** err) {
+    return guard(err, [&] {
+        if (llama_set_adapters_lora(ctx, adapters, n, scales) != 0) {
+            throw std::runtime_error("llama.cpp refused the adapters");
+        }
+    });
+}
+
 int32_t hearth_context_new(llama_model * model, const hearth_context_params * params, llama_context ** out, char ** err) {
     return guard(err, [&] {
         llama_context_params p = llama_context_default_params();
@@ -160,6 +182,27 @@ int32_t hearth_decode(llama_context * ctx, const llama_batch * batch, int32_t * 
 
 int32_t hearth_seq_rm(llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, bool * removed, char ** err) {
     return guard(err, [&] { *removed = llama_memory_seq_rm(llama_get_memory(ctx), seq, p0, p1); });
+}
+
+int32_t hearth_seq_cp(llama_context * ctx, int32_t from, int32_t to, int32_t n, bool unified, bool * copied, char ** err) {
+    return guard(err, [&] {
+        llama_memory_t memory = llama_get_memory(ctx);
+        const llama_pos end = llama_memory_seq_pos_max(memory, from) + 1;
+        *copied = false;
+        if (n <= 0 || n > end) {
+            return;
+        }
+        if (unified) {
+            llama_memory_seq_cp(memory, from, to, 0, n);
+            *copied = llama_memory_seq_pos_max(memory, to) + 1 == n;
+        } else {
+            llama_memory_seq_cp(memory, from, to, -1, -1);
+            *copied = n == end || llama_memory_seq_rm(memory, to, n, -1);
+        }
+        if (!*copied) {
+            llama_memory_seq_rm(memory, to, -1, -1);
+        }
+    });
 }
 
 int32_t hearth_tokenize(const llama_vocab * vocab, const char * text, size_t len, llama_token * out, size_t cap,

@@ -12,6 +12,7 @@
 pub mod fields;
 mod json;
 pub mod openai;
+pub mod responses;
 
 use crate::chat::check::Refusal;
 use crate::chat::{Delta, Finish, TokenLogprob, ToolCall, Usage};

@@ -18,6 +18,7 @@ pub(super) enum Asked {
     Messages,
     Prompt,
     Content,
+    Input,
     Tokens,
     /// An endpoint that takes no prompt.
     Nothing,
@@ -29,6 +30,7 @@ impl Asked {
             Asked::Messages => "messages",
             Asked::Prompt | Asked::Nothing => "prompt",
             Asked::Content => "content",
+            Asked::Input => "input",
             Asked::Tokens => "tokens",
         }
     }
@@ -64,7 +66,7 @@ impl ApiError {
         error
     }
 
-    fn param(mut self, param: impl Into<String>) -> Self {
+    pub(super) fn param(mut self, param: impl Into<String>) -> Self {
         self.problem.param = Some(param.into());
         self
     }
@@ -97,6 +99,11 @@ impl ApiError {
     pub(super) fn wrong_method(method: &http::Method) -> Self {
         let message = format!("The method {method} is not supported here; see the header Allow.");
         Self::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
+    }
+
+    /// What was named is not here, or not this caller's.
+    pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, code, message)
     }
 
     pub(super) fn forbidden(message: &str) -> Self {

@@ -17,6 +17,7 @@ mod lora;
 mod openai;
 mod ops;
 mod origin;
+mod responses;
 mod router;
 mod sse;
 mod stall;

@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, edge, lora, openai, ops};
+use super::{App, edge, lora, openai, ops, responses};
 use axum::Router;
 use axum::routing::{get, post};
 use http::{Method, Uri};
@@ -29,6 +29,11 @@ pub(super) fn router(app: App) -> Router {
             .route(&format!("{prefix}/chat/completions"), post(openai::chat))
             .route(&format!("{prefix}/chat/completions/input_tokens"), post(openai::input_tokens))
             .route(&format!("{prefix}/completions"), post(openai::complete))
+            .route(&format!("{prefix}/responses"), post(responses::create))
+            .route(&format!("{prefix}/responses/input_tokens"), post(responses::input_tokens))
+            .route(&format!("{prefix}/responses/{{id}}"), get(responses::retrieve).delete(responses::remove))
+            .route(&format!("{prefix}/responses/{{id}}/input_items"), get(responses::input_items))
+            .route(&format!("{prefix}/responses/{{id}}/cancel"), post(responses::cancel))
             .route(&format!("{prefix}/models"), get(openai::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(openai::model));
     }

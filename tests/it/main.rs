@@ -15,6 +15,7 @@ mod openai_stream;
 mod openai_sums;
 mod openai_tools;
 mod ops;
+mod responses;
 mod structured;
 mod support;
 mod tiny_model;

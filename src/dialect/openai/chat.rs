@@ -12,7 +12,7 @@ use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
 
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(in crate::dialect) const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 /// Variables for the chat template; more is a mistake.
 const TEMPLATE_KWARGS_MAX: usize = 128;
 

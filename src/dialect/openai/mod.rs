@@ -7,18 +7,18 @@
 //! **Invariant:** each documented request field is either honoured, listed as accepted without effect, or refused by name.
 
 mod calls;
-mod chat;
+pub(super) mod chat;
 mod completion;
-mod format;
+pub(super) mod format;
 mod infill;
-mod logprobs;
-mod lora;
+pub(super) mod logprobs;
+pub(super) mod lora;
 mod messages;
 mod models;
-mod parts;
-mod sampling;
+pub(super) mod parts;
+pub(super) mod sampling;
 mod stream;
-mod to_wire;
+pub(super) mod to_wire;
 mod tokenizer;
 mod tools;
 mod wire;

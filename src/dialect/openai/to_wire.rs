@@ -135,7 +135,7 @@ pub(super) fn error_object(problem: &Problem) -> wire::ErrorObject<'_> {
     }
 }
 
-pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+pub(in crate::dialect) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types have text keys and no failing Serialize; anything else is a bug")
 }
 

@@ -18,6 +18,7 @@ mod wire;
 pub use chat::chat_request;
 pub use completion::completion_request;
 pub use stream::{ChatChunks, TextChunks};
+pub(in crate::dialect) use to_wire::rfc3339;
 pub use to_wire::{
     Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
 };

@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod anthropic;
 mod clients;
 mod completions;
 mod crash;
@@ -8,6 +9,7 @@ mod decoding;
 mod edge;
 mod errors;
 mod models;
+mod ollama;
 mod openai_chat;
 mod openai_stream;
 mod ops;

@@ -18,6 +18,8 @@ from gguf import TokenType
 HERE = os.path.dirname(os.path.abspath(__file__))
 N_MERGES = 120
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+# Fill in the middle; llama.cpp knows these tokens by their text.
+FIM = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"]
 SHOWN = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -25,30 +27,31 @@ TEMPLATE = (
 )
 
 
-def vocabulary():
-    """Tokens, their types and the merges."""
+def vocabulary(more=()):
+    """Tokens, their types and the merges; `more` are further specials."""
+    special = [*SPECIAL, *more]
     demo = gguf.GGUFReader(os.path.join(HERE, "..", "hearth-demo.gguf"))
     merges = demo.fields["tokenizer.ggml.merges"].contents()[:N_MERGES]
     # The printable alphabet of byte-level BPE: 188 bytes stand for themselves, the other 68 are moved past U+0100.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = [chr(b) for b in plain] + [chr(0x100 + i) for i in range(256 - len(plain))]
-    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + SPECIAL
+    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + special
     assert len(set(tokens)) == len(tokens)
-    kinds = [TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
-    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in SPECIAL]
+    kinds = [TokenType.NORMAL] * (len(tokens) - len(special))
+    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in special]
     return tokens, kinds, merges
 
 
 class Model:
     """One GGUF in the making."""
 
-    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32):
+    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32, more=()):
         self.path = os.path.join(out, name + ".gguf")
         self.arch, self.layers, self.width, self.kind = arch, layers, width, kind
         # The raw stream of PCG64 is the part of numpy's generators that is promised never to change.
         self.bits = np.random.PCG64(seed)
         w = self.w = gguf.GGUFWriter(self.path, arch)
-        tokens, kinds, merges = vocabulary()
+        tokens, kinds, merges = vocabulary(more)
         self.n_vocab = len(tokens)
         w.add_name(name)
         w.add_author("The hearth project")
@@ -170,9 +173,39 @@ def llama(out):
     m.close()
 
 
+def lora(out, name, seed):
+    """An adapter of rank 4 for tiny-llama's attention, strong enough to change what it says."""
+    rank, width = 4, 128
+    path = os.path.join(out, name + ".gguf")
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_type(gguf.GGUFType.ADAPTER)
+    w.add_name(name)
+    w.add_author("The hearth project")
+    w.add_license("apache-2.0")
+    w.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    w.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    bits = np.random.PCG64(seed)
+
+    def uniform(rows, columns):
+        raw = bits.random_raw(rows * columns) >> np.uint64(40)
+        return (raw.astype(np.float32) / np.float32(1 << 23) - 1).reshape((rows, columns))
+
+    for i in range(2):
+        for tensor, rows in (("attn_q", 128), ("attn_v", 64), ("attn_output", 128)):
+            base = f"blk.{i}.{tensor}.weight"
+            w.add_tensor(base + ".lora_a", uniform(rank, width) * np.float32(0.5))
+            w.add_tensor(base + ".lora_b", uniform(rows, rank) * np.float32(0.5))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    digest = hashlib.sha256(open(path, "rb").read()).hexdigest()
+    print(f"{digest}  {os.path.basename(path)}  {os.path.getsize(path)} bytes")
+
+
 def qwen2moe(out):
     """Mixture of 4 experts, 2 used, with a shared one; F16 matrices."""
-    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16)
+    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16, more=FIM)
     m.attention(4, 2, 16)
     experts, size = 4, 64
     m.w.add_feed_forward_length(128)
@@ -296,6 +329,8 @@ def main():
     os.makedirs(out, exist_ok=True)
     for make in (llama, qwen2moe, mamba, jamba, gemma2, bert):
         make(out)
+    lora(out, "tiny-llama-lora-a", 7)
+    lora(out, "tiny-llama-lora-b", 8)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ impl MediaPlaces {
         Ok(())
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Refuses the first image or sound that a model with these projectors can't take.
     pub fn refuse(&self, taken: &[MediaKind]) -> Result<(), Fault> {
         match self.0.iter().find(|(kind, _)| !taken.contains(kind)) {

@@ -1,6 +1,7 @@
 //! What happens to a request before a worker sees it: template, tokens, checks, sampler. Runs on threads of its own, so
 //! that none of it costs a running stream time.
 
+use super::adapters;
 use super::backend::{Model, Reading, Rendered, Token};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
@@ -37,6 +38,8 @@ pub(super) struct Preparer<M: Model> {
     pub n_ctx: u32,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
+    /// Default scales of the LoRA adapters.
+    pub adapter_scales: Vec<f32>,
     pub constraints: Arc<Constraints<M>>,
 }
 
@@ -147,6 +150,7 @@ impl<M: Model> Preparer<M> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
+        let adapters = adapters::chosen(&self.adapter_scales, request.lora.as_deref())?;
         let mut ready = match request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(&chat)?,
             Prompt::Text(text) => {
@@ -196,12 +200,12 @@ impl<M: Model> Preparer<M> {
             gate,
             drafter,
             echo,
-            adapters: request.lora.unwrap_or_default(),
             family: request.family,
             preserved: ready.preserved,
             reader: Some(Box::new(Reader::new(ready.reading))),
             cache_prompt: request.cache_prompt,
-            partition: request.partition,
+            partition: adapters::partition(request.partition, &adapters),
+            adapters,
             class: request.class,
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
@@ -249,8 +253,49 @@ impl<M: Model> Preparer<M> {
         lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
     }
 
-    fn infill(&self, _infill: &Infill) -> Result<Vec<Token>, Failure> {
-        Err(Failure::invalid("suffix", "unsupported_operation", "this model can't fill in the middle"))
+    /// The text around the gap in the model's own form, other files before it as far as they fit.
+    /// Source: "Efficient Training of Language Models to Fill in the Middle" (PSM order), and llama-server's `/infill`.
+    fn infill(&self, infill: &Infill) -> Result<Vec<Token>, Failure> {
+        let Some(marks) = self.model.infill_tokens() else {
+            let message = "this model has no tokens for filling in the middle";
+            return Err(Failure::invalid("suffix", "unsupported_operation", message));
+        };
+        self.refuse_hopeless(infill.prefix.len() + infill.suffix.len() + infill.prompt.len())?;
+        let plain = |text: &str| self.model.tokenize(text, false, false);
+        let mut around = vec![marks.prefix];
+        around.extend(plain(&infill.prefix)?);
+        around.push(marks.suffix);
+        around.extend(plain(&infill.suffix)?);
+        around.push(marks.middle);
+        around.extend(plain(&infill.prompt)?);
+        let mut tokens = self.model.tokenize("", true, false)?; // BOS where the model wants one
+        if let Some((repo, file)) = marks.repo_and_file.filter(|_| !infill.extra.is_empty()) {
+            // Half of what is left is for the answer.
+            let room = (self.n_ctx as usize).saturating_sub(tokens.len() + around.len() + 16) / 2;
+            let mut files: Vec<Vec<Token>> = Vec::new();
+            let mut n_taken = 0;
+            for (name, text) in infill.extra.iter().rev() {
+                if text.len() / self.piece_bytes_max as usize > room {
+                    break;
+                }
+                let mut tokens = vec![file];
+                tokens.extend(plain(&format!("{name}\n{text}\n"))?);
+                n_taken += tokens.len();
+                if n_taken > room {
+                    break;
+                }
+                files.push(tokens);
+            }
+            if !files.is_empty() {
+                tokens.push(repo);
+                tokens.extend(plain("repo\n")?);
+                tokens.extend(files.into_iter().rev().flatten());
+                tokens.push(file);
+                tokens.extend(plain("file\n")?);
+            }
+        }
+        tokens.extend(around);
+        Ok(tokens)
     }
 
     /// What a model starts from when it is given nothing: its BOS, or the start of a line.

@@ -3,6 +3,7 @@
 use super::Error;
 use super::choices::Choices;
 use super::meter::Meter;
+use super::target::{Pin, Target};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
@@ -14,6 +15,8 @@ pub struct Running {
     meter: Meter,
     model: String,
     fingerprint: String,
+    /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
+    _pin: Pin,
 }
 
 impl Running {
@@ -21,13 +24,13 @@ impl Running {
         choices: Choices,
         accepted: Vec<u32>,
         mut meter: Meter,
-        model: String,
+        target: Target,
         fingerprint: String,
     ) -> Self {
         for (idx, n_prompt) in accepted.into_iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt });
         }
-        Self { choices, meter, model, fingerprint }
+        Self { choices, meter, model: target.id().to_owned(), fingerprint, _pin: target.into_pin() }
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.

@@ -58,12 +58,11 @@ async fn read(
     let Read { request: Messages { mut request, media }, ignored } = body.read(reader).await?;
     refuse_if_strict(app, &ignored)?;
     // Claude Code asks for several of Anthropic's models by their names; each means what is served.
-    let is_claude = |name: &String| name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("claude-"));
-    let unknown =
-        |name: &String| matches!(app.gateway.model(Some(name)), Err(crate::gateway::Error::UnknownModel { .. }));
-    request.model = request.model.filter(|name| !(is_claude(name) && unknown(name)));
-    let description = app.gateway.model(request.model.as_deref()).map_err(refusal)?;
-    media.refuse(&description.media)?;
+    request.model = app.gateway.stand_in(request.model, "claude-*");
+    if !media.is_empty() {
+        let target = until_cut(app, app.gateway.target(request.model.as_deref())).await?.map_err(refusal)?;
+        media.refuse(&target.description.media)?;
+    }
     Ok((request, ignored.header()))
 }
 

@@ -19,6 +19,7 @@ pub(super) enum Asked {
     Messages,
     Prompt,
     Content,
+    Input,
     Tokens,
     /// An endpoint that takes no prompt.
     Nothing,
@@ -30,6 +31,7 @@ impl Asked {
             Asked::Messages => "messages",
             Asked::Prompt | Asked::Nothing => "prompt",
             Asked::Content => "content",
+            Asked::Input => "input",
             Asked::Tokens => "tokens",
         }
     }

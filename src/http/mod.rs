@@ -15,6 +15,7 @@ mod drain;
 mod edge;
 mod error;
 mod family;
+mod lora;
 mod ollama;
 mod openai;
 mod ops;

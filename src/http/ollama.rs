@@ -7,10 +7,10 @@ use super::error::{ApiError, Asked};
 use super::family::{Family, json_type};
 use super::openai::refuse_if_strict;
 use super::sse::{self, Stream};
-use crate::dialect::Answer;
-use crate::dialect::ollama::{self, Head, KeepAlive, Rows, Served, Shape, Wanted};
-use crate::engine::{Event, Failure};
-use crate::gateway::{self, Caller, Running};
+use crate::dialect::ollama::{self, Embed, EmbedForm, Head, KeepAlive, Rows, Served, Shape, Wanted};
+use crate::dialect::{Answer, MediaPlaces, Read};
+use crate::engine::{Event, Failure, Vectors};
+use crate::gateway::{self, Caller, Listed, ModelStatus, Running};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
@@ -33,19 +33,20 @@ pub(super) async fn chat(
     refuse_if_strict(&app, &read.ignored)?;
     let chat = read.request;
     let request = chat.request;
+    let model = request.model.clone();
     let answering = Answering {
         app: &app,
+        model: model.as_deref(),
         started,
         shape: Shape::Chat,
         stream: request.stream,
         with_logprobs: request.output.top_logprobs.is_some(),
         keep_alive: chat.keep_alive,
     };
-    let description = app.gateway.model(request.model.as_deref()).map_err(refusal(Asked::Messages))?;
     let mut response = if request.prompt.messages.is_empty() {
-        answering.idle()?
+        answering.idle().await?
     } else {
-        chat.media.refuse(&description.media)?;
+        answering.refuse_media(&chat.media).await?;
         let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
         answering.answer(running.map_err(refusal(Asked::Messages))?).await?
     };
@@ -65,20 +66,20 @@ pub(super) async fn generate(
     let answering = Answering {
         app: &app,
         started,
+        model: request.model.as_deref(),
         shape: Shape::Generate,
         stream: request.stream,
         with_logprobs: request.with_logprobs,
         keep_alive: request.keep_alive,
     };
-    let description = app.gateway.model(request.model.as_deref()).map_err(refusal(Asked::Prompt))?;
-    request.media.refuse(&description.media)?;
+    answering.refuse_media(&request.media).await?;
     let running = match request.wanted {
         Wanted::Nothing => None,
         Wanted::Chat(chat) => Some(until_cut(&app, app.gateway.chat(&caller, *chat)).await?),
         Wanted::Text(text) => Some(until_cut(&app, app.gateway.complete(&caller, *text)).await?),
     };
     let mut response = match running {
-        None => answering.idle()?,
+        None => answering.idle().await?,
         Some(running) => answering.answer(running.map_err(refusal(Asked::Prompt))?).await?,
     };
     list_ignored(response.headers_mut(), read.ignored.header());
@@ -88,6 +89,7 @@ pub(super) async fn generate(
 /// How one request is answered.
 struct Answering<'a> {
     app: &'a App,
+    model: Option<&'a str>,
     started: Duration,
     shape: Shape,
     stream: bool,
@@ -108,11 +110,8 @@ impl Answering<'_> {
     }
 
     async fn answer(self, running: Running) -> Result<Response, ApiError> {
-        let head = self.head(running.model());
-        let asked = match self.shape {
-            Shape::Chat => Asked::Messages,
-            Shape::Generate => Asked::Prompt,
-        };
+        let (head, asked) = (self.head(running.model()), self.asked());
+        self.keep()?;
         if self.stream {
             return Ok(sse::response(Stream { running, chunks: Rows::new(head), asked }, self.app));
         }
@@ -121,14 +120,41 @@ impl Answering<'_> {
     }
 
     /// Nothing was asked but that the model be there, or gone.
-    fn idle(self) -> Result<Response, ApiError> {
-        let is_over = self.keep_alive == Some(KeepAlive::For(Duration::ZERO));
-        let head = self.head(&self.app.gateway.config().model_id);
-        let mut response = json(ollama::idle_response(&head, if is_over { "unload" } else { "load" }));
+    async fn idle(self) -> Result<Response, ApiError> {
+        let reason = if self.keep_alive == Some(KeepAlive::For(Duration::ZERO)) { "unload" } else { "load" };
+        let gateway = &self.app.gateway;
+        let listed = gateway.listed(self.model).map_err(refusal(self.asked()))?;
+        // Held while the wish is noted.
+        let _target = match reason {
+            "load" => Some(until_cut(self.app, gateway.target(self.model)).await?.map_err(refusal(self.asked()))?),
+            _ => None,
+        };
+        self.keep()?;
+        let head = self.head(&listed.config.id);
+        let mut response = json(ollama::idle_response(&head, reason));
         if self.stream {
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(ollama::NDJSON));
         }
         Ok(response)
+    }
+
+    fn keep(&self) -> Result<(), ApiError> {
+        keep(self.app, self.model, self.keep_alive, self.asked())
+    }
+
+    async fn refuse_media(&self, media: &MediaPlaces) -> Result<(), ApiError> {
+        if media.is_empty() {
+            return Ok(());
+        }
+        let target = until_cut(self.app, self.app.gateway.target(self.model)).await?;
+        Ok(media.refuse(&target.map_err(refusal(self.asked()))?.description.media)?)
+    }
+
+    fn asked(&self) -> Asked {
+        match self.shape {
+            Shape::Chat => Asked::Messages,
+            Shape::Generate => Asked::Prompt,
+        }
     }
 }
 
@@ -151,28 +177,83 @@ async fn whole(mut running: Running, head: &Head) -> Result<Vec<u8>, gateway::Er
     }
 }
 
+pub(super) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    vectors(app, body.read(ollama::embed_request).await?, now()).await
+}
+
+pub(super) async fn embeddings(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    vectors(app, body.read(ollama::embeddings_request).await?, now()).await
+}
+
+async fn vectors(app: App, read: Read<Embed>, started: Duration) -> Result<Response, ApiError> {
+    refuse_if_strict(&app, &read.ignored)?;
+    let Embed { model, request, form, keep_alive } = read.request;
+    let asked = Asked::Input;
+    let target = until_cut(&app, app.gateway.target(model.as_deref())).await?.map_err(refusal(asked))?;
+    let load = now().saturating_sub(started);
+    keep(&app, model.as_deref(), keep_alive, asked)?;
+    form.check(target.description.n_embd_out)?;
+    let vectors = if request.inputs.is_empty() {
+        Vectors::default()
+    } else {
+        until_cut(&app, target.engine.embed(request)).await?.map_err(|failure| refusal(asked)(failure.into()))?
+    };
+    let total = now().saturating_sub(started);
+    let mut response = json(match form {
+        EmbedForm::Raw => ollama::embeddings_response(&vectors),
+        EmbedForm::Normalised { .. } => ollama::embed_response(target.id(), &vectors, form, load, total),
+    });
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+/// How long the model stays, where the client has a wish; to be called while the request holds it.
+fn keep(app: &App, model: Option<&str>, wish: Option<KeepAlive>, asked: Asked) -> Result<(), ApiError> {
+    let keep_alive = match wish {
+        None => return Ok(()),
+        Some(KeepAlive::Forever) => gateway::KeepAlive::Forever,
+        Some(KeepAlive::For(time)) => gateway::KeepAlive::For(time),
+    };
+    app.gateway.touch(model, keep_alive).map_err(refusal(asked))
+}
+
 pub(super) async fn tags(State(app): State<App>) -> Result<Response, ApiError> {
-    listed(&app, ollama::tags_response)
+    listed(&app, ollama::tags_response, |_| true)
 }
 
 pub(super) async fn ps(State(app): State<App>) -> Result<Response, ApiError> {
-    listed(&app, ollama::ps_response)
+    listed(&app, ollama::ps_response, |model| model.status == ModelStatus::Loaded)
 }
 
-fn listed(app: &App, write: fn(&[Served]) -> Vec<u8>) -> Result<Response, ApiError> {
-    let description = app.gateway.description().map_err(refusal(Asked::Nothing))?;
-    let config = app.gateway.config();
-    let served = Served { id: &config.model_id, n_created: config.n_created, model: &description, expires_at: None };
-    Ok(json(write(&[served])))
+/// The models of which something is known; where none is, why.
+fn listed(app: &App, write: fn(&[Served]) -> Vec<u8>, is_meant: fn(&Listed) -> bool) -> Result<Response, ApiError> {
+    let all = app.gateway.models();
+    let known: Vec<Served> = all.iter().filter(|model| is_meant(model)).filter_map(served).collect();
+    if known.is_empty() && all.iter().all(|model| model.description.is_none()) {
+        app.gateway.description().map_err(refusal(Asked::Nothing))?;
+    }
+    Ok(json(write(&known)))
+}
+
+fn served(listed: &Listed) -> Option<Served<'_>> {
+    Some(Served {
+        id: &listed.config.id,
+        n_created: listed.config.n_created,
+        model: listed.description.as_deref()?,
+        expires_at: listed.expires_in.map(|left| (now() + left).as_secs()),
+    })
 }
 
 pub(super) async fn show(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let read = body.read(ollama::named_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let description = app.gateway.model(read.request.as_deref()).map_err(refusal(Asked::Nothing))?;
-    let config = app.gateway.config();
-    let served = Served { id: &config.model_id, n_created: config.n_created, model: &description, expires_at: None };
-    let mut response = json(ollama::show_response(&served));
+    let name = read.request.as_deref();
+    let mut model = app.gateway.listed(name).map_err(refusal(Asked::Nothing))?;
+    if model.description.is_none() {
+        model.description = Some(app.gateway.model(name).map_err(refusal(Asked::Nothing))?);
+    }
+    let body = served(&model).map(|served| ollama::show_response(&served));
+    let mut response = json(body.ok_or_else(ApiError::internal)?);
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
 }
@@ -186,7 +267,7 @@ pub(super) async fn pull(State(app): State<App>, body: JsonBody) -> Result<Respo
     let read = body.read(ollama::pull_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let (name, stream) = read.request;
-    match app.gateway.model(name.as_deref()) {
+    match app.gateway.listed(name.as_deref()) {
         Ok(_) => {}
         Err(gateway::Error::UnknownModel { .. }) => return Err(refuse(State(app)).await),
         Err(other) => return Err(refusal(Asked::Nothing)(other)),
@@ -201,8 +282,11 @@ pub(super) async fn pull(State(app): State<App>, body: JsonBody) -> Result<Respo
 
 /// Models are the operator's to choose, with files.
 pub(super) async fn refuse(State(app): State<App>) -> ApiError {
-    let id = &app.gateway.config().model_id;
-    ApiError::forbidden(&format!("this server serves one model ({id}); models can't be managed over the API"))
+    let models = app.gateway.models();
+    let names: Vec<&str> = models.iter().map(|model| model.config.id.as_str()).collect();
+    let what = if names.len() == 1 { "one model" } else { "its own models" };
+    let names = names.join(", ");
+    ApiError::forbidden(&format!("this server serves {what} ({names}); models can't be managed over the API"))
 }
 
 fn refusal(asked: Asked) -> impl Fn(gateway::Error) -> ApiError {

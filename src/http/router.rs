@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, edge, ollama, openai, ops};
+use super::{App, anthropic, edge, lora, ollama, openai, ops};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
@@ -15,6 +15,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
+        .route("/lora-adapters", get(lora::list).post(lora::set))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template));
@@ -43,6 +44,8 @@ fn with_ollama(router: Router<App>) -> Router<App> {
     router
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embeddings))
         .route("/api/tags", get(ollama::tags))
         .route("/api/ps", get(ollama::ps))
         .route("/api/show", post(ollama::show))

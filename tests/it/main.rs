@@ -8,6 +8,8 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod errors;
+mod lora;
+mod many_models;
 mod models;
 mod ollama;
 mod openai_chat;

@@ -220,6 +220,21 @@ async fn olla_13_rows_carry_logprobs() {
 }
 
 #[tokio::test]
+async fn olla_03_a_model_without_vectors_says_so() {
+    let server = Server::start().await;
+    for (path, body) in [("/api/embed", json!({"input":["a","b"]})), ("/api/embeddings", json!({"prompt":"a"}))] {
+        let (status, text) = error(&server.post(path, body).await);
+        assert!(status == 400 && text.contains("embed"), "{text}");
+    }
+    assert_eq!(server.post("/api/embed", json!({"input":[]})).await.json()["embeddings"], json!([]));
+    assert_eq!(server.post("/api/embeddings", json!({"prompt":""})).await.json(), json!({"embedding":[]}));
+    let (status, text) = error(&server.post("/api/embed", json!({ "input": 7 })).await);
+    assert!(status == 400 && text.contains("input"), "{text}");
+    let unknown = server.post("/api/embed", json!({"model":"nope","input":"a"})).await;
+    assert_eq!(error(&unknown), (404, "model 'nope' not found".into()));
+}
+
+#[tokio::test]
 async fn names_models_and_descriptions() {
     let server = Server::start().await;
     for name in [MODEL, "scripted-1:latest", "default", "house/model"] {

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: body → [`ChatRequest`].
 
+use super::lora::lora;
 use super::messages::messages;
 use super::sampling::{Limit, accept_or_refuse, choices, sampling, stop, stream, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
@@ -36,7 +37,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<ChatRequest>, Fault> {
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
-        lora: None,
+        lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request, ignored })

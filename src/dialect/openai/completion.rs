@@ -1,5 +1,6 @@
 //! `POST /v1/completions`: body → [`CompletionRequest`].
 
+use super::lora::lora;
 use super::sampling::{Limit, accept_or_refuse, asks, choices, sampling, stop, stream, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Output, Prompt};
@@ -40,7 +41,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<CompletionRequest>, Fault>
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
-        lora: None,
+        lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request, ignored })

@@ -3,7 +3,6 @@
 use super::{logprobs, wire};
 use crate::chat::{Finish, Usage};
 use crate::dialect::{Answer, Problem};
-use crate::engine::Description;
 use serde::Serialize;
 use serde_json::json;
 
@@ -90,43 +89,6 @@ pub(super) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::EndOfTurn | Finish::StopString(_) => "stop",
         Finish::Length => "length",
-    }
-}
-
-pub fn model_object(id: &str, created: u64, model: &Description) -> Vec<u8> {
-    json(&model_wire(id, created, model))
-}
-
-/// The list of the one model that is served.
-pub fn model_list(id: &str, created: u64, model: &Description) -> Vec<u8> {
-    json(&json!({
-        "object": "list",
-        "data": [model_wire(id, created, model)],
-        "has_more": false,
-        "first_id": id,
-        "last_id": id,
-    }))
-}
-
-fn model_wire<'a>(id: &'a str, created: u64, model: &Description) -> wire::ModelObject<'a> {
-    wire::ModelObject {
-        id,
-        object: "model",
-        created,
-        owned_by: "hearth",
-        max_model_len: model.n_ctx,
-        meta: wire::ModelMeta {
-            n_ctx: model.n_ctx,
-            n_ctx_train: model.n_ctx_train,
-            n_vocab: model.n_vocab,
-            n_embd: model.n_embd,
-            n_params: model.n_params,
-            size: model.size_bytes,
-        },
-        kind: "model",
-        display_name: id,
-        created_at: rfc3339(created),
-        lifecycle: "active",
     }
 }
 

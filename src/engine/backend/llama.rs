@@ -1,7 +1,8 @@
 //! A GGUF file through llama.cpp.
 
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Interrupt, Model, Parsed, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, Model, Parsed, Reading, Rendered, Row,
+    Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
@@ -53,7 +54,11 @@ impl LlamaModel {
         llama::init().map_err(|error| error.to_string())?;
         let params = ModelParams { n_gpu_layers: config.n_gpu_layers, use_mmap: config.mmap, use_mlock: config.mlock };
         let model = llama::Model::load(path, params, progress);
-        let model = Arc::new(model.map_err(|error| format!("{}: {error}", path.display()))?);
+        let mut model = model.map_err(|error| format!("{}: {error}", path.display()))?;
+        for lora in &config.lora {
+            model.add_adapter(&lora.path).map_err(|error| format!("{}: {error}", lora.path.display()))?;
+        }
+        let model = Arc::new(model);
         let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
         if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
             // The model's own broken template only matters when somebody chats; one that was asked for matters now.
@@ -138,13 +143,13 @@ impl Model for LlamaModel {
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
             has_tools: false,
-            infills: false,
+            infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
             n_embed_max: 0,
             labels: Vec::new(),
             media: Vec::new(),
-            adapters: Vec::new(),
+            adapters: super::adapters(&self.config),
             build: llama::version(),
         }
     }
@@ -173,6 +178,12 @@ impl Model for LlamaModel {
 
     fn is_end(&self, token: Token) -> bool {
         usize::try_from(token).ok().and_then(|index| self.ends.get(index)).copied().unwrap_or(false)
+    }
+
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        let raw = self.model.infill_tokens()?;
+        let (prefix, suffix, middle) = (raw.prefix, raw.suffix, raw.middle);
+        Some(InfillTokens { prefix, suffix, middle, repo_and_file: raw.repo.zip(raw.file) })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
@@ -400,6 +411,10 @@ impl Context for LlamaContext {
 
     fn shares_cells(&self) -> bool {
         self.shares_cells
+    }
+
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
+        self.context.set_adapters(adapters).map_err(|error| error.to_string())
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

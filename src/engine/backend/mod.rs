@@ -6,9 +6,9 @@ mod cores;
 pub mod llama;
 pub mod scripted;
 
-use super::config::EngineConfig;
+use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
-use super::event::Description;
+use super::event::{Adapter, Description};
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
@@ -60,6 +60,17 @@ pub struct ParsedCall {
     pub arguments: String,
 }
 
+/// What stands before each part of a fill-in-the-middle prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: Token,
+    pub suffix: Token,
+    pub middle: Token,
+    /// Before the repository's name, and before the name of each of its files; without them only the text around the
+    /// gap can be shown.
+    pub repo_and_file: Option<(Token, Token)>,
+}
+
 /// Weights and vocabulary. Everything here may be called from any thread.
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
@@ -84,6 +95,9 @@ pub trait Model: Send + Sync + 'static {
     /// Whether the token ends the model's turn.
     fn is_end(&self, token: Token) -> bool;
 
+    /// Tokens of fill-in-the-middle, where the vocabulary has them.
+    fn infill_tokens(&self) -> Option<InfillTokens>;
+
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
 
@@ -92,6 +106,12 @@ pub trait Model: Send + Sync + 'static {
 
     /// A context of its own for one worker. `interrupt` is asked often during a decode; true ends it.
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;
+}
+
+/// The configured adapters, as they are described.
+fn adapters(config: &EngineConfig) -> Vec<Adapter> {
+    let adapter = |lora: &LoraConfig| Adapter { path: lora.path.display().to_string(), scale: lora.scale };
+    config.lora.iter().map(adapter).collect()
 }
 
 /// Asked during a decode whether to give up.
@@ -141,6 +161,10 @@ pub trait Context {
     /// Whether all sequences draw their cells from one pool.
     fn shares_cells(&self) -> bool;
 
+    /// The LoRA adapters (index and scale) that later decodes are computed with, in place of those before. Setting the
+    /// same ones again costs nothing. Indexes are those of [`Description::adapters`].
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String>;
+
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 
@@ -156,11 +180,6 @@ pub trait Context {
 
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
-
-    /// Applies LoRA adapters (index, scale) to the decodes that follow; the others are off.
-    fn set_adapters(&mut self, _adapters: &[(u32, f32)]) -> Result<(), String> {
-        Ok(())
-    }
 
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.

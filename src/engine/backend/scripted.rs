@@ -22,7 +22,8 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row,
+    Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -241,6 +242,8 @@ impl Model for ScriptedModel {
             piece_bytes_max: 9,
             generates: true,
             has_tools: true,
+            adapters: super::adapters(&self.shape),
+            infills: true,
             build: "scripted".into(),
             ..Default::default()
         }
@@ -286,6 +289,11 @@ impl Model for ScriptedModel {
 
     fn is_end(&self, token: Token) -> bool {
         token == END
+    }
+
+    /// The marks of messages do as marks of parts: what stands before the gap is opened, what stands behind it closed.
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        Some(InfillTokens { prefix: OPEN, suffix: CLOSE, middle: BOS, repo_and_file: None })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
@@ -401,6 +409,10 @@ impl Context for ScriptedContext {
 
     fn shares_cells(&self) -> bool {
         self.shares_cells
+    }
+
+    fn set_adapters(&mut self, _adapters: &[(u32, f32)]) -> Result<(), String> {
+        Ok(()) // there is nothing they could change
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

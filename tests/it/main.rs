@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod anthropic;
 mod clients;
 mod completions;
 mod crash;
@@ -10,6 +11,7 @@ mod errors;
 mod lora;
 mod many_models;
 mod models;
+mod ollama;
 mod openai_chat;
 mod openai_stream;
 mod openai_sums;

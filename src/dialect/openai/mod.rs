@@ -30,6 +30,7 @@ pub use infill::{InfillChunks, infill_request, infill_response};
 pub use lora::{Scales, lora_request, lora_response};
 pub use models::{ModelEntry, model_list, model_object};
 pub use stream::{ChatChunks, TextChunks};
+pub(in crate::dialect) use to_wire::rfc3339;
 pub use to_wire::{Head, chat_response, completion_response, error_body, input_tokens_response};
 pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,

@@ -140,7 +140,7 @@ pub(in crate::dialect) fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Unix seconds as `2026-01-02T03:04:05Z`. Source: Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
-pub(super) fn rfc3339(seconds: u64) -> String {
+pub(in crate::dialect) fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);

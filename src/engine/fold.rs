@@ -126,6 +126,22 @@ fn can_join(last: &Message, next: &Message) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::ToolCall;
+
+    #[test]
+    fn calls_are_mended_for_strict_templates() {
+        let mut asked = Message::new(Role::Assistant, "");
+        let call = |id: &str, arguments: &str| ToolCall { id: id.into(), name: "f".into(), arguments: arguments.into() };
+        asked.tool_calls = vec![call("call_1", ""), call("", "no json")];
+        let mut told = Message::new(Role::Tool, "x");
+        told.tool_call_id = Some("call_1".into());
+        let mended = mend(&[asked, told, Message::new(Role::Tool, "y")]);
+        let calls = &mended[0].tool_calls;
+        assert!(calls.iter().all(|call| call.id.len() == 9 && call.id.bytes().all(|byte| byte.is_ascii_alphanumeric())));
+        assert_eq!((calls[0].arguments.as_str(), calls[1].arguments.as_str()), ("{}", r#"{"arguments":"no json"}"#));
+        assert_eq!(mended[1].tool_call_id.as_deref(), Some(calls[0].id.as_str()));
+        assert_eq!(mended[2].tool_call_id.as_deref(), Some(calls[1].id.as_str()));
+    }
 
     #[test]
     fn late_system_texts_and_neighbours_are_joined() {

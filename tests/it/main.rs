@@ -12,5 +12,7 @@ mod openai_chat;
 mod openai_stream;
 mod ops;
 mod support;
+mod templates;
 mod tiny_model;
 mod tokenizer;
+mod tools_real;

@@ -394,3 +394,76 @@ fn object_end(text: &str) -> Option<usize> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parser(is_forced: bool) -> ShapeParser {
+        let thinking = Thinking { start: "<think>".into(), ends: vec!["</think>".into()], ..Default::default() };
+        ShapeParser { shape: hermes(), names: vec!["f".into(), "ff".into()], is_forced, thinking }
+    }
+
+    #[test]
+    fn two_calls_are_read_behind_thought_and_prose() {
+        let shape = hermes();
+        let sep = shape.sep.clone().expect("it has one");
+        let calls = format!("{}ff{}{{\"a\": \"}}{{\"}}{sep}f{}{{}}{}", shape.head, shape.mid, shape.mid, shape.tail);
+        let text = format!("<think>hm</think>\n\nSure.\n{calls}");
+        let read = parser(false).parse(&text, false).expect("it reads");
+        assert_eq!((read.reasoning.as_str(), read.content.as_str()), ("hm", "Sure."));
+        let calls: Vec<_> = read.calls.iter().map(|call| (call.name.as_str(), call.arguments.as_str())).collect();
+        assert_eq!(calls, [("ff", "{\"a\": \"}{\"}"), ("f", "{}")]);
+    }
+
+    #[test]
+    fn plain_text_stays_as_it_is() {
+        let read = parser(false).parse("a <tool_ca", false).expect("it reads");
+        assert_eq!(read.content, "a <tool_ca");
+        let read = parser(false).parse("a <tool_ca", true).expect("it reads");
+        assert_eq!(read.content, "a");
+    }
+
+    #[test]
+    fn patterns_that_would_be_read_otherwise_are_left_out() {
+        assert_eq!(plain_pattern(r"^\d{4}-\w+$").as_deref(), Some("^[0-9]{4}-[A-Za-z0-9_]+$"));
+        assert_eq!(plain_pattern("^.*$"), None, "a quote would end the string");
+        assert_eq!(plain_pattern("abc"), None);
+        assert_eq!(plain_pattern("^a{1,100000}$"), None);
+        assert_eq!(plain_pattern(r#"^[^"]*$"#), None);
+    }
+
+    #[test]
+    fn parameters_that_are_no_object_are_refused_by_their_place() {
+        let tool = |parameters: &str| Tool { name: "f".into(), description: None, parameters: parameters.into() };
+        let mut prompt = ChatPrompt::new(Vec::new());
+        prompt.tools = vec![tool("{}"), tool(r#"{"type": "string"}"#)];
+        match callable(&prompt).map(|all| all.len()) {
+            Err(Failure::Invalid { field, code, .. }) => {
+                assert_eq!((field.as_str(), code.as_str()), ("tools[1].function.parameters", "invalid_json_schema"));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        /// What a part shows, the whole shows too.
+        #[test]
+        fn nothing_is_taken_back(text in "(<think>|</think>|<tool_call>\n|\\{\"name\": \"|f\", \"arguments\": |\\{|\\}|\n</tool_call>| |a|\n){0,14}", is_forced: bool) {
+            let mut parser = parser(is_forced);
+            let whole = parser.parse(&text, false).expect("it reads");
+            for (at, _) in text.char_indices() {
+                let part = parser.parse(&text[..at], true).expect("it reads");
+                prop_assert!(whole.reasoning.starts_with(&part.reasoning));
+                if whole.calls.is_empty() || part.calls.is_empty() {
+                    prop_assert!(whole.content.starts_with(&part.content), "{:?} {:?}", part, whole);
+                }
+                prop_assert!(part.calls.len() <= whole.calls.len());
+                for (before, after) in part.calls.iter().zip(&whole.calls) {
+                    prop_assert!(before.name == after.name && after.arguments.starts_with(&before.arguments));
+                }
+            }
+        }
+    }
+}

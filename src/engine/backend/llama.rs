@@ -88,6 +88,11 @@ impl LlamaModel {
         self.tool_format.get_or_init(|| templates.tool_format().unwrap_or_default()).clone()
     }
 
+    #[cfg(test)]
+    pub(super) fn format_for_test(&self) -> ToolFormat {
+        self.templates.as_ref().map(|templates| self.tool_format(templates)).unwrap_or_default()
+    }
+
     /// The token that is spelled exactly so.
     fn token_of(&self, text: &str) -> Option<Token> {
         let tokens = self.model.tokenize(text, false, true).ok()?;

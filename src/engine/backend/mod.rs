@@ -4,6 +4,8 @@
 
 mod calls;
 mod cores;
+#[cfg(test)]
+mod families;
 pub mod llama;
 mod render;
 pub mod scripted;

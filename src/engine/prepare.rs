@@ -2,7 +2,7 @@
 //! that none of it costs a running stream time.
 
 use super::adapters;
-use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, tool_refusal};
+use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
 use super::error::Failure;
@@ -63,6 +63,10 @@ const PIECES_BYTES_MAX: usize = 1 << 20;
 
 /// Text of a chat that the template may leave out; more must at least be able to fit the context.
 const BESIDE_BYTES_MAX: usize = 1 << 20;
+
+/// Longest grammar of a client, and its deepest nesting: llama.cpp's parser recurses.
+const GBNF_BYTES_MAX: usize = 256 << 10;
+const GBNF_DEPTH_MAX: usize = 256;
 
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -173,7 +177,7 @@ impl<M: Model> Preparer<M> {
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
         let gate = match (&request.output.constraint, &ready.forced) {
             (_, Some(forced)) => Some(self.call_gate(forced, request.output.top_logprobs.is_none())?),
-            (None, None) => None,
+            (None | Some(Constraint::Gbnf(_)), None) => None,
             (Some(constraint), None) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
         };
         let drafter = match &request.output.prediction {
@@ -182,7 +186,11 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = self.model.sampler(&request.sampling, &tokens, ready.grammar.as_deref())?;
+        let grammar = match (&request.output.constraint, &ready.forced) {
+            (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
+            _ => ready.grammar.take(),
+        };
+        let sampler = self.model.sampler(&request.sampling, &tokens, grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         Ok(Run {
@@ -427,6 +435,35 @@ impl Ready {
             forced: None,
         }
     }
+}
+
+/// A client's own grammar. Thinking that the prompt has opened comes before it.
+///
+/// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
+fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
+    let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
+    if text.len() > GBNF_BYTES_MAX {
+        return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
+    }
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > GBNF_DEPTH_MAX {
+        return Err(refuse(format!(
+            "the grammar is nested {deepest} levels deep, and at most {GBNF_DEPTH_MAX} are taken"
+        )));
+    }
+    let triggers = match reading {
+        Reading::Tags { ends, opened: true, .. } => ends.iter().map(|end| Trigger::behind(end)).collect(),
+        _ => Vec::new(),
+    };
+    Ok(Grammar { gbnf: text.to_owned(), triggers, ..Default::default() })
 }
 
 fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {

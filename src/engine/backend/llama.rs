@@ -269,7 +269,9 @@ impl Model for LlamaModel {
         let n_ctx = i32::try_from(self.n_ctx()).unwrap_or(i32::MAX);
         let raw = sampler_params(params, n_ctx);
         let refuse = |error: llama::Error| Failure::invalid("sampling", "invalid_value", error.to_string());
-        let mut sampler = llama::Sampler::new(&self.model, &raw, grammar).map_err(refuse)?;
+        let what = if grammar.is_some() { "grammar" } else { "sampling" };
+        let mut sampler = llama::Sampler::new(&self.model, &raw, grammar)
+            .map_err(|error| Failure::invalid(what, "invalid_value", error.to_string()))?;
         // Only what the penalties can still see.
         let window = raw.penalty_last_n.max(raw.dry_penalty_last_n).max(64);
         let seen = prompt.len().saturating_sub(usize::try_from(window).unwrap_or(0));

@@ -16,7 +16,7 @@ use super::event::{Adapter, Description};
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
-pub use crate::llama::Grammar;
+pub use crate::llama::{Grammar, Trigger};
 pub(super) use calls::{Forced, refusal as tool_refusal};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that

@@ -340,12 +340,10 @@ impl Model for ScriptedModel {
         })
     }
 
-    fn sampler(
-        &self,
-        params: &SamplingParams,
-        prompt: &[Token],
-        _grammar: Option<&Grammar>,
-    ) -> Result<Script, Failure> {
+    fn sampler(&self, params: &SamplingParams, prompt: &[Token], grammar: Option<&Grammar>) -> Result<Script, Failure> {
+        if grammar.is_some_and(|grammar| !grammar.gbnf.is_empty()) {
+            return Err(Failure::invalid("grammar", "unsupported_operation", "the scripted model reads no GBNF"));
+        }
         let forced = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0).map(|(token, _)| *token);
         let message = last_message(prompt);
         let answer = match forced_tool(prompt) {

@@ -7,7 +7,7 @@ import Anthropic from '@anthropic-ai/sdk';
 const baseURL = process.argv[2].replace(/\/$/, '');
 const client = new Anthropic({ baseURL, apiKey: 'unused', maxRetries: 0, timeout: 60_000 });
 const messages = [{ role: 'user', content: 'Say hello.' }];
-const ask = { model: 'claude-sonnet-4-5', max_tokens: 16, messages };
+const ask = { model: 'claude-any', max_tokens: 16, messages };
 
 const checks = {
   async 'a message has every field and is counted'() {

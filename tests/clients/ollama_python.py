@@ -58,7 +58,7 @@ def errors_are_texts():
         (404, lambda: client.show("no-such-model")),
         (400, lambda: client.chat(MODEL, [{"role": "user", "content": "see", "images": [b"123"]}])),
         (400, lambda: client.chat(MODEL, [{"role": "user", "content": "word " * 100_000}])),
-        (400, lambda: list(client.chat(MODEL, HELLO, format="yaml", stream=True))),
+        (400, lambda: list(client.chat(MODEL, HELLO, keep_alive="soon", stream=True))),
         (403, lambda: client.delete(MODEL)),
         (403, lambda: client.pull("other")),
     ):

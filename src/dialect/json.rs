@@ -29,12 +29,15 @@ pub fn parse(body: &[u8]) -> Result<Value, Fault> {
     if body.is_empty() {
         return Err(Fault::body("The request body is empty; a JSON object was expected."));
     }
+    parse_value(body).map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))
+}
+
+/// Any JSON value, as strictly.
+pub(super) fn parse_value(text: &[u8]) -> Result<Value, serde_json::Error> {
     let n_left = Cell::new(VALUES_MAX);
-    let mut reader = serde_json::Deserializer::from_slice(body);
-    Node { n_left: &n_left }
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = Node { n_left: &n_left }.deserialize(&mut reader)?;
+    reader.end().map(|()| value)
 }
 
 #[derive(Clone, Copy)]

@@ -16,6 +16,7 @@ mod json;
 mod media;
 pub mod ollama;
 pub mod openai;
+pub mod responses;
 
 pub use media::MediaPlaces;
 

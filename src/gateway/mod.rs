@@ -14,6 +14,7 @@ mod keys;
 mod meter;
 mod models;
 mod names;
+mod responses;
 mod room;
 mod running;
 mod target;
@@ -22,12 +23,13 @@ pub use error::Error;
 pub use keys::{ApiKey, Principal};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
+pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
 pub use target::Target;
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
+    ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
 };
 use crate::engine::{
     Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
@@ -39,6 +41,7 @@ use choices::Choices;
 use meter::Meter;
 use models::Models;
 use names::Names;
+use running::Keep;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +64,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// What is kept of the Responses API's answers.
+    pub responses: ResponsesConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -75,6 +80,7 @@ pub struct Gateway {
     names: Names,
     models: Models,
     metrics: Arc<Metrics>,
+    responses: Arc<ResponseStore>,
 }
 
 /// What all choices of one request have in common.
@@ -82,7 +88,9 @@ struct Work {
     prompts: Vec<Prompt>,
     sampling: SamplingParams,
     output: Output,
+    /// Choices generated for each prompt, and how many of them are the answer.
     n: u32,
+    n_kept: u32,
     cache_prompt: bool,
     lora: Option<Vec<(u32, f32)>>,
 }
@@ -121,7 +129,8 @@ impl Gateway {
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
-        Self { config, names, models, metrics }
+        let responses = Arc::new(ResponseStore::open(config.responses.clone()));
+        Self { config, names, models, metrics, responses }
     }
 
     /// Whether `presented` opens the API.
@@ -132,11 +141,13 @@ impl Gateway {
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
         let target = self.target(request.model.as_deref()).await?;
+        refuse_media(&request.prompt, request.n, &target.description)?;
         let work = Work {
             sampling: settle(request.sampling, &target),
             prompts: vec![Prompt::Chat(request.prompt)],
             output: request.output,
             n: request.n,
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -146,11 +157,17 @@ impl Gateway {
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
         let target = self.target(request.model.as_deref()).await?;
+        let mut output = request.output;
+        if request.best_of > request.n {
+            // What the choices are ranked by.
+            output.top_logprobs = output.top_logprobs.or(Some(0));
+        }
         let work = Work {
             sampling: settle(request.sampling, &target),
             prompts: request.prompts,
-            output: request.output,
-            n: request.best_of,
+            output,
+            n: request.best_of.max(request.n),
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -159,6 +176,9 @@ impl Gateway {
 
     pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let target = self.target(model).await?;
+        if let Prompt::Chat(prompt) = &request.prompt {
+            refuse_media(prompt, 1, &target.description)?;
+        }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
 
@@ -167,7 +187,9 @@ impl Gateway {
     }
 
     pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
-        Ok(self.target(model).await?.engine.render(prompt).await?)
+        let target = self.target(model).await?;
+        refuse_media(&prompt, 1, &target.description)?;
+        Ok(target.engine.render(prompt).await?)
     }
 
     /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
@@ -238,6 +260,10 @@ impl Gateway {
 
     pub fn config(&self) -> &GatewayConfig {
         &self.config
+    }
+
+    pub fn responses(&self) -> &Arc<ResponseStore> {
+        &self.responses
     }
 
     /// The id and state of the first model that is loaded at the start and not ready; `None` when all are.
@@ -312,12 +338,13 @@ impl Gateway {
         }
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
+        let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
         let (choices, accepted) = match work.output.max_tokens {
             Some(0) if !work.output.echo => count_only(work, &target).await?,
             _ => generate(caller, work, &target).await?,
         };
         let fingerprint = fingerprint(&target);
-        Ok(Running::new(choices, accepted, meter, target, fingerprint))
+        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
     }
 }
 
@@ -358,7 +385,11 @@ fn refuse_more_than_fits(n_choices: usize, work: &Work, engine: &Engine) -> Resu
     if n_choices <= n_places as usize {
         return Ok(());
     }
-    let field = if work.prompts.len() > 1 { "prompt" } else { "n" };
+    let field = match work.prompts.len() {
+        2.. => "prompt",
+        _ if work.n_kept < work.n => "best_of",
+        _ => "n",
+    };
     let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
     Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
 }
@@ -436,6 +467,36 @@ fn fingerprint(target: &Target) -> String {
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }
+
+/// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.
+const MEDIA_BYTES_MAX: usize = 256 << 20;
+
+/// A model without a projector for it can't see an image or hear a sound. The field is `media[k]` with k counted over all
+/// messages; where that stands in the body is the dialect's to say.
+fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
+    let (mut n_bytes, mut k) = (0, 0);
+    for media in prompt.messages.iter().flat_map(|message| &message.media) {
+        if !description.media.contains(&media.kind) {
+            let what = match media.kind {
+                MediaKind::Image => "images",
+                MediaKind::Audio => "sound",
+            };
+            let message = format!("This model takes no {what}, and a part of the message is one.");
+            return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
+        }
+        n_bytes += media.data.len();
+        k += 1;
+    }
+    if n_bytes.saturating_mul(n_choices as usize) <= MEDIA_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "The images and sounds of all choices may have at most {MEDIA_BYTES_MAX} bytes, but {n_choices} choices of \
+         {n_bytes} bytes are more."
+    );
+    Err(Refusal::new("n", "integer_above_max_value", message).into())
+}
+
 /// The engine's first word about a request: its prompt's tokens, or why it is refused.
 async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
     match generation.next().await {

@@ -75,14 +75,14 @@ impl ApiError {
         error
     }
 
-    fn param(mut self, param: impl Into<String>) -> Self {
+    pub(super) fn param(mut self, param: impl Into<String>) -> Self {
         self.problem.param = Some(param.into());
         self
     }
 
     /// With the field as the client's API calls it, where that is not as the engine does.
-    pub(super) fn renamed(mut self, name: fn(&str) -> String) -> Self {
-        self.problem.param = self.problem.param.map(|param| name(&param));
+    pub(super) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        self.problem.param = self.problem.param.as_deref().map(name);
         self
     }
 
@@ -113,6 +113,11 @@ impl ApiError {
     pub(super) fn wrong_method(method: &http::Method) -> Self {
         let message = format!("The method {method} is not supported here; see the header Allow.");
         Self::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
+    }
+
+    /// What was named is not here, or not this caller's.
+    pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, code, message)
     }
 
     pub(super) fn forbidden(message: &str) -> Self {

@@ -20,6 +20,7 @@ mod ollama;
 mod openai;
 mod ops;
 mod origin;
+mod responses;
 mod router;
 mod sse;
 mod stall;

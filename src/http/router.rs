@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, edge, lora, ollama, openai, ops};
+use super::{App, anthropic, edge, lora, ollama, openai, ops, responses};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
@@ -18,7 +18,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/lora-adapters", get(lora::list).post(lora::set))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
-        .route("/apply-template", post(ops::apply_template));
+        .route("/apply-template", post(ops::apply_template))
+        .route("/infill", post(openai::infill));
     if app.config.expose_slots {
         router = router.route("/slots", get(ops::slots));
     }
@@ -28,6 +29,11 @@ pub(super) fn router(app: App) -> Router {
             .route(&format!("{prefix}/chat/completions"), post(openai::chat))
             .route(&format!("{prefix}/chat/completions/input_tokens"), post(openai::input_tokens))
             .route(&format!("{prefix}/completions"), post(openai::complete))
+            .route(&format!("{prefix}/responses"), post(responses::create))
+            .route(&format!("{prefix}/responses/input_tokens"), post(responses::input_tokens))
+            .route(&format!("{prefix}/responses/{{id}}"), get(responses::retrieve).delete(responses::remove))
+            .route(&format!("{prefix}/responses/{{id}}/input_items"), get(responses::input_items))
+            .route(&format!("{prefix}/responses/{{id}}/cancel"), post(responses::cancel))
             .route(&format!("{prefix}/models"), get(openai::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(openai::model));
     }

@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A scripted model that is loaded at a request and stays.
+/// A scripted model that is loaded at a request and stays; its streams take eight seconds to fill the context.
 fn lazy(id: &str) -> ModelSetup {
-    let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
+    let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig { step_us: 2_000, ..Default::default() }));
     engine.n_threads = Some(1);
     let config = ModelConfig {
         id: id.to_owned(),

@@ -11,7 +11,7 @@ use std::path::Path;
 pub type Scales = Vec<(u32, f32)>;
 
 /// The field `lora`: the scales of this request. Adapters that are not named are off.
-pub(super) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Scales>, Fault> {
+pub(in crate::dialect) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Scales>, Fault> {
     let path = body.path("lora");
     body.array("lora")?.map(|entries| scales(&path, entries, ignored)).transpose()
 }
@@ -40,10 +40,16 @@ fn scales(path: &str, entries: Vec<Value>, ignored: &mut Ignored) -> Result<Scal
     if entries.len() > EngineConfig::LORA_MAX {
         return Err(too_many(path, entries.len(), EngineConfig::LORA_MAX));
     }
+    let mut seen = Vec::with_capacity(entries.len());
     let one = |(i, entry): (usize, Value)| {
         let mut entry = Object::at(format!("{path}[{i}]"), entry)?;
         let id = entry.integer("id", 0, u32::MAX.into())?.ok_or_else(|| entry.missing("id"))?;
         let scale = entry.decimal("scale")?.ok_or_else(|| entry.missing("scale"))?;
+        if seen.contains(&id) {
+            let path = entry.path("id");
+            return Err(Fault::new(&path, "invalid_value", format!("{path} is {id}, and so is an earlier one.")));
+        }
+        seen.push(id);
         // Part of what `GET /lora-adapters` answers, which clients send back.
         entry.accept(&["path", "task_name", "prompt_prefix"]);
         entry.finish(ignored);

@@ -1,24 +1,32 @@
 //! OpenAI's API, with the extras that llama.cpp and vLLM clients send, and the tokenizer endpoints of llama-server.
 //!
-//! Requests: `chat`, `completion`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` are their shared
-//! parts). Answers: `wire` holds the shapes, `to_wire` fills whole answers, `stream` writes chunks.
+//! Requests: `chat`, `completion`, `infill`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` with
+//! `parts`, `tools` and `format` are their shared parts). Answers: `wire` holds the shapes, `to_wire` fills whole
+//! answers, `stream` writes chunks, `calls` knows the shapes of tool calls.
 //!
 //! **Invariant:** each documented request field is either honoured, listed as accepted without effect, or refused by name.
 
-mod chat;
+mod calls;
+pub(super) mod chat;
 mod completion;
-mod logprobs;
-mod lora;
+pub(super) mod format;
+mod infill;
+pub(super) mod logprobs;
+pub(super) mod lora;
 mod messages;
 mod models;
-mod sampling;
+pub(super) mod parts;
+pub(super) mod sampling;
 mod stream;
-mod to_wire;
+pub(super) mod to_wire;
 mod tokenizer;
+mod tools;
 mod wire;
 
-pub use chat::chat_request;
-pub use completion::completion_request;
+pub use chat::{Chat, ChatStyle, Places, chat_request};
+pub use completion::{Completion, Echo, TextStyle, completion_request};
+pub use format::constraint_name;
+pub use infill::{InfillChunks, infill_request, infill_response};
 pub use lora::{Scales, lora_request, lora_response};
 pub use models::{ModelEntry, model_list, model_object};
 pub use stream::{ChatChunks, TextChunks};
@@ -28,3 +36,4 @@ pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,
     tokenize_response,
 };
+pub use tools::CallStyle;

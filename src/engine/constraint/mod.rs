@@ -13,7 +13,7 @@
 
 mod gate;
 pub(super) mod masks;
-mod schema;
+pub(super) mod schema;
 mod vocabulary;
 
 pub(super) use gate::{Gate, Opening};

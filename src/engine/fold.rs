@@ -85,9 +85,9 @@ fn strict_id(id: &str) -> String {
     if id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return id.to_owned();
     }
-    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let digit = |n: u32| char::from_digit((hash / 36u64.pow(n) % 36) as u32, 36).unwrap_or('0');
     (0..9).map(digit).collect()
 }
@@ -131,13 +131,16 @@ mod tests {
     #[test]
     fn calls_are_mended_for_strict_templates() {
         let mut asked = Message::new(Role::Assistant, "");
-        let call = |id: &str, arguments: &str| ToolCall { id: id.into(), name: "f".into(), arguments: arguments.into() };
+        let call =
+            |id: &str, arguments: &str| ToolCall { id: id.into(), name: "f".into(), arguments: arguments.into() };
         asked.tool_calls = vec![call("call_1", ""), call("", "no json")];
         let mut told = Message::new(Role::Tool, "x");
         told.tool_call_id = Some("call_1".into());
         let mended = mend(&[asked, told, Message::new(Role::Tool, "y")]);
         let calls = &mended[0].tool_calls;
-        assert!(calls.iter().all(|call| call.id.len() == 9 && call.id.bytes().all(|byte| byte.is_ascii_alphanumeric())));
+        assert!(
+            calls.iter().all(|call| call.id.len() == 9 && call.id.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        );
         assert_eq!((calls[0].arguments.as_str(), calls[1].arguments.as_str()), ("{}", r#"{"arguments":"no json"}"#));
         assert_eq!(mended[1].tool_call_id.as_deref(), Some(calls[0].id.as_str()));
         assert_eq!(mended[2].tool_call_id.as_deref(), Some(calls[1].id.as_str()));

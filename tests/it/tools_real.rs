@@ -61,20 +61,41 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("nothing", json!({})),
         ("empty", json!({"type": "object", "properties": {}})),
         ("plain", json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})),
-        ("enums", json!({"type": "object", "properties": {"color": color, "size": {"const": 3}}, "required": ["color", "size"]})),
-        ("numbers", json!({"type": "object", "required": ["x", "y"], "properties": {
-            "x": {"type": "number", "minimum": 0.5, "maximum": 2}, "y": {"type": "integer", "minimum": -3, "exclusiveMaximum": 9}}})),
-        ("patterns", json!({"type": "object", "required": ["when", "any"], "properties": {
-            "when": {"type": "string", "pattern": "^\\d{4}-\\d\\d$"}, "any": {"type": "string", "pattern": "^.{2,4}$"}}})),
-        ("arrays", json!({"type": "object", "required": ["list"], "properties": {
-            "list": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}}})),
-        ("nested", json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "object", "required": ["b"],
-            "properties": {"b": {"type": "array", "maxItems": 2, "items": {"type": "object", "required": ["c"], "properties": {"c": color}}}}}}})),
-        ("refs", json!({"type": "object", "required": ["p"], "properties": {"p": {"$ref": "#/$defs/P"}},
-            "$defs": {"P": {"type": "object", "required": ["k"], "properties": {"k": color}}}})),
+        (
+            "enums",
+            json!({"type": "object", "properties": {"color": color, "size": {"const": 3}}, "required": ["color", "size"]}),
+        ),
+        (
+            "numbers",
+            json!({"type": "object", "required": ["x", "y"], "properties": {
+            "x": {"type": "number", "minimum": 0.5, "maximum": 2}, "y": {"type": "integer", "minimum": -3, "exclusiveMaximum": 9}}}),
+        ),
+        (
+            "patterns",
+            json!({"type": "object", "required": ["when", "any"], "properties": {
+            "when": {"type": "string", "pattern": "^\\d{4}-\\d\\d$"}, "any": {"type": "string", "pattern": "^.{2,4}$"}}}),
+        ),
+        (
+            "arrays",
+            json!({"type": "object", "required": ["list"], "properties": {
+            "list": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}}}),
+        ),
+        (
+            "nested",
+            json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "object", "required": ["b"],
+            "properties": {"b": {"type": "array", "maxItems": 2, "items": {"type": "object", "required": ["c"], "properties": {"c": color}}}}}}}),
+        ),
+        (
+            "refs",
+            json!({"type": "object", "required": ["p"], "properties": {"p": {"$ref": "#/$defs/P"}},
+            "$defs": {"P": {"type": "object", "required": ["k"], "properties": {"k": color}}}}),
+        ),
         // TOOL-11
-        ("unions", json!({"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "required": ["v"], "properties": {
-            "v": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 5, "format": "email-like"}], "default": null}}})),
+        (
+            "unions",
+            json!({"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "required": ["v"], "properties": {
+            "v": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 5, "format": "email-like"}], "default": null}}}),
+        ),
     ]
 }
 
@@ -121,12 +142,15 @@ async fn a_named_tool_is_the_one_that_is_called() {
 #[tokio::test]
 async fn cut_calls_and_free_answers_end_well() {
     let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
-    let schema = json!({"type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"]});
+    let schema =
+        json!({"type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"]});
     for n in [1, 5, 20, 60, 120] {
-        let said = call(&engine, request(vec![tool("write", &schema)], ToolChoice::Required, n, 1)).await.expect("an answer");
+        let said =
+            call(&engine, request(vec![tool("write", &schema)], ToolChoice::Required, n, 1)).await.expect("an answer");
         assert_eq!(said.finish, Some(Finish::Length), "{said:?}");
         assert!(said.calls.is_empty() || said.content.is_empty(), "{said:?}");
-        let said = call(&engine, request(vec![tool("write", &schema)], ToolChoice::Auto, n, 1)).await.expect("an answer");
+        let said =
+            call(&engine, request(vec![tool("write", &schema)], ToolChoice::Auto, n, 1)).await.expect("an answer");
         assert!(!said.content.contains("<tool_call>"), "{said:?}");
     }
 }
@@ -164,7 +188,10 @@ async fn hostile_tools_are_refused_or_answered_soon() {
             let tools = vec![tool("fine", &json!({})), tool("bad", &schema)];
             match call(&engine, request(tools, choice, 5, 1)).await {
                 Err(Failure::Invalid { field, code, .. }) => {
-                    assert_eq!((field.as_str(), code.as_str()), ("tools[1].function.parameters", "invalid_json_schema"));
+                    assert_eq!(
+                        (field.as_str(), code.as_str()),
+                        ("tools[1].function.parameters", "invalid_json_schema")
+                    );
                 }
                 other => panic!("{other:?} for {schema}"),
             }
@@ -184,7 +211,12 @@ async fn hostile_tools_are_refused_or_answered_soon() {
             let started = Instant::now();
             let said = call(&engine, request(vec![tool("t", &schema)], choice, 4, 1)).await;
             assert!(!matches!(said, Err(Failure::Internal(_))), "{said:?}");
-            assert!(started.elapsed() < Duration::from_secs(5), "{:?} for {:.80}", started.elapsed(), schema.to_string());
+            assert!(
+                started.elapsed() < Duration::from_secs(5),
+                "{:?} for {:.80}",
+                started.elapsed(),
+                schema.to_string()
+            );
         }
     }
 }

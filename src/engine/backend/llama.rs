@@ -3,8 +3,8 @@
 use super::calls;
 use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row,
-    Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall,
+    Reading, Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};

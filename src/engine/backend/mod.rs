@@ -16,8 +16,8 @@ use super::event::Description;
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
-pub(super) use calls::{Forced, refusal as tool_refusal};
 pub use crate::llama::Grammar;
+pub(super) use calls::{Forced, refusal as tool_refusal};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.

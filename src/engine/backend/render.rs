@@ -59,7 +59,8 @@ impl<'a> Plan<'a> {
     }
 
     fn tools_json(&self) -> Vec<Value> {
-        let one = |one: &Callable<'_>| json!({ "name": one.name(), "description": "", "parameters": one.convertible() });
+        let one =
+            |one: &Callable<'_>| json!({ "name": one.name(), "description": "", "parameters": one.convertible() });
         self.callable.iter().map(one).collect()
     }
 

@@ -22,8 +22,8 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row,
-    Token, allows,
+    AnswerParser, Context, DecodeError, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered,
+    Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -328,7 +328,15 @@ impl Model for ScriptedModel {
         };
         let calls = matches!(reading, Reading::Parser(_));
         let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
-        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), call_starts, grammar: None, forced: None })
+        Ok(Rendered {
+            text,
+            reading,
+            stops: Vec::new(),
+            preserved: Vec::new(),
+            call_starts,
+            grammar: None,
+            forced: None,
+        })
     }
 
     fn sampler(

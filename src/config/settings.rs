@@ -6,7 +6,8 @@
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::value::{ByteSize, GpuLayers, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
-use crate::engine::config::{FlashAttn, KvType};
+use crate::engine::Pooling;
+use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
 
@@ -72,6 +73,12 @@ settings! {
         alias('a'): Vec<String> = None, "NAME";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
+        /// Make embeddings: auto where the model is an encoder or its file names a pooling; on with a chat model too
+        embeddings: EmbedMode = Some("auto"), "auto|on|off";
+        /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean]
+        pooling: Pooling = None, "mean|cls|last|rank";
+        /// Serve a model with a classification head for reranking, as --pooling rank
+        rerank: Switch = Some("false"), "BOOL";
     }
     "Engine": {
         /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with

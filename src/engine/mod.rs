@@ -13,6 +13,7 @@
 pub mod config;
 
 mod backend;
+mod embed;
 mod error;
 mod event;
 mod fold;

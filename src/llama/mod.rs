@@ -17,7 +17,7 @@ mod sampler;
 mod sys;
 
 pub use chat::{AnswerParser, Templates};
-pub use context::{Batch, Context, ContextParams, Decoded, KvElement};
+pub use context::{Batch, Context, ContextParams, Decoded, KvElement, PoolingType};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};

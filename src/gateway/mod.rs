@@ -14,10 +14,12 @@ mod keys;
 mod meter;
 mod names;
 mod running;
+mod vectors;
 
 pub use error::Error;
 pub use keys::{ApiKey, Principal};
 pub use running::Running;
+pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{

@@ -19,6 +19,10 @@ pub(super) enum Asked {
     Prompt,
     Content,
     Tokens,
+    Input,
+    Documents,
+    Texts,
+    Text2,
     /// An endpoint that takes no prompt.
     Nothing,
 }
@@ -30,6 +34,10 @@ impl Asked {
             Asked::Prompt | Asked::Nothing => "prompt",
             Asked::Content => "content",
             Asked::Tokens => "tokens",
+            Asked::Input => "input",
+            Asked::Documents => "documents",
+            Asked::Texts => "texts",
+            Asked::Text2 => "text_2",
         }
     }
 }

@@ -19,6 +19,7 @@ mod origin;
 mod router;
 mod sse;
 mod stall;
+mod vectors;
 
 use crate::gateway::Gateway;
 use drain::Drain;

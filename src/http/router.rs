@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, edge, openai, ops};
+use super::{App, edge, openai, ops, vectors};
 use axum::Router;
 use axum::routing::{get, post};
 use http::{Method, Uri};
@@ -15,6 +15,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
+        .route("/embedding", post(vectors::embedding))
+        .route("/v2/rerank", post(vectors::rerank))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template));
@@ -27,6 +29,11 @@ pub(super) fn router(app: App) -> Router {
             .route(&format!("{prefix}/chat/completions"), post(openai::chat))
             .route(&format!("{prefix}/chat/completions/input_tokens"), post(openai::input_tokens))
             .route(&format!("{prefix}/completions"), post(openai::complete))
+            .route(&format!("{prefix}/embeddings"), post(vectors::embeddings))
+            .route(&format!("{prefix}/rerank"), post(vectors::rerank))
+            .route(&format!("{prefix}/reranking"), post(vectors::rerank))
+            .route(&format!("{prefix}/score"), post(vectors::score))
+            .route(&format!("{prefix}/classify"), post(vectors::classify))
             .route(&format!("{prefix}/models"), get(openai::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(openai::model));
     }

@@ -7,8 +7,10 @@
 
 mod chat;
 mod completion;
+mod embeddings;
 mod logprobs;
 mod messages;
+mod rerank;
 mod sampling;
 mod stream;
 mod to_wire;
@@ -17,6 +19,11 @@ mod wire;
 
 pub use chat::chat_request;
 pub use completion::completion_request;
+pub use embeddings::{
+    Embeddings, Encoding, classify_request, classify_response, embedding_request, embedding_response, embeddings_request,
+    embeddings_response,
+};
+pub use rerank::{Rerank, rerank_request, rerank_response, score_request, score_response};
 pub use stream::{ChatChunks, TextChunks};
 pub use to_wire::{
     Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,

@@ -29,7 +29,7 @@ pub(in crate::engine) fn embed_inputs<M: Model>(
     request: EmbedRequest,
     live: &Live,
 ) -> Result<Vec<Vec<Token>>, Failure> {
-    refuse_many("input", request.inputs.len(), shape)?;
+    refuse_many("prompt", request.inputs.len(), shape)?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for prompt in request.inputs {
         give_up_if_cancelled(live)?;
@@ -60,7 +60,7 @@ pub(in crate::engine) fn pair_inputs<M: Model>(
     request: &RerankRequest,
     live: &Live,
 ) -> Result<Vec<Vec<Token>>, Failure> {
-    refuse_many("documents", request.documents.len(), shape)?;
+    refuse_many("prompt", request.documents.len(), shape)?;
     let layout = model.pair_layout();
     let bytes = |text: &str| refuse_bytes(text.len());
     bytes(&request.query)?;
@@ -85,7 +85,7 @@ pub(in crate::engine) fn pair_inputs<M: Model>(
             PairLayout::Template(template) => fill(model, template, &request.query, document)?,
         };
         if input.is_empty() {
-            return Err(Failure::invalid("documents", "invalid_value", "a document has no tokens"));
+            return Err(Failure::invalid("prompt", "invalid_value", "a document has no tokens"));
         }
         refuse_long(input.len(), shape)?;
         inputs.push(input);

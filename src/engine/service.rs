@@ -315,7 +315,8 @@ impl Loading {
                 lanes.push(lane);
             }
         }
-        let embedder = description.pooling.map(|pooling| self.open_embedder(&model, &description, pooling)).transpose()?;
+        let embedder =
+            description.pooling.map(|pooling| self.open_embedder(&model, &description, pooling)).transpose()?;
         if !description.generates {
             description.n_ctx = description.n_embed_max;
         }

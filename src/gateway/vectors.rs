@@ -75,8 +75,7 @@ impl Gateway {
         let description = self.model(ask.model.as_deref())?;
         require_head(&description)?;
         let mut meter = VectorMeter::new(self, caller, ask.documents.len());
-        let request =
-            RerankRequest { query: ask.query, documents: ask.documents, n_document_max: ask.n_document_max };
+        let request = RerankRequest { query: ask.query, documents: ask.documents, n_document_max: ask.n_document_max };
         let vectors = meter.end(self.engine.rerank(request).await)?;
         let scores = firsts(vectors);
         Ok(Scored { model: self.config.model_id.clone(), scores, prompt_tokens: meter.prompt_tokens })

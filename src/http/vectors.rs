@@ -80,9 +80,8 @@ pub(super) async fn classify(
     let made = until_cut(&app, app.gateway.classify(&caller, read.request)).await?;
     let made = made.map_err(|error| ApiError::of(error, Asked::Input))?;
     let (id, created) = (random_name("classify-"), now());
-    let write = move || {
-        openai::classify_response((&id, created, &made.model), &made.outputs, &made.labels, made.prompt_tokens)
-    };
+    let write =
+        move || openai::classify_response((&id, created, &made.model), &made.outputs, &made.labels, made.prompt_tokens);
     respond(write, &read.ignored).await
 }
 

@@ -20,8 +20,8 @@ mod wire;
 pub use chat::chat_request;
 pub use completion::completion_request;
 pub use embeddings::{
-    Embeddings, Encoding, classify_request, classify_response, embedding_request, embedding_response, embeddings_request,
-    embeddings_response,
+    Embeddings, Encoding, classify_request, classify_response, embedding_request, embedding_response,
+    embeddings_request, embeddings_response,
 };
 pub use rerank::{Rerank, rerank_request, rerank_response, score_request, score_response};
 pub use stream::{ChatChunks, TextChunks};

@@ -180,7 +180,10 @@ mod tests {
     #[test]
     fn scores_pair_texts_up() {
         let read = |body: Value| score_request(body.to_string().as_bytes()).map(|read| read.request.groups);
-        assert_eq!(read(json!({"text_1":"q","text_2":["a","b"]})).unwrap(), [("q".into(), vec!["a".into(), "b".into()])]);
+        assert_eq!(
+            read(json!({"text_1":"q","text_2":["a","b"]})).unwrap(),
+            [("q".into(), vec!["a".into(), "b".into()])]
+        );
         assert_eq!(read(json!({"text_1":["q","r"],"text_2":["a","b"]})).unwrap().len(), 2);
         assert_eq!(read(json!({"text_1":["q","r"],"text_2":["a"]})).unwrap_err().param.as_deref(), Some("text_1"));
     }

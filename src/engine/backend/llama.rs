@@ -1,7 +1,7 @@
 //! A GGUF file through llama.cpp.
 
 use super::encode::LlamaEncoder;
-use super::{AnswerParser, Context, PairLayout, DecodeError, Interrupt, Model, Parsed, Reading, Rendered, Row, Token};
+use super::{AnswerParser, Context, DecodeError, Interrupt, Model, PairLayout, Parsed, Reading, Rendered, Row, Token};
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;

@@ -24,7 +24,10 @@
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
-use super::{AnswerParser, Context, DecodeError, Encoder, Interrupt, Model, PairLayout, Parsed, ParsedCall, Reading, Rendered, Row, Token};
+use super::{
+    AnswerParser, Context, DecodeError, Encoder, Interrupt, Model, PairLayout, Parsed, ParsedCall, Reading, Rendered,
+    Row, Token,
+};
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;

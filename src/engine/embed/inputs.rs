@@ -95,7 +95,8 @@ pub(in crate::engine) fn pair_inputs<M: Model>(
 
 /// The template's tokens with both texts in it.
 fn fill<M: Model>(model: &M, template: &str, query: &str, document: &str) -> Result<Vec<Token>, Failure> {
-    let is_control = |text: &str| model.control_texts().iter().any(|control| control.len() > 1 && text.contains(control));
+    let is_control =
+        |text: &str| model.control_texts().iter().any(|control| control.len() > 1 && text.contains(control));
     if !is_control(query) && !is_control(document) {
         return model.tokenize(&fill_text(template, query, document), false, true);
     }

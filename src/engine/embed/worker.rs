@@ -159,7 +159,13 @@ impl<E: Encoder> Worker<E> {
                 let Some(len) = task.job.inputs.get(task.next).map(Vec::len) else { continue };
                 // An input that is cut must be its task's, in front, to go on with the next batch.
                 let may_cut = !whole && !has_open && index == 0;
-                let n = if len <= room { len } else if may_cut { room } else { 0 };
+                let n = if len <= room {
+                    len
+                } else if may_cut {
+                    room
+                } else {
+                    0
+                };
                 if n == 0 {
                     continue;
                 }

@@ -17,6 +17,7 @@ pub fn tiny(setup: &mut Setup, name: &str) {
     setup.engine.source = ModelSource::Gguf(root().join(format!("models/tiny/{name}.gguf")));
     setup.engine.n_ctx = Some(1024);
     setup.gateway.model_id = name.to_owned();
+    setup.gateway.any_model = true;
 }
 
 async fn embed(server: &Server, input: Value) -> Vec<Vec<f32>> {

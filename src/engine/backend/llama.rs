@@ -365,7 +365,7 @@ fn sampler_params(params: &SamplingParams, n_ctx: i32) -> SamplerParams {
     }
 }
 
-pub(super) fn element(kind: KvType) -> KvElement {
+fn element(kind: KvType) -> KvElement {
     match kind {
         KvType::F32 => KvElement::F32,
         KvType::F16 => KvElement::F16,

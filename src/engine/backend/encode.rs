@@ -9,6 +9,7 @@ use crate::engine::config::{EmbedMode, EngineConfig, FlashAttn};
 use crate::engine::event::Pooling;
 use crate::llama::{self, Batch, ContextParams, KvElement, PoolingType};
 use crate::model::ModelFile;
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -49,6 +50,29 @@ pub(super) fn pooling(model: &llama::Model, path: &Path, config: &EngineConfig) 
         return Err("pooling: the model has no classification head (cls tensors), so it can't rank".into());
     }
     Ok(Some(chosen))
+}
+
+/// Hangul syllables as their letters, which is how BERT's vocabularies were made (NFD); llama.cpp's table of
+/// decompositions lacks them, since they follow a rule. Source: the Unicode Standard, 3.12.
+pub(super) fn decompose_hangul(text: &str) -> Cow<'_, str> {
+    const FIRST: u32 = 0xAC00;
+    const LAST: u32 = 0xD7A3;
+    let is_syllable = |c: char| (FIRST..=LAST).contains(&u32::from(c));
+    if !text.contains(is_syllable) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() * 3);
+    for c in text.chars() {
+        if !is_syllable(c) {
+            out.push(c);
+            continue;
+        }
+        let index = u32::from(c) - FIRST;
+        let tail = (!index.is_multiple_of(28)).then(|| 0x11A7 + index % 28);
+        let letters = [0x1100 + index / 588, 0x1161 + index % 588 / 28].into_iter().chain(tail);
+        out.extend(letters.filter_map(char::from_u32));
+    }
+    Cow::Owned(out)
 }
 
 fn has_head(path: &Path) -> Result<bool, String> {
@@ -183,5 +207,21 @@ impl Encoder for LlamaEncoder {
         if let Err(error) = self.context.seq_rm(signed(seq), 0) {
             tracing::warn!(%error, "a sequence of the embeddings context could not be emptied");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syllables_are_taken_apart() {
+        assert_eq!(decompose_hangul("a 한가"), "a \u{1112}\u{1161}\u{11AB}\u{1100}\u{1161}");
+        assert!(matches!(decompose_hangul("plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn batches_are_powers_of_two() {
+        assert_eq!([1, 2, 3, 220, 512].map(power_of_two_below), [1, 2, 2, 128, 512]);
     }
 }

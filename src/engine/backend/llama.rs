@@ -23,6 +23,8 @@ pub struct LlamaModel {
     ends: Vec<bool>,
     control_texts: Vec<String>,
     pub(super) config: EngineConfig,
+    /// The vocabulary is BERT's, and its texts lose their accents.
+    is_wordpiece: bool,
     /// How inputs become vectors, if they do.
     pub(super) pooling: Option<Pooling>,
 }
@@ -73,8 +75,20 @@ impl LlamaModel {
             .filter(|id| model.is_control(*id))
             .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
             .collect();
+        let strips = model.meta("tokenizer.ggml.normalizer.strip_accents").is_none_or(|value| value != "false");
+        let is_wordpiece = strips && model.meta("tokenizer.ggml.model").is_some_and(|kind| kind == "bert");
         let pooling = super::encode::pooling(&model, path, config)?;
-        Ok(Self { model, templates, pieces, control, ends, control_texts, config: config.clone(), pooling })
+        Ok(Self {
+            model,
+            templates,
+            pieces,
+            control,
+            ends,
+            control_texts,
+            config: config.clone(),
+            is_wordpiece,
+            pooling,
+        })
     }
 
     pub(super) fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
@@ -153,7 +167,8 @@ impl Model for LlamaModel {
     }
 
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
-        self.model.tokenize(text, add_special, parse_special).map_err(|error| {
+        let text = if self.is_wordpiece { super::encode::decompose_hangul(text) } else { text.into() };
+        self.model.tokenize(&text, add_special, parse_special).map_err(|error| {
             Failure::invalid("prompt", "invalid_value", format!("the text can't be tokenised: {error}"))
         })
     }

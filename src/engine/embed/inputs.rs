@@ -129,7 +129,8 @@ fn parts<'a>(template: &'a str, query: &'a str, document: &'a str) -> Vec<(&'a s
 }
 
 fn text_tokens<M: Model>(model: &M, shape: &InputShape, text: &str, truncate: bool) -> Result<Vec<Token>, Failure> {
-    let text = if truncate { &text[..text.floor_char_boundary(TEXT_BYTES_MAX)] } else { text };
+    let end = (0..=text.len().min(TEXT_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let text = if truncate { &text[..end] } else { text };
     // Some vocabularies drop blanks and have one token for any unknown word, so only counting shows what is too long.
     refuse_bytes(text.len())?;
     let tokens = model.tokenize(text, true, true)?;

@@ -21,6 +21,9 @@ pub(super) enum Asked {
     Content,
     Input,
     Tokens,
+    Documents,
+    Texts,
+    Text2,
     /// An endpoint that takes no prompt.
     Nothing,
 }
@@ -33,6 +36,9 @@ impl Asked {
             Asked::Content => "content",
             Asked::Input => "input",
             Asked::Tokens => "tokens",
+            Asked::Documents => "documents",
+            Asked::Texts => "texts",
+            Asked::Text2 => "text_2",
         }
     }
 }

@@ -14,6 +14,7 @@ mod keys;
 mod meter;
 mod models;
 mod names;
+mod responses;
 mod room;
 mod running;
 mod target;
@@ -22,6 +23,7 @@ pub use error::Error;
 pub use keys::{ApiKey, Principal};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
+pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
 pub use target::Target;
 
@@ -62,6 +64,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// What is kept of the Responses API's answers.
+    pub responses: ResponsesConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -76,6 +80,7 @@ pub struct Gateway {
     names: Names,
     models: Models,
     metrics: Arc<Metrics>,
+    responses: Arc<ResponseStore>,
 }
 
 /// What all choices of one request have in common.
@@ -124,7 +129,8 @@ impl Gateway {
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
-        Self { config, names, models, metrics }
+        let responses = Arc::new(ResponseStore::open(config.responses.clone()));
+        Self { config, names, models, metrics, responses }
     }
 
     /// Whether `presented` opens the API.
@@ -254,6 +260,10 @@ impl Gateway {
 
     pub fn config(&self) -> &GatewayConfig {
         &self.config
+    }
+
+    pub fn responses(&self) -> &Arc<ResponseStore> {
+        &self.responses
     }
 
     /// The id and state of the first model that is loaded at the start and not ready; `None` when all are.

@@ -1,45 +1,14 @@
-#include "guard.h"
+#include "templates.h"
 
 #include "chat-auto-parser.h"
-#include "chat.h"
 #include "common.h"
 
 #include <ctime>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <vector>
 
 using namespace hearth;
 
-// What a template answers besides the prompt: the same for all chats with the same options.
-struct chat_plan {
-    std::vector<std::string> stops;
-    std::vector<std::string> preserved;
-    std::string thinking_start;
-    std::vector<std::string> thinking_ends;
-    bool thinking_opened = false;
-    std::string generation_prompt;
-    // Rendering directly gave the same prompt as common/chat did, so the analysis needn't run again.
-    bool direct = false;
-};
-
-struct hearth_templates {
-    common_chat_templates_ptr ptr;
-    // The same template, for rendering without analysing it anew.
-    std::unique_ptr<common_chat_template> tmpl;
-    std::mutex mutex;
-    // Plans by the options that make them; emptied when PLANS_MAX are in.
-    std::map<std::string, chat_plan> plans;
-    // The format is "thinking between tags, then text" or plain text: no parser is needed to read an answer without tools.
-    bool is_simple = false;
-    bool supports_thinking = false;
-    bool add_bos = false;
-    bool add_eos = false;
-};
-
 struct hearth_parser {
-    common_chat_parser_params params;
+    std::shared_ptr<const common_chat_parser_params> params;
 };
 
 namespace {
@@ -49,6 +18,7 @@ std::string token_text(const llama_vocab * vocab, llama_token token) {
 }
 
 constexpr size_t PLANS_MAX = 64;
+constexpr size_t PLAN_BYTES_MAX = 64u << 20;
 
 common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & b) {
     common_chat_templates_inputs in;
@@ -64,19 +34,10 @@ common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & 
     for (auto e : b.at("kwargs").items()) {
         in.chat_template_kwargs[e.key()] = e.value().get<std::string>();
     }
+    in.tools = tools_of(b.at("tools"));
+    in.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
+    in.parallel_tool_calls = b.at("parallel_tool_calls").get<bool>();
     return in;
-}
-
-std::unique_ptr<hearth_parser> parser_of(const common_chat_params & p, const common_chat_templates_inputs & in) {
-    auto parser = std::make_unique<hearth_parser>();
-    parser->params = common_chat_parser_params(p);
-    parser->params.reasoning_format = in.reasoning_format;
-    parser->params.parse_tool_calls = false;
-    parser->params.is_continuation = in.continue_final_message != COMMON_CHAT_CONTINUATION_NONE;
-    if (!p.parser.empty()) {
-        parser->params.parser.load(p.parser);
-    }
-    return parser;
 }
 
 // Whether the prompt ends inside the thinking tags.
@@ -98,8 +59,17 @@ bool thinking_opened(const common_chat_params & p) {
 }
 
 chat_plan plan_of(const common_chat_params & p) {
-    return { p.additional_stops, p.preserved_tokens, p.thinking_start_tag, p.thinking_end_tags, thinking_opened(p),
-             p.generation_prompt, false };
+    chat_plan plan;
+    plan.stops = p.additional_stops;
+    plan.preserved = p.preserved_tokens;
+    plan.thinking_start = p.thinking_start_tag;
+    plan.thinking_ends = p.thinking_end_tags;
+    plan.thinking_opened = thinking_opened(p);
+    plan.generation_prompt = p.generation_prompt;
+    plan.grammar = p.grammar;
+    plan.lazy = p.grammar_lazy;
+    plan.triggers = p.grammar_triggers;
+    return plan;
 }
 
 // Whether none of common/chat's repairs of messages (chat.cpp, "workaround") would touch these.
@@ -112,7 +82,7 @@ bool needs_no_repair(const hearth_templates * t, const common_chat_templates_inp
         return false;
     }
     for (const auto & m : in.messages) {
-        if (!m.tool_calls.empty() || !m.content_parts.empty() || !m.tool_call_id.empty()) {
+        if (!m.content_parts.empty()) {
             return false;
         }
     }
@@ -122,8 +92,24 @@ bool needs_no_repair(const hearth_templates * t, const common_chat_templates_inp
 std::string render_directly(const hearth_templates * t, const common_chat_templates_inputs & in) {
     autoparser::generation_params p;
     p.messages = json::array();
+    const chat_template_caps caps = t->tmpl->original_caps();
     for (const auto & m : in.messages) {
-        p.messages.push_back(m.to_json_oaicompat(false));
+        json message = m.to_json_oaicompat(false);
+        if (!m.tool_calls.empty() && caps.supports_tool_calls && !message.contains("content")) {
+            message["content"] = "";
+        }
+        if (!m.tool_calls.empty() && caps.supports_object_arguments) {
+            for (auto & call : message["tool_calls"]) {
+                auto & args = call["function"]["arguments"];
+                if (args.is_string()) {
+                    args = json::parse(args.get<std::string>());
+                }
+            }
+        }
+        p.messages.push_back(message);
+    }
+    if (!in.tools.empty()) {
+        p.tools = common_chat_tools_to_json_oaicompat(in.tools);
     }
     p.add_generation_prompt = in.add_generation_prompt;
     p.enable_thinking = in.enable_thinking;
@@ -145,51 +131,106 @@ std::string render_directly(const hearth_templates * t, const common_chat_templa
     return common_chat_template_direct_apply(*t->tmpl, p);
 }
 
-std::string plan_key(const common_chat_templates_inputs & in) {
+// Everything but the messages that a plan depends on, and of them the kinds that common/chat may treat in a way of its own.
+std::string plan_key(const common_chat_templates_inputs & in, const std::vector<common_chat_tool> & callable, bool plain) {
     json key = json::array();
-    key.push_back(in.add_generation_prompt);
-    key.push_back(in.enable_thinking);
+    bool calls = false;
+    bool results = false;
+    bool reasons = false;
+    for (const auto & m : in.messages) {
+        calls = calls || !m.tool_calls.empty();
+        results = results || m.role == "tool";
+        reasons = reasons || !m.reasoning_content.empty();
+    }
+    for (const bool flag : { in.add_generation_prompt, in.enable_thinking, in.parallel_tool_calls, plain, calls, results, reasons }) {
+        key.push_back(flag);
+    }
     key.push_back(static_cast<int>(in.reasoning_format));
     for (const auto & kv : in.chat_template_kwargs) {
         key.push_back(kv.first);
         key.push_back(kv.second);
     }
+    for (const auto * tools : { &in.tools, &callable }) {
+        key.push_back(tools->size());
+        for (const auto & tool : *tools) {
+            key.push_back(tool.name);
+            key.push_back(tool.description);
+            key.push_back(tool.parameters);
+        }
+    }
     return key.dump_safe();
 }
 
-// The prompt and its plan. common/chat analyses the template again for every chat (milliseconds), although only the
-// prompt depends on the messages: where rendering directly is known to give the same prompt, that is all that is done.
-chat_plan render_simple(hearth_templates * t, const common_chat_templates_inputs & in, std::string & prompt) {
-    const bool plain = needs_no_repair(t, in);
-    const std::string key = plan_key(in);
-    if (plain) {
-        chat_plan known;
-        {
-            const std::lock_guard<std::mutex> lock(t->mutex);
-            const auto found = t->plans.find(key);
-            if (found != t->plans.end()) {
-                known = found->second;
+std::shared_ptr<const chat_plan> known_plan(hearth_templates * t, const std::string & key) {
+    const std::lock_guard<std::mutex> lock(t->mutex);
+    const auto found = t->plans.find(key);
+    if (found == t->plans.end()) {
+        return nullptr;
+    }
+    t->uses[key] = ++t->clock;
+    return found->second;
+}
+
+void keep_plan(hearth_templates * t, const std::string & key, const std::shared_ptr<const chat_plan> & plan) {
+    const std::lock_guard<std::mutex> lock(t->mutex);
+    if (plan->bytes > PLAN_BYTES_MAX || !t->plans.emplace(key, plan).second) {
+        return;
+    }
+    t->uses[key] = ++t->clock;
+    t->plan_bytes += plan->bytes;
+    while (t->plans.size() > PLANS_MAX || t->plan_bytes > PLAN_BYTES_MAX) {
+        auto oldest = t->uses.begin();
+        for (auto it = t->uses.begin(); it != t->uses.end(); ++it) {
+            if (it->second < oldest->second) {
+                oldest = it;
             }
         }
-        if (known.direct) {
-            prompt = render_directly(t, in);
-            const std::string & tail = known.generation_prompt;
-            if (!in.add_generation_prompt ||
-                (prompt.size() >= tail.size() && prompt.compare(prompt.size() - tail.size(), tail.size(), tail) == 0)) {
-                return known;
-            }
+        const auto gone = t->plans.find(oldest->first);
+        t->plan_bytes -= gone->second->bytes;
+        t->plans.erase(gone);
+        t->uses.erase(oldest);
+    }
+}
+
+// The prompt and its plan. common/chat analyses the template again for every chat (milliseconds) and makes the grammar and
+// the parser of the tools anew, although only the prompt depends on the messages: plans are kept, and where rendering
+// directly is known to give the same prompt, that is all that is done. `callable`: the tools of the grammar and the parser,
+// when a call may come; the prompt shows those of `in`.
+std::shared_ptr<const chat_plan> render(hearth_templates * t, const common_chat_templates_inputs & in,
+                                        const std::vector<common_chat_tool> & callable, std::string & prompt) {
+    const bool plain = needs_no_repair(t, in);
+    const bool cacheable = in.continue_final_message == COMMON_CHAT_CONTINUATION_NONE;
+    const std::string key = plan_key(in, callable, plain);
+    const auto known = cacheable ? known_plan(t, key) : nullptr;
+    if (known) {
+        prompt = known->direct ? render_directly(t, in) : common_chat_templates_apply(t->ptr.get(), in).prompt;
+        const std::string & tail = known->generation_prompt;
+        if (!in.add_generation_prompt ||
+            (prompt.size() >= tail.size() && prompt.compare(prompt.size() - tail.size(), tail.size(), tail) == 0)) {
+            return known;
         }
     }
-    const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
-    prompt = p.prompt;
-    chat_plan plan = plan_of(p);
-    if (plain) {
-        plan.direct = render_directly(t, in) == p.prompt;
-        const std::lock_guard<std::mutex> lock(t->mutex);
-        if (t->plans.size() >= PLANS_MAX) {
-            t->plans.clear();
+    common_chat_templates_inputs plan_in = in;
+    if (!callable.empty()) {
+        plan_in.tools = callable;
+        for (auto & tool : plan_in.tools) {
+            tool.parameters = convertible(tool.parameters);
         }
-        t->plans[key] = plan;
+        plan_in.tool_choice = COMMON_CHAT_TOOL_CHOICE_AUTO;
+    }
+    const common_chat_params p = common_chat_templates_apply(t->ptr.get(), plan_in);
+    prompt = callable.empty() ? p.prompt : common_chat_templates_apply(t->ptr.get(), in).prompt;
+    auto plan = std::make_shared<chat_plan>(plan_of(p));
+    if (!t->is_simple || !callable.empty()) {
+        plan->parser = parser_of(p, plan_in);
+    }
+    // The parser's objects take some times their text.
+    plan->bytes = key.size() * 2 + p.grammar.size() + p.parser.size() * 8;
+    if (plain) {
+        plan->direct = render_directly(t, in) == prompt;
+    }
+    if (cacheable && !known) {
+        keep_plan(t, key, plan);
     }
     return plan;
 }
@@ -217,7 +258,7 @@ bool reads_plainly(const hearth_templates * t) {
             probe = "thought" + p.thinking_end_tags[0] + probe;
         }
         const auto parser = parser_of(p, in);
-        const common_chat_msg read = common_chat_parse(probe, false, parser->params);
+        const common_chat_msg read = common_chat_parse(probe, false, *parser);
         return read.content == "probe\ntext";
     } catch (const std::exception &) {
         return false;
@@ -244,6 +285,11 @@ int32_t hearth_templates_new(const llama_model * model, const char * override, h
         t->add_eos = llama_vocab_get_add_eos(vocab);
         t->supports_thinking = common_chat_templates_support_enable_thinking(t->ptr.get());
         t->is_simple = reads_plainly(t.get());
+        for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
+            if (llama_vocab_is_eog(vocab, id)) {
+                t->ends.push_back(token_text(vocab, id));
+            }
+        }
         *out = t.release();
     });
 }
@@ -267,26 +313,29 @@ int32_t hearth_chat_render(hearth_templates * t, const char * request, char ** o
         *parser = nullptr;
         const json b = json::parse(request);
         const common_chat_templates_inputs in = inputs_of(t, b);
+        std::string prompt;
+        const auto plan = render(t, in, tools_of(b.at("callable")), prompt);
         json j = json::object();
-        chat_plan plan;
-        std::unique_ptr<hearth_parser> owned;
-        if (t->is_simple) {
-            std::string prompt;
-            plan = render_simple(t, in, prompt);
-            j["prompt"] = prompt;
-        } else {
-            const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
-            plan = plan_of(p);
-            owned = parser_of(p, in);
-            j["prompt"] = p.prompt;
+        j["prompt"] = prompt;
+        j["stops"] = plan->stops;
+        j["preserved"] = plan->preserved;
+        j["thinking_start"] = plan->thinking_start;
+        j["thinking_ends"] = plan->thinking_ends;
+        j["thinking_opened"] = plan->thinking_opened;
+        j["generation_prompt"] = plan->generation_prompt;
+        j["grammar"] = plan->grammar;
+        json triggers = json::array();
+        for (const auto & trigger : plan->triggers) {
+            json entry = json::object();
+            entry["kind"] = static_cast<int>(trigger.type);
+            entry["value"] = trigger.value;
+            triggers.push_back(entry);
         }
-        j["stops"] = plan.stops;
-        j["preserved"] = plan.preserved;
-        j["thinking_start"] = plan.thinking_start;
-        j["thinking_ends"] = plan.thinking_ends;
-        j["thinking_opened"] = plan.thinking_opened;
+        j["triggers"] = triggers;
         *out = dup(j.dump_safe());
-        *parser = owned.release();
+        if (plan->parser) {
+            *parser = new hearth_parser{ plan->parser };
+        }
     });
 }
 
@@ -297,10 +346,19 @@ void hearth_parser_free(hearth_parser * parser) {
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** out,
                             char ** err) {
     return guard(err, [&] {
-        const common_chat_msg msg = common_chat_parse(std::string(text, len), is_partial, parser->params);
+        const common_chat_msg msg = common_chat_parse(std::string(text, len), is_partial, *parser->params);
         json j = json::object();
         j["content"] = msg.content;
         j["reasoning"] = msg.reasoning_content;
+        json calls = json::array();
+        for (const auto & call : msg.tool_calls) {
+            json entry = json::object();
+            entry["id"] = call.id;
+            entry["name"] = call.name;
+            entry["arguments"] = call.arguments;
+            calls.push_back(entry);
+        }
+        j["calls"] = calls;
         *out = dup(j.dump_safe());
     });
 }

@@ -13,6 +13,9 @@
 pub mod config;
 
 mod backend;
+mod cells;
+mod constraint;
+mod drafter;
 mod error;
 mod event;
 mod fold;

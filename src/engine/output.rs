@@ -8,7 +8,7 @@ use super::request::RequestId;
 use super::service::Registry;
 use super::text::Released;
 use super::transport::Sink;
-use crate::chat::{Finish, Usage};
+use crate::chat::{Delta, Finish, TokenLogprob, Usage};
 use crossbeam_channel::{Receiver, Sender};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -30,6 +30,11 @@ pub(super) enum Item {
     Token {
         id: RequestId,
         released: Released,
+    },
+    /// The prompt's tokens; comes before any of the answer's.
+    Prompt {
+        id: RequestId,
+        entries: Vec<TokenLogprob>,
     },
     /// The answer is complete; `rest` is the text that was held back.
     Done {
@@ -83,10 +88,13 @@ fn to_events(item: Item, readers: &mut FxHashMap<RequestId, Box<Reader>>, events
                 events.push((id, Event::Delta(reader.push(released, 1, false))));
             }
         }
+        Item::Prompt { id, entries } => {
+            events.push((id, Event::Delta(Delta { prompt: entries, ..Default::default() })));
+        }
         Item::Done { id, rest, finish, mut usage, timings } => {
             if let Some(mut reader) = readers.remove(&id) {
                 let delta = reader.push(rest, 0, true);
-                if !(delta.content.is_empty() && delta.reasoning.is_empty() && delta.logprobs.is_empty()) {
+                if delta != Delta::default() {
                     events.push((id, Event::Delta(delta)));
                 }
                 usage.reasoning_tokens = reader.n_reasoning_tokens().min(usage.completion_tokens);

@@ -2,15 +2,17 @@
 //! that none of it costs a running stream time.
 
 use super::backend::{Model, Reading, Rendered, Token};
+use super::constraint::{Constraints, Gate, Opening};
+use super::drafter::Drafter;
 use super::error::Failure;
 use super::event::Event;
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
-use super::run::{Clock, Run};
+use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Infill, Message, Prompt};
+use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -35,6 +37,7 @@ pub(super) struct Preparer<M: Model> {
     pub n_ctx: u32,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
+    pub constraints: Arc<Constraints<M>>,
 }
 
 /// A prompt as tokens, and how to read the answer to it.
@@ -43,6 +46,9 @@ struct Ready {
     reading: Reading,
     stops: Vec<String>,
     preserved: Vec<Token>,
+    /// The model was not told to do without thinking.
+    may_think: bool,
+    call_starts: Vec<String>,
 }
 
 /// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
@@ -141,7 +147,7 @@ impl<M: Model> Preparer<M> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
-        let ready = match request.prompt {
+        let mut ready = match request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(&chat)?,
             Prompt::Text(text) => {
                 self.refuse_hopeless(text.len())?;
@@ -150,7 +156,7 @@ impl<M: Model> Preparer<M> {
             Prompt::Tokens(tokens) => Ready::plain(self.checked(tokens)?),
             Prompt::Infill(infill) => Ready::plain(self.infill(&infill)?),
         };
-        let mut tokens = ready.tokens;
+        let mut tokens = std::mem::take(&mut ready.tokens);
         if tokens.is_empty() {
             tokens = self.first_token()?;
         }
@@ -160,7 +166,19 @@ impl<M: Model> Preparer<M> {
         }
         let n_prompt = n_prompt as u32;
         let room = n_ctx - n_prompt;
-        let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(1, room);
+        // Nothing is generated only where the prompt itself is wanted.
+        let least = u32::from(!request.output.echo);
+        let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
+        let gate = match &request.output.constraint {
+            None => None,
+            Some(constraint) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
+        };
+        let drafter = match &request.output.prediction {
+            Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
+            _ => None,
+        };
+        let with_logprobs = request.output.top_logprobs.is_some();
+        let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
         let sampler = self.model.sampler(&request.sampling, &tokens)?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
@@ -175,6 +193,11 @@ impl<M: Model> Preparer<M> {
             logit_bias: request.sampling.logit_bias,
             top_logprobs: request.output.top_logprobs,
             text: TextBuilder::new(stops),
+            gate,
+            drafter,
+            echo,
+            adapters: request.lora.unwrap_or_default(),
+            family: request.family,
             preserved: ready.preserved,
             reader: Some(Box::new(Reader::new(ready.reading))),
             cache_prompt: request.cache_prompt,
@@ -186,9 +209,40 @@ impl<M: Model> Preparer<M> {
         })
     }
 
-    /// Hands the run to the worker with the fewest.
+    /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
+    fn gate(&self, constraint: &Constraint, ready: &Ready, forces: bool) -> Result<Box<Gate>, Failure> {
+        let matcher = self.constraints.compile(constraint)?;
+        let (mut openings, ends, thinking) = match &ready.reading {
+            Reading::Tags { ends, opened: true, .. } => (Vec::new(), ends.clone(), true),
+            Reading::Tags { start, ends, opened: false } if ready.may_think => {
+                let tokens = self.model.tokenize(start, false, true)?;
+                (vec![Opening::Thinking(tokens)], ends.clone(), false)
+            }
+            Reading::Tags { .. } | Reading::Plain | Reading::Parser(_) => (Vec::new(), Vec::new(), false),
+        };
+        for start in &ready.call_starts {
+            openings.push(Opening::Call(self.model.tokenize(start, false, true)?));
+        }
+        let thoughts = self.constraints.endless()?;
+        Ok(Box::new(Gate::new(matcher, thoughts, openings, ends, thinking, forces)))
+    }
+
+    fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
+        // What can't be part of an answer is no use.
+        let most = self.n_ctx as usize * self.piece_bytes_max as usize;
+        if text.len() > most.min(TOKENIZE_BYTES_MAX) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Drafter::new(self.model.tokenize(text, false, false)?))))
+    }
+
+    /// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
     fn dispatch(&self, mut run: Run<M::Sampler>) -> Result<(), Failure> {
-        let lane = self.lanes.iter().min_by_key(|lane| lane.n_runs()).ok_or(Failure::ShuttingDown)?;
+        let lane = match run.family {
+            0 => self.lanes.iter().min_by_key(|lane| lane.n_runs()),
+            family => self.lanes.get(usize::try_from(family).unwrap_or(0) % self.lanes.len().max(1)),
+        };
+        let lane = lane.ok_or(Failure::ShuttingDown)?;
         run.ticket = Some(lane.ticket());
         // Before the worker can say anything about it.
         self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
@@ -254,7 +308,14 @@ impl<M: Model> Preparer<M> {
         } else {
             self.model.tokenize(&rendered.text, true, true)?
         };
-        Ok(Ready { tokens, reading: rendered.reading, stops: rendered.stops, preserved: rendered.preserved })
+        Ok(Ready {
+            tokens,
+            reading: rendered.reading,
+            stops: rendered.stops,
+            preserved: rendered.preserved,
+            may_think: chat.enable_thinking != Some(false),
+            call_starts: rendered.call_starts,
+        })
     }
 
     /// Tokenises what lies between fences as plain text and the rest with its control tokens.
@@ -288,7 +349,14 @@ impl<M: Model> Preparer<M> {
 
 impl Ready {
     fn plain(tokens: Vec<Token>) -> Self {
-        Self { tokens, reading: Reading::Plain, stops: Vec::new(), preserved: Vec::new() }
+        Self {
+            tokens,
+            reading: Reading::Plain,
+            stops: Vec::new(),
+            preserved: Vec::new(),
+            may_think: false,
+            call_starts: Vec::new(),
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! One generation on its way through a worker.
 
 use super::backend::Token;
+use super::constraint::Gate;
+use super::drafter::Drafter;
 use super::output::Item;
 use super::reading::Reader;
 use super::request::RequestId;
 use super::service::{Live, Ticket};
 use super::text::TextBuilder;
-use crate::chat::{Class, Finish, Usage};
+use crate::chat::{Class, Finish, TokenLogprob, Usage};
 use crate::engine::event::Timings;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,12 +23,20 @@ pub(super) struct Run<S> {
     pub n_prompt: u32,
     /// Prompt tokens found in the KV cache when it first got a slot.
     pub n_cached: u32,
-    /// Most tokens to generate, at least 1.
+    /// Most tokens to generate; 0 only where the prompt's own tokens are the answer.
     pub n_generate_max: u32,
     pub sampler: S,
     pub logit_bias: Vec<(Token, f32)>,
     pub top_logprobs: Option<u8>,
     pub text: TextBuilder,
+    /// What the answer must be; away while its mask is computed.
+    pub gate: Option<Box<Gate>>,
+    pub drafter: Option<Box<Drafter>>,
+    pub echo: Option<Echo>,
+    /// Scales of LoRA adapters by index.
+    pub adapters: Vec<(u32, f32)>,
+    /// Runs of one family (not 0) have the same prompt.
+    pub family: u64,
     /// Control tokens that are part of the format and shown.
     pub preserved: Vec<Token>,
     /// Goes to the output thread when the run gets its first slot.
@@ -41,6 +51,15 @@ pub(super) struct Run<S> {
     pub ticket: Option<Ticket>,
 }
 
+/// The prompt's tokens, on their way to the client.
+#[derive(Debug)]
+pub(super) struct Echo {
+    /// Log-probabilities are wanted, so every row of the prompt is an output.
+    pub with_logprobs: bool,
+    /// One for each token that is done.
+    pub entries: Vec<TokenLogprob>,
+}
+
 /// When a run passed its milestones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
@@ -52,6 +71,11 @@ pub(super) struct Clock {
 impl<S> Run<S> {
     pub fn is_cancelled(&self) -> bool {
         self.live.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether rows of the prompt are outputs too.
+    pub fn wants_prompt_logits(&self) -> bool {
+        self.echo.as_ref().is_some_and(|echo| echo.with_logprobs && echo.entries.len() < self.n_prompt as usize)
     }
 
     pub fn n_generated(&self) -> u32 {
@@ -71,6 +95,8 @@ impl<S> Run<S> {
                 prompt_tokens: self.n_prompt,
                 cached_tokens: self.n_cached,
                 completion_tokens: self.n_generated(),
+                accepted_prediction_tokens: self.drafter.as_ref().map_or(0, |drafter| drafter.n_accepted),
+                rejected_prediction_tokens: self.drafter.as_ref().map_or(0, |drafter| drafter.n_rejected),
                 // The rest is counted where the answer is read.
                 ..Default::default()
             },

@@ -15,10 +15,17 @@ pub struct Want {
     pub slot: usize,
     /// Tokens not yet computed, at least 1.
     pub gap: u32,
-    /// It has generated before: its gap of 1 is the next token of a running stream.
+    /// It has generated before: its gap is the next token of a running stream, or a few that were forced.
     pub is_decode: bool,
+    /// Most rows it may get in one step.
+    pub cap: u32,
     /// Step at which it last got rows.
     pub served_at: u64,
+}
+
+impl Want {
+    /// Rows that a running stream may need in one step and still be served like one that needs a single one.
+    pub const FEW: u32 = 16;
 }
 
 /// Rows for one slot, taken from the front of its gap.
@@ -46,30 +53,31 @@ pub struct Budget {
 pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
     let mut shares = Vec::with_capacity(wants.len());
     let mut room = budget.n_batch.min(budget.n_cells_free);
-    let mut decodes: Vec<&Want> = wants.iter().filter(|want| want.is_decode && want.gap == 1).collect();
+    let mut decodes: Vec<&Want> = wants.iter().filter(|want| want.is_decode).collect();
     // More streams than rows: those that waited longest come first.
     decodes.sort_by_key(|want| (want.served_at, want.slot));
     for want in decodes {
         if room == 0 {
             return shares;
         }
-        shares.push(Share { slot: want.slot, n_rows: 1 });
-        room -= 1;
+        let n_rows = want.gap.min(room);
+        shares.push(Share { slot: want.slot, n_rows });
+        room -= n_rows;
     }
-    let n_decode = shares.len() as u32;
+    let n_decode: u32 = shares.iter().map(|share| share.n_rows).sum();
     let share_of_step = if n_decode == 0 { budget.n_prefill_alone } else { budget.n_prefill_shared };
     let share_of_step = share_of_step.max(1);
     let tiled = whole_tiles(share_of_step + n_decode);
     // With many streams the nearest whole tile may be full of them.
     let mut room = room.min(if tiled > n_decode { tiled - n_decode } else { share_of_step });
     let short = room / 4;
-    let mut prompts: Vec<&Want> = wants.iter().filter(|want| !(want.is_decode && want.gap == 1)).collect();
+    let mut prompts: Vec<&Want> = wants.iter().filter(|want| !want.is_decode).collect();
     prompts.sort_by_key(|want| (want.gap > short, want.served_at, want.gap, want.slot));
     for want in prompts {
         if room == 0 {
             break;
         }
-        let n_rows = want.gap.min(room);
+        let n_rows = want.gap.min(room).min(want.cap.max(1));
         shares.push(Share { slot: want.slot, n_rows });
         room -= n_rows;
     }
@@ -161,7 +169,7 @@ mod tests {
     const BUDGET: Budget = Budget { n_batch: 512, n_prefill_shared: 64, n_prefill_alone: 256, n_cells_free: 10_000 };
 
     fn want(slot: usize, gap: u32, is_decode: bool, served_at: u64) -> Want {
-        Want { slot, gap, is_decode, served_at }
+        Want { slot, gap, is_decode, cap: u32::MAX, served_at }
     }
 
     #[test]

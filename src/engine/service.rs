@@ -7,6 +7,8 @@ use super::backend::llama::LlamaModel;
 use super::backend::scripted::ScriptedModel;
 use super::backend::{Interrupt, Model};
 use super::config::{EngineConfig, ModelSource};
+use super::constraint::Constraints;
+use super::constraint::masks::Masks;
 use super::error::Failure;
 use super::event::{Event, SlotStats, Stats};
 use super::output;
@@ -319,6 +321,7 @@ impl Loading {
         self.spawn("output".into(), 2 << 20, move || output::run(&item_queue, &registry, &sink))?;
         let lanes = Arc::new(lanes);
         let serial = Arc::new(AtomicU64::new(0));
+        let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
         for index in 0..N_PREPARERS {
             let preparer = Preparer {
                 model: Arc::clone(&model),
@@ -329,6 +332,7 @@ impl Loading {
                 n_ctx: description.n_ctx,
                 piece_bytes_max: description.piece_bytes_max.max(1),
                 n_vocab: description.n_vocab,
+                constraints: Arc::clone(&constraints),
             };
             let works = self.works.clone();
             self.spawn(format!("prepare-{index}"), PREPARER_STACK_BYTES, move || preparer.run(&works))?;
@@ -372,6 +376,7 @@ impl Loading {
             cancels,
             items,
             pace,
+            masks: Masks::start()?,
             stats,
         };
         let sink = Arc::clone(&self.sink);

@@ -1,6 +1,7 @@
 //! One sequence of a context: what its KV cells hold, and the run that uses it.
 
-use super::backend::Token;
+use super::backend::{EXTRA_OUTPUTS, Token};
+use super::cells::CellId;
 use super::run::Run;
 use super::scheduler::Want;
 
@@ -10,6 +11,8 @@ pub(super) struct Slot<S> {
     ///
     /// **Invariant:** with a run, `kept` is a prefix of the run's tokens.
     pub kept: Vec<Token>,
+    /// The cells of `kept`, where all sequences draw them from one pool; else empty.
+    pub cells: Vec<CellId>,
     pub run: Option<Box<Run<S>>>,
     /// Whose tokens these are.
     pub partition: u64,
@@ -19,14 +22,16 @@ pub(super) struct Slot<S> {
 
 impl<S> Slot<S> {
     pub fn new() -> Self {
-        Self { kept: Vec::new(), run: None, partition: 0, served_at: 0 }
+        Self { kept: Vec::new(), cells: Vec::new(), run: None, partition: 0, served_at: 0 }
     }
 
     /// What the scheduler has to know; `None` when there is nothing to compute.
     pub fn want(&self, slot: usize) -> Option<Want> {
         let run = self.run.as_ref()?;
         let gap = (run.tokens.len() - self.kept.len()) as u32;
-        (gap > 0).then_some(Want { slot, gap, is_decode: gap == 1 && run.n_generated() > 0, served_at: self.served_at })
+        let is_decode = gap <= Want::FEW && run.n_generated() > 0;
+        let cap = if run.wants_prompt_logits() { EXTRA_OUTPUTS } else { u32::MAX };
+        (gap > 0).then_some(Want { slot, gap, is_decode, cap, served_at: self.served_at })
     }
 
     /// How many leading tokens of `tokens` are held already.

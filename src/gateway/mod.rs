@@ -226,7 +226,7 @@ impl Gateway {
         self.refuse_more_than_fits(n_choices, &work)?;
         let meter = Meter::new(Arc::clone(&self.metrics), caller, work.n as usize, n_choices);
         let (choices, accepted) = match work.output.max_tokens {
-            Some(0) => self.count_only(work, description).await?,
+            Some(0) if !work.output.echo => self.count_only(work, description).await?,
             _ => self.generate(caller, work).await?,
         };
         let model = self.config.model_id.clone();

@@ -245,6 +245,28 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
     }
 
+    /// As `logits`, to be changed before a sampler sees them.
+    pub fn logits_mut(&mut self, row: i32) -> Option<&mut [f32]> {
+        // SAFETY: llama.cpp checks the row and answers NULL for one without logits.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+        if logits.is_null() {
+            return None;
+        }
+        // SAFETY: it points to n_vocab floats of the context's own output buffer, which nobody else reads meanwhile.
+        Some(unsafe { std::slice::from_raw_parts_mut(logits, self.n_vocab) })
+    }
+
+    /// Lets sequence `to`, which must be empty, hold the first `n` positions of `from`; `false` when this memory can't.
+    /// Source: llama_memory_seq_cp, llama.h.
+    pub fn seq_cp(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {
+        let mut copied = false;
+        // SAFETY: the context lives; the shim catches what is thrown.
+        sys::call(|err| unsafe {
+            sys::hearth_seq_cp(self.raw.as_ptr(), from, to, n, self.params.kv_unified, &raw mut copied, err)
+        })?;
+        Ok(copied)
+    }
+
     /// Forgets positions `from..` of a sequence; `false` when this memory can't (nothing changed then).
     /// Source: llama_memory_seq_rm, llama.h.
     pub fn seq_rm(&mut self, seq: i32, from: i32) -> Result<bool, Error> {

@@ -4,6 +4,7 @@ mod clients;
 mod completions;
 mod crash;
 mod crash_http;
+mod decoding;
 mod edge;
 mod errors;
 mod models;

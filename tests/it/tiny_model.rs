@@ -8,14 +8,14 @@ use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, Event, Failu
 use std::path::PathBuf;
 
 /// Models that generate, by the kind of their memory.
-const GENERATORS: [&str; 6] =
+pub const GENERATORS: [&str; 6] =
     ["hearth-demo", "tiny/tiny-llama", "tiny/tiny-qwen2moe", "tiny/tiny-gemma2", "tiny/tiny-mamba", "tiny/tiny-jamba"];
 
 fn path(model: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("models/{model}.gguf"))
 }
 
-async fn start(model: &str, change: impl FnOnce(&mut EngineConfig)) -> Engine {
+pub async fn start(model: &str, change: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config = EngineConfig::new(ModelSource::Gguf(path(model)));
     config.n_threads = Some(1);
     config.n_ctx = Some(1024);
@@ -31,28 +31,28 @@ async fn start(model: &str, change: impl FnOnce(&mut EngineConfig)) -> Engine {
     engine
 }
 
-fn greedy(prompt: Prompt, max_tokens: u32) -> GenerateRequest {
+pub fn greedy(prompt: Prompt, max_tokens: u32) -> GenerateRequest {
     let mut request = GenerateRequest::new(prompt);
     request.sampling.temperature = 0.0;
     request.output.max_tokens = Some(max_tokens);
     request
 }
 
-fn chat(text: &str) -> Prompt {
+pub fn chat(text: &str) -> Prompt {
     Prompt::Chat(ChatPrompt::new(vec![Message::new(Role::User, text)]))
 }
 
 #[derive(Debug, Default)]
-struct Answer {
-    text: String,
-    reasoning: String,
-    logprobs: Vec<TokenLogprob>,
-    n_deltas: usize,
-    finish: Option<Finish>,
-    usage: Usage,
+pub struct Answer {
+    pub text: String,
+    pub reasoning: String,
+    pub logprobs: Vec<TokenLogprob>,
+    pub n_deltas: usize,
+    pub finish: Option<Finish>,
+    pub usage: Usage,
 }
 
-async fn answer(engine: &Engine, request: GenerateRequest) -> Result<Answer, Failure> {
+pub async fn answer(engine: &Engine, request: GenerateRequest) -> Result<Answer, Failure> {
     let mut generation = engine.generate(request)?;
     let mut answer = Answer::default();
     while let Some(event) = generation.next().await {
@@ -71,7 +71,7 @@ async fn answer(engine: &Engine, request: GenerateRequest) -> Result<Answer, Fai
     Ok(answer)
 }
 
-async fn tokens(engine: &Engine, text: &str) -> Vec<i32> {
+pub async fn tokens(engine: &Engine, text: &str) -> Vec<i32> {
     let prompt = Prompt::Text(text.into());
     let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
     engine.tokenize(request).await.expect("tokens").tokens

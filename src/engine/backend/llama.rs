@@ -1,6 +1,8 @@
 //! A GGUF file through llama.cpp.
 
-use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, Reading, Rendered, Row, Token};
+use super::{
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Interrupt, Model, Parsed, Reading, Rendered, Row, Token, allows,
+};
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
@@ -147,6 +149,10 @@ impl Model for LlamaModel {
         }
     }
 
+    fn n_vocab(&self) -> u32 {
+        self.model.vocab_flags().n_tokens
+    }
+
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
         self.model.tokenize(text, add_special, parse_special).map_err(|error| {
             Failure::invalid("prompt", "invalid_value", format!("the text can't be tokenised: {error}"))
@@ -196,7 +202,7 @@ impl Model for LlamaModel {
             }
             _ => Reading::Plain,
         };
-        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved })
+        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved, call_starts: Vec::new() })
     }
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
@@ -221,7 +227,7 @@ impl Model for LlamaModel {
             n_batch: config.n_batch,
             n_ubatch: config.n_ubatch.min(config.n_batch),
             n_seq_max: config.n_slots,
-            n_outputs_max: config.n_slots,
+            n_outputs_max: config.n_slots + EXTRA_OUTPUTS.min(config.n_ubatch.min(config.n_batch)),
             n_threads,
             n_threads_batch,
             flash_attn: match config.flash_attn {
@@ -415,8 +421,42 @@ impl Context for LlamaContext {
         self.context.logits(signed(row))
     }
 
-    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler) -> Result<Token, String> {
-        sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())
+    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
+        let Some(mask) = mask else {
+            return sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string());
+        };
+        let logits = self.context.logits_mut(signed(row)).ok_or("the row has no logits")?;
+        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
+        let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
+        for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
+            if *word == 0 {
+                chunk.fill(f32::NEG_INFINITY);
+                continue;
+            }
+            for (bit, logit) in chunk.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for (token, logit) in logits.iter().enumerate().filter(|(token, _)| mask[token / 32] >> (token % 32) & 1 == 1) {
+            if best.is_none() || *logit > best_logit {
+                (best, best_logit) = (Token::try_from(token).ok(), *logit);
+            }
+        }
+        let token = sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())?;
+        if allows(mask, token) {
+            return Ok(token);
+        }
+        best.ok_or_else(|| "the constraint allows no token".into())
+    }
+
+    fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
+        sampler.accept(&[token]).map_err(|error| error.to_string())
+    }
+
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {

@@ -23,6 +23,8 @@ pub struct Rendered {
     pub stops: Vec<String>,
     /// Tokens whose text is part of the format (tags) and shown though they are control tokens.
     pub preserved: Vec<Token>,
+    /// Texts that begin a tool call, where the model may make one: a constrained answer may be a call instead.
+    pub call_starts: Vec<String>,
 }
 
 /// How the text of an answer is taken apart into thinking and content.
@@ -65,6 +67,8 @@ pub trait Model: Send + Sync + 'static {
 
     fn describe(&self) -> Description;
 
+    fn n_vocab(&self) -> u32;
+
     /// Text to tokens. Errors only when the tokenizer itself fails.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure>;
 
@@ -92,6 +96,15 @@ pub trait Model: Send + Sync + 'static {
 
 /// Asked during a decode whether to give up.
 pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Whether a mask allows a token; see `Gate::mask`.
+pub fn allows(mask: &[u32], token: Token) -> bool {
+    let index = usize::try_from(token).unwrap_or(usize::MAX);
+    mask.get(index / 32).is_some_and(|word| word >> (index % 32) & 1 == 1)
+}
+
+/// Output rows of a batch beyond one for each sequence: drafts, and prompts whose log-probabilities are wanted.
+pub const EXTRA_OUTPUTS: u32 = 64;
 
 /// One row of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +147,20 @@ pub trait Context {
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;
 
-    /// Chooses the next token from row `row` of the last decode and tells the sampler so.
-    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler) -> Result<Token, String>;
+    /// Chooses the next token from row `row` of the last decode and tells the sampler so. With a mask, only tokens whose
+    /// bit is set (see `Gate::mask`) may be chosen; the row's logits are then changed.
+    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler, mask: Option<&[u32]>) -> Result<Token, String>;
+
+    /// Tells the sampler of a token that it did not choose.
+    fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;
+
+    /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
+
+    /// Applies LoRA adapters (index, scale) to the decodes that follow; the others are off.
+    fn set_adapters(&mut self, _adapters: &[(u32, f32)]) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.

@@ -21,7 +21,9 @@
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
-use super::{AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token};
+use super::{
+    AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token, allows,
+};
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
@@ -94,6 +96,31 @@ impl Script {
             Answer::Bytes(bytes) => bytes.get(at).map_or(END, |byte| Token::from(*byte)),
             Answer::Forever => Token::from(if at.is_multiple_of(2) { b'.' } else { b' ' }),
             Answer::Crash => END,
+        }
+    }
+}
+
+impl Script {
+    /// The script's token where the mask allows it, else the one that ends what was begun soonest.
+    fn next_of(&mut self, mask: &[u32]) -> Option<Token> {
+        let at = self.at;
+        let token = self.next();
+        if allows(mask, token) {
+            return Some(token);
+        }
+        self.at = at;
+        let soon = b"}]\",:0{[".iter().map(|byte| Token::from(*byte));
+        let token = std::iter::once(END).chain(soon).chain(0..=CLOSE).find(|token| allows(mask, *token))?;
+        self.follow(token);
+        Some(token)
+    }
+
+    /// Somebody else chose `token`.
+    fn follow(&mut self, token: Token) {
+        if let Answer::Bytes(bytes) = &self.answer
+            && bytes.get(self.at).is_some_and(|byte| Token::from(*byte) == token)
+        {
+            self.at += 1;
         }
     }
 }
@@ -219,6 +246,10 @@ impl Model for ScriptedModel {
         }
     }
 
+    fn n_vocab(&self) -> u32 {
+        N_VOCAB as u32
+    }
+
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
         let mut tokens = Vec::with_capacity(text.len() + 1);
         if add_special {
@@ -288,7 +319,9 @@ impl Model for ScriptedModel {
             }
             ReasoningFormat::Inline => Reading::Plain,
         };
-        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new() })
+        let calls = matches!(reading, Reading::Parser(_));
+        let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
+        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), call_starts })
     }
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Script, Failure> {
@@ -309,6 +342,8 @@ impl Model for ScriptedModel {
             n_batch: config.n_batch,
             shares_cells: config.kv_layout.is_unified(),
             held: FxHashMap::default(),
+            n_holders: FxHashMap::default(),
+            next_cell: 0,
             n_decodes: 0,
             interrupt,
             logits: vec![0.0; N_VOCAB],
@@ -322,8 +357,11 @@ pub struct ScriptedContext {
     n_ctx_seq: u32,
     n_batch: u32,
     shares_cells: bool,
-    /// Positions each sequence holds.
-    held: FxHashMap<u32, u32>,
+    /// The cells of each sequence, one a position.
+    held: FxHashMap<u32, Vec<u64>>,
+    /// How many sequences hold each cell.
+    n_holders: FxHashMap<u64, u32>,
+    next_cell: u64,
     n_decodes: u64,
     interrupt: Interrupt,
     logits: Vec<f32>,
@@ -367,8 +405,7 @@ impl Context for ScriptedContext {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         assert!(!rows.is_empty() && rows.len() <= self.n_batch as usize, "a batch has 1..=n_batch rows; this is a bug");
-        let used: u32 = self.held.values().sum();
-        if used as usize + rows.len() > self.n_cells as usize {
+        if self.n_holders.len() + rows.len() > self.n_cells as usize {
             return Err(DecodeError::NoKvSlot);
         }
         self.n_decodes += 1;
@@ -382,8 +419,10 @@ impl Context for ScriptedContext {
         }
         for row in rows {
             let held = self.held.entry(row.seq).or_default();
-            assert_eq!(*held, row.pos, "positions of a sequence are contiguous; this is a bug");
-            *held += 1;
+            assert_eq!(held.len(), row.pos as usize, "positions of a sequence are contiguous; this is a bug");
+            held.push(self.next_cell);
+            self.n_holders.insert(self.next_cell, 1);
+            self.next_cell += 1;
         }
         Ok(())
     }
@@ -392,19 +431,40 @@ impl Context for ScriptedContext {
         Some(&self.logits)
     }
 
-    fn sample(&mut self, _row: usize, sampler: &mut Script) -> Result<Token, String> {
+    fn sample(&mut self, _row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
         if matches!(sampler.answer, Answer::Crash) {
             // In a child process this is what a crash in C++ looks like from outside.
             std::process::abort();
         }
-        Ok(sampler.next())
+        match mask {
+            None => Ok(sampler.next()),
+            Some(mask) => sampler.next_of(mask).ok_or_else(|| "the constraint allows no token".into()),
+        }
+    }
+
+    fn accept(&mut self, sampler: &mut Script, token: Token) -> Result<(), String> {
+        sampler.follow(token);
+        Ok(())
+    }
+
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        let cells = self.held.get(&from).map(|held| held[..n as usize].to_vec()).unwrap_or_default();
+        for cell in &cells {
+            *self.n_holders.entry(*cell).or_default() += 1;
+        }
+        self.held.insert(to, cells);
+        true
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {
-        if from == 0 {
-            self.held.remove(&seq);
-        } else if let Some(held) = self.held.get_mut(&seq) {
-            *held = (*held).min(from);
+        let Some(held) = self.held.get_mut(&seq) else { return true };
+        for cell in held.drain((from as usize).min(held.len())..) {
+            if let Some(n) = self.n_holders.get_mut(&cell) {
+                *n -= 1;
+                if *n == 0 {
+                    self.n_holders.remove(&cell);
+                }
+            }
         }
         true
     }

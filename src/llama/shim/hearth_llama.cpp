@@ -162,6 +162,27 @@ int32_t hearth_seq_rm(llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, 
     return guard(err, [&] { *removed = llama_memory_seq_rm(llama_get_memory(ctx), seq, p0, p1); });
 }
 
+int32_t hearth_seq_cp(llama_context * ctx, int32_t from, int32_t to, int32_t n, bool unified, bool * copied, char ** err) {
+    return guard(err, [&] {
+        llama_memory_t memory = llama_get_memory(ctx);
+        const llama_pos end = llama_memory_seq_pos_max(memory, from) + 1;
+        *copied = false;
+        if (n <= 0 || n > end) {
+            return;
+        }
+        if (unified) {
+            llama_memory_seq_cp(memory, from, to, 0, n);
+            *copied = llama_memory_seq_pos_max(memory, to) + 1 == n;
+        } else {
+            llama_memory_seq_cp(memory, from, to, -1, -1);
+            *copied = n == end || llama_memory_seq_rm(memory, to, n, -1);
+        }
+        if (!*copied) {
+            llama_memory_seq_rm(memory, to, -1, -1);
+        }
+    });
+}
+
 int32_t hearth_tokenize(const llama_vocab * vocab, const char * text, size_t len, llama_token * out, size_t cap,
                         bool add_special, bool parse_special, size_t * n, char ** err) {
     return guard(err, [&] {

@@ -67,6 +67,10 @@ void hearth_pool_free(hearth_pool * pool);
 
 // llama_decode; *code is its result when the status is HEARTH_OK.
 int32_t hearth_decode(struct llama_context * ctx, const struct llama_batch * batch, int32_t * code, char ** err);
+// Lets the empty sequence `to` hold positions 0..n of `from`. With a cache split by sequence only whole sequences can be
+// copied, so the rest is removed afterwards. *copied is false, and `to` empty, where the memory can't do that.
+int32_t hearth_seq_cp(struct llama_context * ctx, int32_t from, int32_t to, int32_t n, bool unified, bool * copied,
+                      char ** err);
 // llama_memory_seq_rm; *removed tells whether the memory could do it.
 int32_t hearth_seq_rm(struct llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, bool * removed, char ** err);
 

@@ -13,17 +13,20 @@
 //! otherwise spend the cores on system calls and wake-ups, in this process, the front and the client. First tokens, endings
 //! and whatever a longer step would hold up go out at once.
 
-use super::backend::{Context, DecodeError, Model, Row, Token};
+mod admit;
+mod advance;
+
+use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
+use super::cells::Cells;
+use super::constraint::masks::Masks;
 use super::error::Failure;
 use super::event::SlotStats;
-use super::logprobs;
 use super::output::Item;
-use super::request::RequestId;
 use super::run::Run;
-use super::scheduler::{self, Pace, Share};
+use super::scheduler::{self, Pace, Share, Want};
 use super::service::{Cancels, WorkerStats};
-use super::slot::{self, Slot};
-use crate::chat::{Class, Finish, TokenLogprob};
+use super::slot::Slot;
+use crate::chat::Class;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -56,6 +59,13 @@ pub(super) struct Worker<M: Model> {
     pace: Pace,
     step: u64,
     rows: Vec<Row>,
+    /// Draft tokens behind a share's rows, in the order of the shares.
+    drafts: Vec<Vec<Token>>,
+    /// Free and used cells, where all sequences draw from one pool.
+    cells: Cells,
+    masks: Masks,
+    /// The adapters that are applied now.
+    adapters: Vec<(u32, f32)>,
     stats: Arc<Mutex<WorkerStats>>,
 }
 
@@ -69,6 +79,7 @@ pub(super) struct Parts<M: Model> {
     pub cancels: Arc<Cancels>,
     pub items: Sender<Vec<Item>>,
     pub pace: Pace,
+    pub masks: Masks,
     pub stats: Arc<Mutex<WorkerStats>>,
 }
 
@@ -77,7 +88,12 @@ pub(super) struct Broken(pub String);
 
 impl<M: Model> Worker<M> {
     pub(super) fn new(parts: Parts<M>) -> Self {
+        let n_cells = if parts.context.shares_cells() { parts.context.n_cells() } else { 0 };
         Self {
+            cells: Cells::new(n_cells),
+            drafts: Vec::new(),
+            masks: parts.masks,
+            adapters: Vec::new(),
             model: parts.model,
             context: parts.context,
             reopen: parts.reopen,
@@ -185,134 +201,28 @@ impl<M: Model> Worker<M> {
         });
     }
 
-    /// Gives waiting runs free slots, in order, as long as their tokens fit into free cells.
-    fn fill_slots(&mut self) {
-        while let Some(front) = self.waiting.front() {
-            let Some(index) = slot::choose(&self.slots, &front.tokens, front.partition, front.cache_prompt) else {
-                return;
-            };
-            let n_running = self.slots.iter().filter(|slot| slot.run.is_some()).count();
-            let in_use: usize =
-                self.slots.iter().filter_map(|slot| slot.run.as_ref()).map(|run| run.tokens.len()).sum();
-            // Each run beside it needs room to grow, or it would be parked again at once.
-            let margin = 32 * (n_running + 1);
-            if self.context.shares_cells()
-                && n_running > 0
-                && in_use + front.tokens.len() + margin > self.context.n_cells() as usize
-            {
-                return;
-            }
-            if let Some(run) = self.waiting.pop_front() {
-                self.start(index, run);
-            }
-        }
-    }
-
-    fn start(&mut self, index: usize, mut run: Box<Run<M::Sampler>>) {
-        let slot = &self.slots[index];
-        let common = if run.cache_prompt { slot.common_prefix(&run.tokens, run.partition) } else { 0 };
-        // The last token is computed again: its logits are wanted.
-        let keep = self.cut(index, common.min(run.tokens.len() - 1));
-        let is_first = run.clock.started.is_none();
-        if is_first {
-            self.is_urgent = true;
-            run.clock.started = Some(Instant::now());
-            run.n_cached = (keep as u32).min(run.n_prompt);
-            if let Some(reader) = run.reader.take() {
-                self.out.push(Item::Begin { id: run.id, reader });
-            }
-            self.out.push(Item::Progress {
-                id: run.id,
-                n_prompt: run.n_prompt,
-                n_computed: run.n_cached,
-                n_cached: run.n_cached,
-            });
-            self.lock_stats().prompt_tokens_cached += u64::from(run.n_cached);
-        }
-        let slot = &mut self.slots[index];
-        slot.partition = run.partition;
-        slot.run = Some(run);
-    }
-
-    /// Forgets what slot `index` holds from position `keep` on; returns how much really stays.
-    fn cut(&mut self, index: usize, keep: usize) -> usize {
-        let held = self.slots[index].kept.len();
-        let (seq, from) = (index as u32, keep as u32);
-        let stays = if held == 0 || keep == 0 || !self.context.can_resume(seq, from) {
-            0
-        } else if keep == held || self.context.forget(seq, from) {
-            keep
-        } else {
-            0
-        };
-        if stays == 0 && held > 0 {
-            self.context.forget(seq, 0);
-        }
-        self.slots[index].kept.truncate(stays);
-        stays
-    }
-
-    fn n_cells_free(&self) -> usize {
-        let used: usize = self.slots.iter().map(|slot| slot.kept.len()).sum();
-        (self.context.n_cells() as usize).saturating_sub(used)
-    }
-
-    /// Frees cells until every running stream, or at least the oldest run, can get its next token.
-    fn make_room(&mut self) {
-        if !self.context.shares_cells() {
-            return;
-        }
-        loop {
-            let wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
-            if wants.is_empty() {
-                return;
-            }
-            let needed = wants.iter().filter(|want| want.is_decode).count().max(1);
-            if self.n_cells_free() >= needed {
-                return;
-            }
-            let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none() && !slot.kept.is_empty());
-            if let Some(index) = idle.min_by_key(|(_, slot)| slot.served_at).map(|(index, _)| index) {
-                self.cut(index, 0);
-            } else if !self.park_youngest() {
-                return; // One run alone: it fits, since no request may be longer than the cells.
-            }
-        }
-    }
-
-    /// Takes the slot from the youngest run (batch class first); false when only one runs.
-    fn park_youngest(&mut self) -> bool {
-        let running = self.slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.run.as_ref()?)));
-        let running: Vec<_> = running.map(|(index, run)| ((run.class == Class::Batch, run.serial), index)).collect();
-        if running.len() < 2 {
-            return false;
-        }
-        let Some((_, index)) = running.into_iter().max() else { return false };
-        self.cut(index, 0);
-        if let Some(run) = self.slots[index].run.take() {
-            self.lock_stats().n_parked += 1;
-            self.enqueue(run);
-        }
-        true
-    }
-
     fn plan(&self) -> Vec<Share> {
-        let wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
-        let mut free = if self.context.shares_cells() { self.n_cells_free() } else { usize::MAX };
-        if self.context.shares_cells() {
+        let mut wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
+        self.keep_one_adapter_set(&mut wants);
+        let n_echoes = wants.iter().filter(|want| want.cap < u32::MAX).count().max(1) as u32;
+        wants.iter_mut().filter(|want| want.cap < u32::MAX).for_each(|want| want.cap /= n_echoes);
+        let free = if !self.context.shares_cells() {
+            usize::MAX
+        } else if self.cells.n_free() >= self.context.n_batch() as usize {
+            self.cells.n_free()
+        } else {
             // Cells of idle slots count as free for prompts: they are emptied when needed (see `compute`).
-            free += self.slots.iter().filter(|slot| slot.run.is_none()).map(|slot| slot.kept.len()).sum::<usize>();
-        }
+            self.cells.n_free() + self.n_cells_idle()
+        };
         scheduler::plan(&wants, self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX)))
     }
 
-    /// Empties idle slots, least recent first, until `n_rows` cells are free.
-    fn free_idle(&mut self, n_rows: usize) {
-        while self.context.shares_cells() && self.n_cells_free() < n_rows {
-            let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none() && !slot.kept.is_empty());
-            let Some(index) = idle.min_by_key(|(_, slot)| slot.served_at).map(|(index, _)| index) else { return };
-            self.cut(index, 0);
-        }
+    /// llama.cpp applies one set of adapters to a whole decode: the sets take turns, the least recently served first.
+    fn keep_one_adapter_set(&self, wants: &mut Vec<Want>) {
+        let adapters = |want: &Want| self.slots[want.slot].run.as_ref().map(|run| run.adapters.as_slice());
+        let Some(first) = wants.iter().min_by_key(|want| (want.served_at, want.slot)) else { return };
+        let set = adapters(first);
+        wants.retain(|want| adapters(want) == set);
     }
 
     /// One forward pass over `shares`, and what follows from it.
@@ -320,11 +230,17 @@ impl<M: Model> Worker<M> {
         self.free_idle(shares.iter().map(|share| share.n_rows as usize).sum());
         self.step += 1;
         let (n_decode, n_prefill) = self.lay_out(shares);
+        if let Err(reason) = self.apply_adapters(shares) {
+            self.fail_shares(shares, &Failure::Internal(reason));
+            return Ok(());
+        }
         let runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
         self.cancels.begin_batch(runs.map(|run| &run.live), self.swept);
+        self.begin_masks(shares);
         let start = Instant::now();
         let result = self.context.decode(&self.rows);
         let time = start.elapsed();
+        self.collect_masks();
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
@@ -355,135 +271,90 @@ impl<M: Model> Worker<M> {
         }
     }
 
+    fn apply_adapters(&mut self, shares: &[Share]) -> Result<(), String> {
+        let Some(run) = shares.first().and_then(|share| self.slots[share.slot].run.as_ref()) else { return Ok(()) };
+        if run.adapters != self.adapters {
+            self.context.set_adapters(&run.adapters)?;
+            self.adapters.clone_from(&run.adapters);
+        }
+        Ok(())
+    }
+
+    /// Hands out the gates of the runs that will choose a token after this decode.
+    fn begin_masks(&mut self, shares: &[Share]) {
+        let mut gates = Vec::new();
+        for share in shares {
+            let slot = &mut self.slots[share.slot];
+            let reaches = slot.kept.len() + share.n_rows as usize;
+            if let Some(run) = slot.run.as_mut().filter(|run| reaches == run.tokens.len())
+                && let Some(gate) = run.gate.take()
+            {
+                gates.push((share.slot, gate));
+            }
+        }
+        self.masks.begin(gates);
+    }
+
+    fn collect_masks(&mut self) {
+        for (index, gate, result) in self.masks.collect() {
+            if let Some(run) = &mut self.slots[index].run {
+                run.gate = Some(gate);
+            }
+            if let Err(reason) = result {
+                self.fail_constraint(index, &reason);
+            }
+        }
+    }
+
     /// Fills `rows`; returns (rows of running streams, rows of prompts).
     fn lay_out(&mut self, shares: &[Share]) -> (u32, u32) {
         self.rows.clear();
+        self.drafts.clear();
         let (mut n_decode, mut n_prefill) = (0, 0);
+        let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
+        let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
+        if self.context.shares_cells() {
+            n_extra = n_extra.min((self.cells.n_free() as u32).saturating_sub(n_planned));
+        }
         for share in shares {
             let slot = &mut self.slots[share.slot];
             slot.served_at = self.step;
-            let Some(run) = &slot.run else { continue };
+            let Some(run) = &slot.run else {
+                self.drafts.push(Vec::new());
+                continue;
+            };
             let from = slot.kept.len();
             let to = from + share.n_rows as usize;
-            if share.n_rows == 1 && run.n_generated() > 0 {
-                n_decode += 1;
-            } else {
-                n_prefill += share.n_rows;
-            }
+            let is_decode = share.n_rows <= Want::FEW && run.n_generated() > 0;
+            let all_are_outputs = run.wants_prompt_logits();
             for at in from..to {
-                let output = at + 1 == run.tokens.len();
+                let output = at + 1 == run.tokens.len() || all_are_outputs;
                 self.rows.push(Row { token: run.tokens[at], pos: at as u32, seq: share.slot as u32, output });
             }
+            let draft =
+                if is_decode && to == run.tokens.len() { Self::draft(run, &self.context, n_extra) } else { &[] };
+            n_extra -= draft.len() as u32;
+            for (i, token) in draft.iter().enumerate() {
+                self.rows.push(Row { token: *token, pos: (to + i) as u32, seq: share.slot as u32, output: true });
+            }
+            if is_decode {
+                n_decode += share.n_rows + draft.len() as u32;
+            } else {
+                n_prefill += share.n_rows;
+                n_extra = if all_are_outputs { 0 } else { n_extra };
+            }
+            self.drafts.push(draft.to_vec());
         }
         (n_decode, n_prefill)
     }
 
-    /// The decode is done: remember what is computed, and go on with what has its logits.
-    fn advance(&mut self, shares: &[Share]) {
-        let mut row = 0;
-        for share in shares {
-            row += share.n_rows as usize;
-            let slot = &mut self.slots[share.slot];
-            let Some(run) = &slot.run else { continue };
-            let from = slot.kept.len();
-            slot.kept.extend_from_slice(&run.tokens[from..from + share.n_rows as usize]);
-            if slot.kept.len() == run.tokens.len() {
-                self.next_token(share.slot, row - 1);
-            } else if run.n_generated() == 0 {
-                self.out.push(Item::Progress {
-                    id: run.id,
-                    n_prompt: run.n_prompt,
-                    n_computed: slot.kept.len() as u32,
-                    n_cached: run.n_cached,
-                });
-            }
-        }
-    }
-
-    /// Samples from `row` and ends the run if that was its last token.
-    fn next_token(&mut self, index: usize, row: usize) {
-        let Some(run) = &mut self.slots[index].run else { return };
-        let token = match self.context.sample(row, &mut run.sampler) {
-            Ok(token) => token,
-            Err(reason) => {
-                let failure = Failure::Internal(format!("no token could be chosen: {reason}"));
-                self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
-                return;
-            }
-        };
-        if run.clock.first_token.is_none() {
-            run.clock.first_token = Some(Instant::now());
-            self.is_urgent = true;
-        }
-        run.tokens.push(token);
-        if self.model.is_end(token) {
-            self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
-            return;
-        }
-        let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
-        let piece = if is_shown { self.model.piece(token) } else { &[] };
-        let entry = run.top_logprobs.filter(|_| is_shown).and_then(|k| {
-            let logits = self.context.logits(row)?;
-            let (logprob, top) = logprobs::of_row(logits, &run.logit_bias, token, usize::from(k));
-            let top = top.into_iter().map(|(id, value)| (self.model.piece(id).to_vec(), value)).collect();
-            Some(TokenLogprob { bytes: piece.to_vec(), logprob, top })
-        });
-        let mut released = run.text.push(piece, entry);
-        let stop = released.stop.take();
-        let is_full = run.tokens.len() >= self.context.n_ctx_seq() as usize;
-        let is_long = run.n_generated() >= run.n_generate_max;
-        self.out.push(Item::Token { id: run.id, released });
-        if let Some(stop) = stop {
-            self.end_run(index, |run, now| run.done(Finish::StopString(stop), now));
-        } else if is_long || is_full {
-            self.end_run(index, |run, now| run.done(Finish::Length, now));
-        }
-    }
-
-    /// Frees the slot; what it holds stays for a request that continues it.
-    fn end_run(&mut self, index: usize, item: impl FnOnce(&mut Run<M::Sampler>, Instant) -> Item) {
-        let Some(mut run) = self.slots[index].run.take() else { return };
-        self.lock_stats().tokens_generated += u64::from(run.n_generated());
-        self.is_urgent = true;
-        self.out.push(item(&mut run, Instant::now()));
-        if !run.cache_prompt {
-            self.cut(index, 0);
-        }
-    }
-
-    /// After an aborted decode nobody knows what the sequence holds beyond `kept`: go back to it.
-    fn resync(&mut self, index: usize) {
-        let held = self.slots[index].kept.len();
-        if held == 0 || !self.context.forget(index as u32, held as u32) {
-            self.context.forget(index as u32, 0);
-            self.slots[index].kept.clear();
-        }
-    }
-
-    fn fail_shares(&mut self, shares: &[Share], failure: &Failure) {
-        for share in shares {
-            self.end_run(share.slot, |run, _| Item::Failed { id: run.id, failure: failure.clone() });
-            self.cut(share.slot, 0);
-        }
-    }
-
-    fn fail_everything(&mut self, failure: &Failure) {
-        for index in 0..self.slots.len() {
-            self.end_run(index, |run, _| Item::Failed { id: run.id, failure: failure.clone() });
-        }
-        let waiting = self.waiting.drain(..).map(|run| run.id);
-        let incoming: Vec<RequestId> = self.incoming.try_iter().map(|run| run.id).collect();
-        let ids: Vec<RequestId> = waiting.chain(incoming).collect();
-        self.out.extend(ids.into_iter().map(|id| Item::Failed { id, failure: failure.clone() }));
-    }
-
-    /// A new, empty context; runs that were not in the failed batch are computed again.
-    fn renew_context(&mut self) -> Result<(), Broken> {
-        self.context = (self.reopen)().map_err(Broken)?;
-        for slot in &mut self.slots {
-            slot.kept.clear();
-        }
-        Ok(())
+    /// Tokens to try behind the run's last one.
+    fn draft<'a>(run: &'a Run<M::Sampler>, context: &M::Context, n_extra: u32) -> &'a [Token] {
+        let Some(drafter) = run.drafter.as_ref().filter(|_| run.gate.is_none()) else { return &[] };
+        // The last token is chosen, not drafted.
+        let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
+        let room = context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
+        drafter.propose(n_extra.min(left).min(room) as usize)
     }
 
     fn count(&self, n_decode: u32, n_prefill: u32) {
@@ -496,7 +367,11 @@ impl<M: Model> Worker<M> {
     fn publish(&self) {
         let mut stats = self.lock_stats();
         stats.n_waiting = (self.waiting.len() + self.incoming.len()) as u32;
-        stats.kv_cells_used = self.slots.iter().map(|slot| slot.kept.len() as u32).sum();
+        stats.kv_cells_used = if self.context.shares_cells() {
+            self.cells.n_used() as u32
+        } else {
+            self.slots.iter().map(|slot| slot.kept.len() as u32).sum()
+        };
         stats.slots.resize_with(self.slots.len(), SlotStats::default);
         for ((index, slot), out) in self.slots.iter().enumerate().zip(&mut stats.slots) {
             out.slot = index as u32;

@@ -1,0 +1,190 @@
+use super::*;
+use crate::engine::backend::scripted::ScriptedModel;
+use crate::engine::config::{EngineConfig, ModelSource, ScriptedConfig};
+use serde_json::{Value, json};
+
+fn constraints() -> Constraints<ScriptedModel> {
+    let scripted = ScriptedConfig::default();
+    let config = EngineConfig::new(ModelSource::Scripted(scripted.clone()));
+    Constraints::new(Arc::new(ScriptedModel::load(&scripted, &config, |_| {})))
+}
+
+/// Whether `text`, byte by byte, is a whole answer under the constraint.
+fn accepts(constraint: &Constraint, text: &str) -> bool {
+    let mut matcher = constraints().compile(constraint).expect("a good constraint");
+    let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+    matcher.consume_tokens(&tokens).is_ok() && (matcher.is_stopped() || matcher.is_accepting().unwrap_or(false))
+}
+
+fn schema(value: Value) -> Constraint {
+    Constraint::JsonSchema(value.to_string())
+}
+
+fn refused(constraint: &Constraint) -> String {
+    match constraints().compile(constraint) {
+        Err(Failure::Invalid { message, .. }) => message,
+        other => panic!("should be refused: {:?}", other.is_ok()),
+    }
+}
+
+#[test]
+fn objects_are_closed_and_in_the_schemas_order() {
+    let constraint = schema(json!({
+        "type": "object", "title": "T", "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "properties": {"b": {"type": "integer"}, "a": {"type": "string", "default": "x"}}, "required": ["b", "a"],
+    }));
+    assert!(accepts(&constraint, r#"{"b": 1, "a": "x"}"#));
+    assert!(!accepts(&constraint, r#"{"a": "x", "b": 1}"#), "the order is the schema's (JSON-09)");
+    assert!(!accepts(&constraint, r#"{"b": 1, "a": "x", "c": 2}"#), "nothing that isn't named");
+    assert!(!accepts(&constraint, r#"{"b":  1, "a": "x"}"#), "white space is bounded");
+}
+
+#[test]
+fn what_the_contract_lists_holds() {
+    let string = |extra: Value| {
+        let mut value = json!({"type": "string"});
+        value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        schema(value)
+    };
+    for (constraint, good, bad) in [
+        (schema(json!({"type": ["integer", "null"]})), "null", "\"x\""),
+        (schema(json!({"enum": ["a", 1, null]})), "1", "2"),
+        (schema(json!({"const": {"k": [1]}})), r#"{"k": [1]}"#, r#"{"k": [2]}"#),
+        (schema(json!({"type": "integer", "minimum": 3, "maximum": 12})), "12", "13"),
+        (schema(json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1})), "0.5", "-1"),
+        (schema(json!({"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2})), "[true]", "[]"),
+        (schema(json!({"type": "array", "prefixItems": [{"const": 1}], "items": false})), "[1]", "[1, 1]"),
+        (schema(json!({"oneOf": [{"type": "integer"}, {"type": "boolean"}]})), "true", "\"a\""),
+        (string(json!({"minLength": 2, "maxLength": 3})), "\"abc\"", "\"a\""),
+        (string(json!({"pattern": "^[a-c]+$"})), "\"abc\"", "\"abd\""),
+        (string(json!({"format": "date"})), "\"2024-02-29\"", "\"2024-13-01\""),
+        (string(json!({"format": "uuid"})), "\"123e4567-e89b-12d3-a456-426614174000\"", "\"123\""),
+        (string(json!({"format": "time"})), "\"10:11:12Z\"", "\"25:00:00Z\""),
+        (string(json!({"format": "email"})), "\"a@b.c\"", "\"ab\""),
+        (string(json!({"format": "color", "nullable": true})), "null", "1"),
+    ] {
+        assert!(accepts(&constraint, good), "{constraint:?} should take {good}");
+        assert!(!accepts(&constraint, bad), "{constraint:?} should not take {bad}");
+    }
+}
+
+#[test]
+fn references_recursion_and_inheritance_work() {
+    let tree = schema(json!({
+        "$ref": "#/$defs/node",
+        "$defs": {"node": {"type": "object", "properties": {
+            "v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["v", "next"]}},
+    }));
+    assert!(accepts(&tree, r#"{"v": 1, "next": {"v": 2, "next": null}}"#));
+    let merged = schema(json!({
+        "allOf": [{"$ref": "#/definitions/base"}, {"properties": {"b": {"type": "integer"}}, "required": ["b"]}],
+        "definitions": {"base": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}},
+    }));
+    assert!(accepts(&merged, r#"{"a": 1, "b": 2}"#));
+    assert!(!accepts(&merged, r#"{"a": 1}"#));
+}
+
+#[test]
+fn what_can_not_be_honoured_is_refused_with_its_reason() {
+    assert!(refused(&schema(json!({"type": "strin"}))).contains("unknown value \"strin\""));
+    assert!(refused(&schema(json!({"properties": {"a": {"$ref": "#/$defs/no"}}}))).contains("properties.a.$ref"));
+    assert!(refused(&schema(json!({"$ref": "https://example.com/schema"}))).contains("points to nothing"));
+    assert!(refused(&schema(json!([1]))).contains("must be an object"));
+    assert!(refused(&schema(json!(false))).contains("nothing fits"));
+    assert!(refused(&schema(json!({"not": {"type": "string"}}))).contains("not"));
+    assert!(refused(&schema(json!({"type": "array", "uniqueItems": true}))).contains("uniqueItems"));
+    assert!(refused(&schema(json!({"type": "string", "enum": [1]}))).contains("nsatisfiable"));
+    let deep = (0..100).fold(json!({"type": "null"}), |inner, _| json!({"type": "array", "items": inner}));
+    assert!(refused(&schema(deep)).contains("nested deeper"));
+    refused(&Constraint::Regex("(".into()));
+    refused(&Constraint::Lark("start: nothing".into()));
+    refused(&Constraint::Regex("x".repeat(TEXT_BYTES_MAX + 1)));
+}
+
+#[test]
+fn other_languages_are_taken() {
+    assert!(accepts(&Constraint::Regex("[0-9]{3}-x".into()), "123-x"));
+    assert!(!accepts(&Constraint::Regex("[0-9]{3}-x".into()), "12-x"));
+    assert!(accepts(&Constraint::Choice(vec!["yes \"no\"".into(), "b\nc".into()]), "b\nc"));
+    assert!(!accepts(&Constraint::Choice(vec!["yes".into(), "no".into()]), "ye"));
+    assert!(accepts(&Constraint::Lark("start: \"a\" b\nb: /[0-9]+/".into()), "a12"));
+    assert!(accepts(&Constraint::JsonObject, r#"{"a": [1, {"b": null}]}"#));
+    assert!(!accepts(&Constraint::JsonObject, "[1]"));
+}
+
+#[test]
+fn a_large_schema_compiles_within_a_second() {
+    let values: Vec<String> = (0..3000).map(|i| format!("value number {i}")).collect();
+    let properties: serde_json::Map<String, Value> = (0..200)
+        .map(|i| (format!("property_{i}"), json!({"type": "string", "enum": &values[..15 * (1 + i % 200)]})))
+        .collect();
+    let required: Vec<&String> = properties.keys().collect();
+    let value = json!({"type": "object", "properties": properties, "required": required});
+    let started = std::time::Instant::now();
+    let outcome = constraints().compile(&schema(value));
+    let time = started.elapsed();
+    assert!(time.as_secs_f64() < 2.0, "JSON-08: {time:?}");
+    println!("200 properties, 3,000 enum values: {time:?}, taken: {}", outcome.is_ok());
+}
+
+#[test]
+fn constraints_are_kept_and_bounded() {
+    let constraints = constraints();
+    for i in 0..100 {
+        constraints.compile(&Constraint::Regex(format!("a{i}"))).unwrap();
+    }
+    assert_eq!(constraints.lock().len(), KEPT_MAX);
+    constraints.compile(&Constraint::Regex("a99".into())).unwrap();
+    assert_eq!(constraints.lock().len(), KEPT_MAX);
+}
+
+mod gates {
+    use super::*;
+
+    fn bytes(text: &str) -> Vec<i32> {
+        text.bytes().map(i32::from).collect()
+    }
+
+    fn gate(openings: Vec<Opening>, thinking: bool) -> Gate {
+        let matcher = constraints().compile(&Constraint::Choice(vec!["[yes]".into(), "[no]".into()])).unwrap();
+        let thoughts = constraints().endless().unwrap();
+        Gate::new(matcher, thoughts, openings, vec!["</think>".into()], thinking, true)
+    }
+
+    fn allowed(gate: &mut Gate) -> Option<Vec<u8>> {
+        gate.prepare().unwrap();
+        let mask = gate.mask()?;
+        Some((0..=255u8).filter(|byte| crate::engine::backend::allows(mask, i32::from(*byte))).collect())
+    }
+
+    #[test]
+    fn forced_tokens_need_no_asking_and_the_end_is_known() {
+        let mut gate = gate(Vec::new(), false);
+        assert_eq!(allowed(&mut gate).unwrap(), b"[");
+        assert!(gate.take(i32::from(b'['), b"[").unwrap().forced.is_empty());
+        assert_eq!(allowed(&mut gate).unwrap(), b"ny");
+        let step = gate.take(i32::from(b'y'), b"y").unwrap();
+        assert_eq!((step.forced, step.is_complete), (bytes("es]"), true));
+    }
+
+    #[test]
+    fn the_constraint_begins_behind_a_thought() {
+        let mut gate = gate(Vec::new(), true);
+        for byte in "hm, no</think>".bytes() {
+            assert_eq!(allowed(&mut gate).unwrap().len(), 256);
+            assert!(!crate::engine::backend::allows(gate.mask().unwrap(), 257), "a turn can't end in a thought");
+            gate.take(i32::from(byte), &[byte]).unwrap();
+        }
+        assert_eq!(allowed(&mut gate).unwrap(), b"[");
+    }
+
+    #[test]
+    fn an_opening_may_come_instead() {
+        let mut gate = gate(vec![Opening::Thinking(bytes("<t>")), Opening::Call(bytes("(c"))], false);
+        assert_eq!(allowed(&mut gate).unwrap(), b"(<[");
+        gate.take(i32::from(b'('), b"(").unwrap();
+        assert_eq!(allowed(&mut gate).unwrap(), b"c");
+        gate.take(i32::from(b'c'), b"c").unwrap();
+        assert_eq!(allowed(&mut gate), None, "another grammar's");
+    }
+}

@@ -1,0 +1,293 @@
+//! What follows from a decode: tokens are chosen and told, runs end.
+
+use super::super::backend::allows;
+use super::super::logprobs;
+use super::super::request::RequestId;
+use super::*;
+use crate::chat::{Finish, TokenLogprob};
+use std::time::Instant;
+
+impl<M: Model> Worker<M> {
+    /// The decode is done: remember what is computed, and go on with what has its logits.
+    pub(super) fn advance(&mut self, shares: &[Share]) {
+        let drafts = std::mem::take(&mut self.drafts);
+        let mut row = 0;
+        for (share, draft) in shares.iter().zip(&drafts) {
+            let first = row;
+            row += share.n_rows as usize + draft.len();
+            let slot = &mut self.slots[share.slot];
+            let Some(run) = &slot.run else {
+                // It ended beside the decode: what was computed for it is nobody's.
+                self.resync(share.slot);
+                continue;
+            };
+            let from = slot.kept.len();
+            slot.kept.extend_from_slice(&run.tokens[from..from + share.n_rows as usize]);
+            if self.context.shares_cells() {
+                self.cells.take(share.n_rows as usize, &mut slot.cells);
+            }
+            self.echo(share.slot, from, first, share.n_rows as usize);
+            let slot = &mut self.slots[share.slot];
+            let Some(run) = &slot.run else { continue };
+            if slot.kept.len() == run.tokens.len() {
+                self.next_tokens(share.slot, first + share.n_rows as usize - 1, draft);
+            } else if run.n_generated() == 0 {
+                self.out.push(Item::Progress {
+                    id: run.id,
+                    n_prompt: run.n_prompt,
+                    n_computed: slot.kept.len() as u32,
+                    n_cached: run.n_cached,
+                });
+            }
+        }
+        self.drafts = drafts;
+    }
+
+    /// Tells the prompt's tokens, where they are wanted: rows `row..` of the decode were those from position `from` on.
+    fn echo(&mut self, index: usize, from: usize, row: usize, n_rows: usize) {
+        let Some(run) = &mut self.slots[index].run else { return };
+        let n_prompt = run.n_prompt as usize;
+        let Some(echo) = &mut run.echo else { return };
+        let plain =
+            |token: Token| TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob: 0.0, top: Vec::new() };
+        if !echo.with_logprobs {
+            echo.entries.extend(run.tokens[..n_prompt].iter().map(|token| plain(*token)));
+        } else {
+            if echo.entries.is_empty() {
+                echo.entries.push(plain(run.tokens[0]));
+            }
+            let k = usize::from(run.top_logprobs.unwrap_or(0));
+            for i in 0..n_rows {
+                // The row of one token speaks about the next. A run that was parked has told some already.
+                let about = from + i + 1;
+                if about >= n_prompt || about != echo.entries.len() {
+                    continue;
+                }
+                let Some(logits) = self.context.logits(row + i) else { continue };
+                let token = run.tokens[about];
+                let (logprob, top) = logprobs::of_row(logits, &[], token, k);
+                let top = top.into_iter().map(|(id, value)| (self.model.piece(id).to_vec(), value)).collect();
+                echo.entries.push(TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob, top });
+            }
+        }
+        if echo.entries.len() >= n_prompt {
+            let entries = std::mem::take(&mut echo.entries);
+            run.echo = None;
+            self.out.push(Item::Prompt { id: run.id, entries });
+            if run.n_generate_max == 0 {
+                self.end_run(index, |run, now| run.done(Finish::Length, now));
+            }
+        }
+    }
+
+    /// Chooses from `row`, and from the rows behind it as long as the draft there was right.
+    fn next_tokens(&mut self, index: usize, row: usize, draft: &[Token]) {
+        let mut n_right = 0;
+        while let Some(token) = self.next_token(index, row + n_right) {
+            if draft.get(n_right) != Some(&token) {
+                break;
+            }
+            // Its row was computed with the draft.
+            n_right += 1;
+            self.slots[index].kept.push(token);
+            if self.context.shares_cells() {
+                self.cells.take(1, &mut self.slots[index].cells);
+            }
+        }
+        if draft.is_empty() {
+            return;
+        }
+        if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
+            drafter.learn(draft.len(), n_right);
+        }
+        if n_right < draft.len() {
+            self.resync(index);
+        }
+    }
+
+    /// Chooses a token from `row` and tells it; `None` when the run ended with it or forced tokens follow.
+    fn next_token(&mut self, index: usize, row: usize) -> Option<Token> {
+        let run = self.slots[index].run.as_mut()?;
+        let mask = run.gate.as_ref().and_then(|gate| gate.mask());
+        // The mask changes the row, and log-probabilities are of what the model said.
+        let raw = match (mask, run.top_logprobs) {
+            (Some(_), Some(_)) => self.context.logits(row).map(<[f32]>::to_vec),
+            _ => None,
+        };
+        let chosen = self.context.sample(row, &mut run.sampler, mask);
+        let chosen = match (chosen, mask) {
+            (Ok(token), Some(mask)) if !allows(mask, token) => Err("the sampler left the constraint".to_owned()),
+            (chosen, _) => chosen,
+        };
+        let token = match chosen {
+            Ok(token) => token,
+            Err(reason) => {
+                let failure = Failure::Internal(format!("no token could be chosen: {reason}"));
+                self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
+                return None;
+            }
+        };
+        if run.clock.first_token.is_none() {
+            run.clock.first_token = Some(Instant::now());
+            self.is_urgent = true;
+        }
+        if self.model.is_end(token) {
+            run.tokens.push(token);
+            self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
+            return None;
+        }
+        let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
+        let entry = run.top_logprobs.filter(|_| is_shown).and_then(|k| {
+            let logits = match &raw {
+                Some(raw) => raw.as_slice(),
+                None => self.context.logits(row)?,
+            };
+            let (logprob, top) = logprobs::of_row(logits, &run.logit_bias, token, usize::from(k));
+            let top = top.into_iter().map(|(id, value)| (self.model.piece(id).to_vec(), value)).collect();
+            Some(TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob, top })
+        });
+        if !self.tell(index, token, entry) {
+            return None;
+        }
+        self.pass_gate(index, token).then_some(token)
+    }
+
+    /// Adds a token to the answer; false when the run ended with it.
+    fn tell(&mut self, index: usize, token: Token, entry: Option<TokenLogprob>) -> bool {
+        let Some(run) = &mut self.slots[index].run else { return false };
+        run.tokens.push(token);
+        let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
+        let piece = if is_shown { self.model.piece(token) } else { &[] };
+        if let Some(drafter) = &mut run.drafter {
+            drafter.follow(&run.tokens[run.n_prompt as usize..]);
+        }
+        let mut released = run.text.push(piece, entry);
+        let stop = released.stop.take();
+        let is_full = run.tokens.len() >= self.context.n_ctx_seq() as usize;
+        let is_long = run.n_generated() >= run.n_generate_max;
+        self.out.push(Item::Token { id: run.id, released });
+        if let Some(stop) = stop {
+            self.end_run(index, |run, now| run.done(Finish::StopString(stop), now));
+        } else if is_long || is_full {
+            let is_complete = self.completes(index, token);
+            let finish = if is_complete { Finish::EndOfTurn } else { Finish::Length };
+            self.end_run(index, |run, now| run.done(finish, now));
+        } else {
+            return true;
+        }
+        false
+    }
+
+    /// Whether the constrained answer is complete with this token, which is the last that was allowed.
+    fn completes(&mut self, index: usize, token: Token) -> bool {
+        let piece = self.model.piece(token);
+        let run = self.slots[index].run.as_mut();
+        let gate = run.and_then(|run| run.gate.as_mut());
+        gate.is_some_and(|gate| gate.take(token, piece).is_ok_and(|step| step.is_complete))
+    }
+
+    /// Tells the run's constraint of the token, and takes what it forces; false when the run ended or waits for forced
+    /// tokens to be computed.
+    fn pass_gate(&mut self, index: usize, token: Token) -> bool {
+        let piece = self.model.piece(token);
+        let Some(run) = &mut self.slots[index].run else { return false };
+        let Some(gate) = &mut run.gate else { return true };
+        let step = match gate.take(token, piece) {
+            Ok(step) => step,
+            Err(reason) => {
+                self.fail_constraint(index, &reason);
+                return false;
+            }
+        };
+        for token in &step.forced {
+            let Some(run) = &mut self.slots[index].run else { return false };
+            if let Err(reason) = self.context.accept(&mut run.sampler, *token) {
+                let failure = Failure::Internal(format!("a forced token was refused: {reason}"));
+                self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
+                return false;
+            }
+            // A limit inside forced tokens cuts the answer there: what the gate says of it no longer counts.
+            if !self.tell_forced(index, *token, step.is_complete && Some(token) == step.forced.last()) {
+                return false;
+            }
+        }
+        if step.is_complete {
+            self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
+            return false;
+        }
+        step.forced.is_empty()
+    }
+
+    /// As `tell`; the gate has taken the token already.
+    fn tell_forced(&mut self, index: usize, token: Token, is_complete: bool) -> bool {
+        let Some(run) = &mut self.slots[index].run else { return false };
+        let gate = run.gate.take();
+        let goes_on = self.tell(index, token, None);
+        if let Some(run) = &mut self.slots[index].run {
+            run.gate = gate;
+        }
+        if !goes_on && is_complete {
+            // It was the last token of the answer as well as the last that was allowed.
+            if let Some(Item::Done { finish, .. }) = self.out.last_mut()
+                && *finish == Finish::Length
+            {
+                *finish = Finish::EndOfTurn;
+            }
+        }
+        goes_on
+    }
+
+    pub(super) fn fail_constraint(&mut self, index: usize, reason: &str) {
+        let failure = Failure::invalid("response_format", "invalid_json_schema", format!("the constraint: {reason}"));
+        self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
+    }
+
+    /// Frees the slot; what it holds stays for a request that continues it.
+    pub(super) fn end_run(&mut self, index: usize, item: impl FnOnce(&mut Run<M::Sampler>, Instant) -> Item) {
+        let Some(mut run) = self.slots[index].run.take() else { return };
+        self.lock_stats().tokens_generated += u64::from(run.n_generated());
+        self.is_urgent = true;
+        self.out.push(item(&mut run, Instant::now()));
+        if !run.cache_prompt {
+            self.cut(index, 0);
+        }
+    }
+
+    /// After an aborted decode, or a draft that was wrong, the sequence holds more than `kept`: go back to it.
+    pub(super) fn resync(&mut self, index: usize) {
+        let held = self.slots[index].kept.len();
+        if held == 0 || !self.context.forget(index as u32, held as u32) {
+            self.context.forget(index as u32, 0);
+            self.slots[index].kept.clear();
+            self.cells.release(&mut self.slots[index].cells, 0);
+        }
+    }
+
+    pub(super) fn fail_shares(&mut self, shares: &[Share], failure: &Failure) {
+        for share in shares {
+            self.end_run(share.slot, |run, _| Item::Failed { id: run.id, failure: failure.clone() });
+            self.cut(share.slot, 0);
+        }
+    }
+
+    pub(super) fn fail_everything(&mut self, failure: &Failure) {
+        for index in 0..self.slots.len() {
+            self.end_run(index, |run, _| Item::Failed { id: run.id, failure: failure.clone() });
+        }
+        let waiting = self.waiting.drain(..).map(|run| run.id);
+        let incoming: Vec<RequestId> = self.incoming.try_iter().map(|run| run.id).collect();
+        let ids: Vec<RequestId> = waiting.chain(incoming).collect();
+        self.out.extend(ids.into_iter().map(|id| Item::Failed { id, failure: failure.clone() }));
+    }
+
+    /// A new, empty context; runs that were not in the failed batch are computed again.
+    pub(super) fn renew_context(&mut self) -> Result<(), Broken> {
+        self.context = (self.reopen)().map_err(Broken)?;
+        self.adapters.clear();
+        for slot in &mut self.slots {
+            slot.kept.clear();
+            self.cells.release(&mut slot.cells, 0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! What the worker does with real decodes beyond the next token: constraints, shared prompts, echoes, drafts.
+
+use crate::tiny_model::{GENERATORS, answer, chat, greedy, start, tokens};
+use hearth::chat::{Constraint, Finish, Prompt};
+use hearth::engine::{Engine, Event, Failure, GenerateRequest, fresh_family};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+fn constrained(constraint: Constraint, max_tokens: u32, seed: u32) -> GenerateRequest {
+    let Prompt::Chat(mut prompt) = chat("Hello") else { unreachable!("a chat is a chat") };
+    prompt.enable_thinking = Some(false);
+    let mut request = GenerateRequest::new(Prompt::Chat(prompt));
+    request.sampling.temperature = 1.0;
+    request.sampling.seed = seed;
+    request.output.max_tokens = Some(max_tokens);
+    request.output.constraint = Some(constraint);
+    request
+}
+
+#[tokio::test]
+async fn random_weights_of_every_kind_write_what_the_schema_says() {
+    let schema = json!({"type": "object", "properties": {
+        "name": {"type": "string", "maxLength": 12}, "n": {"type": "integer", "minimum": 0, "maximum": 99},
+        "kind": {"enum": ["north", "south"]}, "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}},
+        "required": ["name", "n", "kind", "tags"]});
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for model in GENERATORS {
+        let engine = start(model, |_| {}).await;
+        for seed in 0..4 {
+            let mut request = constrained(Constraint::JsonSchema(schema.to_string()), 300, seed);
+            request.output.top_logprobs = (seed == 3).then_some(2);
+            let said = answer(&engine, request).await.expect("an answer");
+            assert_eq!(said.finish, Some(Finish::EndOfTurn), "{model}: {}", said.text);
+            let value: Value =
+                serde_json::from_str(&said.text).unwrap_or_else(|error| panic!("{error}: {}", said.text));
+            assert!(validator.is_valid(&value), "{model}: {}", said.text);
+            if seed == 3 {
+                let spelled: Vec<u8> = said.logprobs.iter().flat_map(|entry| entry.bytes.clone()).collect();
+                assert_eq!(spelled, said.text.as_bytes(), "{model}");
+                assert!(said.logprobs.iter().all(|entry| entry.logprob > -9999.0), "of the model, not of the mask");
+            }
+        }
+    }
+}
+
+/// Issue: "1,000 random schemas: every finished answer parses and validates."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_random_schemas_hold() {
+    let engine = Arc::new(start("tiny/tiny-llama", |config| config.n_slots = 8).await);
+    let outcomes = futures_util::future::join_all((0..8u64).map(|lane| {
+        let engine = Arc::clone(&engine);
+        async move {
+            let (mut n_finished, mut n_cut, mut n_refused) = (0, 0, 0);
+            for i in 0..125 {
+                let seed = lane * 1000 + i;
+                let schema = random_schema(&mut StdRng::seed_from_u64(seed), 0);
+                let request = constrained(Constraint::JsonSchema(schema.to_string()), 400, seed as u32);
+                match answer(&engine, request).await {
+                    Ok(said) if said.finish == Some(Finish::EndOfTurn) => {
+                        let value = serde_json::from_str(&said.text);
+                        let value: Value = value.unwrap_or_else(|error| panic!("seed {seed}: {error}: {}", said.text));
+                        let valid = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
+                        let fault = valid.validate(&value).err().map(|error| error.to_string());
+                        assert_eq!(fault, None, "seed {seed}: {} against {schema}", said.text);
+                        n_finished += 1;
+                    }
+                    Ok(said) => {
+                        assert_eq!(said.finish, Some(Finish::Length), "seed {seed}");
+                        n_cut += 1;
+                    }
+                    Err(Failure::Invalid { code, .. }) if code == "invalid_json_schema" => n_refused += 1,
+                    Err(failure) => panic!("seed {seed}: {failure}: {schema}"),
+                }
+            }
+            (n_finished, n_cut, n_refused)
+        }
+    }))
+    .await;
+    let sum = outcomes.into_iter().fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2));
+    println!(
+        "1,000 random schemas: {} answers finished and valid, {} cut by the limit, {} refused",
+        sum.0, sum.1, sum.2
+    );
+    assert!(sum.0 >= 900 && sum.2 <= 20, "{sum:?}");
+}
+
+fn random_schema(rng: &mut StdRng, depth: u32) -> Value {
+    let kind = rng.random_range(0..if depth < 3 { 11 } else { 7 });
+    match kind {
+        0 => json!({"type": "boolean"}),
+        1 => {
+            let low = rng.random_range(-50..50);
+            json!({"type": "integer", "minimum": low, "maximum": low + rng.random_range(0..100)})
+        }
+        2 => json!({"type": "number", "minimum": 0, "maximum": rng.random_range(1..10)}),
+        3 => {
+            let least = rng.random_range(0..5);
+            json!({"type": "string", "minLength": least, "maxLength": least + rng.random_range(0..10)})
+        }
+        4 => {
+            let values = [json!("rot"), json!(7), Value::Null, json!({"a": [true]}), json!("grün")];
+            json!({"enum": values[..rng.random_range(1..5)]})
+        }
+        5 => {
+            let pattern = ["^[a-z]{2,5}$", "^(ab|cd){1,3}x?$", "^[0-9]{3}-[A-F]{2}$"][rng.random_range(0..3)];
+            json!({"type": "string", "pattern": pattern})
+        }
+        6 => {
+            let format = ["date", "uuid", "time", "ipv4"][rng.random_range(0..4)];
+            json!({"type": "string", "format": format})
+        }
+        7 => {
+            let least = rng.random_range(0..2);
+            json!({"type": "array", "items": random_schema(rng, depth + 1), "minItems": least,
+                "maxItems": least + rng.random_range(0..3)})
+        }
+        8 => json!({"anyOf": [random_schema(rng, depth + 1), random_schema(rng, depth + 1), {"type": "null"}]}),
+        _ => {
+            let mut properties = Map::new();
+            let mut required = Vec::new();
+            for i in 0..rng.random_range(1..5) {
+                let name = format!("{}{i}", ["id", "the name", "größe", "x-y"][rng.random_range(0..4)]);
+                properties.insert(name.clone(), random_schema(rng, depth + 1));
+                if rng.random_bool(0.6) {
+                    required.push(name);
+                }
+            }
+            json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+        }
+    }
+}
+
+#[tokio::test]
+async fn choices_of_one_prompt_share_its_computation() {
+    for (model, unified) in [("hearth-demo", true), ("tiny/tiny-llama", false), ("tiny/tiny-gemma2", true)] {
+        let engine = start(model, |config| {
+            config.n_slots = 4;
+            config.n_ctx = Some(2048);
+            config.kv_layout = if unified { Default::default() } else { hearth::engine::config::KvLayout::Split };
+        })
+        .await;
+        let prompt = tokens(&engine, &"Once upon a time there was a house. ".repeat(12)).await;
+        let before = engine.stats().await.unwrap().prompt_tokens_computed;
+        let (family, n) = (fresh_family(), 8);
+        let requests = (0..n).map(|seed| {
+            let mut request = GenerateRequest::new(Prompt::Tokens(prompt.clone()));
+            request.sampling.seed = seed;
+            request.sampling.ignore_eos = true;
+            request.output.max_tokens = Some(6);
+            request.family = family;
+            answer(&engine, request)
+        });
+        let said = futures_util::future::join_all(requests).await;
+        let computed = engine.stats().await.unwrap().prompt_tokens_computed - before;
+        assert!(said.iter().all(|one| one.as_ref().unwrap().usage.completion_tokens == 6), "{model}");
+        // Each choice computes the prompt's last token, whose logits it needs.
+        assert!(computed <= prompt.len() as u64 + 2 * u64::from(n), "{model}: {computed} for {}", prompt.len());
+
+        let mut alone = GenerateRequest::new(Prompt::Tokens(prompt.clone()));
+        (alone.sampling.seed, alone.sampling.ignore_eos, alone.cache_prompt) = (3, true, false);
+        alone.output.max_tokens = Some(6);
+        let alone = answer(&engine, alone).await.unwrap();
+        let shared = &said[3].as_ref().unwrap().text;
+        // Random weights differ by rounding between batches, and a sampled token may tip over.
+        let same = alone.text.chars().zip(shared.chars()).take_while(|(a, b)| a == b).count();
+        assert!(same >= 3, "{model}: sharing changes nothing: {:?} and {shared:?}", alone.text);
+    }
+}
+
+#[tokio::test]
+async fn an_echo_tells_the_prompts_tokens_and_what_they_were_worth() {
+    let engine = start("hearth-demo", |_| {}).await;
+    let text = "Once upon a time there was a little house. ".repeat(20);
+    let prompt = tokens(&engine, &text).await;
+    for max_tokens in [0, 3] {
+        let mut request = greedy(Prompt::Tokens(prompt.clone()), max_tokens);
+        request.output.echo = true;
+        request.output.top_logprobs = Some(2);
+        let mut generation = engine.generate(request.clone()).unwrap();
+        let (mut entries, mut n_generated) = (Vec::new(), 0);
+        while let Some(event) = generation.next().await {
+            match event {
+                Event::Delta(delta) => {
+                    entries.extend(delta.prompt);
+                    n_generated += delta.n_tokens;
+                }
+                Event::Failed(failure) => panic!("{failure}"),
+                _ => {}
+            }
+        }
+        assert_eq!((entries.len(), n_generated), (prompt.len(), max_tokens));
+        assert!(entries[1..].iter().all(|entry| entry.logprob < 0.0 && entry.top.len() == 2));
+        assert!(entries[1..].iter().all(|entry| entry.top[0].1 >= entry.logprob - 1e-4));
+        // Greedy continuation of the prompt's first half says the same about its first token as the echo does.
+        if max_tokens == 3 {
+            let half = prompt.len() / 2;
+            let mut request = greedy(Prompt::Tokens(prompt[..half].to_vec()), 1);
+            request.output.top_logprobs = Some(2);
+            let said = answer(&engine, request).await.unwrap();
+            let (again, echoed) = (&said.logprobs[0].top[0], &entries[half].top[0]);
+            assert!(again.0 == echoed.0 && (again.1 - echoed.1).abs() < 0.1, "{again:?} {echoed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_right_prediction_saves_decodes_and_changes_nothing() {
+    let engine = start("hearth-demo", |_| {}).await;
+    let plain = greedy(Prompt::Text("Once upon a time".into()), 64);
+    let decodes = |engine: Engine| async move { engine.stats().await.unwrap().n_decode_calls };
+    let n0 = decodes(engine.clone()).await;
+    let first = answer(&engine, plain.clone()).await.unwrap();
+    let n1 = decodes(engine.clone()).await;
+    let mut predicted = plain.clone();
+    predicted.output.prediction = Some(first.text.clone());
+    let second = answer(&engine, predicted).await.unwrap();
+    let n2 = decodes(engine.clone()).await;
+    assert_eq!(second.text, first.text);
+    let usage = second.usage;
+    assert!(usage.accepted_prediction_tokens > 30, "{usage:?}");
+    assert!((n2 - n1) * 2 < n1 - n0, "{} decodes with, {} without", n2 - n1, n1 - n0);
+
+    let mut wrong = plain;
+    wrong.output.prediction = Some("A completely different text. ".repeat(20));
+    let third = answer(&engine, wrong).await.unwrap();
+    assert_eq!(third.text, first.text);
+    assert!(third.usage.rejected_prediction_tokens <= 16, "{:?}", third.usage);
+}

@@ -22,6 +22,7 @@ mod fold;
 mod handle;
 mod logprobs;
 mod mailbox;
+pub mod media;
 mod output;
 mod prepare;
 mod reading;

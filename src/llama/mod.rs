@@ -13,14 +13,16 @@ mod context;
 mod error;
 mod log;
 mod model;
+mod mtmd;
 mod sampler;
 mod sys;
 
 pub use chat::{AnswerParser, Templates};
-pub use context::{Batch, Context, ContextParams, Decoded, KvElement};
+pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
+pub use mtmd::{Chunk, Piece, Projector, ProjectorFacts};
 pub use sampler::{Sampler, SamplerParams};
 
 /// llama.cpp's version, as it calls itself.

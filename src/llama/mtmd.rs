@@ -52,8 +52,9 @@ pub struct Chunk {
     pub n_pos: usize,
     /// The text model must see the whole chunk at once, each row every other.
     pub is_non_causal: bool,
-    /// With M-RoPE: (time, row, column, fourth) of each row, relative to the chunk's first position.
-    pub grid: Vec<[i32; 4]>,
+    /// Of an image with M-RoPE: (time, row, column) of each token, relative to the chunk's first position. Empty where the
+    /// positions just count on.
+    pub grid: Vec<[i32; 3]>,
 }
 
 // SAFETY: plain data after its making, owned by this value alone.
@@ -222,21 +223,20 @@ impl Drop for Chunks {
     }
 }
 
-/// Positions of a chunk's rows relative to its first; sound counts on in all dimensions but the fourth.
-/// Source: decode_embd_batch::set_position_mrope_2d and _1d, mtmd-helper.
-fn grid_of(raw: *const sys::mtmd_input_chunk, n_tokens: usize) -> Vec<[i32; 4]> {
+/// Places of an image's tokens relative to its first; empty for sound.
+/// Source: decode_embd_batch::set_position_mrope_2d, mtmd-helper-common.h.
+fn grid_of(raw: *const sys::mtmd_input_chunk, n_tokens: usize) -> Vec<[i32; 3]> {
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     // SAFETY: `raw` lives; NULL for chunks of sound.
     let image = unsafe { sys::mtmd_input_chunk_get_tokens_image(raw) };
+    if image.is_null() {
+        return Vec::new();
+    }
     (0..n_tokens)
         .map(|index| {
-            if image.is_null() {
-                let at = i32::try_from(index).unwrap_or(i32::MAX);
-                return [at, at, at, 0];
-            }
             // SAFETY: the image's tokens live with the chunk; `index` is below their number.
             let pos = unsafe { sys::mtmd_image_tokens_get_decoder_pos(image, 0, index) };
-            [number(pos.t), number(pos.y), number(pos.x), number(pos.z)]
+            [number(pos.t), number(pos.y), number(pos.x)]
         })
         .collect()
 }

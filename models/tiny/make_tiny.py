@@ -18,6 +18,8 @@ from gguf import TokenType
 HERE = os.path.dirname(os.path.abspath(__file__))
 N_MERGES = 120
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
+# Fill in the middle; llama.cpp knows these tokens by their text.
+FIM = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"]
 SHOWN = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -25,30 +27,31 @@ TEMPLATE = (
 )
 
 
-def vocabulary():
-    """Tokens, their types and the merges."""
+def vocabulary(more=()):
+    """Tokens, their types and the merges; `more` are further specials."""
+    special = [*SPECIAL, *more]
     demo = gguf.GGUFReader(os.path.join(HERE, "..", "hearth-demo.gguf"))
     merges = demo.fields["tokenizer.ggml.merges"].contents()[:N_MERGES]
     # The printable alphabet of byte-level BPE: 188 bytes stand for themselves, the other 68 are moved past U+0100.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = [chr(b) for b in plain] + [chr(0x100 + i) for i in range(256 - len(plain))]
-    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + SPECIAL
+    tokens = alphabet + [m.replace(" ", "", 1) for m in merges] + special
     assert len(set(tokens)) == len(tokens)
-    kinds = [TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
-    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in SPECIAL]
+    kinds = [TokenType.NORMAL] * (len(tokens) - len(special))
+    kinds += [TokenType.USER_DEFINED if t in SHOWN else TokenType.CONTROL for t in special]
     return tokens, kinds, merges
 
 
 class Model:
     """One GGUF in the making."""
 
-    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32):
+    def __init__(self, out, name, arch, seed, layers, width, context, kind=Q.F32, more=()):
         self.path = os.path.join(out, name + ".gguf")
         self.arch, self.layers, self.width, self.kind = arch, layers, width, kind
         # The raw stream of PCG64 is the part of numpy's generators that is promised never to change.
         self.bits = np.random.PCG64(seed)
         w = self.w = gguf.GGUFWriter(self.path, arch)
-        tokens, kinds, merges = vocabulary()
+        tokens, kinds, merges = vocabulary(more)
         self.n_vocab = len(tokens)
         w.add_name(name)
         w.add_author("The hearth project")
@@ -172,7 +175,7 @@ def llama(out):
 
 def qwen2moe(out):
     """Mixture of 4 experts, 2 used, with a shared one; F16 matrices."""
-    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16)
+    m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16, more=FIM)
     m.attention(4, 2, 16)
     experts, size = 4, 64
     m.w.add_feed_forward_length(128)
@@ -291,10 +294,103 @@ def bert(out):
     m.close()
 
 
+class Projector:
+    """One mmproj GGUF in the making."""
+
+    def __init__(self, out, name, seed):
+        self.path = os.path.join(out, name + ".gguf")
+        self.bits = np.random.PCG64(seed)
+        w = self.w = gguf.GGUFWriter(self.path, "clip")
+        w.add_type("mmproj")
+        w.add_name(name)
+        w.add_author("The hearth project")
+        w.add_license("apache-2.0")
+        w.add_description("Random weights for tests of hearth; sees and hears nothing sensible.")
+        w.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+    uniform = Model.uniform
+
+    def put(self, name, values, kind=np.float32):
+        self.w.add_tensor(name, np.ascontiguousarray(values, kind))
+
+    def matrix(self, name, rows, columns, gain=1.7):
+        self.put(name, self.uniform((rows, columns), gain / np.sqrt(columns)))
+
+    def sizes(self, part, width, size, layers, heads, out):
+        for key, value in (("embedding_length", width), ("feed_forward_length", size), ("block_count", layers),
+                           ("attention.head_count", heads), ("projection_dim", out)):
+            self.w.add_uint32(f"clip.{part}.{key}", value)
+        self.w.add_float32(f"clip.{part}.attention.layer_norm_epsilon", 1e-5)
+
+    def layer(self, b, width, size):
+        """One block; keys have no bias, as in Whisper."""
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            self.matrix(f"{b}{name}.weight", width, width)
+            if name != "attn_k":
+                self.put(f"{b}{name}.bias", self.uniform((width,), 0.1))
+        for name in ("ln1", "ln2"):
+            self.put(f"{b}{name}.weight", np.ones(width))
+            self.put(f"{b}{name}.bias", np.zeros(width))
+        self.matrix(b + "ffn_up.weight", size, width)
+        self.put(b + "ffn_up.bias", self.uniform((size,), 0.1))
+        self.matrix(b + "ffn_down.weight", width, size)
+        self.put(b + "ffn_down.bias", self.uniform((width,), 0.1))
+
+    def eyes(self, image, patch, width, heads):
+        """Patches of an image, without the projector behind them."""
+        w = self.w
+        w.add_bool("clip.has_vision_encoder", True)
+        w.add_bool("clip.use_gelu", True)
+        w.add_uint32("clip.vision.image_size", image)
+        w.add_uint32("clip.vision.patch_size", patch)
+        w.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+        w.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+        self.put("v.patch_embd.weight", self.uniform((width, 3, patch, patch), 0.3))
+        self.put("v.patch_embd.bias", self.uniform((width,), 0.1))
+        self.put("v.post_ln.weight", np.ones(width))
+        self.put("v.post_ln.bias", np.zeros(width))
+
+    close = Model.close
+
+
+def mmproj(out):
+    """Eyes as Gemma 3 has them (one square, all its tokens at once) and ears as Ultravox has them, for tiny-llama."""
+    m = Projector(out, "tiny-mmproj", 7)
+    w, text = m.w, 128
+    width, size = 16, 32
+    w.add_string("clip.vision.projector_type", "gemma3")
+    m.sizes("vision", width, size, layers=1, heads=2, out=text)
+    m.eyes(image=32, patch=4, width=width, heads=2)
+    w.add_uint32("clip.vision.projector.scale_factor", 2)  # 64 patches become 16 tokens
+    m.put("v.position_embd.weight", m.uniform((64, width), 0.3))
+    m.layer("v.blk.0.", width, size)
+    m.put("mm.soft_emb_norm.weight", np.ones(width))
+    m.put("mm.input_projection.weight", m.uniform((width, text), 3.0))
+    width, size, stack, hidden = 8, 16, 30, 16
+    w.add_bool("clip.has_audio_encoder", True)
+    w.add_string("clip.audio.projector_type", "ultravox")
+    m.sizes("audio", width, size, layers=1, heads=1, out=text)
+    w.add_uint32("clip.audio.num_mel_bins", 16)
+    w.add_uint32("clip.audio.projector.stack_factor", stack)  # half a minute, 1500 places, becomes 50 tokens
+    m.put("a.conv1d.1.weight", m.uniform((width, 16, 3), 0.4), np.float16)
+    m.put("a.conv1d.1.bias", m.uniform((width, 1), 0.1))
+    m.put("a.conv1d.2.weight", m.uniform((width, width, 3), 0.4), np.float16)
+    m.put("a.conv1d.2.bias", m.uniform((width, 1), 0.1))
+    m.put("a.position_embd.weight", m.uniform((1500, width), 0.1))
+    m.put("a.post_ln.weight", np.ones(width))
+    m.put("a.post_ln.bias", np.zeros(width))
+    m.layer("a.blk.0.", width, size)
+    m.put("mm.a.norm_pre.weight", np.ones(width * stack))
+    m.matrix("mm.a.mlp.1.weight", 2 * hidden, width * stack)
+    m.put("mm.a.norm_mid.weight", np.ones(hidden))
+    m.matrix("mm.a.mlp.2.weight", text, hidden, gain=12)
+    m.close()
+
+
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert):
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, mmproj):
         make(out)
 
 

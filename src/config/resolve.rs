@@ -7,7 +7,7 @@ use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::EngineConfig;
 use crate::engine::config::{KvLayout, ModelSource, ScriptedConfig};
-use crate::gateway::{ApiKey, GatewayConfig};
+use crate::gateway::{ApiKey, GatewayConfig, MediaHost};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
@@ -46,6 +46,7 @@ impl Raw {
             any_model: on(&self.any_model),
             sampling: self.sampling()?,
             n_created: n_created(&engine.source),
+            media_hosts: self.media_hosts()?,
         };
         Ok(Config {
             http,
@@ -180,6 +181,9 @@ impl Raw {
             return Err(rule(&self.ctx_size, format!("fewer cells than the {n_slots} slots")));
         }
         let max_gap_ms = within(&self.max_gap_ms, 150, 1, GAP_MS_MAX)?;
+        if let Some(mmproj) = &self.mmproj.value {
+            check_file(mmproj)?;
+        }
         let template = self.chat_template_file.value.as_ref();
         Ok(EngineConfig {
             n_ctx,
@@ -204,10 +208,19 @@ impl Raw {
             chat_template: template
                 .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
                 .transpose()?,
+            mmproj: self.mmproj.value.clone(),
             max_gap: Duration::from_millis(max_gap_ms.into()),
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
             source: default.source,
         })
+    }
+
+    fn media_hosts(&self) -> Result<Vec<MediaHost>, ConfigError> {
+        let texts = self.media_host.value.iter().flatten();
+        let host = |text: &String| {
+            MediaHost::new(text).ok_or_else(|| rule(&self.media_host, format!("\"{text}\" is no host name or address")))
+        };
+        texts.map(host).collect()
     }
 
     fn sampling(&self) -> Result<Sampling, ConfigError> {

@@ -72,6 +72,11 @@ settings! {
         alias('a'): Vec<String> = None, "NAME";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
+        /// A multimodal projector (mmproj GGUF) of the model: images and sound in messages then reach it
+        mmproj: PathBuf = None, "FILE";
+        /// Hosts that images are fetched from when a message names them by address (`example.com`, `*.example.com`, an IP
+        /// address, each with `:port` where it isn't 80 or 443). A private address must be listed itself [default: none]
+        media_host: Vec<String> = None, "HOST";
     }
     "Engine": {
         /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with

@@ -134,6 +134,8 @@ pub struct EngineConfig {
     pub mlock: bool,
     /// Text of a chat template that replaces the model's own.
     pub chat_template: Option<String>,
+    /// A projector (mmproj) for images and sound.
+    pub mmproj: Option<PathBuf>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
     /// Requests that may wait for a slot, over all workers; one more is refused.
@@ -164,6 +166,7 @@ impl EngineConfig {
             mmap: true,
             mlock: false,
             chat_template: None,
+            mmproj: None,
             max_gap: Duration::from_millis(150),
             n_queue: 256,
         }

@@ -6,14 +6,16 @@ use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
 use super::error::Failure;
 use super::event::Event;
+use super::media::encoder::Job;
+use super::media::{self, Cache, Laid, Pending, Span};
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
-use crossbeam_channel::Receiver;
+use crate::chat::{ChatPrompt, Constraint, Infill, MediaKind, Message, Prompt};
+use crossbeam_channel::{Receiver, SendError, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,11 +40,28 @@ pub(super) struct Preparer<M: Model> {
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
     pub constraints: Arc<Constraints<M>>,
+    /// `None`: the model takes no media.
+    pub sight: Option<Sight<M>>,
 }
+
+/// What a model with a projector needs beside.
+pub(super) struct Sight<M: Model> {
+    pub takes: Vec<MediaKind>,
+    /// Most rows of a chunk that must be computed at once.
+    pub n_at_once_max: u32,
+    pub cache: Arc<Cache>,
+    pub jobs: Sender<Job<M>>,
+    /// To the preparer that decodes; that one itself has none.
+    pub works: Option<Sender<Work>>,
+}
+
+/// A run, and the chunks that must be encoded before a worker may have it.
+type Prepared<M> = (Run<<M as Model>::Sampler>, Vec<Pending<<M as Model>::Chunk>>);
 
 /// A prompt as tokens, and how to read the answer to it.
 struct Ready {
     tokens: Vec<Token>,
+    media: Vec<Span>,
     reading: Reading,
     stops: Vec<String>,
     preserved: Vec<Token>,
@@ -70,6 +89,7 @@ impl<M: Model> Preparer<M> {
     /// Until the service drops its end of `works`.
     pub(super) fn run(&self, works: &Receiver<Work>) {
         while let Ok(work) = works.recv() {
+            let Some(work) = self.divert(work) else { continue };
             let (id, live) = (work.id, Arc::clone(&work.live));
             let answer = if live.cancelled.load(Ordering::Relaxed) {
                 Err(Failure::Cancelled)
@@ -88,18 +108,40 @@ impl<M: Model> Preparer<M> {
         }
     }
 
+    /// Images take long to decode: they have a preparer of their own, so that nobody else waits for them.
+    fn divert(&self, work: Work) -> Option<Work> {
+        let prompt = match &work.command {
+            Command::Tokenize(request) => Some(&request.prompt),
+            Command::Generate(request) => Some(&request.prompt),
+            _ => None,
+        };
+        let has_media = matches!(prompt, Some(Prompt::Chat(chat)) if chat.messages.iter().any(|m| !m.media.is_empty()));
+        match self.sight.as_ref().and_then(|sight| sight.works.as_ref()) {
+            Some(works) if has_media => works.send(work).err().map(|SendError(work)| work),
+            _ => Some(work),
+        }
+    }
+
+    fn takes(&self) -> &[MediaKind] {
+        self.sight.as_ref().map_or(&[], |sight| &sight.takes)
+    }
+
     fn answer(&self, work: Work) -> Result<Option<Event>, Failure> {
         match work.command {
             Command::Tokenize(request) => self.tokenize(request).map(Some),
             Command::Detokenize(tokens) => self.detokenize(&tokens).map(Some),
             Command::RenderChat(prompt) => {
-                let text = self.render_folding(&prompt)?.text;
+                let marked = media::mark(&prompt, self.takes())?;
+                let text = match &marked {
+                    None => self.render_folding(&prompt)?.text,
+                    Some(marked) => media::show(&self.render_folding(&marked.chat)?.text),
+                };
                 refuse_long("messages", text.len(), ANSWER_BYTES_MAX)?;
                 Ok(Some(Event::Text(text)))
             }
             Command::Generate(request) => {
-                let run = self.prepare(work.id, work.live, *request)?;
-                self.dispatch(run)?;
+                let (run, pending) = self.prepare(work.id, work.live, *request)?;
+                self.dispatch(run, pending)?;
                 Ok(None)
             }
             Command::Embed(_) | Command::Rerank(_) => {
@@ -118,8 +160,8 @@ impl<M: Model> Preparer<M> {
             Prompt::Tokens(tokens) => refuse_long("prompt", tokens.len(), most)?,
             Prompt::Infill(_) => {} // bounded by the context
         }
-        let tokens = match &request.prompt {
-            Prompt::Chat(chat) => self.chat_tokens(chat)?.tokens,
+        let mut tokens = match &request.prompt {
+            Prompt::Chat(chat) => self.chat_tokens(chat)?.0.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
             Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
             Prompt::Infill(infill) => self.infill(infill)?,
@@ -129,6 +171,8 @@ impl<M: Model> Preparer<M> {
         } else {
             Vec::new()
         };
+        // Places of media have no token: LLAMA_TOKEN_NULL, as llama.cpp says it.
+        tokens.iter_mut().for_each(|token| *token = (*token).max(-1));
         Ok(Event::Tokens { tokens, pieces })
     }
 
@@ -143,12 +187,17 @@ impl<M: Model> Preparer<M> {
         Ok(Event::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn prepare(&self, id: RequestId, live: Arc<Live>, request: GenerateRequest) -> Result<Run<M::Sampler>, Failure> {
+    fn prepare(&self, id: RequestId, live: Arc<Live>, request: GenerateRequest) -> Result<Prepared<M>, Failure> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
+        let mut pending = Vec::new();
         let mut ready = match request.prompt {
-            Prompt::Chat(chat) => self.chat_tokens(&chat)?,
+            Prompt::Chat(chat) => {
+                let (ready, lacking) = self.chat_tokens(&chat)?;
+                pending = lacking;
+                ready
+            }
             Prompt::Text(text) => {
                 self.refuse_hopeless(text.len())?;
                 Ready::plain(self.model.tokenize(&text, true, true)?)
@@ -179,13 +228,19 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = self.model.sampler(&request.sampling, &tokens)?;
+        let sampler = if ready.media.is_empty() {
+            self.model.sampler(&request.sampling, &tokens)?
+        } else {
+            let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
+            self.model.sampler(&request.sampling, &seen)?
+        };
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
-        Ok(Run {
+        let run = Run {
             id,
             live,
             tokens,
+            media: ready.media.into(),
             n_prompt,
             n_cached: 0,
             n_generate_max,
@@ -206,7 +261,8 @@ impl<M: Model> Preparer<M> {
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
             ticket: None,
-        })
+        };
+        Ok((run, pending))
     }
 
     /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
@@ -236,21 +292,61 @@ impl<M: Model> Preparer<M> {
         Ok(Some(Box::new(Drafter::new(self.model.tokenize(text, false, false)?))))
     }
 
-    /// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
-    fn dispatch(&self, mut run: Run<M::Sampler>) -> Result<(), Failure> {
-        let lane = match run.family {
-            0 => self.lanes.iter().min_by_key(|lane| lane.n_runs()),
-            family => self.lanes.get(usize::try_from(family).unwrap_or(0) % self.lanes.len().max(1)),
-        };
-        let lane = lane.ok_or(Failure::ShuttingDown)?;
-        run.ticket = Some(lane.ticket());
+    fn dispatch(&self, run: Run<M::Sampler>, pending: Vec<Pending<M::Chunk>>) -> Result<(), Failure> {
         // Before the worker can say anything about it.
         self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
-        lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
+        let run = Box::new(run);
+        match &self.sight {
+            Some(sight) if !pending.is_empty() => {
+                sight.jobs.send(Job { run, pending }).map_err(|_| Failure::ShuttingDown)
+            }
+            _ => hand_over(&self.lanes, run),
+        }
     }
 
-    fn infill(&self, _infill: &Infill) -> Result<Vec<Token>, Failure> {
-        Err(Failure::invalid("suffix", "unsupported_operation", "this model can't fill in the middle"))
+    /// The text around the gap in the model's own form, other files before it as far as they fit.
+    /// Source: "Efficient Training of Language Models to Fill in the Middle" (PSM order), and llama-server's `/infill`.
+    fn infill(&self, infill: &Infill) -> Result<Vec<Token>, Failure> {
+        let Some(marks) = self.model.infill_tokens() else {
+            let message = "this model has no tokens for filling in the middle";
+            return Err(Failure::invalid("suffix", "unsupported_operation", message));
+        };
+        self.refuse_hopeless(infill.prefix.len() + infill.suffix.len() + infill.prompt.len())?;
+        let plain = |text: &str| self.model.tokenize(text, false, false);
+        let mut around = vec![marks.prefix];
+        around.extend(plain(&infill.prefix)?);
+        around.push(marks.suffix);
+        around.extend(plain(&infill.suffix)?);
+        around.push(marks.middle);
+        around.extend(plain(&infill.prompt)?);
+        let mut tokens = self.model.tokenize("", true, false)?; // BOS where the model wants one
+        if let Some((repo, file)) = marks.repo_and_file.filter(|_| !infill.extra.is_empty()) {
+            // Half of what is left is for the answer.
+            let room = (self.n_ctx as usize).saturating_sub(tokens.len() + around.len() + 16) / 2;
+            let mut files: Vec<Vec<Token>> = Vec::new();
+            let mut n_taken = 0;
+            for (name, text) in infill.extra.iter().rev() {
+                if text.len() / self.piece_bytes_max as usize > room {
+                    break;
+                }
+                let mut tokens = vec![file];
+                tokens.extend(plain(&format!("{name}\n{text}\n"))?);
+                n_taken += tokens.len();
+                if n_taken > room {
+                    break;
+                }
+                files.push(tokens);
+            }
+            if !files.is_empty() {
+                tokens.push(repo);
+                tokens.extend(plain("repo\n")?);
+                tokens.extend(files.into_iter().rev().flatten());
+                tokens.push(file);
+                tokens.extend(plain("file\n")?);
+            }
+        }
+        tokens.extend(around);
+        Ok(tokens)
     }
 
     /// What a model starts from when it is given nothing: its BOS, or the start of a line.
@@ -291,7 +387,8 @@ impl<M: Model> Preparer<M> {
         }
     }
 
-    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Ready, Failure> {
+    /// The chat's tokens, and the chunks among them that are not encoded yet.
+    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<(Ready, Vec<Pending<M::Chunk>>), Failure> {
         let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.refuse_hopeless(n_bytes)?;
         // Thinking, calls and arguments may be left out by the template, but each choice carries a copy of them.
@@ -301,33 +398,50 @@ impl<M: Model> Preparer<M> {
         if beside > BESIDE_BYTES_MAX {
             self.refuse_hopeless(beside)?;
         }
+        let marked = media::mark(chat, self.takes())?;
+        let chat = marked.as_ref().map_or(chat, |marked| &marked.chat);
         let fenced = fence(chat, self.model.control_texts());
         let rendered = self.render_folding(fenced.as_ref().unwrap_or(chat))?;
-        let tokens = if fenced.is_some() && rendered.text.contains(FENCES[0]) {
-            self.tokenize_fenced(&rendered.text)?
-        } else {
-            self.model.tokenize(&rendered.text, true, true)?
+        let is_fenced = fenced.is_some() && rendered.text.contains(FENCES[0]);
+        let tokenize = |text: &str, is_first: bool| {
+            if is_fenced { self.tokenize_fenced(text, is_first) } else { self.model.tokenize(text, is_first, true) }
         };
-        Ok(Ready {
-            tokens,
+        let laid = match (&marked, &self.sight) {
+            (Some(marked), Some(sight)) => media::lay_out(
+                self.model.as_ref(),
+                &sight.cache,
+                sight.n_at_once_max,
+                &rendered.text,
+                &marked.media,
+                tokenize,
+            )?,
+            _ => Laid::plain(tokenize(&rendered.text, true)?),
+        };
+        let ready = Ready {
+            tokens: laid.tokens,
+            media: laid.spans,
             reading: rendered.reading,
             stops: rendered.stops,
             preserved: rendered.preserved,
             may_think: chat.enable_thinking != Some(false),
             call_starts: rendered.call_starts,
-        })
+        };
+        Ok((ready, laid.pending))
     }
 
     /// Tokenises what lies between fences as plain text and the rest with its control tokens.
-    fn tokenize_fenced(&self, text: &str) -> Result<Vec<Token>, Failure> {
+    fn tokenize_fenced(&self, text: &str, mut is_first: bool) -> Result<Vec<Token>, Failure> {
         let mut tokens = Vec::new();
-        let (mut is_user_text, mut is_first) = (false, true);
+        let mut is_user_text = false;
         for part in text.split(FENCES) {
             if !part.is_empty() {
                 tokens.extend(self.model.tokenize(part, is_first, !is_user_text)?);
                 is_first = false;
             }
             is_user_text = !is_user_text;
+        }
+        if is_first {
+            tokens.extend(self.model.tokenize("", true, false)?);
         }
         Ok(tokens)
     }
@@ -347,10 +461,22 @@ impl<M: Model> Preparer<M> {
     }
 }
 
+/// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
+pub(super) fn hand_over<S>(lanes: &[Lane<S>], mut run: Box<Run<S>>) -> Result<(), Failure> {
+    let lane = match run.family {
+        0 => lanes.iter().min_by_key(|lane| lane.n_runs()),
+        family => lanes.get(usize::try_from(family).unwrap_or(0) % lanes.len().max(1)),
+    };
+    let lane = lane.ok_or(Failure::ShuttingDown)?;
+    run.ticket = Some(lane.ticket());
+    lane.runs.send(run).map_err(|_| Failure::ShuttingDown)
+}
+
 impl Ready {
     fn plain(tokens: Vec<Token>) -> Self {
         Self {
             tokens,
+            media: Vec::new(),
             reading: Reading::Plain,
             stops: Vec::new(),
             preserved: Vec::new(),

@@ -10,12 +10,14 @@
 
 mod choices;
 mod error;
+mod fetch;
 mod keys;
 mod meter;
 mod names;
 mod running;
 
 pub use error::Error;
+pub use fetch::MediaHost;
 pub use keys::{ApiKey, Principal};
 pub use running::Running;
 
@@ -30,6 +32,7 @@ use crate::engine::{
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
 use choices::Choices;
+use fetch::Fetcher;
 use meter::Meter;
 use names::Names;
 use sha2::{Digest, Sha256};
@@ -53,6 +56,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// Where images may be fetched from; none: nowhere.
+    pub media_hosts: Vec<MediaHost>,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -67,6 +72,7 @@ pub struct Gateway {
     names: Names,
     engine: Engine,
     metrics: Arc<Metrics>,
+    fetcher: Fetcher,
 }
 
 /// What all choices of one request have in common.
@@ -85,7 +91,8 @@ const STATS_WAIT: Duration = Duration::from_secs(2);
 impl Gateway {
     pub fn new(config: GatewayConfig, engine: Engine, metrics: Arc<Metrics>) -> Self {
         let names = Names::new(&config.model_id, &config.aliases);
-        Self { config, names, engine, metrics }
+        let fetcher = Fetcher::new(config.media_hosts.clone());
+        Self { config, names, engine, metrics, fetcher }
     }
 
     /// Whether `presented` opens the API.
@@ -94,8 +101,9 @@ impl Gateway {
     }
 
     /// Starts a chat; returns when it is certain to run.
-    pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
+    pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
+        self.fetcher.resolve(&mut request.prompt).await?;
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: vec![Prompt::Chat(request.prompt)],
@@ -121,8 +129,11 @@ impl Gateway {
         self.start(caller, work, &description).await
     }
 
-    pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
+    pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let description = self.model(model)?;
+        if let Prompt::Chat(chat) = &mut request.prompt {
+            self.fetcher.resolve(chat).await?;
+        }
         Ok((self.engine.tokenize(request).await?, description.n_ctx))
     }
 

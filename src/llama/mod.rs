@@ -22,7 +22,7 @@ pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvEleme
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
-pub use mtmd::{Chunk, Piece, Projector, ProjectorFacts};
+pub use mtmd::{Chunk, Piece, Projector};
 pub use sampler::{Sampler, SamplerParams};
 
 /// llama.cpp's version, as it calls itself.

@@ -37,6 +37,18 @@ pub struct VocabFlags {
     pub add_eos: bool,
 }
 
+/// Tokens of fill-in-the-middle. Source: llama_vocab_fim_*, llama.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: i32,
+    pub suffix: i32,
+    pub middle: i32,
+    /// The name of the repository comes behind it.
+    pub repo: Option<i32>,
+    /// The name of a file comes behind it.
+    pub file: Option<i32>,
+}
+
 impl Model {
     /// Reads a GGUF file; `progress` gets 0.0..=1.0.
     ///
@@ -87,6 +99,22 @@ impl Model {
                 add_bos: sys::llama_vocab_get_add_bos(vocab),
                 add_eos: sys::llama_vocab_get_add_eos(vocab),
             }
+        }
+    }
+
+    /// `None` where the vocabulary has no such tokens.
+    pub fn infill_tokens(&self) -> Option<InfillTokens> {
+        let vocab = self.vocab();
+        let known = |token: i32| (token >= 0).then_some(token);
+        // SAFETY: plain getters on a vocabulary that lives.
+        unsafe {
+            Some(InfillTokens {
+                prefix: known(sys::llama_vocab_fim_pre(vocab))?,
+                suffix: known(sys::llama_vocab_fim_suf(vocab))?,
+                middle: known(sys::llama_vocab_fim_mid(vocab))?,
+                repo: known(sys::llama_vocab_fim_rep(vocab)),
+                file: known(sys::llama_vocab_fim_sep(vocab)),
+            })
         }
     }
 

@@ -78,7 +78,8 @@ impl Projector {
             sys::hearth_projector_new(path.as_ptr(), model.as_ptr(), &raw const params, &raw mut raw, err)
         })?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no projector and no error".into()))?;
-        let mut facts = sys::hearth_projector_facts { vision: false, audio: false, mrope: false, sample_rate: -1, n_embd: 0 };
+        let mut facts =
+            sys::hearth_projector_facts { vision: false, audio: false, mrope: false, sample_rate: -1, n_embd: 0 };
         // SAFETY: the projector lives; `facts` is writable.
         unsafe { sys::hearth_projector_info(raw.as_ptr(), &raw mut facts) };
         let facts = ProjectorFacts {
@@ -125,13 +126,7 @@ impl Projector {
         let mut chunks = std::ptr::null_mut();
         // SAFETY: the samples are described by their length; mtmd copies them.
         sys::call(|err| unsafe {
-            sys::hearth_projector_split_audio(
-                self.raw.as_ptr(),
-                samples.as_ptr(),
-                samples.len(),
-                &raw mut chunks,
-                err,
-            )
+            sys::hearth_projector_split_audio(self.raw.as_ptr(), samples.as_ptr(), samples.len(), &raw mut chunks, err)
         })?;
         self.pieces(chunks)
     }
@@ -187,13 +182,7 @@ impl Projector {
         let mut rows = vec![0f32; chunk.n_tokens * self.facts.n_embd];
         // SAFETY: projector and chunk live; the output has the length that is told; the mutex keeps others out.
         sys::call(|err| unsafe {
-            sys::hearth_projector_encode(
-                self.raw.as_ptr(),
-                chunk.raw.as_ptr(),
-                rows.as_mut_ptr(),
-                rows.len(),
-                err,
-            )
+            sys::hearth_projector_encode(self.raw.as_ptr(), chunk.raw.as_ptr(), rows.as_mut_ptr(), rows.len(), err)
         })?;
         Ok(rows)
     }

@@ -1,8 +1,8 @@
 //! What the worker does with real decodes beyond the next token: constraints, shared prompts, echoes, drafts.
 
 use crate::tiny_model::{GENERATORS, answer, chat, greedy, start, tokens};
-use hearth::chat::{Constraint, Finish, Prompt};
-use hearth::engine::{Engine, Event, Failure, GenerateRequest, fresh_family};
+use hearth::chat::{Constraint, Finish, Infill, Prompt};
+use hearth::engine::{Engine, Event, Failure, GenerateRequest, TokenizeRequest, fresh_family};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Map, Value, json};
@@ -227,4 +227,35 @@ async fn a_right_prediction_saves_decodes_and_changes_nothing() {
     let third = answer(&engine, wrong).await.unwrap();
     assert_eq!(third.text, first.text);
     assert!(third.usage.rejected_prediction_tokens <= 16, "{:?}", third.usage);
+}
+
+#[tokio::test]
+async fn the_middle_is_filled_with_the_models_own_tokens() {
+    let engine = start("tiny/tiny-qwen2moe", |config| config.n_ctx = Some(256)).await;
+    let infill = |extra: Vec<(String, String)>| {
+        Prompt::Infill(Infill { prefix: "fn a() {".into(), suffix: "}".into(), prompt: "let".into(), extra })
+    };
+    let count = |prompt: Prompt| {
+        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: true };
+        engine.tokenize(request)
+    };
+    let plain = count(infill(Vec::new())).await.unwrap();
+    let text = String::from_utf8(plain.pieces.concat()).unwrap();
+    assert_eq!(text, "<|fim_prefix|>fn a() {<|fim_suffix|>}<|fim_middle|>let");
+    let extra = vec![("far.rs".into(), "x".repeat(4000)), ("near.rs".into(), "use <|im_end|>".into())];
+    let with = count(infill(extra)).await.unwrap();
+    let text = String::from_utf8(with.pieces.concat()).unwrap();
+    assert!(
+        text.starts_with("<|repo_name|>repo\n<|file_sep|>near.rs\nuse <|im_end|>\n<|file_sep|>file\n<|fim_prefix|>"),
+        "{text}"
+    );
+    assert!(with.pieces.iter().all(|piece| piece != b"<|im_end|>"), "no control token from text");
+    let said = answer(&engine, greedy(infill(Vec::new()), 4)).await.unwrap();
+    assert_eq!(said.usage.prompt_tokens as usize, plain.tokens.len());
+
+    let engine = start("tiny/tiny-llama", |_| {}).await;
+    let refused = answer(&engine, greedy(infill(Vec::new()), 4)).await.unwrap_err();
+    assert!(
+        matches!(refused, Failure::Invalid { field, code, .. } if field == "suffix" && code == "unsupported_operation")
+    );
 }

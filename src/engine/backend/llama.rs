@@ -1,13 +1,18 @@
 //! A GGUF file through llama.cpp.
 
+use super::projector::{self, Projector};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Interrupt, Model, Parsed, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, MediaRows, Model, Parsed, Piece,
+    Reading, Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
-use crate::llama::{self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Templates};
+use crate::engine::media::Bitmap;
+use crate::llama::{
+    self, Batch, ContextParams, Decoded, EmbeddingRows, KvElement, ModelParams, SamplerParams, Templates,
+};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +28,7 @@ pub struct LlamaModel {
     control: Vec<bool>,
     ends: Vec<bool>,
     control_texts: Vec<String>,
+    projector: Option<Projector>,
     config: EngineConfig,
 }
 
@@ -72,7 +78,14 @@ impl LlamaModel {
             .filter(|id| model.is_control(*id))
             .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
             .collect();
-        Ok(Self { model, templates, pieces, control, ends, control_texts, config: config.clone() })
+        let mut loaded =
+            Self { model, templates, pieces, control, ends, control_texts, projector: None, config: config.clone() };
+        if let Some(path) = &config.mmproj {
+            // Half the threads: encoding goes on beside decodes, which should keep theirs.
+            let n_threads = loaded.threads().1.div_ceil(2);
+            loaded.projector = Some(Projector::load(path, &loaded.model, n_threads, config.n_gpu_layers != 0)?);
+        }
+        Ok(loaded)
     }
 
     fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
@@ -109,6 +122,7 @@ impl LlamaModel {
 impl Model for LlamaModel {
     type Sampler = llama::Sampler;
     type Context = LlamaContext;
+    type Chunk = llama::Chunk;
 
     fn describe(&self) -> Description {
         let flags = self.model.vocab_flags();
@@ -138,12 +152,12 @@ impl Model for LlamaModel {
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
             has_tools: false,
-            infills: false,
+            infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
             n_embed_max: 0,
             labels: Vec::new(),
-            media: Vec::new(),
+            media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: Vec::new(),
             build: llama::version(),
         }
@@ -175,6 +189,12 @@ impl Model for LlamaModel {
         usize::try_from(token).ok().and_then(|index| self.ends.get(index)).copied().unwrap_or(false)
     }
 
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        let raw = self.model.infill_tokens()?;
+        let (prefix, suffix, middle) = (raw.prefix, raw.suffix, raw.middle);
+        Some(InfillTokens { prefix, suffix, middle, repo_and_file: raw.repo.zip(raw.file) })
+    }
+
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
         let refuse = |message: String| Failure::invalid("messages", "invalid_value", message);
         let templates = self
@@ -203,6 +223,18 @@ impl Model for LlamaModel {
             _ => Reading::Plain,
         };
         Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved, call_starts: Vec::new() })
+    }
+
+    fn audio_rate(&self) -> Option<u32> {
+        self.projector.as_ref()?.audio_rate()
+    }
+
+    fn split_media(&self, bitmap: &Bitmap) -> Result<Vec<Piece<llama::Chunk>>, String> {
+        self.projector.as_ref().ok_or("the model has no projector")?.split(bitmap)
+    }
+
+    fn encode_media(&self, chunk: &llama::Chunk) -> Result<Vec<f32>, String> {
+        self.projector.as_ref().ok_or("the model has no projector")?.encode(chunk)
     }
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
@@ -245,7 +277,8 @@ impl Model for LlamaModel {
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
-        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells })
+        let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
+        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells, is_mrope })
     }
 }
 
@@ -376,11 +409,23 @@ pub struct LlamaContext {
     /// Width of the sliding window; 0: all positions stay.
     n_swa: u32,
     shares_cells: bool,
+    is_mrope: bool,
 }
 
 /// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
 fn signed(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
+}
+
+fn outcome(decoded: Result<Decoded, llama::Error>) -> Result<(), DecodeError> {
+    match decoded {
+        Ok(Decoded::Done) => Ok(()),
+        Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
+        Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
+        Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
+        Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
+        Err(error) => Err(DecodeError::Broken(error.to_string())),
+    }
 }
 
 impl Context for LlamaContext {
@@ -407,14 +452,18 @@ impl Context for LlamaContext {
         for row in rows {
             self.batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
         }
-        match self.context.decode(&mut self.batch) {
-            Ok(Decoded::Done) => Ok(()),
-            Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
-            Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
-            Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
-            Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
-            Err(error) => Err(DecodeError::Broken(error.to_string())),
-        }
+        outcome(self.context.decode(&mut self.batch))
+    }
+
+    fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.is_mrope);
+        outcome(self.context.decode_embeddings(EmbeddingRows {
+            rows: rows.rows,
+            positions: &positions,
+            seq: signed(rows.seq),
+            output_last: rows.output,
+            is_non_causal: rows.shape.is_non_causal,
+        }))
     }
 
     fn logits(&mut self, row: usize) -> Option<&[f32]> {

@@ -4,6 +4,7 @@
 
 mod cores;
 pub mod llama;
+mod projector;
 pub mod scripted;
 
 use super::config::EngineConfig;
@@ -81,6 +82,17 @@ pub struct ChunkShape {
     pub grid: Vec<[i32; 3]>,
 }
 
+/// What stands before each part of a fill-in-the-middle prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InfillTokens {
+    pub prefix: Token,
+    pub suffix: Token,
+    pub middle: Token,
+    /// Before the repository's name, and before the name of each of its files; without them only the text around the
+    /// gap can be shown.
+    pub repo_and_file: Option<(Token, Token)>,
+}
+
 /// Weights and vocabulary. Everything here may be called from any thread.
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
@@ -106,6 +118,9 @@ pub trait Model: Send + Sync + 'static {
 
     /// Whether the token ends the model's turn.
     fn is_end(&self, token: Token) -> bool;
+
+    /// Tokens of fill-in-the-middle, where the vocabulary has them.
+    fn infill_tokens(&self) -> Option<InfillTokens>;
 
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
@@ -194,9 +209,6 @@ pub trait Context {
 
     /// One forward pass over a chunk's rows: all of them where the chunk is not causal, at most n_batch.
     fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError>;
-
-    /// Most rows of a chunk that is not causal.
-    fn n_ubatch(&self) -> u32;
 
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;

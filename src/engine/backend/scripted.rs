@@ -22,12 +22,14 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, InfillTokens, Interrupt, MediaRows, Model, Parsed, ParsedCall, Piece, Reading,
+    Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
+use crate::engine::media::Bitmap;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -220,6 +222,7 @@ fn last_message(prompt: &[Token]) -> String {
 impl Model for ScriptedModel {
     type Sampler = Script;
     type Context = ScriptedContext;
+    type Chunk = std::convert::Infallible;
 
     fn describe(&self) -> Description {
         Description {
@@ -241,6 +244,7 @@ impl Model for ScriptedModel {
             piece_bytes_max: 9,
             generates: true,
             has_tools: true,
+            infills: true,
             build: "scripted".into(),
             ..Default::default()
         }
@@ -288,6 +292,11 @@ impl Model for ScriptedModel {
         token == END
     }
 
+    /// The marks of messages do as marks of parts: what stands before the gap is opened, what stands behind it closed.
+    fn infill_tokens(&self) -> Option<InfillTokens> {
+        Some(InfillTokens { prefix: OPEN, suffix: CLOSE, middle: BOS, repo_and_file: None })
+    }
+
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure> {
         let mut text = String::new();
         let last = prompt.messages.len().saturating_sub(1);
@@ -322,6 +331,18 @@ impl Model for ScriptedModel {
         let calls = matches!(reading, Reading::Parser(_));
         let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
         Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), call_starts })
+    }
+
+    fn audio_rate(&self) -> Option<u32> {
+        None
+    }
+
+    fn split_media(&self, _bitmap: &Bitmap) -> Result<Vec<Piece<Self::Chunk>>, String> {
+        Err("the model has no projector".into())
+    }
+
+    fn encode_media(&self, chunk: &Self::Chunk) -> Result<Vec<f32>, String> {
+        match *chunk {}
     }
 
     fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Script, Failure> {
@@ -425,6 +446,10 @@ impl Context for ScriptedContext {
             self.next_cell += 1;
         }
         Ok(())
+    }
+
+    fn decode_media(&mut self, _rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        Err(DecodeError::Broken("the scripted model has no projector".into()))
     }
 
     fn logits(&mut self, _row: usize) -> Option<&[f32]> {

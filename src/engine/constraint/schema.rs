@@ -17,6 +17,26 @@ const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "arr
 /// Formats that are checked; others are names without effect, as JSON Schema says.
 const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+/// What parsers of dates really take: llguidance's own patterns allow the 29th of every February, the year 0 and a 60th
+/// second at any time.
+const TIME: &str =
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])";
+const YEAR: &str = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])";
+const DAYS: &str = "(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|\
+    02-(?:0[1-9]|1[0-9]|2[0-8]))";
+const LEAP: &str = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)-02-29";
+
+/// The pattern that stands for a format.
+fn pattern_of(format: &str) -> Option<String> {
+    let date = format!("(?:{YEAR}-{DAYS}|{LEAP})");
+    match format {
+        "date" => Some(format!("^{date}$")),
+        "time" => Some(format!("^{TIME}$")),
+        "date-time" => Some(format!("^{date}T{TIME}$")),
+        _ => None,
+    }
+}
+
 /// Keywords whose values are schemas by name, lists of schemas, and one schema.
 const NAMED: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
@@ -166,6 +186,10 @@ fn convert(root: &Value, schema: &Value, close: bool, composed: bool) -> Value {
                 Value::Array(members.iter().map(|member| convert(root, member, close, inner)).collect())
             }
             (key, Value::Object(_)) if SINGLE.contains(&key) => convert(root, value, close, false),
+            ("format", Value::String(name)) if !given.contains_key("pattern") && pattern_of(name).is_some() => {
+                out.insert("pattern".into(), pattern_of(name).into());
+                continue;
+            }
             ("format", Value::String(name)) if !FORMATS.contains(&name.as_str()) => continue,
             ("uniqueItems" | "deprecated", Value::Bool(false)) | ("nullable" | "x-guidance", _) => continue,
             _ => value.clone(),

@@ -58,6 +58,8 @@ fn what_the_contract_lists_holds() {
         (string(json!({"minLength": 2, "maxLength": 3})), "\"abc\"", "\"a\""),
         (string(json!({"pattern": "^[a-c]+$"})), "\"abc\"", "\"abd\""),
         (string(json!({"format": "date"})), "\"2024-02-29\"", "\"2024-13-01\""),
+        (string(json!({"format": "date"})), "\"2000-02-29\"", "\"2023-02-29\""),
+        (string(json!({"format": "date-time"})), "\"2024-12-31T23:59:59.5+01:00\"", "\"2024-12-31T23:59:60Z\""),
         (string(json!({"format": "uuid"})), "\"123e4567-e89b-12d3-a456-426614174000\"", "\"123\""),
         (string(json!({"format": "time"})), "\"10:11:12Z\"", "\"25:00:00Z\""),
         (string(json!({"format": "email"})), "\"a@b.c\"", "\"ab\""),

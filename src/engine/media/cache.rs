@@ -87,7 +87,9 @@ impl Cache {
         }
         kept.n_bytes += n_bytes;
         while kept.n_bytes > KEPT_BYTES_MAX {
-            let Some(oldest) = kept.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(hash, _)| *hash) else { break };
+            let Some(oldest) = kept.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(hash, _)| *hash) else {
+                break;
+            };
             if let Some((_, old)) = kept.entries.remove(&oldest) {
                 kept.n_bytes -= old.n_bytes();
             }

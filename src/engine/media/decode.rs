@@ -134,7 +134,8 @@ fn resample(samples: Vec<f32>, from: u32, to: u32) -> Vec<f32> {
     #[allow(clippy::cast_sign_loss)] // at least CROSSINGS
     let reach = (CROSSINGS / cutoff).ceil() as usize;
     // One filter for each place that an output sample can have between two input samples.
-    let filters: Vec<Vec<f32>> = (0..n_phases).map(|phase| filter(phase as f64 / n_phases as f64, cutoff, reach)).collect();
+    let filters: Vec<Vec<f32>> =
+        (0..n_phases).map(|phase| filter(phase as f64 / n_phases as f64, cutoff, reach)).collect();
     let n_out = (samples.len() as u64 * n_phases / step).max(2);
     (0..n_out)
         .map(|index| {
@@ -156,7 +157,11 @@ fn filter(fraction: f64, cutoff: f64, reach: usize) -> Vec<f32> {
         let distance = index as f64 - (reach as f64 - 1.0) - fraction;
         let x = std::f64::consts::PI * distance * cutoff;
         let sinc = if x.abs() < 1e-9 { 1.0 } else { x.sin() / x };
-        let window = 0.5 + 0.5 * (std::f64::consts::PI * distance / reach as f64).clamp(-std::f64::consts::PI, std::f64::consts::PI).cos();
+        let window = 0.5
+            + 0.5
+                * (std::f64::consts::PI * distance / reach as f64)
+                    .clamp(-std::f64::consts::PI, std::f64::consts::PI)
+                    .cos();
         sinc * window
     };
     let taps: Vec<f64> = (0..2 * reach).map(tap).collect();
@@ -226,7 +231,9 @@ mod tests {
     #[test]
     fn sound_keeps_its_tone_at_another_rate() {
         let tone = |rate: u32| -> Vec<i16> {
-            (0..rate).map(|i| ((f64::from(i) / f64::from(rate) * 440.0 * std::f64::consts::TAU).sin() * 16_000.0) as i16).collect()
+            (0..rate)
+                .map(|i| ((f64::from(i) / f64::from(rate) * 440.0 * std::f64::consts::TAU).sin() * 16_000.0) as i16)
+                .collect()
         };
         for rate in [8_000, 16_000, 22_050, 44_100, 48_000] {
             let decoded = decode(&media(MediaKind::Audio, wav(rate, &tone(rate))), Some(16_000));

@@ -5,12 +5,12 @@ use crate::engine::backend::{Model, Piece};
 use crate::engine::error::Failure;
 use crate::engine::event::Event;
 use crate::engine::run::Run;
-use crate::engine::service::{Lane, Registry};
+use crate::engine::service::{Cancels, Lane, Registry};
 use crate::engine::transport::Sink;
 use crossbeam_channel::Receiver;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Runs whose chunks are being made ready; their preprocessed images are in memory meanwhile.
@@ -31,7 +31,7 @@ pub(in crate::engine) struct Encoder<M: Model> {
     pub lanes: Arc<Vec<Lane<M::Sampler>>>,
     pub registry: Arc<Registry>,
     pub sink: Arc<dyn Sink>,
-    pub stopping: Arc<AtomicBool>,
+    pub cancels: Arc<Cancels>,
 }
 
 impl<M: Model> Encoder<M> {
@@ -50,6 +50,7 @@ impl<M: Model> Encoder<M> {
     }
 
     fn encode(&self, job: &mut Job<M>) -> Result<(), Failure> {
+        let mut spans = job.run.media.to_vec();
         for pending in job.pending.drain(..) {
             let encoded = match self.cache.get(&pending.hash) {
                 // Another request had the same meanwhile.
@@ -60,10 +61,11 @@ impl<M: Model> Encoder<M> {
                 EncodedPiece::Chunk(rows) => Some(rows),
                 EncodedPiece::Text(_) => None,
             });
-            for (span, rows) in job.run.media[pending.first_span..].iter_mut().zip(chunks) {
+            for (span, rows) in spans[pending.first_span..].iter_mut().zip(chunks) {
                 span.rows = Some(Arc::clone(rows));
             }
         }
+        job.run.media = spans.into();
         Ok(())
     }
 
@@ -95,7 +97,7 @@ impl<M: Model> Encoder<M> {
     /// Waits while runs hold all the embeddings that memory is meant for; they end by themselves.
     fn wait_for_room(&self, run: &Run<M::Sampler>) -> Result<(), Failure> {
         loop {
-            if self.stopping.load(Ordering::Relaxed) {
+            if self.cancels.stopping.load(Ordering::Relaxed) {
                 return Err(Failure::ShuttingDown);
             }
             if run.is_cancelled() {

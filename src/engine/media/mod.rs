@@ -273,7 +273,8 @@ fn add<M: Model>(
             Piece::Chunk { shape, .. } => {
                 if shape.is_non_causal && shape.n_tokens > n_at_once_max {
                     let (n, most) = (shape.n_tokens, n_at_once_max);
-                    let reason = format!("takes {n} tokens at once, and the server computes at most {most} (ubatch_size)");
+                    let reason =
+                        format!("takes {n} tokens at once, and the server computes at most {most} (ubatch_size)");
                     return Err(placed.refuse("invalid_value", &reason));
                 }
                 laid.chunk(&hash, index, Arc::clone(shape), None);

@@ -58,9 +58,10 @@ fn main() -> Outcome<()> {
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
     println!("model {}, {} threads, medians of {} rounds", setup.model.display(), setup.threads, setup.rounds);
     println!("{:<44} {:>12} {:>12} {:>8}", "", "hearth", "llama-server", "ratio");
-    let scenarios: [(&str, Scenario); 9] = [
+    let scenarios: [(&str, Scenario); 10] = [
         ("single", single_stream),
         ("streams", eight_streams),
+        ("schema", schemas),
         ("beside", prompt_beside_stream),
         ("leave-prefill", leave_in_prefill),
         ("leave-whole", leave_whole_answer),
@@ -181,6 +182,49 @@ fn eight_streams(setup: &Setup) -> Outcome<Vec<Figure>> {
         let prompts: u64 = all.iter().map(|one| one.n_prompt).sum();
         let first = median(all.iter().map(|one| millis(one.first)).collect());
         Ok(vec![(generated + prompts) as f64 / time.as_secs_f64(), generated as f64 / time.as_secs_f64(), first])
+    })
+}
+
+/// What a JSON schema costs at 8 streams: none, a list of small objects, and one of 200 properties with enums.
+fn schemas(setup: &Setup) -> Outcome<Vec<Figure>> {
+    let names = [
+        ("8 streams: no schema", "token/s"),
+        ("8 streams: a list of objects", "token/s"),
+        ("  of no schema", "×"),
+        ("8 streams: 200 properties and enums", "token/s"),
+    ];
+    // Long enough that no answer ends before its limit.
+    let list = r#"{"type":"array","minItems":200,"items":{"type":"object","properties":{"name":{"type":"string"},
+        "age":{"type":"integer"},"kind":{"enum":["north","south","east"]},"tags":{"type":"array","items":{"type":"string"}}},
+        "required":["name","age","kind","tags"],"additionalProperties":false}}"#;
+    let property = |i: usize| {
+        let kind = match i % 3 {
+            0 => r#"{"type":"string"}"#.to_owned(),
+            1 => r#"{"type":"integer"}"#.to_owned(),
+            _ => format!(r#"{{"enum":["value {i}","other value {i}","{i} is the third"]}}"#),
+        };
+        format!(r#""property_{i}":{kind}"#)
+    };
+    let properties: Vec<String> = (0..200).map(property).collect();
+    let required: Vec<String> = (0..200).map(|i| format!(r#""property_{i}""#)).collect();
+    let large = format!(
+        r#"{{"type":"object","properties":{{{}}},"required":[{}],"additionalProperties":false}}"#,
+        properties.join(","),
+        required.join(",")
+    );
+    setup.rounds(Shape { n_slots: 8, n_ctx: 4096, is_pool: false }, &names, |server, seed| {
+        let rate = |schema: Option<&str>, salt: u64| -> Outcome<f64> {
+            let schema = schema.map(|schema| schema.replace('\n', " "));
+            let request =
+                |client| Request { schema: schema.clone(), ..Request::new(20, 96, seed * 100 + client + salt) };
+            let requests: Vec<Request> = (0..8).map(request).collect();
+            // The first answers compile the schema.
+            together(server, &requests[..1])?;
+            let (measured, took) = together(server, &requests)?;
+            Ok(measured.iter().map(|one| one.n_completion).sum::<u64>() as f64 / took.as_secs_f64())
+        };
+        let (plain, small, large) = (rate(None, 0)?, rate(Some(list), 50)?, rate(Some(&large), 70)?);
+        Ok(vec![plain, small, small / plain, large])
     })
 }
 

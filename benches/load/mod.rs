@@ -112,6 +112,8 @@ pub struct Request {
     pub prompt: String,
     pub max_tokens: u32,
     pub stream: bool,
+    /// A JSON schema that the answer must fit.
+    pub schema: Option<String>,
 }
 
 impl Request {
@@ -129,12 +131,17 @@ impl Request {
             WORDS[(state >> 33) as usize % WORDS.len()]
         };
         let words: Vec<&str> = (0..n_words).map(|_| next()).collect();
-        Self { prompt: words.join(" "), max_tokens, stream: true }
+        Self { prompt: words.join(" "), max_tokens, stream: true, schema: None }
     }
 
     fn json(&self) -> String {
+        // A constrained answer must be able to end.
+        let schema = self
+            .schema
+            .as_ref()
+            .map_or(r#""ignore_eos":true"#.to_owned(), |schema| format!(r#""json_schema":{schema}"#));
         format!(
-            r#"{{"prompt":"{}","max_tokens":{},"stream":{},"ignore_eos":true,"temperature":0.8,"seed":7,"cache_prompt":false{}}}"#,
+            r#"{{"prompt":"{}","max_tokens":{},"stream":{},{schema},"temperature":0.8,"seed":7,"cache_prompt":false{}}}"#,
             self.prompt,
             self.max_tokens,
             self.stream,

@@ -18,12 +18,8 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
     if body.is_empty() {
         return Err(Fault::body("The request body is empty; a JSON object was expected."));
     }
-    let n_left = Cell::new(VALUES_MAX);
-    let mut reader = serde_json::Deserializer::from_slice(body);
-    let value = Node { n_left: &n_left }
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))?;
+    let value =
+        parse_value(body).map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))?;
     match value {
         Value::Object(map) => Ok(map),
         other => Err(Fault::body(format!(
@@ -31,6 +27,14 @@ pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
             super::fields::type_name(&other)
         ))),
     }
+}
+
+/// Any JSON value, as strictly.
+pub(super) fn parse_value(text: &[u8]) -> Result<Value, serde_json::Error> {
+    let n_left = Cell::new(VALUES_MAX);
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = Node { n_left: &n_left }.deserialize(&mut reader)?;
+    reader.end().map(|()| value)
 }
 
 #[derive(Clone, Copy)]

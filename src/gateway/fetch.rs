@@ -90,11 +90,8 @@ impl Fetcher {
     /// Errors: `unsupported_content` for an address that is not allowed (nothing is connected to then),
     /// `invalid_image_url` for one that gives no image.
     pub async fn resolve(&self, prompt: &mut ChatPrompt) -> Result<(), Error> {
-        let remote = |media: &&mut Media| media.kind == MediaKind::RemoteImage;
-        let all = prompt.messages.iter_mut().enumerate();
-        let all: Vec<(usize, &mut Media)> = all
-            .flat_map(|(index, message)| message.media.iter_mut().filter(remote).map(move |media| (index, media)))
-            .collect();
+        let all = prompt.messages.iter_mut().flat_map(|message| &mut message.media).enumerate();
+        let all: Vec<(usize, &mut Media)> = all.filter(|(_, media)| media.kind == MediaKind::RemoteImage).collect();
         let Some(first) = all.first().map(|(index, _)| *index) else { return Ok(()) };
         if all.len() > ITEMS_MAX {
             return Err(refuse(first, "invalid_value", &format!("at most {ITEMS_MAX} images are fetched")));
@@ -267,8 +264,9 @@ fn tls_config() -> Result<Arc<ClientConfig>, String> {
     Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
 }
 
-fn refuse(message: usize, code: &'static str, reason: &str) -> Error {
-    Error::Refused(Refusal::new("messages", code, format!("The image in messages[{message}] can't be used: {reason}.")))
+/// `number`: among all images and sounds of the chat.
+fn refuse(number: usize, code: &'static str, reason: &str) -> Error {
+    Error::Refused(Refusal::new(format!("media[{number}]"), code, format!("The image can't be used: {reason}.")))
 }
 
 /// Whether an address is anybody's on the internet. Source: the IANA special-purpose address registries.

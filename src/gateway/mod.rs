@@ -23,7 +23,7 @@ pub use running::Running;
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
+    ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
 };
 use crate::engine::{
     Description, Done, Engine, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats, Timings,
@@ -35,6 +35,7 @@ use choices::Choices;
 use fetch::Fetcher;
 use meter::Meter;
 use names::Names;
+use running::Keep;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +81,9 @@ struct Work {
     prompts: Vec<Prompt>,
     sampling: SamplingParams,
     output: Output,
+    /// Choices generated for each prompt, and how many of them are the answer.
     n: u32,
+    n_kept: u32,
     cache_prompt: bool,
     lora: Option<Vec<(u32, f32)>>,
 }
@@ -103,12 +106,13 @@ impl Gateway {
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
-        self.fetcher.resolve(&mut request.prompt).await?;
+        self.admit_media(&mut request.prompt, request.n, &description).await?;
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: vec![Prompt::Chat(request.prompt)],
             output: request.output,
             n: request.n,
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -118,11 +122,17 @@ impl Gateway {
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
         let description = self.model(request.model.as_deref())?;
+        let mut output = request.output;
+        if request.best_of > request.n {
+            // What the choices are ranked by.
+            output.top_logprobs = output.top_logprobs.or(Some(0));
+        }
         let work = Work {
             sampling: self.settle(request.sampling, &description),
             prompts: request.prompts,
-            output: request.output,
-            n: request.best_of,
+            output,
+            n: request.best_of.max(request.n),
+            n_kept: request.n,
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
@@ -131,8 +141,8 @@ impl Gateway {
 
     pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let description = self.model(model)?;
-        if let Prompt::Chat(chat) = &mut request.prompt {
-            self.fetcher.resolve(chat).await?;
+        if let Prompt::Chat(prompt) = &mut request.prompt {
+            self.admit_media(prompt, 1, &description).await?;
         }
         Ok((self.engine.tokenize(request).await?, description.n_ctx))
     }
@@ -142,9 +152,22 @@ impl Gateway {
         Ok(self.engine.detokenize(tokens).await?)
     }
 
-    pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
-        self.model(model)?;
+    pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
+        let description = self.model(model)?;
+        self.admit_media(&mut prompt, 1, &description).await?;
         Ok(self.engine.render(prompt).await?)
+    }
+
+    /// Refuses media that the model doesn't take, then fetches those that stand elsewhere.
+    async fn admit_media(
+        &self,
+        prompt: &mut ChatPrompt,
+        n_choices: u32,
+        description: &Description,
+    ) -> Result<(), Error> {
+        refuse_media(prompt, n_choices, description)?;
+        self.fetcher.resolve(prompt).await?;
+        refuse_media(prompt, n_choices, description)
     }
 
     /// What is loaded, if `name` (or no name) means it.
@@ -236,12 +259,13 @@ impl Gateway {
         let n_choices = work.prompts.len() * work.n as usize;
         self.refuse_more_than_fits(n_choices, &work)?;
         let meter = Meter::new(Arc::clone(&self.metrics), caller, work.n as usize, n_choices);
+        let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
         let (choices, accepted) = match work.output.max_tokens {
             Some(0) if !work.output.echo => self.count_only(work, description).await?,
             _ => self.generate(caller, work).await?,
         };
         let model = self.config.model_id.clone();
-        Ok(Running::new(choices, accepted, meter, model, self.fingerprint(description)))
+        Ok(Running::new(choices, accepted, keep, meter, model, self.fingerprint(description)))
     }
 
     /// A request of more choices than the engine has places could wait for ever.
@@ -250,7 +274,11 @@ impl Gateway {
         if n_choices <= n_places as usize {
             return Ok(());
         }
-        let field = if work.prompts.len() > 1 { "prompt" } else { "n" };
+        let field = match work.prompts.len() {
+            2.. => "prompt",
+            _ if work.n_kept < work.n => "best_of",
+            _ => "n",
+        };
         let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
         Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
     }
@@ -327,6 +355,35 @@ impl Gateway {
         let digest = Sha256::digest(text.as_bytes());
         digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
     }
+}
+
+/// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.
+const MEDIA_BYTES_MAX: usize = 256 << 20;
+
+/// A model without a projector for it can't see an image or hear a sound. The field is `media[k]` with k counted over all
+/// messages; where that stands in the body is the dialect's to say.
+fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
+    let (mut n_bytes, mut k) = (0, 0);
+    for media in prompt.messages.iter().flat_map(|message| &message.media) {
+        let (kind, what) = match media.kind {
+            MediaKind::Image | MediaKind::RemoteImage => (MediaKind::Image, "images"),
+            MediaKind::Audio => (MediaKind::Audio, "sound"),
+        };
+        if !description.media.contains(&kind) {
+            let message = format!("This model takes no {what}, and a part of the message is one.");
+            return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
+        }
+        n_bytes += media.data.len();
+        k += 1;
+    }
+    if n_bytes.saturating_mul(n_choices as usize) <= MEDIA_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "The images and sounds of all choices may have at most {MEDIA_BYTES_MAX} bytes, but {n_choices} choices of \
+         {n_bytes} bytes are more."
+    );
+    Err(Refusal::new("n", "integer_above_max_value", message).into())
 }
 
 /// The engine's first word about a request: its prompt's tokens, or why it is refused.

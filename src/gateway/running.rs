@@ -12,14 +12,23 @@ use futures_util::FutureExt;
 pub struct Running {
     choices: Choices,
     meter: Meter,
+    keep: Keep,
     model: String,
     fingerprint: String,
+}
+
+/// Of every `of` choices of a prompt, the best `n` are the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keep {
+    pub of: usize,
+    pub n: usize,
 }
 
 impl Running {
     pub(super) fn new(
         choices: Choices,
         accepted: Vec<u32>,
+        keep: Keep,
         mut meter: Meter,
         model: String,
         fingerprint: String,
@@ -27,7 +36,7 @@ impl Running {
         for (idx, n_prompt) in accepted.into_iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt });
         }
-        Self { choices, meter, model, fingerprint }
+        Self { choices, meter, keep, model, fingerprint }
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
@@ -61,7 +70,7 @@ impl Running {
                 _ => {}
             }
         }
-        Ok((answers, self.usage()))
+        Ok((best(answers, self.keep), self.usage()))
     }
 
     pub fn n_choices(&self) -> usize {
@@ -80,5 +89,61 @@ impl Running {
 
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+/// The best answers of each prompt, the best one first. Where all are kept their order stays.
+fn best(answers: Vec<Answer>, keep: Keep) -> Vec<Answer> {
+    if keep.n >= keep.of {
+        return answers;
+    }
+    let mut answers = answers.into_iter();
+    let mut kept = Vec::with_capacity(answers.len() / keep.of * keep.n);
+    loop {
+        let mut group: Vec<(f64, Answer)> =
+            answers.by_ref().take(keep.of).map(|answer| (mean_logprob(&answer), answer)).collect();
+        if group.is_empty() {
+            return kept;
+        }
+        group.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        kept.extend(group.into_iter().take(keep.n).map(|(_, answer)| answer));
+    }
+}
+
+/// Of the answer's tokens; one without any is worse than all others.
+fn mean_logprob(answer: &Answer) -> f64 {
+    if answer.logprobs.is_empty() {
+        return f64::NEG_INFINITY;
+    }
+    answer.logprobs.iter().map(|entry| f64::from(entry.logprob)).sum::<f64>() / answer.logprobs.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::TokenLogprob;
+
+    fn answer(content: &str, logprobs: &[f32]) -> Answer {
+        let entry = |logprob: &f32| TokenLogprob { bytes: Vec::new(), logprob: *logprob, top: Vec::new() };
+        Answer { content: content.to_owned(), logprobs: logprobs.iter().map(entry).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_best_of_each_prompt_are_kept() {
+        let answers = || {
+            vec![
+                answer("a", &[-1.0, -3.0]),
+                answer("b", &[-0.5]),
+                answer("c", &[]),
+                answer("d", &[-9.0]),
+                answer("e", &[-8.0, -8.0]),
+                answer("f", &[-8.0]),
+            ]
+        };
+        let texts = |keep: Keep| best(answers(), keep).into_iter().map(|answer| answer.content).collect::<String>();
+        assert_eq!(texts(Keep { of: 3, n: 1 }), "be");
+        assert_eq!(texts(Keep { of: 3, n: 2 }), "baef", "equals keep their order");
+        assert_eq!(texts(Keep { of: 6, n: 3 }), "bae");
+        assert_eq!(texts(Keep { of: 1, n: 1 }), "abcdef");
     }
 }

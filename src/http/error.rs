@@ -69,6 +69,12 @@ impl ApiError {
         self
     }
 
+    /// With the field under the name that the client gave it.
+    pub(super) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        self.problem.param = self.problem.param.as_deref().map(name);
+        self
+    }
+
     fn closing(mut self) -> Self {
         self.close = true;
         self

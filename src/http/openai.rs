@@ -6,9 +6,9 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
 use crate::dialect::Ignored;
-use crate::dialect::openai::{self, ChatChunks, Head, TextChunks};
+use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, TextChunks};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{Caller, Running, random_name};
+use crate::gateway::{self, Caller, Running, random_name};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -23,19 +23,17 @@ pub(super) async fn chat(
 ) -> Result<Response, ApiError> {
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let request = read.request;
-    let (stream, include_usage) = (request.stream, request.include_usage);
-    let with_logprobs = request.output.top_logprobs.is_some();
-    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let Chat { request, style, places } = read.request;
+    let refused = |error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name));
+    let stream = request.stream;
+    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?.map_err(refused)?;
     let head = head("chatcmpl-", &running);
     let mut response = if stream {
-        let chunks = ChatChunks::new(&head, running.n_choices(), with_logprobs, include_usage);
+        let chunks = ChatChunks::new(&head, running.n_choices(), style);
         sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
     } else {
-        let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Messages))?;
-        json(openai::chat_response(&head, &answers, &usage, with_logprobs))
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(refused)?;
+        json(openai::chat_response(&head, &answers, &usage, style))
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
@@ -48,32 +46,61 @@ pub(super) async fn complete(
 ) -> Result<Response, ApiError> {
     let read = body.read(openai::completion_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let request = read.request;
-    let (stream, include_usage) = (request.stream, request.include_usage);
-    let with_logprobs = request.output.top_logprobs.is_some();
-    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?;
-    let running = running.map_err(|error| ApiError::of(error, Asked::Prompt))?;
+    let Completion { request, style, constraint } = read.request;
+    let stream = request.stream;
+    let refused = refused_prompt(constraint);
+    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
     let head = head("cmpl-", &running);
     let mut response = if stream {
-        let chunks = TextChunks::new(&head, running.n_choices(), with_logprobs, include_usage);
+        let chunks = TextChunks::new(&head, running.n_choices(), style);
         sse::response(Stream { running, chunks, asked: Asked::Prompt }, &app)
     } else {
-        let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(|error| ApiError::of(error, Asked::Prompt))?;
-        json(openai::completion_response(&head, &answers, &usage, with_logprobs))
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;
+        json(openai::completion_response(&head, &answers, &usage, &style))
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
+}
+
+/// The text for a gap, in llama-server's shape.
+pub(super) async fn infill(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let read = body.read(openai::infill_request).await?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let Completion { request, constraint, .. } = read.request;
+    let stream = request.stream;
+    let refused = refused_prompt(constraint);
+    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
+    let model = running.model().to_owned();
+    let mut response = if stream {
+        sse::response(Stream { running, chunks: InfillChunks::new(&model), asked: Asked::Prompt }, &app)
+    } else {
+        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;
+        let answer = answers.first().ok_or_else(ApiError::internal)?;
+        json(openai::infill_response(&model, answer, &usage))
+    };
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}
+
+/// Says no to a completion whose constraint is in `field`.
+fn refused_prompt(field: Option<String>) -> impl Fn(gateway::Error) -> ApiError {
+    move |error| ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(field.as_deref(), name))
 }
 
 /// How many tokens a chat would have, without answering it.
 pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let prompt = crate::chat::Prompt::Chat(read.request.prompt);
-    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(read.request.model.as_deref(), request)).await?;
-    let (tokenized, _) = counted.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let Chat { request, places, .. } = read.request;
+    let prompt = crate::chat::Prompt::Chat(request.prompt);
+    let count = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+    let counted = until_cut(&app, app.gateway.tokenize(request.model.as_deref(), count)).await?;
+    let (tokenized, _) =
+        counted.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
     let mut response = json(openai::input_tokens_response(tokenized.tokens.len()));
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)

@@ -153,11 +153,11 @@ pub(super) async fn slots(State(app): State<App>) -> Result<Response, ApiError> 
 pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let read = body.read(openai::tokenize_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let (model, request) = (read.request.model, read.request.request);
+    let openai::Tokenize { model, request, places } = read.request;
     let with_pieces = request.with_pieces;
     let asked = if matches!(request.prompt, Prompt::Chat(_)) { Asked::Messages } else { Asked::Content };
     let tokenized = until_cut(&app, app.gateway.tokenize(model.as_deref(), request)).await?;
-    let (tokenized, n_ctx) = tokenized.map_err(|error| ApiError::of(error, asked))?;
+    let (tokenized, n_ctx) = tokenized.map_err(|error| ApiError::of(error, asked).renamed(|name| places.name(name)))?;
     let pieces = with_pieces.then_some(tokenized.pieces.as_slice());
     let mut response = json(openai::tokenize_response(&tokenized.tokens, pieces, n_ctx));
     list_ignored(response.headers_mut(), read.ignored.header());
@@ -178,8 +178,9 @@ pub(super) async fn detokenize(State(app): State<App>, body: JsonBody) -> Result
 pub(super) async fn apply_template(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
     let read = body.read(openai::render_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
-    let prompt = until_cut(&app, app.gateway.render(read.request.model.as_deref(), read.request.prompt)).await?;
-    let prompt = prompt.map_err(|error| ApiError::of(error, Asked::Messages))?;
+    let openai::Render { model, prompt, places } = read.request;
+    let prompt = until_cut(&app, app.gateway.render(model.as_deref(), prompt)).await?;
+    let prompt = prompt.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
     let mut response = json(openai::render_response(&prompt));
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)

@@ -17,7 +17,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/props", get(ops::props))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
-        .route("/apply-template", post(ops::apply_template));
+        .route("/apply-template", post(ops::apply_template))
+        .route("/infill", post(openai::infill));
     if app.config.expose_slots {
         router = router.route("/slots", get(ops::slots));
     }

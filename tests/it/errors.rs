@@ -120,7 +120,7 @@ async fn hostile_values_are_refused_within_a_second_and_the_engine_lives() {
         (json!({ "chat_template_kwargs": [] }), "invalid_type", "chat_template_kwargs"),
         (
             json!({ "tools": vec![json!({"type":"function","function":{"name":"f"}}); 10_000] }),
-            "unsupported_parameter",
+            "array_above_max_length",
             "tools",
         ),
     ] {

@@ -163,7 +163,9 @@ async fn chat_14_16_parts_and_modes_that_are_not_text() {
         json!({"type":"image_url","image_url":{"url":"http://127.0.0.1:1/x.png"}}),
         json!({"type":"image_url","image_url":{"url":"file:///etc/passwd"}}),
         json!({"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}),
-        json!({"type":"file","file":{"file_data":"x"}}),
+        json!({"type":"file","file":{"file_id":"file-1"}}),
+        json!({"type":"file","file":{"file_data":"data:application/pdf;base64,JVBERi0="}}),
+        json!({"type":"video_url","video_url":{"url":"data:video/mp4;base64,AAAA"}}),
     ] {
         let messages = json!([{"role":"user","content":[{"type":"text","text":"see"}, part]}]);
         let answer = server.post("/v1/chat/completions", json!({ "messages": messages })).await;
@@ -173,21 +175,47 @@ async fn chat_14_16_parts_and_modes_that_are_not_text() {
     server.chat("x", json!({"web_search_options":{}})).await.is_refusal("unsupported_parameter", "web_search_options");
 }
 
+/// Nothing listens there, and nothing is asked: the refusal comes at once.
 #[tokio::test]
-async fn what_is_not_built_is_refused_by_name() {
+async fn chat_14_a_remote_image_is_not_fetched() {
     let server = Server::start().await;
-    for (field, value) in [
-        ("tools", json!([{"type":"function","function":{"name":"f"}}])),
-        ("functions", json!([{"name":"f"}])),
-        ("response_format", json!({"type":"json_schema","json_schema":{"name":"x","schema":{}}})),
-        ("grammar", json!("root ::= \"a\"")),
-        ("json_schema", json!({"type":"object"})),
-        ("guided_json", json!({})),
-        ("structured_outputs", json!({"json":{}})),
-        ("moderation", json!({"model":"m"})),
-    ] {
-        server.chat("x", json!({ field: value })).await.is_refusal("unsupported_parameter", field);
+    let trap = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}/x.png", trap.local_addr().expect("an address"));
+    let part = json!({"type":"image_url","image_url":{"url":url}});
+    let body = json!({"messages":[{"role":"user","content":[part]}]});
+    for path in ["/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template", "/tokenize"] {
+        server.post(path, body.clone()).await.is_refusal("unsupported_content", "messages[0].content");
     }
+    let knock = tokio::time::timeout(std::time::Duration::from_millis(100), trap.accept()).await;
+    assert!(knock.is_err(), "somebody fetched it");
+}
+
+#[tokio::test]
+async fn a_text_file_is_part_of_the_message() {
+    let server = Server::start().await;
+    let file = json!({"type":"file","file":{"filename":"a.txt","file_data":"data:text/plain;base64,aGkgdGhlcmU="}});
+    let messages = json!([{"role":"user","content":[{"type":"text","text":"read "}, file]}]);
+    let answer = server.post("/v1/chat/completions", json!({ "messages": messages })).await;
+    assert_eq!(answer.content(), "read a.txt:\nhi there\n");
+}
+
+#[tokio::test]
+async fn a_moderation_that_would_not_run_is_refused() {
+    let server = Server::start().await;
+    server.chat("x", json!({"moderation":{"model":"m"}})).await.is_refusal("unsupported_parameter", "moderation");
+}
+
+#[tokio::test]
+async fn a_prediction_has_no_effect_on_the_answer() {
+    let server = Server::start().await;
+    let plain = server.chat("/count 30", json!({})).await;
+    let predicted = json!({"prediction":{"type":"content","content":[{"type":"text","text":"1 2 3 4 5"}]}});
+    let with = server.chat("/count 30", predicted).await;
+    assert_eq!(plain.content(), with.content());
+    let details = &with.json()["usage"]["completion_tokens_details"];
+    let count = |key: &str| details[key].as_u64().expect("a count");
+    assert!(count("accepted_prediction_tokens") + count("rejected_prediction_tokens") <= 200, "{details}");
+    server.chat("x", json!({"prediction":{"type":"x"}})).await.is_refusal("invalid_value", "prediction.type");
 }
 
 #[tokio::test]

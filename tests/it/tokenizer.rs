@@ -69,8 +69,13 @@ async fn a_rendered_chat_has_the_tokens_of_its_usage() {
         open.json()["prompt"].as_str().is_some_and(|shorter| text.starts_with(shorter) && shorter.len() < text.len())
     );
     let tools = json!([{"type":"function","function":{"name":"f"}}]);
-    let refused = server.post("/apply-template", json!({ "messages": messages, "tools": tools })).await;
-    refused.is_refusal("unsupported_parameter", "tools");
+    let body = json!({ "messages": messages, "tools": tools, "tool_choice": "required" });
+    let forced = server.post("/apply-template", body.clone()).await.json();
+    let tokens = server.post("/tokenize", json!({ "content": forced["prompt"], "add_special": true })).await.json();
+    assert_eq!(tokens["count"], server.post("/v1/chat/completions", body).await.json()["usage"]["prompt_tokens"]);
+    let nameless =
+        server.post("/apply-template", json!({ "messages": messages, "tools": [{"type":"function"}] })).await;
+    nameless.is_refusal("missing_required_parameter", "tools[0].function");
     assert_eq!(
         server.post("/apply-template", json!({ "messages": [] })).await.json()["error"]["code"],
         Value::from("empty_array")

@@ -1,9 +1,12 @@
-//! `POST /v1/chat/completions`: body → [`ChatRequest`].
+//! `POST /v1/chat/completions`: body → [`Chat`].
 
+use super::format::{constraint, constraint_name};
 use super::messages::messages;
-use super::sampling::{Limit, accept_or_refuse, choices, sampling, stop, stream, token_limit};
+use super::parts::Found;
+use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
+use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
-use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role};
+use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
@@ -12,21 +15,75 @@ const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh",
 /// Variables for the chat template; more is a mistake.
 const TEMPLATE_KWARGS_MAX: usize = 128;
 
-pub fn chat_request(body: &[u8]) -> Result<Read<ChatRequest>, Fault> {
+/// A chat as read, with what the form of its answer and of its refusals depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chat {
+    pub request: ChatRequest,
+    pub style: ChatStyle,
+    pub places: Places,
+}
+
+/// How the answer to a chat is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChatStyle {
+    pub with_logprobs: bool,
+    /// Only for a stream; a whole answer always has its usage.
+    pub include_usage: bool,
+    pub calls: CallStyle,
+    /// The answer is a call, so its content is null from the start.
+    pub is_forced: bool,
+}
+
+/// Paths in the body of what only the engine or the model can judge.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Places {
+    /// The field that holds the constraint.
+    constraint: Option<String>,
+    calls: CallStyle,
+    /// The type of each image's and sound's part, in order.
+    media: Vec<String>,
+}
+
+impl Places {
+    /// Where the client wrote what the engine or the gateway calls `field`.
+    pub fn name(&self, field: &str) -> String {
+        let index = field.strip_prefix("media[").and_then(|rest| rest.strip_suffix(']'));
+        if let Some(path) = index.and_then(|index| self.media.get(index.parse::<usize>().ok()?)) {
+            return path.clone();
+        }
+        match field.strip_prefix("tools[") {
+            Some(rest) if self.calls == CallStyle::FunctionCall => {
+                format!("functions[{}", rest.replacen(".function.", ".", 1))
+            }
+            _ => constraint_name(self.constraint.as_deref(), field),
+        }
+    }
+}
+
+pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let prompt = chat_prompt(&mut body, &mut ignored)?;
+    let (prompt, mut places) = chat_prompt(&mut body, &mut ignored)?;
     refuse_audio(&mut body)?;
     accept_or_refuse(&mut body)?;
     let sampling = sampling(&mut body)?;
+    let is_forced = prompt.tool_choice == ToolChoice::Required;
+    // A constraint is about the answer's text, and an answer that must be a call has none.
+    let asked = constraint(&mut body, &mut ignored)?.filter(|_| !is_forced);
+    let constraint;
+    (places.constraint, constraint) = asked.map(|asked| (asked.field, asked.constraint)).unzip();
     let output = Output {
         max_tokens: max_tokens(&mut body)?,
         stop: stop(&mut body)?,
         top_logprobs: top_logprobs(&mut body)?,
-        ..Default::default()
+        echo: false,
+        constraint,
+        prediction: prediction(&mut body, &mut ignored)?,
     };
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
+    let with_logprobs = output.top_logprobs.is_some();
+    let style = ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced };
     let request = ChatRequest {
         model: body.string("model")?,
         prompt,
@@ -36,16 +93,18 @@ pub fn chat_request(body: &[u8]) -> Result<Read<ChatRequest>, Fault> {
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
-        lora: None,
+        lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
-    Ok(Read { request, ignored })
+    Ok(Read { request: Chat { request, style, places }, ignored })
 }
 
-/// What the template gets: messages, tools (not yet), and its switches.
-pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<ChatPrompt, Fault> {
-    let mut prompt = ChatPrompt::new(messages(body, ignored)?);
-    refuse_tools(body)?;
+/// What the template gets: messages, tools, and its switches.
+pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<(ChatPrompt, Places), Fault> {
+    let mut found = Found { ignored, media: Vec::new() };
+    let mut prompt = ChatPrompt::new(messages(body, &mut found)?);
+    let Found { ignored, media } = found;
+    let places = Places { constraint: None, calls: tools(body, &mut prompt, ignored)?, media };
     template_kwargs(body, &mut prompt)?;
     if let Some(effort) = body.string("reasoning_effort")? {
         if !EFFORTS.contains(&effort.as_str()) {
@@ -62,7 +121,7 @@ pub(super) fn chat_prompt(body: &mut Object, ignored: &mut Ignored) -> Result<Ch
         Some(other) => return Err(invalid_value("reasoning_format", other, "auto, deepseek, none")),
     };
     turns(body, &mut prompt)?;
-    Ok(prompt)
+    Ok((prompt, places))
 }
 
 /// Whether a new turn is opened or the last one continued.
@@ -105,30 +164,6 @@ fn template_kwargs(body: &mut Object, prompt: &mut ChatPrompt) -> Result<(), Fau
     Ok(())
 }
 
-/// Tool calls in the history are fine; offering tools is not, until their output is constrained.
-fn refuse_tools(body: &mut Object) -> Result<(), Fault> {
-    for key in ["tools", "functions"] {
-        if body.array(key)?.is_some_and(|tools| !tools.is_empty()) {
-            return Err(body.unsupported(key, "this server does not call tools"));
-        }
-    }
-    for key in ["tool_choice", "function_call"] {
-        match body.take(key) {
-            None => {}
-            Some(Value::String(choice)) if choice == "auto" || choice == "none" => {}
-            Some(Value::String(choice)) if choice == "required" && key == "tool_choice" => {
-                return Err(Fault::new(key, "invalid_value", "tool_choice is \"required\", but no tools are given."));
-            }
-            Some(Value::Object(_)) => {
-                return Err(Fault::new(key, "invalid_value", format!("{key} names a tool, but no tools are given.")));
-            }
-            Some(Value::String(other)) => return Err(invalid_value(key, &other, "auto, none")),
-            Some(other) => return Err(invalid_type(key, "a string or an object", &other)),
-        }
-    }
-    body.bool("parallel_tool_calls").map(|_| ())
-}
-
 fn refuse_audio(body: &mut Object) -> Result<(), Fault> {
     for (i, value) in body.array("modalities")?.unwrap_or_default().into_iter().enumerate() {
         match value.as_str() {
@@ -164,9 +199,14 @@ fn top_logprobs(body: &mut Object) -> Result<Option<u8>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::Constraint;
     use serde_json::json;
 
     fn read(extra: Value) -> Result<Read<ChatRequest>, Fault> {
+        read_chat(extra).map(|Read { request, ignored }| Read { request: request.request, ignored })
+    }
+
+    fn read_chat(extra: Value) -> Result<Read<Chat>, Fault> {
         let mut body = json!({"messages":[{"role":"user","content":"hi"}]});
         for (key, value) in extra.as_object().unwrap() {
             body[key] = value.clone();
@@ -287,18 +327,12 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_done_yet_is_refused_by_name() {
+    fn what_can_not_be_done_is_refused_by_name() {
         for (extra, param) in [
-            (json!({"tools":[{"type":"function","function":{"name":"f"}}]}), "tools"),
-            (json!({"functions":[{"name":"f"}]}), "functions"),
-            (json!({"response_format":{"type":"json_object"}}), "response_format"),
-            (json!({"grammar":"root ::= \"a\""}), "grammar"),
-            (json!({"json_schema":{}}), "json_schema"),
-            (json!({"guided_regex":"a"}), "guided_regex"),
-            (json!({"structured_outputs":{"regex":"a"}}), "structured_outputs"),
             (json!({"modalities":["text","audio"],"audio":{"voice":"x"}}), "modalities"),
             (json!({"web_search_options":{}}), "web_search_options"),
             (json!({"moderation":true}), "moderation"),
+            (json!({"structural_tag":"x"}), "structural_tag"),
         ] {
             assert_eq!(fault(extra), (param.to_owned(), "unsupported_parameter"));
         }
@@ -310,14 +344,78 @@ mod tests {
             json!({"tools":[],"tool_choice":"auto","parallel_tool_calls":true}),
             json!({"response_format":{"type":"text"},"grammar":"","modalities":["text"]}),
             json!({"stream_options":{"include_usage":true}}),
-            json!({"prediction":{"type":"content","content":"x"},"service_tier":"flex","verbosity":"low"}),
+            json!({"service_tier":"flex","verbosity":"low","prediction":null,"lora":[]}),
         ] {
             let read = read(extra).unwrap();
             assert!(!read.request.include_usage && read.ignored.header().is_none());
+            assert_eq!(read.request.output, Output::default());
         }
-        assert_eq!(fault(json!({"tool_choice":"required"})).0, "tool_choice");
-        assert_eq!(fault(json!({"response_format":{"type":"yaml"}})).0, "response_format.type");
-        assert_eq!(fault(json!({"response_format":"text"})), ("response_format".into(), "invalid_type"));
+    }
+
+    #[test]
+    fn a_forced_call_has_no_text_to_constrain() {
+        let tools = json!([{"type":"function","function":{"name":"f"}}]);
+        let format = json!({"type":"json_object"});
+        let of =
+            |choice: &str| read_chat(json!({"tools":tools,"tool_choice":choice,"response_format":format})).unwrap();
+        let auto = of("auto").request;
+        assert_eq!(auto.request.output.constraint, Some(Constraint::JsonObject), "JSON-06");
+        assert!(!auto.style.is_forced && auto.places.name("grammar") == "response_format");
+        let forced = of("required").request;
+        assert!(forced.style.is_forced && forced.request.output.constraint.is_none());
+    }
+
+    #[test]
+    fn refusals_of_the_engine_get_the_names_of_the_body() {
+        let older = read_chat(json!({"functions":[{"name":"f"}],"guided_regex":"("})).unwrap().request.places;
+        assert_eq!(older.name("tools[0].function.parameters"), "functions[0].parameters");
+        assert_eq!(older.name("regex"), "guided_regex");
+        let newer = read_chat(json!({"tools":[{"type":"function","function":{"name":"f"}}]})).unwrap().request.places;
+        assert_eq!(newer.name("tools[0].function.parameters"), "tools[0].function.parameters");
+        assert_eq!(newer.name("messages"), "messages");
+        let image = json!({"type":"image_url","image_url":"data:image/png;base64,AQID"});
+        let messages = json!([{"role":"user","content":[{"type":"text","text":"x"},image]}]);
+        let seen = read_chat(json!({ "messages": messages })).unwrap().request.places;
+        assert_eq!(
+            (seen.name("media[0]").as_str(), seen.name("media[1]").as_str()),
+            ("messages[0].content[1].type", "media[1]")
+        );
+    }
+
+    #[test]
+    fn a_prediction_is_a_text_or_its_parts() {
+        let of = |prediction: Value| read(json!({"prediction":prediction})).map(|read| read.request.output.prediction);
+        assert_eq!(of(json!({"type":"content","content":"ab"})), Ok(Some("ab".into())));
+        let parts = json!([{"type":"text","text":"a"},{"type":"text","text":"b"}]);
+        assert_eq!(of(json!({"type":"content","content":parts})), Ok(Some("ab".into())));
+        assert_eq!(of(json!({"type":"content","content":""})), Ok(None));
+        for (prediction, param) in [
+            (json!("x"), "prediction"),
+            (json!({"content":"x"}), "prediction.type"),
+            (json!({"type":"guess","content":"x"}), "prediction.type"),
+            (json!({"type":"content"}), "prediction.content"),
+            (json!({"type":"content","content":5}), "prediction.content"),
+            (json!({"type":"content","content":[{"type":"image_url"}]}), "prediction.content[0].type"),
+        ] {
+            assert_eq!(of(prediction).unwrap_err().param.as_deref(), Some(param));
+        }
+    }
+
+    #[test]
+    fn adapters_have_an_id_and_a_scale() {
+        let of = |lora: Value| read(json!({ "lora": lora })).map(|read| read.request.lora);
+        assert_eq!(of(json!([{"id":0,"scale":0.5},{"id":2}])), Ok(Some(vec![(0, 0.5), (2, 1.0)])));
+        for (lora, param) in [
+            (json!({}), "lora"),
+            (json!([1]), "lora[0]"),
+            (json!([{"scale":1}]), "lora[0].id"),
+            (json!([{"id":-1}]), "lora[0].id"),
+            (json!([{"id":0,"scale":"x"}]), "lora[0].scale"),
+            (json!([{"id":0,"scale":1e30}]), "lora[0].scale"),
+            (json!([{"id":0},{"id":0}]), "lora[1].id"),
+        ] {
+            assert_eq!(of(lora).unwrap_err().param.as_deref(), Some(param));
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! `POST /v1/completions`: body → [`CompletionRequest`].
+//! `POST /v1/completions`: body → [`Completion`].
 
-use super::sampling::{Limit, accept_or_refuse, asks, choices, sampling, stop, stream, token_limit};
+use super::format::{asks, constraint};
+use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
-use crate::chat::{CompletionRequest, Output, Prompt};
+use crate::chat::{CompletionRequest, Infill, Output, Prompt};
 use crate::dialect::fields::{Object, empty_array, integer, invalid_type, too_many};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
@@ -12,47 +13,102 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Prompts of one request; each is a generation (or more) of its own.
 const PROMPTS_MAX: usize = 2048;
 
-pub fn completion_request(body: &[u8]) -> Result<Read<CompletionRequest>, Fault> {
+/// A completion as read, with what the form of its answer depends on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    pub request: CompletionRequest,
+    pub style: TextStyle,
+    /// The field that holds the constraint, which the engine knows by another name.
+    pub constraint: Option<String>,
+}
+
+/// How the answer to a completion is written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextStyle {
+    pub with_logprobs: bool,
+    /// Only for a stream; a whole answer always has its usage.
+    pub include_usage: bool,
+    /// Choices of each prompt.
+    pub n: usize,
+    /// What goes before each choice's text.
+    pub echo: Option<Vec<Echo>>,
+}
+
+/// A prompt that is repeated before its answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Echo {
+    /// As the client wrote it.
+    Text(String),
+    /// The client sent token ids: what the engine says of them.
+    Tokens,
+}
+
+pub fn completion_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     let prompts = prompts(&mut body)?;
-    refuse_unbuilt(&mut body)?;
+    let echo = echo(&mut body, &prompts)?;
+    let prompts = infill(&mut body, prompts, echo.is_some())?;
+    refuse_tools(&mut body)?;
     accept_or_refuse(&mut body)?;
     let sampling = sampling(&mut body)?;
+    let (field, constraint) = constraint(&mut body, &mut ignored)?.map(|asked| (asked.field, asked.constraint)).unzip();
     let limit = token_limit(&mut body, "max_tokens", 0)?.unwrap_or(Limit::Tokens(MAX_TOKENS_DEFAULT));
     let output = Output {
         max_tokens: limit.tokens(),
         stop: stop(&mut body)?,
         top_logprobs: body.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok()),
-        ..Default::default()
+        echo: echo.is_some(),
+        constraint,
+        prediction: prediction(&mut body, &mut ignored)?,
     };
     check::output(&output)?;
     let n = choices(&mut body)?;
-    best_of(&mut body, n)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
+    let best_of = best_of(&mut body, n, stream)?;
+    let style = TextStyle { with_logprobs: output.top_logprobs.is_some(), include_usage, n: n as usize, echo };
     let request = CompletionRequest {
         model: body.string("model")?,
         prompts,
         sampling,
         output,
         n,
-        best_of: n,
+        best_of,
         stream,
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
-        lora: None,
+        lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
-    Ok(Read { request, ignored })
+    Ok(Read { request: Completion { request, style, constraint: field }, ignored })
 }
 
-fn refuse_unbuilt(body: &mut Object) -> Result<(), Fault> {
-    if body.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(body.unsupported("suffix", "infill is not available on this server"));
+fn echo(body: &mut Object, prompts: &[Prompt]) -> Result<Option<Vec<Echo>>, Fault> {
+    if !body.bool("echo")?.unwrap_or(false) {
+        return Ok(None);
     }
-    if body.bool("echo")?.unwrap_or(false) {
-        return Err(body.unsupported("echo", "the prompt is not returned by this server"));
+    let echo = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) => Echo::Text(text.clone()),
+        _ => Echo::Tokens,
+    };
+    Ok(Some(prompts.iter().map(echo).collect()))
+}
+
+/// With a `suffix`, the prompts become what stands before a gap.
+fn infill(body: &mut Object, prompts: Vec<Prompt>, has_echo: bool) -> Result<Vec<Prompt>, Fault> {
+    let Some(suffix) = body.string("suffix")?.filter(|suffix| !suffix.is_empty()) else { return Ok(prompts) };
+    let fault = |why: &str| Fault::new("suffix", "invalid_value", format!("suffix {why}."));
+    if has_echo {
+        return Err(fault("and echo can't both be given"));
     }
+    let gap = |prompt: Prompt| match prompt {
+        Prompt::Text(prefix) => Ok(Prompt::Infill(Infill { prefix, suffix: suffix.clone(), ..Default::default() })),
+        _ => Err(fault("needs a prompt of text, not of token ids")),
+    };
+    prompts.into_iter().map(gap).collect()
+}
+
+fn refuse_tools(body: &mut Object) -> Result<(), Fault> {
     for key in ["tools", "functions"] {
         if body.take(key).is_some_and(|value| asks(&value)) {
             return Err(body.unsupported(key, "text completions have no tools"));
@@ -61,16 +117,22 @@ fn refuse_unbuilt(body: &mut Object) -> Result<(), Fault> {
     Ok(())
 }
 
-fn best_of(body: &mut Object, n: u32) -> Result<(), Fault> {
-    match body.integer("best_of", i64::MIN, i64::MAX)? {
-        None => Ok(()),
-        Some(best_of) if best_of == i64::from(n) => Ok(()),
-        Some(best_of) if best_of < i64::from(n) => {
-            let message = format!("best_of must be at least n, but best_of is {best_of} and n is {n}.");
-            Err(Fault::new("best_of", "integer_below_min_value", message))
-        }
-        Some(_) => Err(body.unsupported("best_of", "choices are not ranked by this server, so it must equal n")),
+/// Choices to generate for each prompt, of which the best `n` are the answer.
+fn best_of(body: &mut Object, n: u32, stream: bool) -> Result<u32, Fault> {
+    let Some(best_of) = body.integer("best_of", i64::MIN, i64::MAX)? else { return Ok(n) };
+    if best_of < i64::from(n) {
+        let message = format!("best_of must be at least n, but best_of is {best_of} and n is {n}.");
+        return Err(Fault::new("best_of", "integer_below_min_value", message));
     }
+    if stream && best_of > i64::from(n) {
+        let message = format!("best_of must equal n in a stream, but best_of is {best_of} and n is {n}.");
+        return Err(Fault::new("best_of", "invalid_value", message));
+    }
+    if best_of > i64::from(check::CHOICES_MAX) {
+        let message = format!("best_of must be at most {}, but it is {best_of}.", check::CHOICES_MAX);
+        return Err(Fault::new("best_of", "integer_above_max_value", message));
+    }
+    Ok(u32::try_from(best_of).unwrap_or(check::CHOICES_MAX))
 }
 
 /// A text, several texts, token ids, or several lists of token ids.
@@ -122,7 +184,7 @@ mod tests {
     use serde_json::json;
 
     fn read(body: Value) -> Result<CompletionRequest, Fault> {
-        completion_request(body.to_string().as_bytes()).map(|read| read.request)
+        completion_request(body.to_string().as_bytes()).map(|read| read.request.request)
     }
 
     fn fault(body: Value) -> (String, &'static str) {
@@ -165,12 +227,42 @@ mod tests {
         assert_eq!(read(json!({"prompt": "x", "max_tokens": 0})).unwrap().output.max_tokens, Some(0));
     }
 
+    /// COMP-02.
     #[test]
-    fn what_can_not_be_done_yet_is_refused_by_name() {
-        assert_eq!(fault(json!({"prompt":"x","suffix":"y"})), ("suffix".into(), "unsupported_parameter"));
-        assert_eq!(fault(json!({"prompt":"x","echo":true})), ("echo".into(), "unsupported_parameter"));
-        assert_eq!(fault(json!({"prompt":"x","n":1,"best_of":2})), ("best_of".into(), "unsupported_parameter"));
+    fn a_suffix_makes_a_gap() {
+        let gap =
+            |prefix: &str| Prompt::Infill(Infill { prefix: prefix.into(), suffix: "s".into(), ..Default::default() });
+        assert_eq!(read(json!({"prompt":["a","b"],"suffix":"s"})).unwrap().prompts, [gap("a"), gap("b")]);
+        assert_eq!(read(json!({"prompt":"a","suffix":""})).unwrap().prompts, [Prompt::Text("a".into())]);
+        assert_eq!(fault(json!({"prompt":[1],"suffix":"s"})), ("suffix".into(), "invalid_value"));
+    }
+
+    #[test]
+    fn the_prompt_is_repeated_as_it_was_written() {
+        let echo = |body: Value| completion_request(body.to_string().as_bytes()).unwrap().request.style.echo;
+        assert_eq!(
+            echo(json!({"prompt":["a","b"],"echo":true})),
+            Some(vec![Echo::Text("a".into()), Echo::Text("b".into())])
+        );
+        assert_eq!(echo(json!({"prompt":[1],"echo":true})), Some(vec![Echo::Tokens]));
+        assert_eq!(echo(json!({"prompt":"a","echo":false})), None);
+        assert!(read(json!({"prompt":"a","echo":true})).unwrap().output.echo);
+    }
+
+    #[test]
+    fn best_of_is_at_least_n() {
+        let best = |body: Value| read(body).map(|request| (request.n, request.best_of));
+        assert_eq!(best(json!({"prompt":"x"})), Ok((1, 1)));
+        assert_eq!(best(json!({"prompt":"x","n":2,"best_of":5})), Ok((2, 5)));
+        assert_eq!(best(json!({"prompt":"x","n":2,"best_of":2,"stream":true})), Ok((2, 2)));
         assert_eq!(fault(json!({"prompt":"x","n":3,"best_of":2})), ("best_of".into(), "integer_below_min_value"));
-        assert!(read(json!({"prompt":"x","n":2,"best_of":2,"echo":false,"suffix":""})).is_ok());
+        assert_eq!(fault(json!({"prompt":"x","best_of":2,"stream":true})), ("best_of".into(), "invalid_value"));
+        assert_eq!(fault(json!({"prompt":"x","best_of":129})), ("best_of".into(), "integer_above_max_value"));
+    }
+
+    #[test]
+    fn tools_are_not_for_completions() {
+        assert_eq!(fault(json!({"prompt":"x","tools":[{}]})), ("tools".into(), "unsupported_parameter"));
+        assert!(read(json!({"prompt":"x","tools":[]})).is_ok());
     }
 }

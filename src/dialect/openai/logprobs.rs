@@ -24,24 +24,83 @@ pub(super) fn chat(entries: &[TokenLogprob]) -> Value {
     json!({ "content": content, "refusal": null })
 }
 
-/// Text completions: parallel arrays. `n_chars` is how many characters came before, and is moved on.
-pub(super) fn text(entries: &[TokenLogprob], n_chars: &mut usize) -> Value {
-    let mut tokens = Vec::with_capacity(entries.len());
-    let mut logprobs = Vec::with_capacity(entries.len());
-    let mut tops = Vec::with_capacity(entries.len());
-    let mut offsets = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let starts = entry.bytes.iter().filter(|byte| !is_continuation(**byte)).count();
-        // A token that begins inside a character belongs to that character's place.
-        let inside = entry.bytes.first().is_some_and(|byte| is_continuation(*byte));
-        offsets.push(n_chars.saturating_sub(usize::from(inside)));
-        *n_chars += starts;
-        tokens.push(name(&entry.bytes));
-        logprobs.push(number(entry.logprob));
-        let top: Map<String, Value> = entry.top.iter().map(|(bytes, p)| (name(bytes), number(*p))).collect();
-        tops.push(Value::Object(top));
+/// The parallel arrays of text completions.
+#[derive(Debug, Default)]
+pub(super) struct TextArrays {
+    tokens: Vec<String>,
+    logprobs: Vec<Value>,
+    tops: Vec<Value>,
+    offsets: Vec<usize>,
+}
+
+impl TextArrays {
+    /// Tokens of an answer. `n_chars` is how many characters came before, and is moved on.
+    pub(super) fn answer(&mut self, entries: &[TokenLogprob], n_chars: &mut usize) {
+        for entry in entries {
+            // A token that begins inside a character belongs to that character's place.
+            let inside = entry.bytes.first().is_some_and(|byte| is_continuation(*byte));
+            self.push(entry, n_chars.saturating_sub(usize::from(inside)), true);
+            *n_chars += count_chars(&entry.bytes);
+        }
     }
-    json!({ "tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets })
+
+    /// Tokens of a prompt whose text is `text`. Tokens that aren't in it (BOS, a space that the vocabulary adds) have
+    /// the place of what follows them. Nothing came before the first, so nothing is said of it.
+    pub(super) fn prompt(&mut self, entries: &[TokenLogprob], text: &str, n_chars: &mut usize) {
+        let (mut rest, mut n_before) = (text.as_bytes(), 0);
+        for (i, entry) in entries.iter().enumerate() {
+            let (skipped, length) = place(rest, &entry.bytes);
+            n_before += count_chars(&rest[..skipped]);
+            let inside = length > 0 && entry.bytes.first().is_some_and(|byte| is_continuation(*byte));
+            self.push(entry, n_before.saturating_sub(usize::from(inside)), i > 0);
+            n_before += count_chars(&rest[skipped..skipped + length]);
+            rest = &rest[skipped + length..];
+        }
+        *n_chars += text.chars().count();
+    }
+
+    fn push(&mut self, entry: &TokenLogprob, offset: usize, is_known: bool) {
+        self.tokens.push(name(&entry.bytes));
+        self.offsets.push(offset);
+        let top = || entry.top.iter().map(|(bytes, p)| (name(bytes), number(*p))).collect::<Map<String, Value>>();
+        self.logprobs.push(if is_known { number(entry.logprob) } else { Value::Null });
+        self.tops.push(if is_known { Value::Object(top()) } else { Value::Null });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    pub(super) fn into_json(self) -> Value {
+        json!({
+            "tokens": self.tokens,
+            "token_logprobs": self.logprobs,
+            "top_logprobs": self.tops,
+            "text_offset": self.offsets,
+        })
+    }
+}
+
+/// Where a token lies in what is left of a text: (bytes before it, its bytes there).
+fn place(rest: &[u8], token: &[u8]) -> (usize, usize) {
+    /// How far a token may be from where the last one ended, when the vocabulary writes some of the text differently.
+    const AHEAD_MAX: usize = 64;
+    if rest.starts_with(token) {
+        return (0, token.len());
+    }
+    if let Some(word) = token.strip_prefix(b" ").filter(|word| !word.is_empty() && rest.starts_with(word)) {
+        return (0, word.len());
+    }
+    let ahead = &rest[..rest.len().min(AHEAD_MAX + token.len())];
+    let is_word = token.len() > 1;
+    match ahead.windows(token.len().max(1)).position(|window| is_word && window == token) {
+        Some(at) => (at, token.len()),
+        None => (0, 0),
+    }
+}
+
+fn count_chars(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| !is_continuation(**byte)).count()
 }
 
 fn is_continuation(byte: u8) -> bool {
@@ -75,11 +134,30 @@ mod tests {
         let chat = chat(&entries);
         assert_eq!(chat["content"][1]["bytes"], json!([226, 128]));
         assert_eq!(chat["content"][0]["logprob"], json!(-0.1));
-        let mut n_chars = 0;
-        let text = text(&entries, &mut n_chars);
+        let (mut n_chars, mut arrays) = (0, TextArrays::default());
+        arrays.answer(&entries, &mut n_chars);
+        let text = arrays.into_json();
         assert_eq!(text["tokens"], json!(["a", "bytes:\\xe2\\x80", "bytes:\\x94", "b"]));
         assert_eq!(text["text_offset"], json!([0, 1, 1, 2]));
         assert_eq!(text["top_logprobs"][2], json!({"bytes:\\x94": -9999.0}));
         assert_eq!(n_chars, 3);
+    }
+
+    #[test]
+    fn a_prompts_tokens_have_the_places_of_its_text() {
+        let offsets = |text: &str, tokens: &[&[u8]]| {
+            let entries: Vec<_> = tokens.iter().map(|bytes| entry(bytes, -1.0)).collect();
+            let (mut n_chars, mut arrays) = (0, TextArrays::default());
+            arrays.prompt(&entries, text, &mut n_chars);
+            assert_eq!(n_chars, text.chars().count());
+            arrays.into_json()
+        };
+        let plain = offsets("h\u{e9}y you", &[b"<s>", b"h\xc3", b"\xa9y", b" you"]);
+        assert_eq!(plain["text_offset"], json!([0, 0, 1, 3]));
+        assert_eq!(plain["token_logprobs"], json!([null, -1.0, -1.0, -1.0]));
+        assert_eq!(plain["top_logprobs"][0], Value::Null);
+        assert_eq!(offsets("Hi you", &[b" Hi", b" you"])["text_offset"], json!([0, 2]), "a space that was added");
+        let special = offsets("a<|x|>bc", &[b"a", b"", b"bc"]);
+        assert_eq!(special["text_offset"], json!([0, 1, 6]), "a special token without text");
     }
 }

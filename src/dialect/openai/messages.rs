@@ -1,9 +1,10 @@
-//! `messages`: roles, text parts, and the tool calls of earlier turns.
+//! `messages`: roles, and the tool calls of earlier turns.
 
+use super::parts::{Content, Found, content, unsupported};
 use crate::chat::{Message, Role, ToolCall};
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Turns of one conversation. Each takes a few tokens at least, so no context holds more.
 const MESSAGES_MAX: usize = 65_536;
@@ -11,7 +12,7 @@ const ROLES: &str = "system, developer, user, assistant, tool, function";
 /// What our own answers and OpenAI's carry beside the text; none of it reaches the template.
 const ECHOED: [&str; 6] = ["annotations", "parsed", "cache_control", "prompt_cache_breakpoint", "id", "status"];
 
-pub(super) fn messages(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<Message>, Fault> {
+pub(super) fn messages(body: &mut Object, found: &mut Found) -> Result<Vec<Message>, Fault> {
     let values = body.array("messages")?.ok_or_else(|| body.missing("messages"))?;
     if values.is_empty() {
         return Err(empty_array("messages"));
@@ -19,10 +20,10 @@ pub(super) fn messages(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<M
     if values.len() > MESSAGES_MAX {
         return Err(too_many("messages", values.len(), MESSAGES_MAX));
     }
-    values.into_iter().enumerate().map(|(i, value)| message(format!("messages[{i}]"), value, ignored)).collect()
+    values.into_iter().enumerate().map(|(i, value)| message(format!("messages[{i}]"), value, found)).collect()
 }
 
-fn message(path: String, value: Value, ignored: &mut Ignored) -> Result<Message, Fault> {
+fn message(path: String, value: Value, found: &mut Found) -> Result<Message, Fault> {
     let mut fields = Object::at(path, value)?;
     let role_name = fields.string("role")?.ok_or_else(|| fields.missing("role"))?;
     let role = match role_name.as_str() {
@@ -32,27 +33,26 @@ fn message(path: String, value: Value, ignored: &mut Ignored) -> Result<Message,
         "tool" | "function" => Role::Tool,
         other => return Err(invalid_value(fields.path("role"), other, ROLES)),
     };
-    let mut content = content(&mut fields, role, ignored)?;
-    if role == Role::Assistant {
-        let refusal = fields.string("refusal")?;
-        content = content.or(refusal);
-    } else if content.is_none() && role_name != "function" {
-        return Err(fields.missing("content"));
-    }
+    let Content { text, media } = content(&mut fields, role, found)?;
+    let content = match (role, text) {
+        (Role::Assistant, None) => fields.string("refusal")?,
+        (_, None) if role_name != "function" => return Err(fields.missing("content")),
+        (_, text) => text,
+    };
     if fields.take("audio").is_some() {
-        return Err(unsupported_part(fields.path("audio"), "audio"));
+        return Err(unsupported(fields.path("audio"), "no sound of earlier answers is stored here"));
     }
     let message = Message {
         role,
         content,
-        media: Vec::new(),
+        media,
         reasoning: reasoning(&mut fields)?,
         name: fields.string("name")?,
-        tool_calls: tool_calls(&mut fields, ignored)?,
+        tool_calls: tool_calls(&mut fields, found.ignored)?,
         tool_call_id: fields.string("tool_call_id")?,
     };
     fields.accept(&ECHOED);
-    fields.finish(ignored);
+    fields.finish(found.ignored);
     Ok(message)
 }
 
@@ -62,51 +62,24 @@ fn reasoning(fields: &mut Object) -> Result<Option<String>, Fault> {
     Ok(long.or(short).filter(|text| !text.is_empty()))
 }
 
-/// The text, with parts joined as if the client had sent one string.
-fn content(fields: &mut Object, role: Role, ignored: &mut Ignored) -> Result<Option<String>, Fault> {
-    let path = fields.path("content");
-    let parts = match fields.take("content") {
-        None => return Ok(None),
-        Some(Value::String(text)) => return Ok(Some(text)),
-        Some(Value::Array(parts)) => parts,
-        Some(other) => return Err(invalid_type(path, "a string or an array of parts", &other)),
-    };
-    let mut text = String::new();
-    for (i, value) in parts.into_iter().enumerate() {
-        let mut part = Object::at(format!("{path}[{i}]"), value)?;
-        let kind = part.string("type")?.ok_or_else(|| part.missing("type"))?;
-        let key = match kind.as_str() {
-            "text" => "text",
-            "refusal" if role == Role::Assistant => "refusal",
-            "image_url" | "input_image" | "image" | "input_audio" | "audio" | "audio_url" | "video_url" | "file"
-            | "input_file" => return Err(unsupported_part(part.path("type"), &kind)),
-            other => return Err(invalid_value(part.path("type"), other, "text")),
-        };
-        text.push_str(&part.string(key)?.ok_or_else(|| part.missing(key))?);
-        part.accept(&["cache_control", "prompt_cache_breakpoint", "annotations"]);
-        part.finish(ignored);
-    }
-    Ok(Some(text))
-}
-
-fn unsupported_part(path: String, kind: &str) -> Fault {
-    let message = format!("{path}: this server takes text only, but a part of the message is {kind}.");
-    Fault::new(path, "unsupported_content", message)
-}
-
 /// `tool_calls`, or the older `function_call`, of an assistant's turn.
 fn tool_calls(fields: &mut Object, ignored: &mut Ignored) -> Result<Vec<ToolCall>, Fault> {
     let mut calls = Vec::new();
     let path = fields.path("tool_calls");
     for (i, value) in fields.array("tool_calls")?.unwrap_or_default().into_iter().enumerate() {
         let mut call = Object::at(format!("{path}[{i}]"), value)?;
-        let kind = call.string("type")?;
-        if let Some(other) = kind.as_deref().filter(|kind| *kind != "function") {
-            return Err(invalid_value(call.path("type"), other, "function"));
-        }
         let id = call.string("id")?.unwrap_or_default();
-        let function = call.object("function")?.ok_or_else(|| call.missing("function"))?;
-        calls.push(tool_call(id, function, ignored)?);
+        calls.push(match call.string("type")?.as_deref() {
+            None | Some("function") => {
+                let function = call.object("function")?.ok_or_else(|| call.missing("function"))?;
+                tool_call(id, function, ignored)?
+            }
+            Some("custom") => {
+                let custom = call.object("custom")?.ok_or_else(|| call.missing("custom"))?;
+                custom_call(id, custom, ignored)?
+            }
+            Some(other) => return Err(invalid_value(call.path("type"), other, "function, custom")),
+        });
         call.accept(&["index"]);
         call.finish(ignored);
     }
@@ -118,10 +91,25 @@ fn tool_calls(fields: &mut Object, ignored: &mut Ignored) -> Result<Vec<ToolCall
 
 fn tool_call(id: String, mut function: Object, ignored: &mut Ignored) -> Result<ToolCall, Fault> {
     let name = function.string("name")?.ok_or_else(|| function.missing("name"))?;
-    let arguments = function.string("arguments")?.filter(|text| !text.is_empty()).unwrap_or_else(|| "{}".to_owned());
+    // Text is what the model wrote, whether or not it can be read; Ollama's clients send the object itself.
+    let arguments = match function.take("arguments") {
+        None => "{}".to_owned(),
+        Some(Value::String(text)) if text.trim().is_empty() => "{}".to_owned(),
+        Some(Value::String(text)) => text,
+        Some(object @ Value::Object(_)) => object.to_string(),
+        Some(other) => return Err(invalid_type(function.path("arguments"), "a string", &other)),
+    };
     function.accept(&["parsed_arguments"]);
     function.finish(ignored);
     Ok(ToolCall { id, name, arguments })
+}
+
+/// A call of a custom tool: a function of one text.
+fn custom_call(id: String, mut custom: Object, ignored: &mut Ignored) -> Result<ToolCall, Fault> {
+    let name = custom.string("name")?.ok_or_else(|| custom.missing("name"))?;
+    let input = custom.string("input")?.unwrap_or_default();
+    custom.finish(ignored);
+    Ok(ToolCall { id, name, arguments: json!({ "input": input }).to_string() })
 }
 
 #[cfg(test)]
@@ -133,7 +121,9 @@ mod tests {
         let mut ignored = Ignored::default();
         let body = json!({ "messages": messages }).to_string();
         let mut body = Object::parse(body.as_bytes())?;
-        Ok((super::messages(&mut body, &mut ignored)?, ignored))
+        let mut found = Found { ignored: &mut ignored, media: Vec::new() };
+        let messages = super::messages(&mut body, &mut found)?;
+        Ok((messages, ignored))
     }
 
     fn fault(messages: Value) -> (String, &'static str) {
@@ -169,18 +159,23 @@ mod tests {
         assert_eq!(ignored.header(), None);
     }
 
+    /// TOOL-12.
     #[test]
     fn tool_history_is_kept() {
         let (messages, _) = read(json!([
             {"role":"assistant","content":null,"tool_calls":[
                 {"id":"call_1","type":"function","function":{"name":"f","arguments":""}},
-                {"id":"call_2","type":"function","function":{"name":"g","arguments":"not json"}}]},
+                {"id":"call_2","type":"function","function":{"name":"g","arguments":"not json"}},
+                {"function":{"name":"h","arguments":{"b":1,"a":2}}},
+                {"id":"c","type":"custom","custom":{"name":"i","input":"x"}}]},
             {"role":"tool","tool_call_id":"call_1","content":[{"type":"text","text":"r"}]},
         ]))
         .unwrap();
         assert_eq!(messages[0].content, None);
         assert_eq!(messages[0].tool_calls[0].arguments, "{}");
         assert_eq!(messages[0].tool_calls[1].arguments, "not json");
+        assert_eq!(messages[0].tool_calls[2].arguments, "{\"b\":1,\"a\":2}");
+        assert_eq!(messages[0].tool_calls[3].arguments, "{\"input\":\"x\"}");
         assert_eq!(messages[1].tool_call_id.as_deref(), Some("call_1"));
     }
 
@@ -196,7 +191,7 @@ mod tests {
             ("messages[1].content[0].text".into(), "invalid_type")
         );
         assert_eq!(
-            fault(json!([{"role":"user","content":[{"type":"text","text":""},{"type":"image_url","image_url":{}}]}])),
+            fault(json!([{"role":"user","content":[{"type":"text","text":""},{"type":"video_url"}]}])),
             ("messages[0].content[1].type".into(), "unsupported_content")
         );
         assert_eq!(fault(json!(["x"])), ("messages[0]".into(), "invalid_type"));

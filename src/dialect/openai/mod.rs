@@ -1,22 +1,30 @@
 //! OpenAI's API, with the extras that llama.cpp and vLLM clients send, and the tokenizer endpoints of llama-server.
 //!
-//! Requests: `chat`, `completion`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` are their shared
-//! parts). Answers: `wire` holds the shapes, `to_wire` fills whole answers, `stream` writes chunks.
+//! Requests: `chat`, `completion`, `infill`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` with
+//! `parts`, `tools` and `format` are their shared parts). Answers: `wire` holds the shapes, `to_wire` fills whole
+//! answers, `stream` writes chunks, `calls` knows the shapes of tool calls.
 //!
 //! **Invariant:** each documented request field is either honoured, listed as accepted without effect, or refused by name.
 
+mod calls;
 mod chat;
 mod completion;
+mod format;
+mod infill;
 mod logprobs;
 mod messages;
+mod parts;
 mod sampling;
 mod stream;
 mod to_wire;
 mod tokenizer;
+mod tools;
 mod wire;
 
-pub use chat::chat_request;
-pub use completion::completion_request;
+pub use chat::{Chat, ChatStyle, Places, chat_request};
+pub use completion::{Completion, Echo, TextStyle, completion_request};
+pub use format::constraint_name;
+pub use infill::{InfillChunks, infill_request, infill_response};
 pub use stream::{ChatChunks, TextChunks};
 pub use to_wire::{
     Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
@@ -25,3 +33,4 @@ pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,
     tokenize_response,
 };
+pub use tools::CallStyle;

@@ -1,5 +1,6 @@
 //! Fields that chat and text completions share: sampling, stop strings, limits, and what is refused in both.
 
+use super::format::asks;
 use crate::chat::check;
 use crate::chat::{Mirostat, SamplerKind, Sampling};
 use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, too_many};
@@ -7,7 +8,7 @@ use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
 
 /// Accepted without effect: bookkeeping of OpenAI's own platform, and hints.
-const ACCEPTED: [&str; 11] = [
+const ACCEPTED: [&str; 10] = [
     "store",
     "metadata",
     "user",
@@ -18,23 +19,13 @@ const ACCEPTED: [&str; 11] = [
     "cache_control",
     "service_tier",
     "verbosity",
-    "prediction",
 ];
 
-/// Ways of asking for constrained output that are not built yet. An answer without the constraint would look like one
-/// with it, so each is refused.
-const CONSTRAINTS: [&str; 10] = [
-    "grammar",
-    "json_schema",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "guided_decoding_backend",
-    "guided_whitespace_pattern",
-    "structural_tag",
-];
+/// Bytes of a prediction that are kept: it is a hint, and no answer is longer.
+const PREDICTION_BYTES_MAX: usize = 1 << 20;
+/// Adapters named in one request, and the largest scale of one.
+const LORA_MAX: usize = 64;
+const LORA_SCALE_MAX: f32 = 100.0;
 
 /// Reads all sampling fields and checks their ranges.
 pub(super) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
@@ -204,15 +195,9 @@ pub(super) fn stream(body: &mut Object, ignored: &mut Ignored) -> Result<(bool, 
     Ok((stream, stream && include_usage))
 }
 
-/// Takes what has no effect, and refuses what both endpoints know but can't do yet.
+/// Takes what has no effect, and refuses what both endpoints know but can't do.
 pub(super) fn accept_or_refuse(body: &mut Object) -> Result<(), Fault> {
     body.accept(&ACCEPTED);
-    for key in CONSTRAINTS {
-        if body.take(key).is_some_and(|value| asks(&value)) {
-            return Err(body.unsupported(key, "constrained output is not available on this server"));
-        }
-    }
-    response_format(body)?;
     if body.take("moderation").is_some_and(|value| asks(&value)) {
         return Err(body.unsupported("moderation", "this server has no moderation"));
     }
@@ -222,24 +207,63 @@ pub(super) fn accept_or_refuse(body: &mut Object) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether a value asks for something; `""`, `[]` and `false` say "none" in every field this is used for.
-pub(super) fn asks(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(values) => !values.is_empty(),
-        _ => true,
+/// What the answer will probably be: `{"type": "content", "content": text or text parts}`.
+pub(super) fn prediction(body: &mut Object, ignored: &mut Ignored) -> Result<Option<String>, Fault> {
+    let Some(mut prediction) = body.object("prediction")? else { return Ok(None) };
+    match prediction.string("type")?.as_deref() {
+        Some("content") => {}
+        Some(other) => return Err(invalid_value(prediction.path("type"), other, "content")),
+        None => return Err(prediction.missing("type")),
     }
+    let path = prediction.path("content");
+    let mut text = match prediction.take("content") {
+        None => return Err(prediction.missing("content")),
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => {
+            let mut text = String::new();
+            for (i, value) in parts.into_iter().enumerate() {
+                let mut part = Object::at(format!("{path}[{i}]"), value)?;
+                match part.string("type")?.as_deref() {
+                    Some("text") => text.push_str(&part.string("text")?.ok_or_else(|| part.missing("text"))?),
+                    Some(other) => return Err(invalid_value(part.path("type"), other, "text")),
+                    None => return Err(part.missing("type")),
+                }
+                part.finish(ignored);
+            }
+            text
+        }
+        Some(other) => return Err(invalid_type(path, "a string or an array of text parts", &other)),
+    };
+    prediction.finish(ignored);
+    let end = (0..=PREDICTION_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
+    Ok((!text.is_empty()).then_some(text))
 }
 
-fn response_format(body: &mut Object) -> Result<(), Fault> {
-    let Some(mut format) = body.object("response_format")? else { return Ok(()) };
-    let kind = format.string("type")?.ok_or_else(|| format.missing("type"))?;
-    match kind.as_str() {
-        "text" => Ok(()),
-        "json_object" | "json_schema" => {
-            Err(body.unsupported("response_format", "constrained output is not available on this server"))
-        }
-        other => Err(invalid_value(format.path("type"), other, "text")),
+/// llama-server's `lora`: `[{"id": 0, "scale": 0.5}]`. Adapters that are not named are switched off.
+pub(super) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Vec<(u32, f32)>>, Fault> {
+    let Some(values) = body.array("lora")? else { return Ok(None) };
+    let path = body.path("lora");
+    if values.len() > LORA_MAX {
+        return Err(too_many(path, values.len(), LORA_MAX));
     }
+    let mut scales: Vec<(u32, f32)> = Vec::with_capacity(values.len());
+    for (i, value) in values.into_iter().enumerate() {
+        let mut entry = Object::at(format!("{path}[{i}]"), value)?;
+        let id = entry.integer("id", 0, u32::MAX.into())?.ok_or_else(|| entry.missing("id"))?;
+        let id = u32::try_from(id).unwrap_or(u32::MAX);
+        let scale = entry.decimal("scale")?.unwrap_or(1.0);
+        if scale.abs() > LORA_SCALE_MAX {
+            let path = entry.path("scale");
+            let message = format!("{path} must be between -{LORA_SCALE_MAX} and {LORA_SCALE_MAX}, but it is {scale}.");
+            return Err(Fault::new(path, "invalid_value", message));
+        }
+        if scales.iter().any(|(other, _)| *other == id) {
+            let path = entry.path("id");
+            return Err(Fault::new(&path, "invalid_value", format!("{path} is {id}, and so is an earlier one.")));
+        }
+        entry.finish(ignored);
+        scales.push((id, scale));
+    }
+    Ok(Some(scales))
 }

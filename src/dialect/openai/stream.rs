@@ -4,15 +4,20 @@
 //! Thousands of chunks a second leave one core, so what is constant in a chunk is serialised once for the stream and the
 //! rest is appended to the caller's buffer: only the text is escaped. A test holds the result against the serde types'.
 
-use super::to_wire::{Head, error_object, finish_reason, json, usage_count};
-use super::{logprobs, wire};
-use crate::chat::{Delta, Usage};
+use super::calls::{Braces, Called, finish_reason};
+use super::chat::ChatStyle;
+use super::completion::TextStyle;
+use super::logprobs::{self, TextArrays};
+use super::to_wire::{Head, error_object, json, usage_count};
+use super::tools::CallStyle;
+use super::wire;
+use crate::chat::{Delta, TokenLogprob, ToolCallDelta, Usage};
 use crate::dialect::{Chunks, Problem};
 use crate::engine::Done;
 use std::io::Write as _;
 
 /// The event that ends a stream which failed after its first byte. Nothing may follow it.
-fn write_problem(problem: &Problem, out: &mut Vec<u8>) {
+pub(super) fn write_problem(problem: &Problem, out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: ");
     out.extend(json(&wire::ErrorBody { error: error_object(problem) }));
     out.extend_from_slice(b"\n\n");
@@ -52,14 +57,31 @@ fn write_end(head: &[u8], usage: Option<&Usage>, out: &mut Vec<u8>) {
 /// Chunks of a chat.
 pub struct ChatChunks {
     head: Vec<u8>,
-    n_choices: usize,
-    with_logprobs: bool,
-    include_usage: bool,
+    style: ChatStyle,
+    choices: Vec<Choice>,
+}
+
+/// What one choice has said so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Choice {
+    has_called: bool,
+    /// Of the last call's arguments.
+    braces: Braces,
+}
+
+impl Choice {
+    fn called(&self) -> Called {
+        match self.has_called {
+            false => Called::Nothing,
+            true if self.braces.are_closed() => Called::Wholly,
+            true => Called::Partly,
+        }
+    }
 }
 
 impl ChatChunks {
-    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool, include_usage: bool) -> Self {
-        Self { head: constant_head(head, "chat.completion.chunk"), n_choices, with_logprobs, include_usage }
+    pub fn new(head: &Head, n_choices: usize, style: ChatStyle) -> Self {
+        Self { head: constant_head(head, "chat.completion.chunk"), style, choices: vec![Choice::default(); n_choices] }
     }
 
     /// `delta` is JSON; `logprobs` and `finish_reason` are null unless given.
@@ -91,12 +113,58 @@ impl ChatChunks {
         out.push(b'}');
         Self::end(logprobs, "null", out);
     }
+
+    /// A call's id and name go out alone, then its arguments piece by piece.
+    fn call(&mut self, choice: usize, piece: &ToolCallDelta, out: &mut Vec<u8>) {
+        let Some(state) = self.choices.get_mut(choice) else { return };
+        // The older shape has room for one call; its requests allow no second one.
+        if self.style.calls == CallStyle::FunctionCall && piece.index > 0 {
+            return;
+        }
+        if piece.opening.is_some() {
+            *state = Choice { has_called: true, braces: Braces::default() };
+        }
+        state.braces.push(&piece.arguments);
+        if let Some((id, name)) = &piece.opening {
+            let delta = match self.style.calls {
+                CallStyle::FunctionCall => serde_json::json!({ "function_call": { "name": name, "arguments": "" } }),
+                CallStyle::ToolCalls => serde_json::json!({ "tool_calls": [{
+                    "index": piece.index,
+                    "id": id,
+                    "type": "function",
+                    "function": { "name": name, "arguments": "" },
+                }] }),
+            };
+            self.chunk(choice, &json(&delta), None, "null", out);
+        }
+        if !piece.arguments.is_empty() {
+            self.begin(choice, out);
+            match self.style.calls {
+                CallStyle::FunctionCall => out.extend_from_slice(b"{\"function_call\":{\"arguments\":"),
+                CallStyle::ToolCalls => {
+                    let index = piece.index;
+                    write!(out, "{{\"tool_calls\":[{{\"index\":{index},\"function\":{{\"arguments\":")
+                        .expect("numbers go into a Vec; failing is a bug");
+                }
+            }
+            escape(&piece.arguments, out);
+            out.extend_from_slice(match self.style.calls {
+                CallStyle::FunctionCall => b"}}",
+                CallStyle::ToolCalls => b"}}]}",
+            });
+            Self::end(None, "null", out);
+        }
+    }
 }
 
 impl Chunks for ChatChunks {
     fn open(&mut self, out: &mut Vec<u8>) {
-        for choice in 0..self.n_choices {
-            self.chunk(choice, br#"{"role":"assistant","content":"","refusal":null}"#, None, "null", out);
+        let delta: &[u8] = match self.style.is_forced {
+            true => br#"{"role":"assistant","content":null,"refusal":null}"#,
+            false => br#"{"role":"assistant","content":"","refusal":null}"#,
+        };
+        for choice in 0..self.choices.len() {
+            self.chunk(choice, delta, None, "null", out);
         }
     }
 
@@ -105,18 +173,23 @@ impl Chunks for ChatChunks {
             self.text(choice, "reasoning_content", &delta.reasoning, None, out);
         }
         let logprobs =
-            (self.with_logprobs && !delta.logprobs.is_empty()).then(|| json(&logprobs::chat(&delta.logprobs)));
+            (self.style.with_logprobs && !delta.logprobs.is_empty()).then(|| json(&logprobs::chat(&delta.logprobs)));
         if !delta.content.is_empty() || logprobs.is_some() {
             self.text(choice, "content", &delta.content, logprobs.as_deref(), out);
+        }
+        for piece in &delta.tool_calls {
+            self.call(choice, piece, out);
         }
     }
 
     fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>) {
-        self.chunk(choice, b"{}", None, &format!("\"{}\"", finish_reason(&done.finish)), out);
+        let called = self.choices.get(choice).map_or(Called::Nothing, Choice::called);
+        let reason = finish_reason(&done.finish, called, self.style.calls);
+        self.chunk(choice, b"{}", None, &format!("\"{reason}\""), out);
     }
 
     fn end(&mut self, usage: &Usage, out: &mut Vec<u8>) {
-        write_end(&self.head, self.include_usage.then_some(usage), out);
+        write_end(&self.head, self.style.include_usage.then_some(usage), out);
     }
 
     fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
@@ -127,15 +200,36 @@ impl Chunks for ChatChunks {
 /// Chunks of a text completion.
 pub struct TextChunks {
     head: Vec<u8>,
-    /// Characters sent of each choice, where logprobs are wanted: `text_offset` goes on from there.
-    n_chars: Vec<usize>,
-    with_logprobs: bool,
-    include_usage: bool,
+    style: TextStyle,
+    choices: Vec<TextChoice>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct TextChoice {
+    /// Characters sent, where logprobs are wanted: `text_offset` goes on from there.
+    n_chars: usize,
+    /// The prompt was sent, where it is wanted.
+    has_echoed: bool,
 }
 
 impl TextChunks {
-    pub fn new(head: &Head, n_choices: usize, with_logprobs: bool, include_usage: bool) -> Self {
-        Self { head: constant_head(head, "text_completion"), n_chars: vec![0; n_choices], with_logprobs, include_usage }
+    pub fn new(head: &Head, n_choices: usize, style: TextStyle) -> Self {
+        Self { head: constant_head(head, "text_completion"), style, choices: vec![TextChoice::default(); n_choices] }
+    }
+
+    /// The prompt, before anything else of a choice, in a chunk of its own.
+    fn echo(&mut self, choice: usize, prompt: &[TokenLogprob], out: &mut Vec<u8>) {
+        let Some(state) = self.choices.get_mut(choice).filter(|state| !state.has_echoed) else { return };
+        state.has_echoed = true;
+        let Some(text) = self.style.echoed(choice, prompt) else { return };
+        let mut arrays = TextArrays::default();
+        if self.style.with_logprobs {
+            arrays.prompt(prompt, &text, &mut state.n_chars);
+        }
+        let logprobs = (!arrays.is_empty()).then(|| json(&arrays.into_json()));
+        if !text.is_empty() || logprobs.is_some() {
+            self.chunk(choice, &text, logprobs.as_deref(), "null", out);
+        }
     }
 
     fn chunk(&self, choice: usize, text: &str, logprobs: Option<&[u8]>, finish: &str, out: &mut Vec<u8>) {
@@ -151,22 +245,25 @@ impl Chunks for TextChunks {
     fn open(&mut self, _out: &mut Vec<u8>) {}
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
-        let wanted = self.with_logprobs && !delta.logprobs.is_empty();
-        let logprobs = wanted
-            .then(|| self.n_chars.get_mut(choice))
-            .flatten()
-            .map(|n_chars| json(&logprobs::text(&delta.logprobs, n_chars)));
+        self.echo(choice, &delta.prompt, out);
+        let mut arrays = TextArrays::default();
+        if let Some(state) = self.choices.get_mut(choice).filter(|_| self.style.with_logprobs) {
+            arrays.answer(&delta.logprobs, &mut state.n_chars);
+        }
+        let logprobs = (!arrays.is_empty()).then(|| json(&arrays.into_json()));
         if !delta.content.is_empty() || logprobs.is_some() {
             self.chunk(choice, &delta.content, logprobs.as_deref(), "null", out);
         }
     }
 
     fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>) {
-        self.chunk(choice, "", None, &format!("\"{}\"", finish_reason(&done.finish)), out);
+        self.echo(choice, &[], out);
+        let reason = finish_reason(&done.finish, Called::Nothing, CallStyle::default());
+        self.chunk(choice, "", None, &format!("\"{reason}\""), out);
     }
 
     fn end(&mut self, usage: &Usage, out: &mut Vec<u8>) {
-        write_end(&self.head, self.include_usage.then_some(usage), out);
+        write_end(&self.head, self.style.include_usage.then_some(usage), out);
     }
 
     fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
@@ -176,8 +273,9 @@ impl Chunks for TextChunks {
 
 #[cfg(test)]
 mod tests {
+    use super::super::completion::Echo;
     use super::*;
-    use crate::chat::{Finish, TokenLogprob};
+    use crate::chat::Finish;
     use crate::engine::Timings;
     use serde_json::{Value, json};
 
@@ -194,7 +292,7 @@ mod tests {
 
     #[test]
     fn chat_chunks_are_valid_and_have_their_keys() {
-        let mut chunks = ChatChunks::new(&head(), 2, false, false);
+        let mut chunks = ChatChunks::new(&head(), 2, ChatStyle::default());
         let mut out = Vec::new();
         chunks.open(&mut out);
         let delta = Delta { content: "a\n\"\u{1f600}".into(), reasoning: "hm".into(), ..Default::default() };
@@ -217,17 +315,92 @@ mod tests {
         assert_eq!(events, expected);
     }
 
+    fn text_style(echo: Option<Vec<Echo>>) -> TextStyle {
+        TextStyle { with_logprobs: true, include_usage: false, n: 1, echo }
+    }
+
+    fn done(finish: Finish) -> Done {
+        Done { finish, usage: Usage::default(), timings: Timings::default() }
+    }
+
+    fn deltas(calls: CallStyle, pieces: &[ToolCallDelta], finish: Finish) -> (Vec<Value>, Value) {
+        let style = ChatStyle { calls, is_forced: true, ..Default::default() };
+        let mut chunks = ChatChunks::new(&head(), 1, style);
+        let mut out = Vec::new();
+        chunks.open(&mut out);
+        chunks.delta(0, &Delta { tool_calls: pieces.to_vec(), ..Default::default() }, &mut out);
+        chunks.finish(0, &done(finish), &mut out);
+        let mut choices: Vec<Value> = events(&out).iter().map(|event| event["choices"][0].clone()).collect();
+        let last = choices.pop().unwrap();
+        (choices.iter().map(|choice| choice["delta"].clone()).collect(), last["finish_reason"].clone())
+    }
+
+    #[test]
+    fn a_call_opens_alone_and_its_arguments_follow() {
+        let piece = |index: u32, name: Option<&str>, arguments: &str| ToolCallDelta {
+            index,
+            opening: name.map(|name| (format!("call_{name}"), name.to_owned())),
+            arguments: arguments.to_owned(),
+        };
+        let pieces = [piece(0, Some("f"), "{\"a\":"), piece(0, None, "\"\n\"}"), piece(1, Some("g"), "{}")];
+        let (newer, reason) = deltas(CallStyle::ToolCalls, &pieces, Finish::EndOfTurn);
+        let open = |index: u32, name: &str| {
+            json!({"tool_calls":[{"index":index,"id":format!("call_{name}"),"type":"function",
+            "function":{"name":name,"arguments":""}}]})
+        };
+        let more = |index: u32, text: &str| json!({"tool_calls":[{"index":index,"function":{"arguments":text}}]});
+        let role = json!({"role":"assistant","content":null,"refusal":null});
+        let expected =
+            [role.clone(), open(0, "f"), more(0, "{\"a\":"), more(0, "\"\n\"}"), open(1, "g"), more(1, "{}")];
+        assert_eq!((newer.as_slice(), reason), (expected.as_slice(), json!("tool_calls")));
+        let (older, reason) = deltas(CallStyle::FunctionCall, &pieces, Finish::EndOfTurn);
+        let of = |value: Value| json!({ "function_call": value });
+        let expected = [
+            role,
+            of(json!({"name":"f","arguments":""})),
+            of(json!({"arguments":"{\"a\":"})),
+            of(json!({"arguments":"\"\n\"}"})),
+        ];
+        assert_eq!((older.as_slice(), reason), (expected.as_slice(), json!("function_call")));
+        let cut = deltas(CallStyle::ToolCalls, &pieces[..1], Finish::Length).1;
+        assert_eq!(cut, "length", "TOOL-07");
+        assert_eq!(deltas(CallStyle::ToolCalls, &pieces[..1], Finish::StopString("x".into())).1, "stop");
+    }
+
+    #[test]
+    fn the_prompt_comes_first_and_offsets_go_on_behind_it() {
+        let entry = |text: &str| TokenLogprob { bytes: text.into(), logprob: -1.0, top: vec![] };
+        let mut chunks = TextChunks::new(&head(), 1, text_style(Some(vec![Echo::Text("ab".into())])));
+        let mut out = Vec::new();
+        let delta = Delta {
+            prompt: vec![entry("<s>"), entry("a"), entry("b")],
+            content: "c".into(),
+            logprobs: vec![entry("c")],
+            ..Default::default()
+        };
+        chunks.delta(0, &delta, &mut out);
+        chunks.finish(0, &done(Finish::Length), &mut out);
+        let events = events(&out);
+        let texts: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["text"]).collect();
+        assert_eq!(texts, ["ab", "c", ""]);
+        assert_eq!(events[0]["choices"][0]["logprobs"]["token_logprobs"], json!([null, -1.0, -1.0]));
+        assert_eq!(events[0]["choices"][0]["logprobs"]["text_offset"], json!([0, 0, 1]));
+        assert_eq!(events[1]["choices"][0]["logprobs"]["text_offset"], json!([2]));
+    }
+
     #[test]
     fn a_delta_without_text_writes_nothing() {
         let mut out = Vec::new();
-        ChatChunks::new(&head(), 1, true, false).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
-        TextChunks::new(&head(), 1, true, false).delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
+        let nothing = Delta { n_tokens: 1, ..Default::default() };
+        let chat = ChatStyle { with_logprobs: true, ..Default::default() };
+        ChatChunks::new(&head(), 1, chat).delta(0, &nothing, &mut out);
+        TextChunks::new(&head(), 1, text_style(None)).delta(0, &nothing, &mut out);
         assert!(out.is_empty());
     }
 
     #[test]
     fn text_offsets_go_on_from_chunk_to_chunk() {
-        let mut chunks = TextChunks::new(&head(), 1, true, false);
+        let mut chunks = TextChunks::new(&head(), 1, text_style(None));
         let mut out = Vec::new();
         for word in ["hé", "llo"] {
             let entry = TokenLogprob { bytes: word.into(), logprob: -1.0, top: vec![] };
@@ -241,7 +414,8 @@ mod tests {
     #[test]
     fn the_usage_chunk_alone_has_no_choices() {
         let mut out = Vec::new();
-        ChatChunks::new(&head(), 1, false, true).end(&Usage { prompt_tokens: 2, ..Default::default() }, &mut out);
+        let style = ChatStyle { include_usage: true, ..Default::default() };
+        ChatChunks::new(&head(), 1, style).end(&Usage { prompt_tokens: 2, ..Default::default() }, &mut out);
         let out = out.strip_suffix(b"data: [DONE]\n\n").unwrap();
         let event = &events(out)[0];
         assert_eq!((&event["choices"], &event["usage"]["total_tokens"]), (&json!([]), &json!(2)));

@@ -1,7 +1,12 @@
 //! Whole answers → JSON bytes.
 
-use super::{logprobs, wire};
-use crate::chat::{Finish, Usage};
+use super::calls::{self, Called};
+use super::chat::ChatStyle;
+use super::completion::{Echo, TextStyle};
+use super::logprobs::{self, TextArrays};
+use super::tools::CallStyle;
+use super::wire;
+use crate::chat::{TokenLogprob, Usage};
 use crate::dialect::{Answer, Problem};
 use crate::engine::Description;
 use serde::Serialize;
@@ -19,37 +24,65 @@ pub struct Head {
     pub fingerprint: String,
 }
 
-/// `answers` in the order of their index; `with_logprobs` as the request asked.
-pub fn chat_response(head: &Head, answers: &[Answer], usage: &Usage, with_logprobs: bool) -> Vec<u8> {
+/// `answers` in the order of their index.
+pub fn chat_response(head: &Head, answers: &[Answer], usage: &Usage, style: ChatStyle) -> Vec<u8> {
     let choice = |(index, answer): (usize, &'_ Answer)| {
+        let has_calls = !answer.tool_calls.is_empty();
+        let (tool_calls, function_call) = match style.calls {
+            CallStyle::ToolCalls => (calls::tool_calls(&answer.tool_calls), None),
+            CallStyle::FunctionCall => (Vec::new(), calls::function_call(&answer.tool_calls)),
+        };
         json!(wire::ChatChoice {
             index,
             message: wire::ChatMessage {
                 role: "assistant",
-                content: &answer.content,
+                content: (!has_calls || !answer.content.is_empty()).then_some(&answer.content),
                 refusal: None,
                 annotations: [],
                 reasoning_content: &answer.reasoning,
+                tool_calls,
+                function_call,
             },
-            logprobs: with_logprobs.then(|| logprobs::chat(&answer.logprobs)),
-            finish_reason: finish_reason(&answer.finish),
+            logprobs: style.with_logprobs.then(|| logprobs::chat(&answer.logprobs)),
+            finish_reason: calls::finish_reason(&answer.finish, Called::of(&answer.tool_calls), style.calls),
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
     completion(head, "chat.completion", Some("default"), choices, usage)
 }
 
-pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, with_logprobs: bool) -> Vec<u8> {
+pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style: &TextStyle) -> Vec<u8> {
     let choice = |(index, answer): (usize, &'_ Answer)| {
+        let echo = style.echoed(index, &answer.prompt);
+        let (mut n_chars, mut arrays) = (0, TextArrays::default());
+        if style.with_logprobs {
+            if let Some(text) = &echo {
+                arrays.prompt(&answer.prompt, text, &mut n_chars);
+            }
+            arrays.answer(&answer.logprobs, &mut n_chars);
+        }
         json!(wire::TextChoice {
             index,
-            text: &answer.content,
-            logprobs: with_logprobs.then(|| logprobs::text(&answer.logprobs, &mut 0)),
-            finish_reason: finish_reason(&answer.finish),
+            text: &(echo.unwrap_or_default() + &answer.content),
+            logprobs: style.with_logprobs.then(|| arrays.into_json()),
+            finish_reason: calls::finish_reason(&answer.finish, Called::Nothing, CallStyle::default()),
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
     completion(head, "text_completion", None, choices, usage)
+}
+
+impl TextStyle {
+    /// What goes before the text of a choice, given what the engine said of its prompt.
+    pub(super) fn echoed(&self, choice: usize, prompt: &[TokenLogprob]) -> Option<String> {
+        Some(match self.echo.as_ref()?.get(choice / self.n.max(1))? {
+            Echo::Text(text) => text.clone(),
+            Echo::Tokens => {
+                let bytes: Vec<u8> = prompt.iter().flat_map(|entry| &entry.bytes).copied().collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+        })
+    }
 }
 
 fn completion(
@@ -83,13 +116,6 @@ pub(super) fn usage_count(usage: &Usage) -> wire::UsageCount {
             accepted_prediction_tokens: usage.accepted_prediction_tokens,
             rejected_prediction_tokens: usage.rejected_prediction_tokens,
         },
-    }
-}
-
-pub(super) fn finish_reason(finish: &Finish) -> &'static str {
-    match finish {
-        Finish::EndOfTurn | Finish::StopString(_) => "stop",
-        Finish::Length => "length",
     }
 }
 
@@ -169,6 +195,7 @@ fn rfc3339(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::{Finish, ToolCall};
     use serde_json::Value;
 
     fn head() -> Head {
@@ -179,7 +206,8 @@ mod tests {
     fn a_chat_answer_has_every_required_key() {
         let answer = Answer { content: "hi".into(), finish: Finish::EndOfTurn, ..Default::default() };
         let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, ..Default::default() };
-        let body: Value = serde_json::from_slice(&chat_response(&head(), &[answer], &usage, false)).unwrap();
+        let body: Value =
+            serde_json::from_slice(&chat_response(&head(), &[answer], &usage, ChatStyle::default())).unwrap();
         assert_eq!(
             body,
             json!({
@@ -197,6 +225,30 @@ mod tests {
                 },
             })
         );
+    }
+
+    #[test]
+    fn calls_stand_in_the_shape_they_were_offered_in() {
+        let call = ToolCall { id: "call_1".into(), name: "f".into(), arguments: "{\"a\":1}".into() };
+        let mut answer = Answer { tool_calls: vec![call], finish: Finish::EndOfTurn, ..Default::default() };
+        let choice = |answer: &Answer, calls: CallStyle| {
+            let style = ChatStyle { calls, ..Default::default() };
+            let body = chat_response(&head(), std::slice::from_ref(answer), &Usage::default(), style);
+            serde_json::from_slice::<Value>(&body).unwrap()["choices"][0].take()
+        };
+        let newer = choice(&answer, CallStyle::ToolCalls);
+        let function = json!({"name":"f","arguments":"{\"a\":1}"});
+        assert_eq!(
+            newer["message"],
+            json!({"role":"assistant","content":null,"refusal":null,"annotations":[],
+                "tool_calls":[{"id":"call_1","type":"function","function":function}]})
+        );
+        assert_eq!(newer["finish_reason"], "tool_calls");
+        let older = choice(&answer, CallStyle::FunctionCall);
+        assert_eq!((&older["message"]["function_call"], &older["finish_reason"]), (&function, &json!("function_call")));
+        assert!(older["message"].get("tool_calls").is_none());
+        answer.content = "I will".into();
+        assert_eq!(choice(&answer, CallStyle::ToolCalls)["message"]["content"], "I will");
     }
 
     #[test]

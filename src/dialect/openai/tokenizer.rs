@@ -1,6 +1,6 @@
 //! `/tokenize`, `/detokenize` and `/apply-template`, for llama-server's and vLLM's clients.
 
-use super::chat::chat_prompt;
+use super::chat::{Places, chat_prompt};
 use super::completion::token_ids;
 use super::to_wire::json;
 use crate::chat::{ChatPrompt, Prompt};
@@ -14,6 +14,8 @@ use serde_json::json;
 pub struct Tokenize {
     pub model: Option<String>,
     pub request: TokenizeRequest,
+    /// Of a chat's parts.
+    pub places: Places,
 }
 
 /// What `/apply-template` was asked.
@@ -21,6 +23,7 @@ pub struct Tokenize {
 pub struct Render {
     pub model: Option<String>,
     pub prompt: ChatPrompt,
+    pub places: Places,
 }
 
 /// `content` is llama-server's field, `prompt` vLLM's; they differ in whether BOS is added by default.
@@ -29,10 +32,15 @@ pub fn tokenize_request(body: &[u8]) -> Result<Read<Tokenize>, Fault> {
     let mut body = Object::parse(body)?;
     let content = body.string("content")?;
     let text = body.string("prompt")?;
+    let mut places = Places::default();
     let (prompt, special_default) = match (content, text) {
         (Some(content), None) => (Prompt::Text(content), false),
         (None, Some(text)) => (Prompt::Text(text), true),
-        (None, None) if body.has("messages") => (Prompt::Chat(chat_prompt(&mut body, &mut ignored)?), false),
+        (None, None) if body.has("messages") => {
+            let prompt;
+            (prompt, places) = chat_prompt(&mut body, &mut ignored)?;
+            (Prompt::Chat(prompt), false)
+        }
         (None, None) => return Err(body.missing("content")),
         (Some(_), Some(_)) => {
             return Err(Fault::new("prompt", "invalid_value", "content and prompt can't both be given."));
@@ -48,7 +56,7 @@ pub fn tokenize_request(body: &[u8]) -> Result<Read<Tokenize>, Fault> {
     };
     let model = body.string("model")?;
     body.finish(&mut ignored);
-    Ok(Read { request: Tokenize { model, request }, ignored })
+    Ok(Read { request: Tokenize { model, request, places }, ignored })
 }
 
 /// Pieces are text where they are UTF-8 and arrays of bytes where they are not.
@@ -95,10 +103,10 @@ pub fn detokenize_response(text: &str) -> Vec<u8> {
 pub fn render_request(body: &[u8]) -> Result<Read<Render>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let prompt = chat_prompt(&mut body, &mut ignored)?;
+    let (prompt, places) = chat_prompt(&mut body, &mut ignored)?;
     let model = body.string("model")?;
     body.finish(&mut ignored);
-    Ok(Read { request: Render { model, prompt }, ignored })
+    Ok(Read { request: Render { model, prompt, places }, ignored })
 }
 
 pub fn render_response(prompt: &str) -> Vec<u8> {

@@ -27,11 +27,15 @@ pub(super) struct ChatChoice<'a> {
 #[derive(Serialize)]
 pub(super) struct ChatMessage<'a> {
     pub role: &'static str,
-    pub content: &'a str,
+    pub content: Option<&'a str>,
     pub refusal: Option<&'a str>,
     pub annotations: [(); 0],
     #[serde(skip_serializing_if = "str::is_empty")]
     pub reasoning_content: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<Value>,
 }
 
 #[derive(Serialize)]

@@ -29,6 +29,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Longest text of one constraint.
 const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Most entries of a choice: their lexer is built before the answer begins.
+const CHOICES_MAX: usize = 10_000;
 /// Compiled constraints that are kept, and the text they may have together: a program asks for few, again and again.
 const KEPT_MAX: usize = 64;
 const KEPT_BYTES_MAX: usize = 4 << 20;
@@ -108,6 +110,10 @@ impl<M: Model> Constraints<M> {
             }
             Constraint::Regex(regex) => self.parser(TopLevelGrammar::from_regex(regex)),
             Constraint::Lark(lark) => self.parser(TopLevelGrammar::from_lark(lark.clone())),
+            Constraint::Choice(choices) if choices.is_empty() => Err("there is nothing to choose from".into()),
+            Constraint::Choice(choices) if choices.len() > CHOICES_MAX => {
+                Err(format!("it has {} entries, and at most {CHOICES_MAX} are taken", choices.len()))
+            }
             Constraint::Choice(choices) => {
                 let quoted = choices.iter().map(|choice| serde_json::Value::from(choice.as_str()).to_string());
                 let lark = format!("start: {}", quoted.collect::<Vec<_>>().join(" | "));

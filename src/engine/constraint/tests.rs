@@ -1,7 +1,7 @@
 use super::*;
 use crate::engine::backend::scripted::ScriptedModel;
 use crate::engine::config::{EngineConfig, ModelSource, ScriptedConfig};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 fn constraints() -> Constraints<ScriptedModel> {
     let scripted = ScriptedConfig::default();
@@ -188,5 +188,45 @@ mod gates {
         assert_eq!(allowed(&mut gate).unwrap(), b"c");
         gate.take(i32::from(b'c'), b"c").unwrap();
         assert_eq!(allowed(&mut gate), None, "another grammar's");
+    }
+}
+
+#[test]
+fn hostile_constraints_end_soon() {
+    let long = "x".repeat(200_000);
+    let names: Map<String, Value> = (0..20_000).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect();
+    let wide = json!({"type": "object", "properties": names, "required": names.keys().collect::<Vec<_>>()});
+    let optional =
+        json!({"type": "object", "properties": (0..3000).map(|i| (format!("p{i}"), json!({}))).collect::<Map<_, _>>()});
+    let mutual = json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}});
+    let all_of = json!({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}});
+    let any_of = (0..12).fold(json!({"type": "integer"}), |inner, i| {
+        json!({"type": "object", "properties": {format!("k{i}"): {"anyOf": [inner, inner]}}, "required": [format!("k{i}")]})
+    });
+    for constraint in [
+        Constraint::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
+        Constraint::Regex("(a|aa|aaa|aaaa)*b(c?){5000}c{5000}".into()),
+        Constraint::Regex(format!("({long})+")),
+        Constraint::Regex("[\\\\s\\\\S]{1,100000}x[\\\\s\\\\S]{1,100000}y".into()),
+        Constraint::Lark("start: a{1,100000}\na: b{1,100000}\nb: \"x\" | b b".into()),
+        Constraint::Lark("start: start start | \"x\"".into()),
+        Constraint::Lark(format!("start: {}", "(".repeat(20_000))),
+        schema(json!({"type": "string", "maxLength": 1_000_000_000u64})),
+        schema(json!({"type": "array", "items": {"type": "string"}, "minItems": 90_000, "maxItems": 1_000_000_000u64})),
+        schema(json!({"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$", "minLength": 5000})),
+        schema(json!({"type": "number", "multipleOf": 0.000_000_1, "minimum": 0.123_456_7, "maximum": 1e300})),
+        schema(wide),
+        schema(optional),
+        schema(mutual),
+        schema(all_of),
+        schema(any_of),
+        Constraint::Choice((0..CHOICES_MAX).map(|i| format!("choice {i}")).collect()),
+    ] {
+        let shown: String = format!("{constraint:?}").chars().take(60).collect();
+        let started = std::time::Instant::now();
+        let outcome = constraints().compile(&constraint);
+        let time = started.elapsed().as_secs_f64();
+        println!("{time:.3} s, {}: {shown}", outcome.is_ok());
+        assert!(time < 5.0, "{time} s: {shown}");
     }
 }

@@ -47,8 +47,8 @@ pub(super) fn decode(media: &Media, audio_rate: Option<u32>) -> Result<Bitmap, S
 fn image(data: &[u8]) -> Result<Bitmap, String> {
     let mut reader = ImageReader::new(Cursor::new(data)).with_guessed_format().map_err(|error| error.to_string())?;
     match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Gif | ImageFormat::WebP) => {}
-        _ => return Err("it is no PNG, JPEG, WebP or GIF".into()),
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Gif | ImageFormat::WebP | ImageFormat::Bmp) => {}
+        _ => return Err("it is no PNG, JPEG, WebP, GIF or BMP".into()),
     }
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_MAX);
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn images_of_every_format_become_pixels() {
-        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif] {
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp] {
             let data = encoded(format, 9, 5);
             match decode(&media(MediaKind::Image, data), None) {
                 Ok(Bitmap::Image { width: 9, height: 5, rgb }) => assert_eq!(rgb.len(), 3 * 45, "{format:?}"),

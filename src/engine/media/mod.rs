@@ -109,24 +109,20 @@ pub(super) struct Marked {
     pub media: Vec<Placed>,
 }
 
-/// A medium and the message it came from.
+/// A medium and its number among all of the chat's.
 pub(super) struct Placed {
-    pub message: usize,
+    pub number: usize,
     pub media: Media,
 }
 
 impl Placed {
-    fn name(&self) -> String {
+    /// Why this one can't be taken. The field is `media[k]`; where that stands in the body is the dialect's to say.
+    pub fn refuse(&self, code: &str, reason: &str) -> Failure {
         let kind = match self.media.kind {
             MediaKind::Image | MediaKind::RemoteImage => "image",
             MediaKind::Audio => "sound",
         };
-        format!("The {kind} in messages[{}]", self.message)
-    }
-
-    /// The failure of this medium; `field` names its message, as far as dialects keep the numbers of messages.
-    pub fn refuse(&self, code: &str, reason: &str) -> Failure {
-        Failure::invalid("messages", code, format!("{} {reason}.", self.name()))
+        Failure::invalid(&format!("media[{}]", self.number), code, format!("The {kind} {reason}."))
     }
 }
 
@@ -153,12 +149,12 @@ pub(super) fn mark(chat: &ChatPrompt, takes: &[MediaKind]) -> Result<Option<Mark
     }
     let mut chat = chat.clone();
     let mut all = Vec::with_capacity(n);
-    for (index, message) in chat.messages.iter_mut().enumerate() {
+    for message in &mut chat.messages {
         let content = message.content.take().unwrap_or_default();
         let mut text = String::with_capacity(content.len());
         let mut from = 0;
         for media in std::mem::take(&mut message.media) {
-            let placed = Placed { message: index, media };
+            let placed = Placed { number: all.len(), media };
             if !takes.contains(&placed.media.kind) {
                 return Err(placed.refuse("unsupported_content", "can't be read: this model takes none"));
             }

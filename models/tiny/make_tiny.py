@@ -322,11 +322,11 @@ class Projector:
             self.w.add_uint32(f"clip.{part}.{key}", value)
         self.w.add_float32(f"clip.{part}.attention.layer_norm_epsilon", 1e-5)
 
-    def layer(self, b, width, size):
-        """One block; keys have no bias, as in Whisper."""
+    def layer(self, b, width, size, key_bias=False):
+        """One block; in Whisper keys have no bias."""
         for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
             self.matrix(f"{b}{name}.weight", width, width)
-            if name != "attn_k":
+            if name != "attn_k" or key_bias:
                 self.put(f"{b}{name}.bias", self.uniform((width,), 0.1))
         for name in ("ln1", "ln2"):
             self.put(f"{b}{name}.weight", np.ones(width))
@@ -336,7 +336,7 @@ class Projector:
         self.matrix(b + "ffn_down.weight", width, size)
         self.put(b + "ffn_down.bias", self.uniform((width,), 0.1))
 
-    def eyes(self, image, patch, width, heads):
+    def eyes(self, image, patch, width):
         """Patches of an image, without the projector behind them."""
         w = self.w
         w.add_bool("clip.has_vision_encoder", True)
@@ -346,7 +346,6 @@ class Projector:
         w.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
         w.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
         self.put("v.patch_embd.weight", self.uniform((width, 3, patch, patch), 0.3))
-        self.put("v.patch_embd.bias", self.uniform((width,), 0.1))
         self.put("v.post_ln.weight", np.ones(width))
         self.put("v.post_ln.bias", np.zeros(width))
 
@@ -360,7 +359,8 @@ def mmproj(out):
     width, size = 16, 32
     w.add_string("clip.vision.projector_type", "gemma3")
     m.sizes("vision", width, size, layers=1, heads=2, out=text)
-    m.eyes(image=32, patch=4, width=width, heads=2)
+    m.eyes(image=32, patch=4, width=width)
+    m.put("v.patch_embd.bias", m.uniform((width,), 0.1))
     w.add_uint32("clip.vision.projector.scale_factor", 2)  # 64 patches become 16 tokens
     m.put("v.position_embd.weight", m.uniform((64, width), 0.3))
     m.layer("v.blk.0.", width, size)
@@ -387,10 +387,43 @@ def mmproj(out):
     m.close()
 
 
+def qwen2vl(out):
+    """Positions in three dimensions (M-RoPE), and a projector whose tokens follow the image's shape."""
+    text, width, size = 32, 16, 32
+    m = Model(out, "tiny-qwen2vl", "qwen2vl", 8, layers=2, width=text, context=2048, kind=Q.F16)
+    m.attention(2, 1, 16)
+    m.w.add_feed_forward_length(64)
+    m.w.add_rope_dimension_count(16)
+    m.w.add_rope_dimension_sections([2, 3, 3, 0])
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.qkvo(b, 1)
+        for name, n in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16)):
+            m.put(f"{b}{name}.bias", m.uniform((n,), 0.1))
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 64)
+    m.close()
+    m = Projector(out, "tiny-qwen2vl-mmproj", 9)
+    m.w.add_string("clip.projector_type", "qwen2vl_merger")
+    m.sizes("vision", width, size, layers=1, heads=1, out=text)
+    m.eyes(image=64, patch=4, width=width)
+    m.put("v.patch_embd.weight.1", m.uniform((width, 3, 4, 4), 0.3))
+    m.layer("v.blk.0.", width, size, key_bias=True)
+    m.matrix("mm.0.weight", 4 * width, 4 * width)
+    m.put("mm.0.bias", m.uniform((4 * width,), 0.1))
+    m.matrix("mm.2.weight", text, 4 * width, gain=6)
+    m.put("mm.2.bias", m.uniform((text,), 0.1))
+    m.close()
+
+
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, mmproj):
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, mmproj, qwen2vl):
         make(out)
 
 

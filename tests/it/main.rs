@@ -7,6 +7,7 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod errors;
+mod media;
 mod models;
 mod openai_chat;
 mod openai_stream;

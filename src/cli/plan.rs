@@ -33,7 +33,10 @@ pub(super) fn settle(config: &mut Config, model: &Model) -> Result<()> {
     }
     let n_ctx = ask(&config.engine, &model.shape).n_ctx;
     settle_layout(&mut config.engine, model);
-    let plan = Plan::new(&model.file, &model.shape, ask(&config.engine, &model.shape));
+    let mut plan = Plan::new(&model.file, &model.shape, ask(&config.engine, &model.shape));
+    // The projector is small beside a model; what it computes with is smaller still.
+    let mmproj = config.engine.mmproj.as_ref().and_then(|path| std::fs::metadata(path).ok());
+    plan.weights += mmproj.map_or(0, |file| file.len());
     let memory = Memory::now();
     tracing::info!(
         "memory: {} in all: weights {}, KV cache {} for {} cells, recurrent state {}, compute about {}; {}",

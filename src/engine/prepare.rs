@@ -14,7 +14,7 @@ use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Constraint, Infill, MediaKind, Message, Prompt};
+use crate::chat::{ChatPrompt, Constraint, Infill, MediaKind, Message, Prompt, SamplingParams};
 use crossbeam_channel::{Receiver, SendError, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -228,12 +228,7 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = if ready.media.is_empty() {
-            self.model.sampler(&request.sampling, &tokens)?
-        } else {
-            let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
-            self.model.sampler(&request.sampling, &seen)?
-        };
+        let sampler = self.sampler(&request.sampling, &tokens, !ready.media.is_empty())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         let run = Run {
@@ -263,6 +258,15 @@ impl<M: Model> Preparer<M> {
             ticket: None,
         };
         Ok((run, pending))
+    }
+
+    /// A sampler that has seen the prompt, but for its media, which are no tokens.
+    fn sampler(&self, params: &SamplingParams, tokens: &[Token], has_media: bool) -> Result<M::Sampler, Failure> {
+        if !has_media {
+            return self.model.sampler(params, tokens);
+        }
+        let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
+        self.model.sampler(params, &seen)
     }
 
     /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.

@@ -41,7 +41,8 @@ fn png(width: u32, height: u32, seed: u8) -> Vec<u8> {
 
 fn wav(tone: f32) -> Vec<u8> {
     let samples = (0..8000u32).map(|i| ((i as f32 / 8000.0 * tone * 6.283).sin() * 12_000.0) as i16);
-    let mut out = b"RIFF\xa4\x3e\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x80\x3e\0\0".to_vec();
+    let mut out =
+        b"RIFF\xa4\x3e\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x80\x3e\0\0".to_vec();
     out.extend(samples.flat_map(i16::to_le_bytes));
     out
 }
@@ -76,10 +77,7 @@ async fn ask(server: &Server, body: &Value) -> Value {
 
 fn usage(answer: &Value) -> (u64, u64) {
     let number = |value: &Value| value.as_u64().expect("a number");
-    (
-        number(&answer["usage"]["prompt_tokens"]),
-        number(&answer["usage"]["prompt_tokens_details"]["cached_tokens"]),
-    )
+    (number(&answer["usage"]["prompt_tokens"]), number(&answer["usage"]["prompt_tokens_details"]["cached_tokens"]))
 }
 
 fn first_logprobs(answer: &Value) -> &Value {
@@ -206,7 +204,9 @@ async fn host() -> (SocketAddr, Arc<AtomicUsize>) {
             let request = String::from_utf8_lossy(&request[..n]).into_owned();
             let path = request.split(' ').nth(1).unwrap_or_default();
             let answer = match path.split_once('?') {
-                Some(("/to", to)) => format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n").into_bytes(),
+                Some(("/to", to)) => {
+                    format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n").into_bytes()
+                }
                 _ if path == "/a.png" => {
                     let data = png(40, 30, 1);
                     let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", data.len()).into_bytes();

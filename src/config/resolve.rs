@@ -2,17 +2,17 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, GpuLayers, Seconds, Switch};
+use super::value::{ByteSize, GpuLayers, Lora, Seconds, Switch};
 use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::EngineConfig;
-use crate::engine::config::{KvLayout, ModelSource, ScriptedConfig};
-use crate::gateway::{ApiKey, GatewayConfig, MediaHost};
+use crate::engine::config::{KvLayout, LoraConfig, ModelSource, ScriptedConfig};
+use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Bounds of what an operator may ask. Beyond them lies a typing mistake rather than a machine.
 const WORKERS_MAX: u32 = 64;
@@ -35,28 +35,29 @@ impl Raw {
         let mut warnings = Vec::new();
         let api_keys = self.api_keys(&mut warnings)?;
         let http = self.http(!api_keys.is_empty(), &mut warnings)?;
-        let engine = self.engine()?;
-        let names = self.names(&engine.source)?;
-        let (model_id, aliases) = names;
+        let models = self.models()?;
+        let first = &models[0].config;
         let gateway = GatewayConfig {
-            model_id,
-            aliases,
+            model_id: first.id.clone(),
+            aliases: first.aliases.clone(),
             api_keys: api_keys.into_iter().filter_map(|key| ApiKey::new(&key)).collect(),
             strict: on(&self.strict),
             any_model: on(&self.any_model),
-            sampling: self.sampling()?,
-            n_created: n_created(&engine.source),
+            sampling: first.sampling.clone(),
+            n_created: first.n_created,
             media_hosts: self.media_hosts()?,
         };
-        Ok(Config {
-            http,
-            gateway,
-            engine,
-            log: self.log(),
-            in_process: on(&self.in_process),
-            ctx_from_model: self.ctx_size.value == Some(0),
-            warnings,
-        })
+        let default = LoadLimits::default();
+        let load_wait = seconds(&self.load_timeout, default.load_wait);
+        if load_wait < Duration::from_millis(100) {
+            return Err(rule(&self.load_timeout, format!("{load_wait:?} is less than 100ms")));
+        }
+        let limits = LoadLimits {
+            loaded_bytes_max: self.max_loaded_memory.value.map(|ByteSize(n)| n as u64),
+            load_wait,
+            ..default
+        };
+        Ok(Config { http, gateway, models, limits, log: self.log(), in_process: on(&self.in_process), warnings })
     }
 
     /// How to log, which is needed before anything else can be said.
@@ -161,7 +162,7 @@ impl Raw {
         Ok(keys)
     }
 
-    fn engine(&self) -> Result<EngineConfig, ConfigError> {
+    pub(super) fn engine(&self) -> Result<EngineConfig, ConfigError> {
         let source = self.source()?;
         if let ModelSource::Gguf(path) = &source {
             check_file(path)?;
@@ -205,6 +206,7 @@ impl Raw {
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),
             mlock: on(&self.mlock),
+            lora: self.lora()?,
             chat_template: template
                 .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
                 .transpose()?,
@@ -223,7 +225,7 @@ impl Raw {
         texts.map(host).collect()
     }
 
-    fn sampling(&self) -> Result<Sampling, ConfigError> {
+    pub(super) fn sampling(&self) -> Result<Sampling, ConfigError> {
         let sampling = Sampling {
             seed: self.seed.value.map(chat::check::fold_seed),
             temperature: self.temp.value,
@@ -272,28 +274,25 @@ impl Raw {
         found.map_or(Origin::Default, |(_, _, origin)| origin.clone())
     }
 
-    /// The model's name and its other names.
-    fn names(&self, source: &ModelSource) -> Result<(String, Vec<String>), ConfigError> {
-        let mut names = self.alias.value.clone().unwrap_or_default();
-        for name in &names {
-            if name.len() > 256 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-                return Err(rule(&self.alias, format!("{name:?} has spaces or more than 256 bytes")));
+    fn lora(&self) -> Result<Vec<LoraConfig>, ConfigError> {
+        let given = self.lora.value.iter().flatten();
+        let lora: Vec<LoraConfig> =
+            given.map(|Lora { path, scale }| LoraConfig { path: path.clone(), scale: *scale }).collect();
+        let (most, scale_max) = (EngineConfig::LORA_MAX, EngineConfig::LORA_SCALE_MAX);
+        if lora.len() > most {
+            return Err(rule(&self.lora, format!("{} adapters, more than {most}", lora.len())));
+        }
+        for LoraConfig { path, scale } in &lora {
+            if !(-scale_max..=scale_max).contains(scale) {
+                return Err(rule(&self.lora, format!("{scale} is not within -{scale_max}..={scale_max}")));
             }
+            check_file(path)?;
         }
-        if names.is_empty() {
-            names.push(match source {
-                ModelSource::Gguf(path) => {
-                    path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
-                }
-                ModelSource::Scripted(_) => "scripted".into(),
-            });
-        }
-        let id = names.remove(0);
-        Ok((id, names))
+        Ok(lora)
     }
 }
 
-fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError {
+pub(super) fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError {
     ConfigError::Rule { origin: said.origin.clone(), message: message.into() }
 }
 
@@ -367,13 +366,6 @@ fn is_world_readable(path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_world_readable(_: &Path) -> bool {
     false
-}
-
-/// When the model was made, as far as its file tells: seconds since 1970.
-fn n_created(source: &ModelSource) -> u64 {
-    let ModelSource::Gguf(path) = source else { return 0 };
-    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

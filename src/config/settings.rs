@@ -4,9 +4,11 @@
 //! key `ctx_size` follow the flag `--ctx-size`, the variable `HEARTH_CTX_SIZE` and the key `ctx_size` in `hearth.toml`.
 
 use super::raw::{ConfigError, Origin, Said, Setting};
-use super::value::{ByteSize, GpuLayers, Seconds, Switch, Written};
+use super::tables::Tables;
+use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::config::{FlashAttn, KvType};
+use crate::gateway::KeepAlive;
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
 
@@ -19,6 +21,8 @@ macro_rules! settings {
         #[derive(Debug, Clone)]
         pub struct Raw {
             $($($(#[doc = $doc])+ pub $key: Said<$kind>,)*)*
+            /// `[[model]]` and `[[alias]]` of the file.
+            pub tables: Tables,
         }
 
         pub const SETTINGS: &[Setting] = &[
@@ -38,7 +42,7 @@ macro_rules! settings {
         impl Default for Raw {
             fn default() -> Self {
                 // A test reads every default, so none is missing here.
-                Self { $($($key: Said::default_from($default),)*)* }
+                Self { $($($key: Said::default_from($default),)*)* tables: Tables::default() }
             }
         }
 
@@ -74,9 +78,20 @@ settings! {
         chat_template_file: PathBuf = None, "FILE";
         /// A multimodal projector (mmproj GGUF) of the model: images and sound in messages then reach it
         mmproj: PathBuf = None, "FILE";
-        /// Hosts that images are fetched from when a message names them by address (`example.com`, `*.example.com`, an IP
-        /// address, each with `:port` where it isn't 80 or 443). A private address must be listed itself [default: none]
-        media_host: Vec<String> = None, "HOST";
+        /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
+        /// several times
+        lora: Vec<Lora> = None, "FILE[:SCALE]";
+    }
+    "Loading": {
+        /// start: load the model with the server; lazy: at the first request for it
+        load: LoadWhen = Some("start"), "start|lazy";
+        /// How long a model stays loaded after its last request; -1: always, 0: not at all
+        /// [default: always with load = start, else 5m]
+        keep_alive: KeepAlive = None, "TIME";
+        /// Longest wait of a request while its model is loaded
+        load_timeout: Seconds = Some("300"), "TIME";
+        /// Most memory of all loaded models together; idle ones make room for those that are asked for
+        max_loaded_memory: ByteSize = None, "BYTES";
     }
     "Engine": {
         /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with
@@ -137,6 +152,9 @@ settings! {
         strict: Switch = Some("false"), "BOOL";
         /// Answer whatever model name a request has
         any_model: Switch = Some("false"), "BOOL";
+        /// Hosts that images are fetched from when a message names them by address (`example.com`, `*.example.com`, an IP
+        /// address, each with `:port` where it isn't 80 or 443). A private address must be listed itself [default: none]
+        media_host: Vec<String> = None, "HOST";
         /// Serve GET /slots
         slots: Switch = Some("false"), "BOOL";
         /// Largest request body

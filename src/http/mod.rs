@@ -13,6 +13,7 @@ mod body;
 mod drain;
 mod edge;
 mod error;
+mod lora;
 mod openai;
 mod ops;
 mod origin;

@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, edge, openai, ops};
+use super::{App, edge, lora, openai, ops};
 use axum::Router;
 use axum::routing::{get, post};
 use http::{Method, Uri};
@@ -15,6 +15,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
+        .route("/lora-adapters", get(lora::list).post(lora::set))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template))

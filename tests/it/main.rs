@@ -7,6 +7,8 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod errors;
+mod lora;
+mod many_models;
 mod media;
 mod models;
 mod openai_chat;

@@ -12,7 +12,9 @@ mod completion;
 mod format;
 mod infill;
 mod logprobs;
+mod lora;
 mod messages;
+mod models;
 mod parts;
 mod sampling;
 mod stream;
@@ -25,10 +27,10 @@ pub use chat::{Chat, ChatStyle, Places, chat_request};
 pub use completion::{Completion, Echo, TextStyle, completion_request};
 pub use format::constraint_name;
 pub use infill::{InfillChunks, infill_request, infill_response};
+pub use lora::{Scales, lora_request, lora_response};
+pub use models::{ModelEntry, model_list, model_object};
 pub use stream::{ChatChunks, TextChunks};
-pub use to_wire::{
-    Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
-};
+pub use to_wire::{Head, chat_response, completion_response, error_body, input_tokens_response};
 pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,
     tokenize_response,

@@ -260,7 +260,7 @@ impl Context {
     pub fn decode_embeddings(&mut self, rows: EmbeddingRows<'_>) -> Result<Decoded, Error> {
         // SAFETY: plain getters on a model that lives.
         let (n_embd, kind) = unsafe {
-            (sys::llama_model_n_embd_inp(self._model.as_ptr()), sys::llama_model_rope_type(self._model.as_ptr()))
+            (sys::llama_model_n_embd_inp(self.model.as_ptr()), sys::llama_model_rope_type(self.model.as_ptr()))
         };
         let n_numbers = if matches!(kind, sys::LLAMA_ROPE_TYPE_MROPE | sys::LLAMA_ROPE_TYPE_IMROPE) { 4 } else { 1 };
         let n = rows.rows.len() / usize::try_from(n_embd).unwrap_or(0).max(1);

@@ -45,6 +45,11 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// Where it is, for what outlives the run.
+    pub fn without_rows(&self) -> Self {
+        Self { rows: None, shape: Arc::clone(&self.shape), ..*self }
+    }
+
     pub fn end(&self) -> u32 {
         self.start + self.shape.n_tokens
     }

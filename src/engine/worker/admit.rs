@@ -74,7 +74,7 @@ impl<M: Model> Worker<M> {
         }
         let slot = &mut self.slots[index];
         slot.partition = run.partition;
-        slot.media = Arc::clone(&run.media);
+        slot.media = run.media.iter().map(media::Span::without_rows).collect();
         slot.run = Some(run);
     }
 

@@ -6,7 +6,7 @@
 use super::Error;
 use crate::chat::check::Refusal;
 use crate::chat::{ChatPrompt, Media, MediaKind};
-use crate::engine::media::{FILE_BYTES_MAX, ITEMS_MAX};
+use crate::engine::media::ITEMS_MAX;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
@@ -27,8 +27,8 @@ const REDIRECTS_MAX: usize = 3;
 const ADDRESSES_MAX: usize = 3;
 /// Fetches at once, over all requests.
 const FETCHES_MAX: usize = 8;
-/// Bytes of images that one request may have fetched for it.
-const REQUEST_BYTES_MAX: usize = 4 * FILE_BYTES_MAX;
+/// Bytes of images that one request may have fetched for it; with the body they must fit into a frame to the engine.
+const REQUEST_BYTES_MAX: usize = 24 << 20;
 
 /// An entry of the operator's list: `example.com`, `*.example.com`, `10.0.0.7` or any of them with `:port`. Without a port
 /// it means 80 and 443.
@@ -104,7 +104,7 @@ impl Fetcher {
         let fetch = async {
             let mut room = REQUEST_BYTES_MAX;
             for (index, media) in all {
-                let fetched = self.fetch(&media.data, room.min(FILE_BYTES_MAX)).await;
+                let fetched = self.fetch(&media.data, room).await;
                 let data = fetched.map_err(|reason| refuse(index, "invalid_image_url", &reason))?;
                 room -= data.len();
                 (media.kind, media.data) = (MediaKind::Image, data);

@@ -7,7 +7,7 @@ use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::EngineConfig;
 use crate::engine::config::{KvLayout, LoraConfig, ModelSource, ScriptedConfig};
-use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost};
+use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
@@ -28,6 +28,7 @@ const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 512;
 const KEY_FILE_BYTES_MAX: u64 = 4 << 20;
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+const RESPONSES_MAX: u32 = 1 << 20;
 
 impl Raw {
     /// Checks everything together. Reads the key and template files; the model file is only looked at.
@@ -46,6 +47,7 @@ impl Raw {
             sampling: first.sampling.clone(),
             n_created: first.n_created,
             media_hosts: self.media_hosts()?,
+            responses: self.responses()?,
         };
         let default = LoadLimits::default();
         let load_wait = seconds(&self.load_timeout, default.load_wait);
@@ -58,6 +60,24 @@ impl Raw {
             ..default
         };
         Ok(Config { http, gateway, models, limits, log: self.log(), in_process: on(&self.in_process), warnings })
+    }
+
+    /// What is kept of responses, and where. The folder is made if it is missing.
+    fn responses(&self) -> Result<ResponsesConfig, ConfigError> {
+        let default = ResponsesConfig::default();
+        let dir = self.response_store.value.clone();
+        if let Some(dir) = &dir {
+            let refuse = |error: std::io::Error| rule(&self.response_store, format!("{}: {error}", dir.display()));
+            std::fs::create_dir_all(dir).map_err(refuse)?;
+            let probe = dir.join(".hearth");
+            std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(refuse)?;
+        }
+        Ok(ResponsesConfig {
+            count_max: within(&self.responses, 256, 0, RESPONSES_MAX)? as usize,
+            bytes_max: self.response_bytes.value.map_or(default.bytes_max, |ByteSize(n)| n),
+            age_max: seconds(&self.response_ttl, default.age_max),
+            dir,
+        })
     }
 
     /// How to log, which is needed before anything else can be said.

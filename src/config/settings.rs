@@ -164,6 +164,17 @@ settings! {
         /// How long running answers may go on after SIGTERM
         drain_timeout: Seconds = Some("30"), "TIME";
     }
+    "Responses API": {
+        /// Responses kept for previous_response_id and GET /v1/responses/{id}; 0: none
+        responses: u32 = Some("256"), "N";
+        /// Bytes that kept responses may take together
+        response_bytes: ByteSize = Some("256MiB"), "BYTES";
+        /// How long a response is kept
+        response_ttl: Seconds = Some("1h"), "TIME";
+        /// Folder where responses are kept beside memory, so that they outlive a restart; without it nothing is written.
+        /// Its files hold what was asked and answered
+        response_store: PathBuf = None, "DIR";
+    }
     "Log": {
         /// error, warn, info, debug, trace, or tracing directives such as info,hearth::http=debug
         log_level: String = Some("info"), "LEVEL";

@@ -190,3 +190,94 @@ fn misplaced(value: &toml::Value, origin: Origin) -> ConfigError {
     let message = format!("{} {} does not belong here", article(value.type_str()), value.type_str());
     ConfigError::Rule { origin, message }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, ConfigError, Origin, Raw};
+    use crate::gateway::KeepAlive;
+    use std::time::Duration;
+
+    fn resolve(text: &str, flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("hearth.toml");
+        std::fs::write(&path, text).expect("a writable folder");
+        let flags: Vec<_> =
+            flags.iter().map(|(key, text)| (*key, vec![(*text).to_owned()], Origin::Flag((*key).to_owned()))).collect();
+        Raw::gather(Some(&path), |_| None, &flags)?.resolve()
+    }
+
+    const TWO: &str = r#"
+        parallel = 2
+        temp = 0.5
+        [[model]]
+        name = "chat"
+        file = "scripted"
+        alias = ["gpt-*", "c"]
+        [[model]]
+        name = "side"
+        file = "scripted:load_ms=5"
+        parallel = 8
+        temp = 0
+        load = "lazy"
+        [[alias]]
+        name = "gpt-4o"
+        model = "SIDE"
+    "#;
+
+    #[test]
+    fn a_table_is_the_top_level_said_anew() {
+        let config = resolve(TWO, &[("ctx_size", "4096")]).expect("two models");
+        let [chat, side] = config.models.as_slice() else { unreachable!("two models") };
+        assert_eq!((chat.config.id.as_str(), side.config.id.as_str()), ("chat", "side"));
+        assert_eq!((chat.engine.n_slots, side.engine.n_slots), (2, 8));
+        assert_eq!((chat.engine.n_ctx, side.engine.n_ctx), (Some(4096), Some(4096)));
+        assert_eq!((chat.config.sampling.temperature, side.config.sampling.temperature), (Some(0.5), Some(0.0)));
+        assert_eq!((chat.config.is_lazy, side.config.is_lazy), (false, true));
+        assert_eq!(chat.config.keep_alive, KeepAlive::Forever);
+        assert_eq!(side.config.keep_alive, KeepAlive::For(Duration::from_secs(300)));
+        assert_eq!(
+            (&chat.config.aliases[..], &side.config.aliases[..]),
+            (&["gpt-*".into(), "c".into()][..], &["gpt-4o".into()][..])
+        );
+        assert_eq!(config.gateway.model_id, "chat");
+        // A model on the command line is one more, and the first.
+        let three = resolve(TWO, &[("model", "scripted"), ("alias", "mine")]).expect("three models");
+        assert_eq!(
+            three.models.iter().map(|model| model.config.id.as_str()).collect::<Vec<_>>(),
+            ["mine", "chat", "side"]
+        );
+        assert_eq!((three.models[0].engine.n_slots, three.models[0].config.aliases.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_pattern_is_no_name() {
+        let config = resolve("", &[("model", "scripted"), ("alias", "gpt-*,real")]).expect("one model");
+        assert_eq!(config.models[0].config.id, "scripted");
+        assert_eq!(config.models[0].config.aliases, ["gpt-*", "real"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let message = |text: &str| resolve(text, &[]).expect_err("a bad file").to_string();
+        let model = "[[model]]\nfile = \"scripted\"\n";
+        for (text, words) in [
+            ("[[model]]\nname = \"x\"\n".to_owned(), "line 2: this [[model]] names no file"),
+            (format!("{model}prt = 1\n"), "line 3: unknown key \"prt\""),
+            (format!("{model}port = 1\n"), "line 3): this is said once for the server"),
+            (format!("{model}parallel = {{}}\n"), "line 3): a table does not belong here"),
+            (format!("{model}parallel = 0\n"), "line 3): 0 is not within 1..=256"),
+            (format!("{model}name = \"\"\n"), "line 3): an empty text"),
+            (format!("{model}name = \"a b\"\n"), "has spaces"),
+            (format!("{model}{model}"), "\"scripted\" is given to two models"),
+            (format!("{model}[[alias]]\nname = \"x\"\n"), "an [[alias]] has a name and a model"),
+            (format!("{model}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"), "line 4): there is no model named \"y\""),
+            (format!("{model}[[alias]]\nname = \"x\"\nmodle = \"y\"\n"), "line 5: unknown key \"modle\""),
+            (format!("alias = \"a\"\n{model}"), "this belongs into its [[model]]"),
+            ("[model]\nfile = \"scripted\"\n".to_owned(), "a table does not belong here"),
+            (model.repeat(65), "more than 64 [[model]]"),
+        ] {
+            let got = message(&text);
+            assert!(got.contains(words), "{text}\n{got}\n{words}");
+        }
+    }
+}

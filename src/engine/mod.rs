@@ -19,6 +19,7 @@ mod constraint;
 mod drafter;
 mod error;
 mod event;
+mod fence;
 mod fold;
 mod handle;
 mod logprobs;

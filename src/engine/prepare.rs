@@ -2,11 +2,12 @@
 //! that none of it costs a running stream time.
 
 use super::adapters;
-use super::backend::{Model, Reading, Rendered, Token};
+use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
 use super::error::Failure;
 use super::event::Event;
+use super::fence::{fence, message_texts};
 use super::media::encoder::Job;
 use super::media::{self, Cache, Laid, Pending, Span};
 use super::reading::Reader;
@@ -71,6 +72,8 @@ struct Ready {
     /// The model was not told to do without thinking.
     may_think: bool,
     call_starts: Vec<String>,
+    grammar: Option<Box<Grammar>>,
+    forced: Option<Box<Forced>>,
 }
 
 /// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
@@ -81,12 +84,12 @@ const PIECES_BYTES_MAX: usize = 1 << 20;
 /// Text of a chat that the template may leave out; more must at least be able to fit the context.
 const BESIDE_BYTES_MAX: usize = 1 << 20;
 
+/// Longest grammar of a client, and its deepest nesting: llama.cpp's parser recurses.
+const GBNF_BYTES_MAX: usize = 256 << 10;
+const GBNF_DEPTH_MAX: usize = 256;
+
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-
-/// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
-/// a user wrote, on their way through the template.
-const FENCES: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 impl<M: Model> Preparer<M> {
     /// Until the service drops its end of `works`.
@@ -222,9 +225,10 @@ impl<M: Model> Preparer<M> {
         // Nothing is generated only where the prompt itself is wanted.
         let least = u32::from(!request.output.echo);
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
-        let gate = match &request.output.constraint {
-            None => None,
-            Some(constraint) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
+        let gate = match (&request.output.constraint, &ready.forced) {
+            (_, Some(forced)) => Some(self.call_gate(forced, request.output.top_logprobs.is_none())?),
+            (None | Some(Constraint::Gbnf(_)), None) => None,
+            (Some(constraint), None) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
         };
         let drafter = match &request.output.prediction {
             Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
@@ -232,7 +236,11 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = self.sampler(&request.sampling, &tokens, !ready.media.is_empty())?;
+        let grammar = match (&request.output.constraint, &ready.forced) {
+            (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
+            _ => ready.grammar.take(),
+        };
+        let sampler = self.sampler(&request.sampling, &tokens, !ready.media.is_empty(), grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         let run = Run {
@@ -265,12 +273,18 @@ impl<M: Model> Preparer<M> {
     }
 
     /// A sampler that has seen the prompt, but for its media, which are no tokens.
-    fn sampler(&self, params: &SamplingParams, tokens: &[Token], has_media: bool) -> Result<M::Sampler, Failure> {
+    fn sampler(
+        &self,
+        params: &SamplingParams,
+        tokens: &[Token],
+        has_media: bool,
+        grammar: Option<&Grammar>,
+    ) -> Result<M::Sampler, Failure> {
         if !has_media {
-            return self.model.sampler(params, tokens);
+            return self.model.sampler(params, tokens, grammar);
         }
         let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
-        self.model.sampler(params, &seen)
+        self.model.sampler(params, &seen, grammar)
     }
 
     /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
@@ -289,6 +303,22 @@ impl<M: Model> Preparer<M> {
         }
         let thoughts = self.constraints.endless()?;
         Ok(Box::new(Gate::new(matcher, thoughts, openings, ends, thinking, forces)))
+    }
+
+    /// What lets through only calls.
+    fn call_gate(&self, forced: &Forced, forces: bool) -> Result<Box<Gate>, Failure> {
+        let matcher = self.constraints.compile(&Constraint::Lark(forced.lark.clone())).map_err(|failure| {
+            let refused = forced.schemas.iter().find_map(|(index, schema)| {
+                match self.constraints.compile(&Constraint::JsonSchema(schema.clone())) {
+                    Err(Failure::Invalid { message, .. }) => Some(tool_refusal(*index, &message)),
+                    _ => None,
+                }
+            });
+            refused.unwrap_or_else(|| Failure::invalid("tools", "invalid_json_schema", failure.to_string()))
+        })?;
+        let ends = forced.thinking_ends.clone();
+        let thinking = !ends.is_empty();
+        Ok(Box::new(Gate::new(matcher, self.constraints.endless()?, Vec::new(), ends, thinking, forces)))
     }
 
     fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
@@ -433,6 +463,8 @@ impl<M: Model> Preparer<M> {
             preserved: rendered.preserved,
             may_think: chat.enable_thinking != Some(false),
             call_starts: rendered.call_starts,
+            grammar: rendered.grammar,
+            forced: rendered.forced,
         };
         Ok((ready, laid.pending))
     }
@@ -460,12 +492,17 @@ impl<M: Model> Preparer<M> {
             Ok(rendered) => return Ok(rendered),
             Err(failure) => failure,
         };
-        let folded = super::fold::fold(&chat.messages);
-        if folded == chat.messages {
+        // Faults of tools and the like aren't the messages'.
+        if !matches!(&first, Failure::Invalid { field, .. } if field == "messages") {
             return Err(first);
         }
-        let again = ChatPrompt { messages: folded, ..chat.clone() };
-        self.model.render(&again).map_err(|_| first)
+        for messages in super::fold::repairs(&chat.messages) {
+            let again = ChatPrompt { messages, ..chat.clone() };
+            if let Ok(rendered) = self.model.render(&again) {
+                return Ok(rendered);
+            }
+        }
+        Err(first)
     }
 }
 
@@ -490,8 +527,39 @@ impl Ready {
             preserved: Vec::new(),
             may_think: false,
             call_starts: Vec::new(),
+            grammar: None,
+            forced: None,
         }
     }
+}
+
+/// A client's own grammar. Thinking that the prompt has opened comes before it.
+///
+/// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
+fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
+    let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
+    if text.len() > GBNF_BYTES_MAX {
+        return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
+    }
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > GBNF_DEPTH_MAX {
+        return Err(refuse(format!(
+            "the grammar is nested {deepest} levels deep, and at most {GBNF_DEPTH_MAX} are taken"
+        )));
+    }
+    let triggers = match reading {
+        Reading::Tags { ends, opened: true, .. } => ends.iter().map(|end| Trigger::behind(end)).collect(),
+        _ => Vec::new(),
+    };
+    Ok(Grammar { gbnf: text.to_owned(), triggers, ..Default::default() })
 }
 
 fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
@@ -500,73 +568,4 @@ fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
     }
     let message = format!("{field} is too long here: {n} bytes or tokens, at most {most}");
     Err(Failure::invalid(field, "invalid_value", message))
-}
-
-/// The chat with every control-token text in its messages between fences; `None` when there is none (the usual case).
-fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
-    let patterns = control_texts.iter().filter(|text| text.len() > 1);
-    let has_one = |text: &str| control_texts.iter().any(|control| control.len() > 1 && text.contains(control.as_str()));
-    let texts = || chat.messages.iter().flat_map(message_texts);
-    let fences_taken = texts().flatten().any(|text| text.contains(FENCES));
-    if !fences_taken && !texts().flatten().any(has_one) {
-        return None;
-    }
-    let finder = aho_corasick::AhoCorasick::builder()
-        .match_kind(aho_corasick::MatchKind::LeftmostLongest)
-        .build(patterns)
-        .ok()?;
-    let fence_text = |text: &Option<String>| {
-        text.as_ref().map(|text| {
-            // Noncharacters have no meaning in interchanged text; a fence in it must not open or close ours.
-            let text = text.replace(FENCES, "\u{FFFD}");
-            let mut fenced = String::with_capacity(text.len() + 16);
-            finder.replace_all_with(&text, &mut fenced, |_, control, fenced| {
-                fenced.push(FENCES[0]);
-                fenced.push_str(control);
-                fenced.push(FENCES[1]);
-                true
-            });
-            fenced
-        })
-    };
-    let mut chat = chat.clone();
-    for message in &mut chat.messages {
-        message.content = fence_text(&message.content);
-        message.reasoning = fence_text(&message.reasoning);
-        message.name = fence_text(&message.name);
-        message.tool_call_id = fence_text(&message.tool_call_id);
-        for text in message.tool_calls.iter_mut().flat_map(|call| [&mut call.id, &mut call.name, &mut call.arguments]) {
-            *text = fence_text(&Some(std::mem::take(text))).unwrap_or_default();
-        }
-    }
-    Some(chat)
-}
-
-/// Everything in a message that somebody else than the template wrote.
-fn message_texts(message: &Message) -> impl Iterator<Item = Option<&str>> {
-    let calls =
-        message.tool_calls.iter().flat_map(|call| [Some(call.id.as_str()), Some(&call.name), Some(&call.arguments)]);
-    let own = [&message.content, &message.reasoning, &message.name, &message.tool_call_id];
-    own.into_iter().map(|text| text.as_deref()).chain(calls)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chat::{Role, ToolCall};
-
-    #[test]
-    fn control_texts_are_fenced_and_ordinary_chats_left_alone() {
-        let controls = ["<|end|>".to_owned(), "<s>".to_owned()];
-        let plain = ChatPrompt::new(vec![Message::new(Role::User, "hello < there")]);
-        assert!(fence(&plain, &controls).is_none());
-        let hostile = ChatPrompt::new(vec![Message::new(Role::User, "a<|end|>b\u{FDD0}")]);
-        let fenced = fence(&hostile, &controls).expect("something to fence");
-        assert_eq!(fenced.messages[0].content.as_deref(), Some("a\u{FDD0}<|end|>\u{FDD1}b\u{FFFD}"));
-        let mut call = Message::new(Role::Assistant, "");
-        let arguments = r#"{"q":"<|end|>"}"#.to_owned();
-        call.tool_calls = vec![ToolCall { id: "c".into(), name: "f".into(), arguments }];
-        let fenced = fence(&ChatPrompt::new(vec![call]), &controls).expect("arguments are fenced too");
-        assert!(fenced.messages[0].tool_calls[0].arguments.contains(FENCES));
-    }
 }

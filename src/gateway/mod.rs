@@ -15,6 +15,7 @@ mod keys;
 mod meter;
 mod models;
 mod names;
+mod responses;
 mod room;
 mod running;
 mod target;
@@ -24,6 +25,7 @@ pub use fetch::MediaHost;
 pub use keys::{ApiKey, Principal};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
+pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
 pub use target::Target;
 
@@ -67,6 +69,8 @@ pub struct GatewayConfig {
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
     pub media_hosts: Vec<MediaHost>,
+    /// What is kept of the Responses API's answers.
+    pub responses: ResponsesConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -82,6 +86,7 @@ pub struct Gateway {
     models: Models,
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
+    responses: Arc<ResponseStore>,
 }
 
 /// What all choices of one request have in common.
@@ -130,8 +135,9 @@ impl Gateway {
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
+        let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone());
-        Self { config, names, models, metrics, fetcher }
+        Self { config, names, models, metrics, responses, fetcher }
     }
 
     /// Whether `presented` opens the API.
@@ -273,6 +279,10 @@ impl Gateway {
 
     pub fn config(&self) -> &GatewayConfig {
         &self.config
+    }
+
+    pub fn responses(&self) -> &Arc<ResponseStore> {
+        &self.responses
     }
 
     /// The id and state of the first model that is loaded at the start and not ready; `None` when all are.

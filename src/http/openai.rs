@@ -154,10 +154,14 @@ pub(super) fn json(body: Vec<u8>) -> Response {
     response
 }
 
+pub(super) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 fn head(prefix: &str, running: &Running) -> Head {
     Head {
         id: random_name(prefix),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        created: unix_now(),
         model: running.model().to_owned(),
         fingerprint: running.fingerprint().to_owned(),
     }

@@ -1,9 +1,9 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, edge, lora, openai, ops};
+use super::{App, anthropic, edge, lora, ollama, openai, ops, responses};
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
 
 pub(super) fn router(app: App) -> Router {
@@ -29,14 +29,39 @@ pub(super) fn router(app: App) -> Router {
             .route(&format!("{prefix}/chat/completions"), post(openai::chat))
             .route(&format!("{prefix}/chat/completions/input_tokens"), post(openai::input_tokens))
             .route(&format!("{prefix}/completions"), post(openai::complete))
+            .route(&format!("{prefix}/responses"), post(responses::create))
+            .route(&format!("{prefix}/responses/input_tokens"), post(responses::input_tokens))
+            .route(&format!("{prefix}/responses/{{id}}"), get(responses::retrieve).delete(responses::remove))
+            .route(&format!("{prefix}/responses/{{id}}/input_items"), get(responses::input_items))
+            .route(&format!("{prefix}/responses/{{id}}/cancel"), post(responses::cancel))
             .route(&format!("{prefix}/models"), get(openai::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(openai::model));
     }
-    router
+    with_ollama(router)
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(axum::middleware::from_fn(edge::note_route))
         .with_state(app)
+}
+
+fn with_ollama(router: Router<App>) -> Router<App> {
+    router
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embeddings))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/version", get(ollama::version))
+        .route("/api/pull", post(ollama::pull))
+        .route("/api/create", post(ollama::refuse))
+        .route("/api/copy", post(ollama::refuse))
+        .route("/api/push", post(ollama::refuse))
+        .route("/api/delete", delete(ollama::refuse).post(ollama::refuse))
+        .route("/api/blobs/{*digest}", any(ollama::refuse))
 }
 
 async fn unknown_url(method: Method, uri: Uri) -> ApiError {

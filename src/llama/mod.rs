@@ -17,13 +17,13 @@ mod mtmd;
 mod sampler;
 mod sys;
 
-pub use chat::{AnswerParser, Templates};
+pub use chat::{AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat, tools_grammar};
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
 pub use mtmd::{Chunk, Piece, Projector};
-pub use sampler::{Sampler, SamplerParams};
+pub use sampler::{Grammar, Sampler, SamplerParams, Trigger};
 
 /// llama.cpp's version, as it calls itself.
 pub fn version() -> String {

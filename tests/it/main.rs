@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod anthropic;
 mod clients;
 mod completions;
 mod crash;
@@ -11,12 +12,16 @@ mod lora;
 mod many_models;
 mod media;
 mod models;
+mod ollama;
 mod openai_chat;
 mod openai_stream;
 mod openai_sums;
 mod openai_tools;
 mod ops;
+mod responses;
 mod structured;
 mod support;
+mod templates;
 mod tiny_model;
 mod tokenizer;
+mod tools_real;

@@ -11,7 +11,7 @@ use std::path::Path;
 pub type Scales = Vec<(u32, f32)>;
 
 /// The field `lora`: the scales of this request. Adapters that are not named are off.
-pub(super) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Scales>, Fault> {
+pub(in crate::dialect) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Scales>, Fault> {
     let path = body.path("lora");
     body.array("lora")?.map(|entries| scales(&path, entries, ignored)).transpose()
 }

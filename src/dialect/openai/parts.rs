@@ -2,6 +2,7 @@
 
 use crate::chat::{Media, MediaKind, Role};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
+use crate::dialect::media::is_web;
 use crate::dialect::{Fault, Ignored};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -11,8 +12,6 @@ use serde_json::Value;
 /// Images and sounds of one request, and bytes of each once decoded.
 const MEDIA_MAX: usize = 64;
 const MEDIA_BYTES_MAX: usize = 24 << 20;
-/// Longest address of an image elsewhere; the gateway decides whether it is fetched.
-const URL_BYTES_MAX: usize = 8 << 10;
 
 /// Padding may be left out, as browsers and some SDKs do.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -21,7 +20,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// What reading the messages of one request finds beside their text.
-pub(super) struct Found<'a> {
+pub(in crate::dialect) struct Found<'a> {
     pub ignored: &'a mut Ignored,
     /// The path of each image's and sound's type, in order: what a model without a projector refuses.
     pub media: Vec<String>,
@@ -29,12 +28,12 @@ pub(super) struct Found<'a> {
 
 /// A message's content, its text parts joined as if the client had sent one string.
 #[derive(Debug, Default)]
-pub(super) struct Content {
+pub(in crate::dialect) struct Content {
     pub text: Option<String>,
     pub media: Vec<Media>,
 }
 
-pub(super) fn content(fields: &mut Object, role: Role, found: &mut Found) -> Result<Content, Fault> {
+pub(in crate::dialect) fn content(fields: &mut Object, role: Role, found: &mut Found) -> Result<Content, Fault> {
     let path = fields.path("content");
     let parts = match fields.take("content") {
         None => return Ok(Content::default()),
@@ -110,10 +109,7 @@ fn linked(part: &mut Object, key: &str, kind: MediaKind, ignored: &mut Ignored) 
     };
     let type_path = part.path("type");
     let Some(file) = data_url(&url_path, &url)? else {
-        let is_web = ["http://", "https://"]
-            .iter()
-            .any(|scheme| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-        if kind == MediaKind::Image && is_web && url.len() <= URL_BYTES_MAX {
+        if kind == MediaKind::Image && is_web(&url) {
             return Ok(Part::Media(MediaKind::RemoteImage, url.into_bytes()));
         }
         return Err(unsupported(type_path, "this server fetches nothing; send the file as a data: URL"));
@@ -277,8 +273,8 @@ mod tests {
         let type_path = "messages[0].content[0].type";
         let url_path = "messages[0].content[0].image_url.url";
         for (part, param, code) in [
-            (image("http://127.0.0.1/x.png"), type_path, "unsupported_content"),
-            (image("https://example.com/x.png"), type_path, "unsupported_content"),
+            (image("ftp://127.0.0.1/x.png"), type_path, "unsupported_content"),
+            (image("file:///etc/passwd"), type_path, "unsupported_content"),
             (image("file:///etc/passwd"), type_path, "unsupported_content"),
             (image("data:image/svg+xml;base64,AQID"), type_path, "unsupported_content"),
             (image("data:audio/wav;base64,AQID"), type_path, "unsupported_content"),

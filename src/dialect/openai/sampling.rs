@@ -25,7 +25,7 @@ const ACCEPTED: [&str; 10] = [
 const PREDICTION_BYTES_MAX: usize = 1 << 20;
 
 /// Reads all sampling fields and checks their ranges.
-pub(super) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
+pub(in crate::dialect) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
     let said = Sampling {
         seed: body.integer("seed", i64::MIN, i64::MAX)?.map(check::fold_seed),
         temperature: body.decimal("temperature")?,
@@ -109,7 +109,7 @@ fn clamp_bias(bias: f64) -> f32 {
 }
 
 /// A string, or an array of strings; empty ones mean nothing.
-pub(super) fn stop(body: &mut Object) -> Result<Vec<String>, Fault> {
+pub(in crate::dialect) fn stop(body: &mut Object) -> Result<Vec<String>, Fault> {
     let entries = match body.take("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(one)) => vec![Value::String(one)],
@@ -144,7 +144,7 @@ fn strings(body: &mut Object, key: &str, max: usize) -> Result<Option<Vec<String
 }
 
 /// A token limit: at least `min`, or -1 for none. What no context can hold is left to the engine's clamp.
-pub(super) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Option<Limit>, Fault> {
+pub(in crate::dialect) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Option<Limit>, Fault> {
     let path = body.path(key);
     let Some(value) = body.take(key) else { return Ok(None) };
     // 2^63 and more are "as much as possible" as well, so they must not fail as integers.
@@ -163,13 +163,13 @@ pub(super) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Opti
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Limit {
+pub(in crate::dialect) enum Limit {
     None,
     Tokens(u32),
 }
 
 impl Limit {
-    pub(super) fn tokens(self) -> Option<u32> {
+    pub(in crate::dialect) fn tokens(self) -> Option<u32> {
         match self {
             Limit::None => None,
             Limit::Tokens(n) => Some(n),

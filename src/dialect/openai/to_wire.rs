@@ -135,12 +135,12 @@ pub(super) fn error_object(problem: &Problem) -> wire::ErrorObject<'_> {
     }
 }
 
-pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+pub(in crate::dialect) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types have text keys and no failing Serialize; anything else is a bug")
 }
 
 /// Unix seconds as `2026-01-02T03:04:05Z`. Source: Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
-pub(super) fn rfc3339(seconds: u64) -> String {
+pub(in crate::dialect) fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);

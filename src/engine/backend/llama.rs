@@ -1,21 +1,24 @@
 //! A GGUF file through llama.cpp.
 
+use super::calls;
+use super::params::{element, sampler_params};
 use super::projector::{self, Projector};
+use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, MediaRows, Model, Parsed, Piece,
-    Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, MediaRows, Model, Parsed,
+    ParsedCall, Piece, Reading, Rendered, Row, Token, allows,
 };
-use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
-use crate::engine::config::{EngineConfig, FlashAttn, KvType};
+use crate::chat::{ChatPrompt, ReasoningFormat, Sampling, SamplingParams};
+use crate::engine::config::{EngineConfig, FlashAttn};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
 use crate::engine::media::Bitmap;
 use crate::llama::{
-    self, Batch, ContextParams, Decoded, EmbeddingRows, KvElement, ModelParams, SamplerParams, Templates,
+    self, Batch, ContextParams, Decoded, EmbeddingRows, ModelParams, Shape, Templates, ToolFormat, Trigger,
 };
 use serde_json::json;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Spinning between graphs helps only while no other process wants the core; low keeps a shared box usable.
 const POLL: u32 = 10;
@@ -29,6 +32,9 @@ pub struct LlamaModel {
     ends: Vec<bool>,
     control_texts: Vec<String>,
     projector: Option<Projector>,
+    /// Found out when the first tools come.
+    tool_format: OnceLock<ToolFormat>,
+    own_grammars: OwnGrammars,
     config: EngineConfig,
 }
 
@@ -82,14 +88,50 @@ impl LlamaModel {
             .filter(|id| model.is_control(*id))
             .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
             .collect();
-        let mut loaded =
-            Self { model, templates, pieces, control, ends, control_texts, projector: None, config: config.clone() };
-        if let Some(path) = &config.mmproj {
-            // Half the threads: encoding goes on beside decodes, which should keep theirs.
-            let n_threads = loaded.threads().1.div_ceil(2);
-            loaded.projector = Some(Projector::load(path, &loaded.model, n_threads, config.n_gpu_layers != 0)?);
-        }
-        Ok(loaded)
+        let (tool_format, own_grammars, config) = (OnceLock::new(), OwnGrammars::default(), config.clone());
+        let projector = match &config.mmproj {
+            None => None,
+            Some(path) => {
+                // Half the threads: encoding goes on beside decodes, which should keep theirs.
+                let n_threads = threads(&config).1.div_ceil(2);
+                Some(Projector::load(path, &model, n_threads, config.n_gpu_layers != 0)?)
+            }
+        };
+        Ok(Self {
+            model,
+            templates,
+            pieces,
+            control,
+            ends,
+            control_texts,
+            projector,
+            tool_format,
+            own_grammars,
+            config,
+        })
+    }
+
+    fn tool_format(&self, templates: &Templates) -> ToolFormat {
+        self.tool_format.get_or_init(|| templates.tool_format().unwrap_or_default()).clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn format_for_test(&self) -> ToolFormat {
+        self.templates.as_ref().map(|templates| self.tool_format(templates)).unwrap_or_default()
+    }
+
+    /// The token that is spelled exactly so.
+    fn token_of(&self, text: &str) -> Option<Token> {
+        let tokens = self.model.tokenize(text, false, true).ok()?;
+        (tokens.len() == 1).then(|| tokens[0])
+    }
+
+    /// The control tokens that a shape is written with.
+    fn controls_in(&self, shape: &Shape) -> Vec<(String, Token)> {
+        let texts = [shape.head.as_str(), &shape.mid, shape.sep.as_deref().unwrap_or_default(), &shape.tail];
+        let is_in = |control: &&String| control.len() > 1 && texts.iter().any(|text| text.contains(control.as_str()));
+        let found = self.control_texts.iter().filter(is_in);
+        found.filter_map(|text| Some((text.clone(), self.token_of(text)?))).collect()
     }
 
     fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
@@ -118,9 +160,14 @@ impl LlamaModel {
     }
 
     fn threads(&self) -> (u32, u32) {
-        let n_threads = self.config.n_threads.unwrap_or_else(|| super::cores::for_decode(self.config.n_workers));
-        (n_threads, self.config.n_threads_batch.unwrap_or(n_threads))
+        threads(&self.config)
     }
+}
+
+/// Threads of a decode, and of a prompt's.
+fn threads(config: &EngineConfig) -> (u32, u32) {
+    let n_threads = config.n_threads.unwrap_or_else(|| super::cores::for_decode(config.n_workers));
+    (n_threads, config.n_threads_batch.unwrap_or(n_threads))
 }
 
 impl Model for LlamaModel {
@@ -155,7 +202,7 @@ impl Model for LlamaModel {
             sampling: self.suggested_sampling(),
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
-            has_tools: false,
+            has_tools: templates.is_some(),
             infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
@@ -205,28 +252,41 @@ impl Model for LlamaModel {
             .templates
             .as_ref()
             .map_err(|error| refuse(format!("the model's chat template can't be used: {error}")))?;
+        let plan = Plan::new(prompt, || self.tool_format(templates))?;
         let (rendered, parser) = templates
-            .render(&request_of(prompt).to_string())
+            .render(&request_of(&plan.shown, plan.native_tools()).to_string())
             .map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
-        let preserved = rendered.preserved.iter().filter_map(|text| {
-            let tokens = self.model.tokenize(text, false, true).ok()?;
-            (tokens.len() == 1).then(|| tokens[0])
-        });
-        let preserved = preserved.collect();
-        let reading = match (prompt.reasoning_format, parser) {
-            (_, Some(parser)) => Reading::Parser(Box::new(Parser { parser })),
-            (ReasoningFormat::Separate, None)
-                if !rendered.thinking_start.is_empty() && rendered.thinking_ends.iter().any(|end| !end.is_empty()) =>
-            {
-                Reading::Tags {
-                    start: rendered.thinking_start,
-                    ends: rendered.thinking_ends.into_iter().filter(|end| !end.is_empty()).collect(),
-                    opened: rendered.thinking_opened,
-                }
+        let preserved = rendered.preserved.iter().filter_map(|text| self.token_of(text));
+        let mut preserved: Vec<Token> = preserved.collect();
+        let (mut grammar, mut forced, mut call_starts) = (None, None, Vec::new());
+        let reading = match (&plan.way, parser) {
+            (Way::Forced(shape), _) => {
+                let controls = self.controls_in(shape);
+                preserved.extend(controls.iter().map(|(_, token)| *token));
+                forced = Some(plan.forced(shape, &rendered, &controls));
+                plan.reading(shape, &rendered)
             }
-            _ => Reading::Plain,
+            (Way::Ours(shape), _) => {
+                let trigger = Trigger { kind: Trigger::WORD, value: calls::HERMES_TRIGGER.to_owned() };
+                preserved.extend(self.token_of(&trigger.value));
+                call_starts.push(trigger.value.clone());
+                let gbnf = self.own_grammars.get(&plan, shape)?.to_string();
+                grammar = Some(render::grammar(gbnf, vec![trigger], &rendered, &preserved));
+                plan.reading(shape, &rendered)
+            }
+            (Way::Native | Way::Never, Some(parser)) => {
+                if !rendered.grammar.is_empty() {
+                    let words = rendered.triggers.iter().filter(|trigger| trigger.kind == Trigger::WORD);
+                    call_starts.extend(words.map(|trigger| trigger.value.clone()));
+                    let (gbnf, triggers) = (rendered.grammar.clone(), rendered.triggers.clone());
+                    grammar = Some(render::grammar(gbnf, triggers, &rendered, &preserved));
+                }
+                Reading::Parser(Box::new(Parser { parser }))
+            }
+            (_, None) => plain_reading(&rendered, prompt.reasoning_format),
         };
-        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved, call_starts: Vec::new() })
+        let (text, stops) = (rendered.prompt, rendered.stops);
+        Ok(Rendered { text, reading, stops, preserved, call_starts, grammar, forced })
     }
 
     fn audio_rate(&self) -> Option<u32> {
@@ -241,11 +301,18 @@ impl Model for LlamaModel {
         self.projector.as_ref().ok_or("the model has no projector")?.encode(chunk)
     }
 
-    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
+    fn sampler(
+        &self,
+        params: &SamplingParams,
+        prompt: &[Token],
+        grammar: Option<&Grammar>,
+    ) -> Result<llama::Sampler, Failure> {
         let n_ctx = i32::try_from(self.n_ctx()).unwrap_or(i32::MAX);
         let raw = sampler_params(params, n_ctx);
         let refuse = |error: llama::Error| Failure::invalid("sampling", "invalid_value", error.to_string());
-        let mut sampler = llama::Sampler::new(&self.model, &raw).map_err(refuse)?;
+        let what = if grammar.is_some() { "grammar" } else { "sampling" };
+        let mut sampler = llama::Sampler::new(&self.model, &raw, grammar)
+            .map_err(|error| Failure::invalid(what, "invalid_value", error.to_string()))?;
         // Only what the penalties can still see.
         let window = raw.penalty_last_n.max(raw.dry_penalty_last_n).max(64);
         let seen = prompt.len().saturating_sub(usize::try_from(window).unwrap_or(0));
@@ -287,7 +354,9 @@ impl Model for LlamaModel {
 }
 
 /// The shim's request for a chat: messages in OpenAI's shape, which `common/chat` reads.
-fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
+///
+/// `callable`: tools that the answer may call in the template's format, as the shim wants them.
+fn request_of(prompt: &ChatPrompt, callable: Vec<serde_json::Value>) -> serde_json::Value {
     let messages: Vec<serde_json::Value> = prompt
         .messages
         .iter()
@@ -323,6 +392,10 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
     }
     let effort_none = prompt.reasoning_effort.as_deref() == Some("none");
     let enable_thinking = prompt.enable_thinking.or(said).unwrap_or(!effort_none);
+    let tools = prompt.tools.iter().map(|tool| {
+        let description = tool.description.as_deref().unwrap_or_default();
+        json!({ "name": tool.name, "description": description, "parameters": tool.parameters })
+    });
     json!({
         "messages": messages,
         "add_generation_prompt": prompt.add_generation_prompt,
@@ -330,7 +403,18 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
         "reasoning": prompt.reasoning_format == ReasoningFormat::Separate,
         "enable_thinking": enable_thinking,
         "kwargs": kwargs,
+        "tools": tools.collect::<Vec<_>>(),
+        "callable": callable,
+        "parallel_tool_calls": prompt.parallel_tool_calls,
     })
+}
+
+fn plain_reading(rendered: &llama::RenderedChat, format: ReasoningFormat) -> Reading {
+    let ends: Vec<String> = rendered.thinking_ends.iter().filter(|end| !end.is_empty()).cloned().collect();
+    if format == ReasoningFormat::Separate && !rendered.thinking_start.is_empty() && !ends.is_empty() {
+        return Reading::Tags { start: rendered.thinking_start.clone(), ends, opened: rendered.thinking_opened };
+    }
+    Reading::Plain
 }
 
 /// Arguments as JSON of a sane depth, which templates parse without a bound of their own; what is none (a call that was cut
@@ -349,61 +433,9 @@ struct Parser {
 
 impl AnswerParser for Parser {
     fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
-        let (reasoning, content) = self.parser.parse(text, is_partial).ok()?;
-        Some(Parsed { reasoning, content, calls: Vec::new() })
-    }
-}
-
-/// -1 means the whole context for both look-backs; llama.cpp's samplers allocate what they are told.
-fn sampler_params(params: &SamplingParams, n_ctx: i32) -> SamplerParams {
-    let look_back = |n: i32| if n < 0 { n_ctx } else { n.min(n_ctx) };
-    SamplerParams {
-        seed: params.seed,
-        min_keep: i32::try_from(params.min_keep).unwrap_or(i32::MAX),
-        top_k: params.top_k,
-        top_p: params.top_p,
-        min_p: params.min_p,
-        typical_p: params.typical_p,
-        top_n_sigma: params.top_n_sigma,
-        xtc_probability: params.xtc_probability,
-        xtc_threshold: params.xtc_threshold,
-        temperature: params.temperature,
-        dynatemp_range: params.dynatemp_range,
-        dynatemp_exponent: params.dynatemp_exponent,
-        penalty_last_n: look_back(params.repeat_last_n),
-        penalty_repeat: params.repeat_penalty,
-        penalty_frequency: params.frequency_penalty,
-        penalty_presence: params.presence_penalty,
-        dry_multiplier: params.dry_multiplier,
-        dry_base: params.dry_base,
-        dry_allowed_length: params.dry_allowed_length,
-        // DRY copies its window; without a multiplier it is off and needs none.
-        dry_penalty_last_n: if params.dry_multiplier == 0.0 { 0 } else { look_back(params.dry_penalty_last_n) },
-        mirostat: match params.mirostat {
-            Mirostat::Off => 0,
-            Mirostat::V1 => 1,
-            Mirostat::V2 => 2,
-        },
-        mirostat_tau: params.mirostat_tau,
-        mirostat_eta: params.mirostat_eta,
-        ignore_eos: params.ignore_eos,
-        dry_breakers: params.dry_sequence_breakers.clone(),
-        logit_bias: params.logit_bias.clone(),
-        samplers: params.samplers.iter().map(|kind| kind.name()).collect(),
-    }
-}
-
-fn element(kind: KvType) -> KvElement {
-    match kind {
-        KvType::F32 => KvElement::F32,
-        KvType::F16 => KvElement::F16,
-        KvType::Bf16 => KvElement::Bf16,
-        KvType::Q8_0 => KvElement::Q8_0,
-        KvType::Q4_0 => KvElement::Q4_0,
-        KvType::Q4_1 => KvElement::Q4_1,
-        KvType::Iq4Nl => KvElement::Iq4Nl,
-        KvType::Q5_0 => KvElement::Q5_0,
-        KvType::Q5_1 => KvElement::Q5_1,
+        let llama::ReadAnswer { reasoning, content, calls } = self.parser.parse(text, is_partial).ok()?;
+        let call = |call: llama::ReadCall| ParsedCall { id: call.id, name: call.name, arguments: call.arguments };
+        Some(Parsed { reasoning, content, calls: calls.into_iter().map(call).collect() })
     }
 }
 

@@ -16,7 +16,7 @@ use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Constraint, Infill, MediaKind, Message, Prompt, SamplingParams};
+use crate::chat::{ChatPrompt, Constraint, Infill, MediaKind, Prompt, SamplingParams};
 use crossbeam_channel::{Receiver, SendError, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -40,7 +40,7 @@ fn png(width: u32, height: u32, seed: u8) -> Vec<u8> {
 }
 
 fn wav(tone: f32) -> Vec<u8> {
-    let samples = (0..8000u32).map(|i| ((i as f32 / 8000.0 * tone * 6.283).sin() * 12_000.0) as i16);
+    let samples = (0..8000u32).map(|i| ((i as f32 / 8000.0 * tone * std::f32::consts::TAU).sin() * 12_000.0) as i16);
     let mut out =
         b"RIFF\xa4\x3e\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x80\x3e\0\0".to_vec();
     out.extend(samples.flat_map(i16::to_le_bytes));

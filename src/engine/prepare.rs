@@ -59,6 +59,9 @@ pub(super) struct Sight<M: Model> {
     pub works: Option<Sender<Work>>,
 }
 
+/// A prompt, and the chunks in it that are not encoded yet.
+type Read<M> = (Ready, Vec<Pending<<M as Model>::Chunk>>);
+
 /// A run, and the chunks that must be encoded before a worker may have it.
 type Prepared<M> = (Run<<M as Model>::Sampler>, Vec<Pending<<M as Model>::Chunk>>);
 
@@ -426,7 +429,7 @@ impl<M: Model> Preparer<M> {
     }
 
     /// The chat's tokens, and the chunks among them that are not encoded yet.
-    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<(Ready, Vec<Pending<M::Chunk>>), Failure> {
+    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Read<M>, Failure> {
         let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.refuse_hopeless(n_bytes)?;
         // Thinking, calls and arguments may be left out by the template, but each choice carries a copy of them.

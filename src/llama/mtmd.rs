@@ -145,7 +145,7 @@ impl Projector {
     }
 
     fn piece(&self, raw: *const sys::mtmd_input_chunk) -> Result<Piece, Error> {
-        // SAFETY (of all calls here): `raw` is an element of a list that the caller keeps.
+        // SAFETY: `raw` is an element of a list that the caller keeps.
         let kind = unsafe { sys::mtmd_input_chunk_get_type(raw) };
         if kind == sys::MTMD_INPUT_CHUNK_TYPE_TEXT {
             let mut n = 0usize;

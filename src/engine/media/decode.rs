@@ -142,9 +142,8 @@ fn resample(samples: Vec<f32>, from: u32, to: u32) -> Vec<f32> {
             let at = index * step;
             let (center, phase) = ((at / n_phases) as usize, (at % n_phases) as usize);
             // Taps are input samples center - reach + 1 ..= center + reach; outside it is silent.
-            let first = center as i64 - reach as i64 + 1;
-            let skipped = usize::try_from(-first).unwrap_or(0);
-            let start = usize::try_from(first).unwrap_or(0);
+            let skipped = (reach - 1).saturating_sub(center);
+            let start = (center + 1).saturating_sub(reach);
             let taps = filters[phase].iter().skip(skipped);
             samples.get(start..).unwrap_or_default().iter().zip(taps).map(|(sample, tap)| sample * tap).sum()
         })

@@ -258,8 +258,10 @@ async fn images_are_fetched_from_listed_hosts_only() {
     open.stop().await;
 }
 
-/// (token, its log-probability, the likely ones) of each token of an answer.
-fn tokens(answer: &Value) -> Vec<(&str, f64, Vec<(&str, f64)>)> {
+type Scored<'a> = (&'a str, f64);
+
+/// Each token of an answer with its log-probability, and the likely ones there.
+fn tokens(answer: &Value) -> Vec<(&str, f64, Vec<Scored<'_>>)> {
     let logprob = |entry: &Value| entry["logprob"].as_f64().expect("a number");
     let entries = answer["choices"][0]["logprobs"]["content"].as_array().expect("entries");
     entries

@@ -11,6 +11,7 @@ mod embeddings;
 mod errors;
 mod lora;
 mod many_models;
+mod media;
 mod models;
 mod ollama;
 mod openai_chat;

@@ -18,12 +18,17 @@ use crate::llama::Shape;
 use serde_json::{Value, json};
 
 /// Most bytes of all tools of a request.
-const TOOLS_BYTES_MAX: usize = 4 << 20;
-/// Largest schema that llama.cpp makes a grammar of, in its values, and the longest repetitions it unrolls.
-const GBNF_NODES_MAX: usize = 4_000;
+const TOOLS_BYTES_MAX: usize = 1 << 20;
+/// Most values in all schemas of a request: templates walk through them slowly. 12,000 tokens of schemas have some 3,000.
+const TOOLS_VALUES_MAX: usize = 12_000;
+/// Largest schemas of a request that llama.cpp makes a grammar of, in their values, and the longest repetitions it unrolls.
+const GBNF_NODES_MAX: usize = 20_000;
 const GBNF_REPEAT_MAX: u64 = 256;
 /// Most ways that a value may go on: llama.cpp follows all of them, for every token of the vocabulary.
 const GBNF_CHOICES_MAX: usize = 256;
+/// Most properties of the arguments where not all can be told, and most pairs of properties in all objects.
+const GBNF_NAMES_MAX: usize = 64;
+const GBNF_PAIRS_MAX: usize = 40_000;
 /// White space that may be the markup before a call; more of it is text.
 const HELD_SPACE_MAX: usize = 256;
 
@@ -57,16 +62,31 @@ pub(super) fn callable(prompt: &ChatPrompt) -> Result<Vec<Callable<'_>>, Failure
         return Err(Failure::invalid("tools", "invalid_value", message));
     }
     let mut all = Vec::with_capacity(prompt.tools.len());
+    let mut n_values = 0;
     for (index, tool) in prompt.tools.iter().enumerate() {
         let text: String = tool.parameters.replace(super::FENCES, "");
-        let parsed = serde_json::from_str(&text).map_err(|error| error.to_string());
-        let schema = parsed.and_then(|schema| object_schema(&schema)).map_err(|reason| refusal(index, &reason))?;
+        let given: Value = serde_json::from_str(&text).map_err(|error| refusal(index, &error.to_string()))?;
+        n_values += count(&given);
+        if n_values > TOOLS_VALUES_MAX {
+            let message = format!("the tools' schemas have more than {TOOLS_VALUES_MAX} values");
+            return Err(Failure::invalid("tools", "invalid_value", message));
+        }
+        let schema = object_schema(&given).map_err(|reason| refusal(index, &reason))?;
         all.push(Callable { index, tool, schema });
     }
     if let Some(names) = &prompt.callable {
         all.retain(|one| names.contains(&one.tool.name));
     }
     Ok(all)
+}
+
+/// Values in a JSON text; its depth is bounded by its parser.
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(members) => members.iter().map(count).sum(),
+        Value::Object(members) => members.values().map(count).sum(),
+        _ => 0,
+    }
 }
 
 pub(in crate::engine) fn refusal(index: usize, reason: &str) -> Failure {
@@ -101,30 +121,39 @@ impl Callable<'_> {
     }
 
     /// For llama.cpp's converter: what it can't express is left out, so that an argument is JSON in any case.
-    pub fn convertible(&self) -> String {
-        let mut n_nodes = 0;
-        let converted = convertible(&self.schema, 0, &mut n_nodes);
-        if n_nodes <= GBNF_NODES_MAX {
+    pub fn convertible(&self, budget: &mut Budget) -> String {
+        let before = *budget;
+        if let Some(converted) = convertible(&self.schema, budget) {
             return converted.to_string();
         }
+        *budget = before;
         let names = self.schema.get("properties").and_then(Value::as_object);
-        let names = names.into_iter().flatten().take(GBNF_NODES_MAX);
+        let names = names.into_iter().flatten().take(GBNF_NAMES_MAX);
         let properties: serde_json::Map<String, Value> = names.map(|(name, _)| (name.clone(), json!({}))).collect();
-        json!({ "type": "object", "properties": properties }).to_string()
+        let named = json!({ "type": "object", "properties": properties });
+        convertible(&named, budget).unwrap_or_else(|| json!({ "type": "object" })).to_string()
     }
 }
 
-fn too_many_properties(members: &serde_json::Map<String, Value>) -> bool {
-    members.get("properties").and_then(Value::as_object).is_some_and(|inner| inner.len() > GBNF_CHOICES_MAX)
+/// What the conversion of a request's tools may still cost.
+#[derive(Clone, Copy)]
+pub(super) struct Budget {
+    n_nodes: usize,
+    /// llama.cpp's converter takes time with the square of an object's properties.
+    n_pairs: usize,
 }
 
-fn convertible(schema: &Value, depth: usize, n_nodes: &mut usize) -> Value {
-    *n_nodes += 1;
-    if *n_nodes > GBNF_NODES_MAX {
-        return Value::Null;
+impl Default for Budget {
+    fn default() -> Self {
+        Self { n_nodes: GBNF_NODES_MAX, n_pairs: GBNF_PAIRS_MAX }
     }
+}
+
+/// `None`: it costs more than the budget holds.
+fn convertible(schema: &Value, budget: &mut Budget) -> Option<Value> {
+    budget.n_nodes = budget.n_nodes.checked_sub(1)?;
     match schema {
-        Value::Array(members) => members.iter().map(|member| convertible(member, depth + 1, n_nodes)).collect(),
+        Value::Array(members) => members.iter().map(|member| convertible(member, budget)).collect(),
         Value::Object(members) => {
             let mut out = serde_json::Map::with_capacity(members.len());
             for (key, value) in members {
@@ -139,18 +168,18 @@ fn convertible(schema: &Value, depth: usize, n_nodes: &mut usize) -> Value {
                         continue;
                     }
                     ("enum" | "anyOf" | "oneOf", Value::Array(choices)) if choices.len() > GBNF_CHOICES_MAX => continue,
-                    ("properties", Value::Object(inner)) if depth > 0 && inner.len() > GBNF_CHOICES_MAX => continue,
-                    ("required", _) if too_many_properties(members) && depth > 0 => continue,
-                    ("description" | "title" | "default" | "$schema" | "$comment", Value::String(_)) => {
-                        continue;
+                    ("properties", Value::Object(inner)) => {
+                        budget.n_pairs = budget.n_pairs.checked_sub(inner.len().saturating_mul(inner.len()))?;
+                        convertible(value, budget)?
                     }
-                    _ => convertible(value, depth + 1, n_nodes),
+                    ("description" | "title" | "default" | "$schema" | "$comment", Value::String(_)) => continue,
+                    _ => convertible(value, budget)?,
                 };
                 out.insert(key.clone(), value);
             }
-            Value::Object(out)
+            Some(Value::Object(out))
         }
-        other => other.clone(),
+        other => Some(other.clone()),
     }
 }
 

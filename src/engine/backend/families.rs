@@ -182,3 +182,33 @@ fn shapes_are_found_and_read() {
     }
     println!("{n_native} families have a format of their own");
 }
+
+/// Preparing hostile tools is bounded, in every family: what costs too much is left to the model.
+#[test]
+fn hostile_schemas_are_prepared_soon() {
+    let wide = |n: usize| (0..n).map(|i| format!(r#""p{i}":{{"enum":[{i}]}}"#)).collect::<Vec<_>>().join(",");
+    let union = vec![r#"{"type":"string"}"#; 3000].join(",");
+    let schemas = [
+        format!(r#"{{"type":"object","properties":{{{}}}}}"#, wide(5000)),
+        format!(r#"{{"type":"object","properties":{{{}}}}}"#, wide(100)),
+        format!(r#"{{"type":"object","properties":{{"a":{{"anyOf":[{union}]}}}}}}"#),
+        r#"{"type":"object","properties":{"a":{"type":"array","minItems":90000,"items":{"type":"string","minLength":90000}}}}"#.into(),
+        r##"{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}"##.into(),
+        r#"{"type":"object","properties":{"a":{"type":"string","pattern":"^((((a{1,99}){1,99}){1,99}){1,99}){1,99}$"}}}"#.into(),
+    ];
+    let wanted = ["Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder", "microsoft-Phi-3.5-mini-instruct", "Kimi-K2-Instruct"];
+    for (name, template) in families().into_iter().filter(|(name, _)| wanted.contains(&name.as_str())) {
+        let model = load(&template);
+        for schema in &schemas {
+            let mut hostile = prompt(vec![Message::new(Role::User, "hi")]);
+            hostile.tools[0].parameters.clone_from(schema);
+            let started = std::time::Instant::now();
+            if let Ok(rendered) = model.render(&hostile) {
+                let _ = model.sampler(&Default::default(), &[], rendered.grammar.as_deref());
+            }
+            let took = started.elapsed();
+            println!("{name}: {took:?} for {:.60}", schema);
+            assert!(took.as_secs() < 4, "{name}: {took:?} (a second where nothing else runs) for {schema:.60}");
+        }
+    }
+}

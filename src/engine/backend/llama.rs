@@ -263,10 +263,18 @@ impl Model for LlamaModel {
             .templates
             .as_ref()
             .map_err(|error| refuse(format!("the model's chat template can't be used: {error}")))?;
-        let plan = Plan::new(prompt, || self.tool_format(templates))?;
-        let (rendered, parser) = templates
-            .render(&request_of(&plan.shown, plan.native_tools()).to_string())
-            .map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
+        let run = |plan: &Plan<'_>| templates.render(&request_of(&plan.shown, plan.native_tools()).to_string());
+        let mut plan = Plan::new(prompt, || self.tool_format(templates))?;
+        let mut result = run(&plan);
+        if result.is_err() && !plan.shown.tools.is_empty() {
+            // Templates stumble over schemas too (a property without a type, say): as text they are shown in any case.
+            let text = Plan::new(prompt, ToolFormat::default)?;
+            if let Ok(rendered) = run(&text) {
+                (plan, result) = (text, Ok(rendered));
+            }
+        }
+        let (rendered, parser) =
+            result.map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
         let preserved = rendered.preserved.iter().filter_map(|text| self.token_of(text));
         let mut preserved: Vec<Token> = preserved.collect();
         let (mut grammar, mut forced, mut call_starts) = (None, None, Vec::new());

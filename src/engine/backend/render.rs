@@ -1,6 +1,6 @@
 //! Chats with tools through llama.cpp's templates: whose way of calling is used, and what holds the model to it.
 
-use super::calls::{self, Callable, Forced, ShapeParser, Thinking};
+use super::calls::{self, Budget, Callable, Forced, ShapeParser, Thinking};
 use super::{Grammar, Reading, Token};
 use crate::chat::{ChatPrompt, ReasoningFormat, ToolChoice};
 use crate::engine::error::Failure;
@@ -59,8 +59,8 @@ impl<'a> Plan<'a> {
     }
 
     fn tools_json(&self) -> Vec<Value> {
-        let one =
-            |one: &Callable<'_>| json!({ "name": one.name(), "description": "", "parameters": one.convertible() });
+        let mut budget = Budget::default();
+        let one = |one: &Callable<'_>| json!({ "name": one.name(), "description": "", "parameters": one.convertible(&mut budget) });
         self.callable.iter().map(one).collect()
     }
 

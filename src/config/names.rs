@@ -4,7 +4,7 @@ use super::raw::ConfigError;
 use super::resolve::rule;
 use super::settings::Raw;
 use super::tables::ModelTable;
-use super::value::LoadWhen;
+use super::value::{LoadWhen, Reasoning};
 use super::{Origin, ServedModel};
 use crate::engine::config::ModelSource;
 use crate::gateway::{KeepAlive, ModelConfig, NAMES_MAX, is_wild};
@@ -55,6 +55,8 @@ impl Raw {
             id,
             aliases,
             sampling: self.sampling()?,
+            n_predict: self.n_predict()?,
+            thinks: self.reasoning.value.and_then(Reasoning::thinks),
             n_created: n_created(&engine.source),
             is_lazy,
             keep_alive: self.keep_alive.value.unwrap_or(by_load),

@@ -52,7 +52,10 @@ impl Mailbox {
                     last.tool_calls.extend(more.tool_calls);
                     last.n_tokens += more.n_tokens;
                 }
-                (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) => *last = event,
+                // The first one, before anything was computed, is kept: it says what was in the cache.
+                (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) if has_computed(last) => {
+                    *last = event;
+                }
                 (_, event) => state.queue.push_back(event),
             }
         }
@@ -84,6 +87,11 @@ impl Mailbox {
         // Nothing panics while holding the lock; a poisoned one still holds whole events.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether prefill has begun, behind what was cached.
+fn has_computed(event: &Event) -> bool {
+    matches!(event, Event::Progress { n_computed, n_cached, .. } if n_computed > n_cached)
 }
 
 #[cfg(test)]

@@ -105,6 +105,8 @@ impl Gateway {
             id: config.model_id.clone(),
             aliases: config.aliases.clone(),
             sampling: config.sampling.clone(),
+            n_predict: None,
+            thinks: None,
             n_created: config.n_created,
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
@@ -142,9 +144,10 @@ impl Gateway {
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
         let target = self.target(request.model.as_deref()).await?;
         refuse_media(&request.prompt, request.n, &target.description)?;
+        let prompt = settle_chat(request.prompt, &target);
         let work = Work {
             sampling: settle(request.sampling, &target),
-            prompts: vec![Prompt::Chat(request.prompt)],
+            prompts: vec![Prompt::Chat(prompt)],
             output: request.output,
             n: request.n,
             n_kept: request.n,
@@ -174,10 +177,11 @@ impl Gateway {
         self.start(caller, work, target).await
     }
 
-    pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
+    pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let target = self.target(model).await?;
-        if let Prompt::Chat(prompt) = &request.prompt {
-            refuse_media(prompt, 1, &target.description)?;
+        if let Prompt::Chat(prompt) = request.prompt {
+            refuse_media(&prompt, 1, &target.description)?;
+            request.prompt = Prompt::Chat(settle_chat(prompt, &target));
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
@@ -189,7 +193,7 @@ impl Gateway {
     pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
         let target = self.target(model).await?;
         refuse_media(&prompt, 1, &target.description)?;
-        Ok(target.engine.render(prompt).await?)
+        Ok(target.engine.render(settle_chat(prompt, &target)).await?)
     }
 
     /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
@@ -336,6 +340,7 @@ impl Gateway {
         if work.lora.is_some() || !target.description.adapters.is_empty() {
             work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
         }
+        work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
@@ -351,6 +356,15 @@ impl Gateway {
 /// Sampling as the engine gets it when a client says nothing.
 pub fn default_sampling(target: &Target) -> SamplingParams {
     settle(Sampling::default(), target)
+}
+
+/// The client over the operator over the template.
+fn settle_chat(mut prompt: ChatPrompt, target: &Target) -> ChatPrompt {
+    // A client that says how hard to think says that, too.
+    if prompt.reasoning_effort.is_none() {
+        prompt.enable_thinking = prompt.enable_thinking.or(target.config.thinks);
+    }
+    prompt
 }
 
 /// The client over the operator over the model over the built-in defaults.

@@ -163,6 +163,7 @@ fn sampling_props(p: &SamplingParams) -> Value {
 /// What each slot does now; counts only, no text.
 pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let stats = app.gateway.stats(which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let n_ctx = app.gateway.model(which.name()).map(|model| model.n_ctx).unwrap_or_default();
     let slot = |slot: &crate::engine::SlotStats| {
         json!({
             "id": slot.slot,
@@ -172,6 +173,7 @@ pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Respon
             "n_prompt_tokens_processed": slot.n_computed,
             "n_decoded": slot.n_generated,
             "n_kept": slot.n_kept,
+            "n_ctx": n_ctx,
         })
     };
     let slots: Value = stats.slots.iter().map(slot).collect();

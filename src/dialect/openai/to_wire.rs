@@ -7,7 +7,7 @@ use super::logprobs::{self, TextArrays};
 use super::tools::CallStyle;
 use super::wire;
 use crate::chat::{TokenLogprob, Usage};
-use crate::dialect::{Answer, Problem};
+use crate::dialect::{Answer, Problem, watch};
 use serde::Serialize;
 use serde_json::json;
 
@@ -47,7 +47,7 @@ pub fn chat_response(head: &Head, answers: &[Answer], usage: &Usage, style: Chat
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
-    completion(head, "chat.completion", Some("default"), choices, usage)
+    completion(head, "chat.completion", Some("default"), choices, usage, watch::whole(answers, usage))
 }
 
 pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style: &TextStyle) -> Vec<u8> {
@@ -68,7 +68,7 @@ pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
-    completion(head, "text_completion", None, choices, usage)
+    completion(head, "text_completion", None, choices, usage, watch::whole(answers, usage))
 }
 
 impl TextStyle {
@@ -90,6 +90,7 @@ fn completion(
     service_tier: Option<&'static str>,
     choices: Vec<serde_json::Value>,
     usage: &Usage,
+    timings: serde_json::Value,
 ) -> Vec<u8> {
     json(&wire::Completion {
         id: &head.id,
@@ -100,6 +101,7 @@ fn completion(
         service_tier,
         choices,
         usage: usage_count(usage),
+        timings,
     })
 }
 

@@ -57,6 +57,7 @@ impl Raw {
             sampling: self.sampling()?,
             n_predict: self.n_predict()?,
             thinks: self.reasoning.value.and_then(Reasoning::thinks),
+            file_name: file_name(&engine.source),
             n_created: n_created(&engine.source),
             is_lazy,
             keep_alive: self.keep_alive.value.unwrap_or(by_load),
@@ -131,6 +132,11 @@ fn check_names(models: &[Named]) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+fn file_name(source: &ModelSource) -> String {
+    let ModelSource::Gguf(path) = source else { return String::new() };
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// When the model was made, as far as its file tells: seconds since 1970.

@@ -69,6 +69,8 @@ pub struct Watched<C> {
     wanted: Wanted,
     n_choices: usize,
     usage: Usage,
+    /// Of the prompt, so far as was told.
+    n_computed: u32,
     spent: Timings,
     /// When the request had a slot, as far as it is known here.
     started: Instant,
@@ -82,6 +84,7 @@ impl<C: Chunks> Watched<C> {
             wanted,
             n_choices,
             usage: Usage::default(),
+            n_computed: 0,
             spent: Timings::default(),
             started: Instant::now(),
             first_token: None,
@@ -137,6 +140,7 @@ impl<C: Chunks> Chunks for Watched<C> {
         if n_computed == n_cached {
             self.started = Instant::now();
         }
+        self.n_computed = n_computed;
         (self.usage.prompt_tokens, self.usage.cached_tokens) = (n_computed, n_cached);
         let start = out.len();
         if self.wanted.return_progress {
@@ -152,6 +156,11 @@ impl<C: Chunks> Chunks for Watched<C> {
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
+        let n_prompt = self.usage.prompt_tokens;
+        if choice == 0 && self.n_computed < n_prompt {
+            // The last part of a prompt is told by its first token.
+            self.progress(choice, [n_prompt, n_prompt, self.usage.cached_tokens], out);
+        }
         let start = out.len();
         self.chunks.delta(choice, delta, out);
         if self.wanted.timings_per_token {
@@ -212,7 +221,7 @@ mod tests {
         let mut out = Vec::new();
         chunks.open(&mut out);
         chunks.progress(0, [9, 4, 4], &mut out);
-        chunks.progress(0, [9, 9, 4], &mut out);
+        chunks.progress(0, [9, 7, 4], &mut out);
         chunks.delta(0, &Delta { n_tokens: 1, ..Default::default() }, &mut out);
         let usage = Usage { prompt_tokens: 9, cached_tokens: 4, completion_tokens: 3, ..Default::default() };
         let timings = Timings { queue_us: 1, prompt_us: 10_000, predicted_us: 4_000 };
@@ -237,13 +246,13 @@ mod tests {
     #[test]
     fn progress_and_timings_are_in_the_stream_where_wanted() {
         let events = run(Wanted { timings_per_token: true, return_progress: true });
-        let processed: Vec<&Value> = events[..2].iter().map(|event| &event["prompt_progress"]["processed"]).collect();
-        assert_eq!(processed, [4, 9]);
+        let processed: Vec<&Value> = events[..3].iter().map(|event| &event["prompt_progress"]["processed"]).collect();
+        assert_eq!(processed, [4, 7, 9]);
         assert_eq!(events[0]["timings"]["prompt_n"], 0);
         assert_eq!(events[0]["timings"]["prompt_ms"], 0.0);
-        assert!(events[2].get("timings").is_none(), "the last event of a delta has them");
-        assert_eq!(events[3]["timings"]["predicted_n"], 1);
-        assert_eq!(events[4]["timings"]["predicted_n"], 3);
+        assert!(events[3].get("timings").is_none(), "the last event of a delta has them");
+        assert_eq!(events[4]["timings"]["predicted_n"], 1);
+        assert_eq!(events[5]["timings"]["predicted_n"], 3);
     }
 
     #[test]

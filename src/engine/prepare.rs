@@ -2,11 +2,12 @@
 //! that none of it costs a running stream time.
 
 use super::adapters;
-use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, tool_refusal};
+use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
+use super::embed::{self, InputShape, Job};
 use super::error::Failure;
-use super::event::Event;
+use super::event::{Event, Pooling};
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
@@ -14,7 +15,7 @@ use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
 use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +42,16 @@ pub(super) struct Preparer<M: Model> {
     /// Default scales of the LoRA adapters.
     pub adapter_scales: Vec<f32>,
     pub constraints: Arc<Constraints<M>>,
+    /// `None`: this engine makes no vectors.
+    pub embedder: Option<Embedder>,
+}
+
+/// The way to the thread that makes vectors.
+#[derive(Clone)]
+pub(super) struct Embedder {
+    pub jobs: Sender<Job>,
+    pub shape: Arc<InputShape>,
+    pub pooling: Pooling,
 }
 
 /// A prompt as tokens, and how to read the answer to it.
@@ -63,6 +74,10 @@ const PIECES_BYTES_MAX: usize = 1 << 20;
 
 /// Text of a chat that the template may leave out; more must at least be able to fit the context.
 const BESIDE_BYTES_MAX: usize = 1 << 20;
+
+/// Longest grammar of a client, and its deepest nesting: llama.cpp's parser recurses.
+const GBNF_BYTES_MAX: usize = 256 << 10;
+const GBNF_DEPTH_MAX: usize = 256;
 
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -103,12 +118,35 @@ impl<M: Model> Preparer<M> {
                 self.dispatch(run)?;
                 Ok(None)
             }
-            Command::Embed(_) | Command::Rerank(_) => {
-                Err(Failure::invalid("model", "unsupported_operation", "this model can't make embeddings"))
+            Command::Embed(request) => {
+                let shape = &self.embedder()?.shape;
+                let inputs = embed::embed_inputs(&*self.model, shape, request, &work.live)?;
+                self.compute(Job { id: work.id, live: work.live, inputs })
+            }
+            Command::Rerank(request) => {
+                let embedder = self.embedder()?;
+                if embedder.pooling != Pooling::Rank {
+                    return Err(Failure::invalid("model", "unsupported_operation", "this model can't rank documents"));
+                }
+                let inputs = embed::pair_inputs(&*self.model, &embedder.shape, &request, &work.live)?;
+                self.compute(Job { id: work.id, live: work.live, inputs })
             }
             // The service answers these itself.
             Command::Cancel | Command::Stats => Ok(None),
         }
+    }
+
+    fn embedder(&self) -> Result<&Embedder, Failure> {
+        let refusal = || Failure::invalid("model", "unsupported_operation", "this model can't make embeddings");
+        self.embedder.as_ref().ok_or_else(refusal)
+    }
+
+    fn compute(&self, job: Job) -> Result<Option<Event>, Failure> {
+        if job.inputs.is_empty() {
+            return Ok(Some(Event::Vectors(Default::default())));
+        }
+        self.embedder()?.jobs.send(job).map_err(|_| Failure::ShuttingDown)?;
+        Ok(None)
     }
 
     fn tokenize(&self, request: TokenizeRequest) -> Result<Event, Failure> {
@@ -173,7 +211,7 @@ impl<M: Model> Preparer<M> {
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
         let gate = match (&request.output.constraint, &ready.forced) {
             (_, Some(forced)) => Some(self.call_gate(forced, request.output.top_logprobs.is_none())?),
-            (None, None) => None,
+            (None | Some(Constraint::Gbnf(_)), None) => None,
             (Some(constraint), None) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
         };
         let drafter = match &request.output.prediction {
@@ -182,7 +220,11 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = self.model.sampler(&request.sampling, &tokens, ready.grammar.as_deref())?;
+        let grammar = match (&request.output.constraint, &ready.forced) {
+            (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
+            _ => ready.grammar.take(),
+        };
+        let sampler = self.model.sampler(&request.sampling, &tokens, grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         Ok(Run {
@@ -427,6 +469,35 @@ impl Ready {
             forced: None,
         }
     }
+}
+
+/// A client's own grammar. Thinking that the prompt has opened comes before it.
+///
+/// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
+fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
+    let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
+    if text.len() > GBNF_BYTES_MAX {
+        return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
+    }
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > GBNF_DEPTH_MAX {
+        return Err(refuse(format!(
+            "the grammar is nested {deepest} levels deep, and at most {GBNF_DEPTH_MAX} are taken"
+        )));
+    }
+    let triggers = match reading {
+        Reading::Tags { ends, opened: true, .. } => ends.iter().map(|end| Trigger::behind(end)).collect(),
+        _ => Vec::new(),
+    };
+    Ok(Grammar { gbnf: text.to_owned(), triggers, ..Default::default() })
 }
 
 fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {

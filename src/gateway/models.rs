@@ -42,6 +42,8 @@ pub struct ModelConfig {
     pub n_predict: Option<u32>,
     /// Whether the model thinks where a request says nothing; `None`: as its template has it.
     pub thinks: Option<bool>,
+    /// The name of its file, without the folder; empty for a pretended model.
+    pub file_name: String,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
     /// Load at the first request instead of at the start.

@@ -24,6 +24,7 @@ mod responses;
 mod router;
 mod sse;
 mod stall;
+mod vectors;
 
 use crate::gateway::Gateway;
 use drain::Drain;

@@ -107,7 +107,7 @@ impl Which {
     }
 }
 
-/// llama-server's properties, without the model's path.
+/// llama-server's properties; of the model's path, only the file's name.
 pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let refuse = |error| ApiError::of(error, Asked::Nothing);
     // Asking for properties is no reason to load a model.
@@ -119,6 +119,7 @@ pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Respon
         "default_generation_settings": { "n_ctx": model.n_ctx, "params": params },
         "total_slots": model.n_slots,
         "model_alias": target.id(),
+        "model_path": target.config.file_name,
         "chat_template": model.chat_template.as_deref().unwrap_or_default(),
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,

@@ -64,6 +64,14 @@ pub struct Trigger {
 
 impl Trigger {
     pub const WORD: i32 = 1;
+    const PATTERN_FULL: i32 = 3;
+
+    /// The grammar holds behind `text`, not with it.
+    pub fn behind(text: &str) -> Self {
+        let special = |c: char| r"^$\.*+?()[]{}|/".contains(c).then_some('\\');
+        let escaped: String = text.chars().flat_map(|c| special(c).into_iter().chain([c])).collect();
+        Self { kind: Self::PATTERN_FULL, value: format!("[\\s\\S]*?{escaped}([\\s\\S]*)") }
+    }
 }
 
 /// A request's chain with its random state.

@@ -8,7 +8,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The served demo model; killed when dropped.
+/// A served model; killed when dropped.
 pub struct Served {
     child: Child,
     pub url: String,
@@ -16,8 +16,15 @@ pub struct Served {
 
 impl Served {
     pub fn start() -> Self {
+        Self::of(&["models/hearth-demo.gguf", "--alias", "hearth-demo"])
+    }
+
+    /// `hearth serve` with these arguments.
+    pub fn of(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
-            .args(["serve", "models/hearth-demo.gguf", "--alias", "hearth-demo", "--port", "0"])
+            .arg("serve")
+            .args(arguments)
+            .args(["--port", "0"])
             // One thread: on a busy machine more of them mostly wait for each other.
             .args(["--threads", "1", "--log-level", "warn"])
             .current_dir(root())

@@ -9,6 +9,7 @@ mod decoding;
 mod edge;
 mod embeddings;
 mod errors;
+mod llama_server;
 mod lora;
 mod many_models;
 mod models;

@@ -170,8 +170,9 @@ mod tests {
     fn a_chat_answer_has_every_required_key() {
         let answer = Answer { content: "hi".into(), finish: Finish::EndOfTurn, ..Default::default() };
         let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, ..Default::default() };
-        let body: Value =
+        let mut body: Value =
             serde_json::from_slice(&chat_response(&head(), &[answer], &usage, ChatStyle::default())).unwrap();
+        assert_eq!(body.as_object_mut().and_then(|body| body.remove("timings")).unwrap()["cache_n"], 1);
         assert_eq!(
             body,
             json!({

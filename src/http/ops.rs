@@ -5,7 +5,7 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
-use crate::chat::{Mirostat, Prompt, SamplerKind, SamplingParams};
+use crate::chat::{MediaKind, Mirostat, Prompt, SamplerKind, SamplingParams};
 use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
 use crate::gateway::default_sampling;
@@ -123,7 +123,10 @@ pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Respon
         "chat_template": model.chat_template.as_deref().unwrap_or_default(),
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,
-        "modalities": { "vision": false, "audio": false },
+        "modalities": {
+            "vision": model.media.contains(&MediaKind::Image),
+            "audio": model.media.contains(&MediaKind::Audio),
+        },
         "build_info": format!("hearth {} ({})", env!("CARGO_PKG_VERSION"), model.build),
     });
     Ok(json(body.to_string().into_bytes()))

@@ -9,6 +9,7 @@
 //! field's path, cannot tell "unknown" from "ignored", and its untagged enums (a `content` that is a string or an array)
 //! lose the reason. [`fields::Object`] reads a parsed tree instead and knows the path of everything it refuses.
 
+pub mod api;
 pub mod fields;
 mod json;
 pub mod openai;

@@ -1,0 +1,56 @@
+//! The types against the readers: whoever adds a field to one and forgets the other is told its path here.
+
+use super::bodies::Schemas;
+use super::openai as api;
+use crate::dialect::{fields, openai};
+use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// `[3]` → `[]`.
+fn without_indexes(path: &str) -> String {
+    let mut parts = path.split('[');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |path, part| path + "[" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+fn check<T: JsonSchema, R>(read: impl Fn(&[u8]) -> R) {
+    let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
+    let schema = generator.root_schema_for::<T>().to_value();
+    let schemas = Schemas(&schema);
+    let documented = schemas.paths(&schema);
+    let bodies: Vec<Value> = schemas.values(&schema);
+    let asked: BTreeSet<String> = fields::asked::during(|| {
+        for body in &bodies {
+            read(body.to_string().as_bytes());
+        }
+    });
+    let asked: BTreeSet<String> = asked.iter().map(|path| without_indexes(path)).collect();
+    let missing: Vec<_> = asked.difference(&documented).collect();
+    let invented: Vec<_> = documented.difference(&asked).collect();
+    let name = T::schema_name();
+    assert!(missing.is_empty(), "{name} does not describe what its reader knows: {missing:?}");
+    assert!(invented.is_empty(), "{name} describes what its reader never asks for: {invented:?}");
+}
+
+#[test]
+fn chat() {
+    check::<api::ChatCompletionRequest, _>(openai::chat_request);
+}
+
+#[test]
+fn completion() {
+    check::<api::CompletionRequest, _>(openai::completion_request);
+}
+
+#[test]
+fn infill() {
+    check::<api::InfillRequest, _>(openai::infill_request);
+}
+
+#[test]
+fn tokenizer() {
+    check::<api::TokenizeRequest, _>(openai::tokenize_request);
+    check::<api::DetokenizeRequest, _>(openai::detokenize_request);
+    check::<api::ApplyTemplateRequest, _>(openai::render_request);
+}

@@ -173,6 +173,36 @@ def llama(out):
     m.close()
 
 
+def lora(out, name, seed):
+    """An adapter of rank 4 for tiny-llama's attention, strong enough to change what it says."""
+    rank, width = 4, 128
+    path = os.path.join(out, name + ".gguf")
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_type(gguf.GGUFType.ADAPTER)
+    w.add_name(name)
+    w.add_author("The hearth project")
+    w.add_license("apache-2.0")
+    w.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    w.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+    bits = np.random.PCG64(seed)
+
+    def uniform(rows, columns):
+        raw = bits.random_raw(rows * columns) >> np.uint64(40)
+        return (raw.astype(np.float32) / np.float32(1 << 23) - 1).reshape((rows, columns))
+
+    for i in range(2):
+        for tensor, rows in (("attn_q", 128), ("attn_v", 64), ("attn_output", 128)):
+            base = f"blk.{i}.{tensor}.weight"
+            w.add_tensor(base + ".lora_a", uniform(rank, width) * np.float32(0.5))
+            w.add_tensor(base + ".lora_b", uniform(rows, rank) * np.float32(0.5))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    digest = hashlib.sha256(open(path, "rb").read()).hexdigest()
+    print(f"{digest}  {os.path.basename(path)}  {os.path.getsize(path)} bytes")
+
+
 def qwen2moe(out):
     """Mixture of 4 experts, 2 used, with a shared one; F16 matrices."""
     m = Model(out, "tiny-qwen2moe", "qwen2moe", 2, layers=2, width=64, context=2048, kind=Q.F16, more=FIM)
@@ -299,6 +329,8 @@ def main():
     os.makedirs(out, exist_ok=True)
     for make in (llama, qwen2moe, mamba, jamba, gemma2, bert):
         make(out)
+    lora(out, "tiny-llama-lora-a", 7)
+    lora(out, "tiny-llama-lora-b", 8)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,10 @@ impl Inspect {
         let file = ModelFile::open(path)?;
         let raw = self.flags.with("model", Some(&self.file)).gather()?;
         // Settings such as the cache's type change the table; what a server would refuse is not this command's business.
-        let engine = raw
-            .resolve()
-            .map_or_else(|_| EngineConfig::new(ModelSource::Gguf(path.to_owned())), |config| config.engine);
+        let engine = raw.resolve().map_or_else(
+            |_| EngineConfig::new(ModelSource::Gguf(path.to_owned())),
+            |config| config.into_first().engine,
+        );
         let facts = Facts {
             shape: Shape::read(&file).map_err(FitError::from),
             fingerprint: lock::fingerprint(path, &file.gguf)?,

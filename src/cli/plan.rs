@@ -1,11 +1,12 @@
 //! The memory plan of a configuration: shown before loading, refused when it cannot fit.
 
-use crate::config::Config;
-use crate::engine::EngineConfig;
+use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, KvLayout, KvType, ModelSource};
+use crate::engine::{Description, EngineConfig};
 use crate::model::fit::bytes;
 use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Plan, Shape};
-use anyhow::Result;
+use anyhow::{Result, bail};
+use std::sync::Arc;
 
 /// Builds with a GPU keep weights and caches in its memory, which the plan does not know.
 const HAS_GPU: bool =
@@ -25,17 +26,82 @@ pub(super) fn model(engine: &EngineConfig) -> Result<Option<Model>> {
     Ok(Some(Model { file, shape }))
 }
 
-/// Settles the context where it follows from the model, logs the plan and refuses one that cannot fit.
-pub(super) fn settle(config: &mut Config, model: &Model) -> Result<()> {
-    let n_ctx_train = u32::try_from(model.shape.n_ctx_train).unwrap_or(u32::MAX);
-    if config.ctx_from_model && n_ctx_train > 0 {
-        config.engine.n_ctx = Some(n_ctx_train);
+/// What a model will take.
+pub(super) struct Settled {
+    plan: Plan,
+    /// The LoRA adapters, which the plan does not know.
+    adapter_bytes: u64,
+    /// Whether the memory meant is this machine's main memory.
+    is_checked: bool,
+}
+
+impl Settled {
+    fn total(&self) -> u64 {
+        self.plan.total().saturating_add(self.adapter_bytes)
     }
-    let n_ctx = ask(&config.engine, &model.shape).n_ctx;
-    settle_layout(&mut config.engine, model);
-    let plan = Plan::new(&model.file, &model.shape, ask(&config.engine, &model.shape));
+
+    /// Refuses what does not fit beside `taken` bytes of others that are loaded with it.
+    pub fn check(&self, model: &Model, taken: u64) -> Result<()> {
+        match Memory::now().filter(|_| self.is_checked) {
+            Some(memory) => {
+                let available = memory.available.saturating_sub(taken).saturating_sub(self.adapter_bytes);
+                Ok(self.plan.check(&model.file, &model.shape, Memory { available, ..memory })?)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Settles every model; refuses those that cannot fit, one by one where they are lazy, together where they are not.
+/// Returns the first model, if it is a file.
+pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
+    let (mut taken, mut first) = (0, None);
+    config.limits.watch_machine = !HAS_GPU;
+    for (idx, served) in config.models.iter_mut().enumerate() {
+        let Some(model) = model(&served.engine)? else { continue };
+        let settled = settle(served, &model)?;
+        if let Some(cap) = config.limits.loaded_bytes_max
+            && settled.total() > cap
+        {
+            let id = &served.config.id;
+            let (needs, cap) = (bytes(settled.total()), bytes(cap));
+            bail!(ConfigError::unfit(format!(
+                "the model {id} needs {needs}, more than max_loaded_memory allows ({cap})"
+            )));
+        }
+        if !served.config.is_lazy {
+            settled.check(&model, taken)?;
+            taken += settled.total();
+        } else if let Err(error) = settled.check(&model, 0) {
+            tracing::warn!(model = served.config.id, "{error}; requests for it will be refused until there is more");
+        }
+        if idx == 0 {
+            first = Some(model);
+        }
+    }
+    Ok(first)
+}
+
+/// Settles the context where it follows from the model, logs the plan and notes what the model will take.
+pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled> {
+    let n_ctx_train = u32::try_from(model.shape.n_ctx_train).unwrap_or(u32::MAX);
+    if served.ctx_from_model && n_ctx_train > 0 {
+        served.engine.n_ctx = Some(n_ctx_train);
+    }
+    let n_ctx = ask(&served.engine, &model.shape).n_ctx;
+    settle_layout(&mut served.engine, model);
+    let plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
+    let mut adapter_bytes = 0u64;
+    for lora in &served.engine.lora {
+        let file = ModelFile::open(&lora.path)?;
+        if file.gguf.text("general.type") != Some("adapter") {
+            bail!(ConfigError::unfit(format!("{}: this is no LoRA adapter", lora.path.display())));
+        }
+        adapter_bytes = adapter_bytes.saturating_add(file.weight_bytes());
+    }
     let memory = Memory::now();
     tracing::info!(
+        model = served.config.id,
         "memory: {} in all: weights {}, KV cache {} for {} cells, recurrent state {}, compute about {}; {}",
         bytes(plan.total()),
         bytes(plan.weights),
@@ -51,13 +117,33 @@ pub(super) fn settle(config: &mut Config, model: &Model) -> Result<()> {
             model.shape.n_ctx_train
         );
     }
-    if HAS_GPU && config.engine.n_gpu_layers != 0 {
+    let is_checked = !HAS_GPU || served.engine.n_gpu_layers == 0;
+    if !is_checked {
         tracing::info!("whether the plan fits the GPU's memory is not checked");
-        return Ok(());
     }
-    match memory {
-        Some(memory) => Ok(plan.check(&model.file, &model.shape, memory)?),
-        None => Ok(()),
+    let settled = Settled { plan, adapter_bytes, is_checked };
+    served.config.n_bytes = settled.total();
+    served.config.outline = Some(Arc::new(outline(model, &served.engine)));
+    Ok(settled)
+}
+
+/// What the file says of the model before it is loaded.
+fn outline(model: &Model, engine: &EngineConfig) -> Description {
+    let (shape, asked) = (&model.shape, ask(engine, &model.shape));
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let cells = if asked.unified { asked.n_ctx } else { asked.n_ctx / asked.n_slots.max(1) };
+    Description {
+        architecture: shape.architecture.clone(),
+        n_params: model.file.n_params(),
+        size_bytes: model.file.weight_bytes(),
+        n_vocab: small(shape.n_vocab),
+        n_embd: small(shape.n_embd),
+        n_layer: small(shape.n_layer),
+        n_ctx_train: small(shape.n_ctx_train),
+        n_ctx: small(cells),
+        chat_template: model.file.gguf.text("tokenizer.chat_template").map(str::to_owned),
+        generates: !shape.encoder,
+        ..Description::default()
     }
 }
 

@@ -8,17 +8,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Waits until the engine is ready. Errors when the model can't be loaded; says nothing but the bar when `quiet`.
-pub(super) async fn ready(states: &mut watch::Receiver<EngineState>, quiet: bool) -> Result<Arc<Description>> {
+/// What is shown of a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    /// A bar, where stderr is a terminal.
+    Bar,
+    /// A bar, or log lines where there is no terminal.
+    BarOrLines,
+    /// Log lines: several bars would write over each other.
+    Lines,
+}
+
+/// Waits until the engine is ready. Errors when the model can't be loaded.
+pub(super) async fn ready(states: &mut watch::Receiver<EngineState>, show: Show) -> Result<Arc<Description>> {
     let started = Instant::now();
-    let mut shown = Shown::new(quiet);
+    let mut shown = Shown::new(show);
     loop {
         let state = states.borrow_and_update().clone();
         match state {
             EngineState::Loading { progress } => shown.loading(progress),
             EngineState::Ready(description) => {
                 shown.clear();
-                if !quiet {
+                if show != Show::Bar {
                     tracing::info!(load_ms = started.elapsed().as_millis() as u64, "ready: {}", description.desc);
                 }
                 return Ok(description);
@@ -56,7 +67,7 @@ pub(super) async fn gone(states: &mut watch::Receiver<EngineState>) -> Option<St
 
 struct Shown {
     bar: Option<ProgressBar>,
-    quiet: bool,
+    show: Show,
     /// When the log was last told.
     told: Instant,
 }
@@ -65,15 +76,15 @@ struct Shown {
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Shown {
-    fn new(quiet: bool) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    fn new(show: Show) -> Self {
+        let bar = (show != Show::Lines && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(1000);
             if let Ok(style) = ProgressStyle::with_template("loading {bar:40} {percent:>3} %") {
                 bar.set_style(style);
             }
             bar
         });
-        Self { bar, quiet, told: Instant::now() }
+        Self { bar, show, told: Instant::now() }
     }
 
     fn loading(&mut self, progress: f32) {
@@ -81,7 +92,7 @@ impl Shown {
         let thousandths = (progress * 1000.0) as u64;
         match &self.bar {
             Some(bar) => bar.set_position(thousandths),
-            None if !self.quiet && self.told.elapsed() >= LINE_EVERY => {
+            None if self.show != Show::Bar && self.told.elapsed() >= LINE_EVERY => {
                 tracing::info!(percent = thousandths / 10, "loading the model");
                 self.told = Instant::now();
             }

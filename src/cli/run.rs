@@ -33,12 +33,12 @@ pub(super) struct Run {
 impl Run {
     pub fn run(self) -> Result<()> {
         let flags = self.flags.clone().with("model", self.file.as_deref());
-        let mut config = session::configure(&flags)?;
+        let mut served = session::configure(&flags)?;
         // One person, one answer at a time.
-        config.engine.n_slots = 1;
-        config.engine.n_workers = 1;
+        served.engine.n_slots = 1;
+        served.engine.n_workers = 1;
         runtime()?.block_on(async {
-            let session = Session::open(config).await?;
+            let session = Session::open(served).await?;
             let done = match &self.prompt {
                 Some(prompt) => self.answer_one(&session, prompt).await,
                 None => chat::chat(&session, self.opening(), self.max_tokens, self.thinking()).await,

@@ -1,11 +1,11 @@
 //! `hearth serve`: listen, plan, load, answer, drain.
 
 use super::plan::{self, Model};
-use super::{Flags, progress, runtime, say};
+use super::progress::{self, Show};
+use super::{Flags, runtime, say};
 use crate::config::Config;
-use crate::engine::config::ModelSource;
-use crate::engine::{Engine, EngineMode};
-use crate::gateway::Gateway;
+use crate::engine::{EngineMode, EngineState};
+use crate::gateway::{Gateway, ModelSetup};
 use crate::http;
 use crate::telemetry::{self, LogConfig, Metrics};
 use anyhow::{Context as _, Result, anyhow};
@@ -14,6 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Args)]
@@ -47,10 +49,7 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
     let address = listener.local_addr()?;
     config.http.port = address.port();
-    let model = plan::model(&config.engine)?;
-    if let Some(model) = &model {
-        plan::settle(&mut config, model)?;
-    }
+    let model = plan::settle_all(&mut config)?;
     announce(address, &config, model.as_ref(), has_keys);
     drop(model);
 
@@ -60,18 +59,27 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
         let exe = std::env::current_exe().context("hearth can't find its own executable")?;
         EngineMode::Process { exe, args: super::engine::log_args(&log) }
     };
-    let engine = Engine::start(config.engine, mode);
-    let gateway = Arc::new(Gateway::new(config.gateway, engine.clone(), Arc::new(Metrics::new())));
+    let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
+    let metrics = Arc::new(Metrics::new());
+    let gateway = Arc::new(Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics));
     let shutdown = CancellationToken::new();
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
-    let watcher = tokio::spawn(watch_engine(engine.clone(), shutdown.clone()));
-    let served = http::serve(listener, config.http, gateway, shutdown.clone()).await;
+    // **Bound:** one task for each model that is loaded at the start.
+    let mut watchers = JoinSet::new();
+    let started = gateway.started();
+    let show = if started.len() > 1 { Show::Lines } else { Show::BarOrLines };
+    for (id, states) in started {
+        watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
+    }
+    let served = http::serve(listener, config.http, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
-    engine.close().await;
+    gateway.close().await;
     signals.abort();
     served.context("the server failed")?;
-    watcher.await.unwrap_or_else(|error| Err(anyhow!("the engine's watcher ended: {error}")))?;
+    while let Some(watched) = watchers.join_next().await {
+        watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -81,11 +89,12 @@ fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_key
     let reachable = SocketAddr::new(reachable(address.ip()), address.port());
     say!("hearth listening on http://{address}");
     let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
-    let is_chat = match (model, &config.engine.source) {
-        (Some(model), _) => {
-            model.file.gguf.text("tokenizer.chat_template").is_some() || config.engine.chat_template.is_some()
+    let is_chat = match model {
+        Some(model) => {
+            let has_own = model.file.gguf.text("tokenizer.chat_template").is_some();
+            has_own || config.models[0].engine.chat_template.is_some()
         }
-        (None, ModelSource::Scripted(_) | ModelSource::Gguf(_)) => true,
+        None => true,
     };
     let name = serde_json::Value::from(config.gateway.model_id.as_str());
     let (path, body) = if is_chat {
@@ -131,14 +140,20 @@ async fn drain_on_signal(shutdown: CancellationToken) -> Result<()> {
 
 /// Shows the load, then waits for the engine to fail for good, which stops the server with an error: whoever supervises
 /// this process must see it.
-async fn watch_engine(engine: Engine, shutdown: CancellationToken) -> Result<()> {
-    let mut states = engine.watch();
-    drop(engine);
-    let failed = match progress::ready(&mut states, false).await {
+///
+/// An engine that stops because its model was unloaded is no reason to end.
+async fn watch_engine(
+    id: String,
+    mut states: watch::Receiver<EngineState>,
+    show: Show,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let failed = match progress::ready(&mut states, show).await {
         Ok(_) => progress::gone(&mut states).await.map(|reason| anyhow!("the model can't be loaded: {reason}")),
         Err(_) if shutdown.is_cancelled() => None,
         Err(error) => Some(error),
     };
+    let Some(error) = failed else { return Ok(()) };
     shutdown.cancel();
-    failed.map_or(Ok(()), Err)
+    Err(error.context(id))
 }

@@ -2,7 +2,7 @@
 
 use super::{Flags, plan, progress};
 use crate::chat::{Delta, Finish, Prompt, SamplingParams};
-use crate::config::{Config, Origin};
+use crate::config::{Origin, ServedModel};
 use crate::engine::{Description, Engine, EngineMode, Event, Failure, GenerateRequest};
 use crate::telemetry;
 use anyhow::{Context as _, Result, anyhow};
@@ -14,8 +14,8 @@ pub(super) struct Session {
     pub sampling: SamplingParams,
 }
 
-/// The checked settings of a command on the terminal. Its logs show what goes wrong and no more, unless asked otherwise.
-pub(super) fn configure(flags: &Flags) -> Result<Config> {
+/// The checked settings of a command on the terminal, for its one model. Its logs show what goes wrong and no more, unless asked otherwise.
+pub(super) fn configure(flags: &Flags) -> Result<ServedModel> {
     let raw = flags.gather()?;
     let mut log = raw.log();
     if raw.log_level.origin == Origin::Default {
@@ -24,18 +24,18 @@ pub(super) fn configure(flags: &Flags) -> Result<Config> {
     telemetry::logging::init(&log)?;
     let config = raw.resolve()?;
     Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
-    Ok(config)
+    Ok(config.into_first())
 }
 
 impl Session {
     /// Loads the model; must be called inside a runtime.
-    pub async fn open(mut config: Config) -> Result<Self> {
-        if let Some(model) = plan::model(&config.engine)? {
-            plan::settle(&mut config, &model)?;
+    pub async fn open(mut served: ServedModel) -> Result<Self> {
+        if let Some(model) = plan::model(&served.engine)? {
+            plan::settle(&mut served, &model)?.check(&model, 0)?;
         }
-        let engine = Engine::start(config.engine, EngineMode::InProcess);
-        let description = progress::ready(&mut engine.watch(), true).await?;
-        let sampling = config.gateway.sampling.over(&description.sampling).settle();
+        let engine = Engine::start(served.engine, EngineMode::InProcess);
+        let description = progress::ready(&mut engine.watch(), progress::Show::Bar).await?;
+        let sampling = served.config.sampling.over(&description.sampling).settle();
         Ok(Self { engine, description, sampling })
     }
 

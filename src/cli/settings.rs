@@ -29,24 +29,19 @@ impl Settings {
     pub fn run(self) -> Result<()> {
         match self.what {
             What::Check(given) => check(&given.flags),
-            What::Print(given) => {
-                print(&given.flags.gather()?);
-                Ok(())
-            }
+            What::Print(given) => print(&given.flags.gather()?),
         }
     }
 }
 
 fn check(flags: &Flags) -> Result<()> {
     let raw = flags.gather()?;
-    let has_model = raw.model.value.is_some();
+    let has_model = raw.model.value.is_some() || !raw.tables.models.is_empty();
     // Everything else can be checked without a model as well.
     let raw = if has_model { raw } else { flags.clone().with("model", Some("scripted")).gather()? };
     let mut config = raw.resolve()?;
     Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| eprintln!("hearth: warning: {warning}"));
-    if let Some(model) = plan::model(&config.engine)? {
-        plan::settle(&mut config, &model)?;
-    }
+    plan::settle_all(&mut config)?;
     if has_model {
         say!("the settings are good");
     } else {
@@ -55,7 +50,7 @@ fn check(flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-fn print(raw: &Raw) {
+fn print(raw: &Raw) -> Result<()> {
     let mut group = "";
     for (setting, value, origin) in raw.shown() {
         if setting.group != group {
@@ -72,4 +67,23 @@ fn print(raw: &Raw) {
             None => say!("# {} =", setting.key),
         }
     }
+    for table in &raw.tables.models {
+        say!("\n[[model]]  # {}", table.origin);
+        if let Some(name) = &table.name {
+            say!("name = {}", toml::Value::from(name.as_str()));
+        }
+        say!("file = {}", toml::Value::from(table.file.as_str()));
+        let said = |key: &str| table.settings.iter().any(|(setting, ..)| setting.key == key);
+        for (setting, value, _) in raw.of_table(table)?.shown() {
+            if let (true, Some(value)) = (said(setting.key), value) {
+                say!("{} = {value}", setting.key);
+            }
+        }
+    }
+    for alias in &raw.tables.aliases {
+        say!("\n[[alias]]  # {}", alias.origin);
+        say!("name = {}", toml::Value::from(alias.name.as_str()));
+        say!("model = {}", toml::Value::from(alias.model.as_str()));
+    }
+    Ok(())
 }

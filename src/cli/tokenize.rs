@@ -29,16 +29,16 @@ pub(super) struct Tokenize {
 
 impl Tokenize {
     pub fn run(self) -> Result<()> {
-        let mut config = session::configure(&self.flags.clone().with("model", Some(&self.file)))?;
+        let mut served = session::configure(&self.flags.clone().with("model", Some(&self.file)))?;
         let text = session::text_or_stdin(&self.text)?;
         // Nothing is decoded, so the smallest context there is will do.
-        config.engine.n_ctx = Some(256);
-        config.engine.n_slots = 1;
-        config.engine.n_workers = 1;
-        config.engine.n_ubatch = config.engine.n_ubatch.min(32);
-        config.ctx_from_model = false;
+        served.engine.n_ctx = Some(256);
+        served.engine.n_slots = 1;
+        served.engine.n_workers = 1;
+        served.engine.n_ubatch = served.engine.n_ubatch.min(32);
+        served.ctx_from_model = false;
         runtime()?.block_on(async {
-            let session = Session::open(config).await?;
+            let session = Session::open(served).await?;
             let request = TokenizeRequest {
                 prompt: Prompt::Text(text),
                 add_special: !self.no_bos,

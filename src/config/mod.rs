@@ -9,16 +9,18 @@
 //! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
 //! are relative to the working directory, as on the command line.
 
+mod names;
 mod raw;
 mod resolve;
 mod settings;
+mod tables;
 mod value;
 
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
 
 use crate::engine::EngineConfig;
-use crate::gateway::GatewayConfig;
+use crate::gateway::{GatewayConfig, LoadLimits, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 
@@ -27,12 +29,28 @@ use crate::telemetry::LogConfig;
 pub struct Config {
     pub http: HttpConfig,
     pub gateway: GatewayConfig,
-    pub engine: EngineConfig,
+    /// At least one; the first is meant by no name.
+    pub models: Vec<ServedModel>,
+    pub limits: LoadLimits,
     pub log: LogConfig,
     /// Run the engine on threads of this process instead of a child.
     pub in_process: bool,
-    /// `--ctx-size 0`: take the context the model was trained with, whatever memory that needs.
-    pub ctx_from_model: bool,
     /// What is allowed but looks like a mistake; for the log.
     pub warnings: Vec<String>,
+}
+
+/// One model and how it is served.
+#[derive(Debug, Clone)]
+pub struct ServedModel {
+    pub config: ModelConfig,
+    pub engine: EngineConfig,
+    /// `--ctx-size 0`: take the context the model was trained with, whatever memory that needs.
+    pub ctx_from_model: bool,
+}
+
+impl Config {
+    /// The one model of a command that takes no more.
+    pub fn into_first(mut self) -> ServedModel {
+        self.models.swap_remove(0)
+    }
 }

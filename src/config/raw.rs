@@ -101,8 +101,17 @@ pub enum ConfigError {
     Rule { origin: Origin, message: String },
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
+    #[error("{0}")]
+    Unfit(String),
     #[error("no model was named: give MODEL, --model, HEARTH_MODEL or the key model in hearth.toml")]
     NoModel,
+}
+
+impl ConfigError {
+    /// What only a look into the model's file could tell.
+    pub fn unfit(message: String) -> Self {
+        ConfigError::Unfit(message)
+    }
 }
 
 fn did_you_mean(near: &Option<&'static str>) -> String {
@@ -169,7 +178,11 @@ impl Raw {
                 line: line_of(error.span().map_or(0, |span| span.start)),
                 message: error.message().to_owned(),
             })?;
+        self.add_tables(path, text, &entries)?;
         for (key, value) in entries {
+            if super::tables::is_tables(&value) && super::tables::KINDS.contains(&key.get_ref().as_str()) {
+                continue;
+            }
             let line = line_of(key.span().start);
             let key = key.into_inner();
             let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
@@ -189,7 +202,7 @@ impl Raw {
     }
 }
 
-fn article(noun: &str) -> &'static str {
+pub(super) fn article(noun: &str) -> &'static str {
     if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
 }
 
@@ -205,7 +218,7 @@ pub fn misspelt(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
 }
 
 /// The key that differs in at most two letters.
-fn nearest(key: &str) -> Option<&'static str> {
+pub(super) fn nearest(key: &str) -> Option<&'static str> {
     SETTINGS
         .iter()
         .map(|setting| (distance(key, setting.key), setting.key))

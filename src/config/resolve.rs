@@ -2,17 +2,17 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, GpuLayers, Seconds, Switch};
+use super::value::{ByteSize, GpuLayers, Lora, Seconds, Switch};
 use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::EngineConfig;
-use crate::engine::config::{KvLayout, ModelSource, ScriptedConfig};
-use crate::gateway::{ApiKey, GatewayConfig};
+use crate::engine::config::{KvLayout, LoraConfig, ModelSource, ScriptedConfig};
+use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, ResponsesConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Bounds of what an operator may ask. Beyond them lies a typing mistake rather than a machine.
 const WORKERS_MAX: u32 = 64;
@@ -28,6 +28,7 @@ const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 512;
 const KEY_FILE_BYTES_MAX: u64 = 4 << 20;
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
+const RESPONSES_MAX: u32 = 1 << 20;
 
 impl Raw {
     /// Checks everything together. Reads the key and template files; the model file is only looked at.
@@ -35,26 +36,46 @@ impl Raw {
         let mut warnings = Vec::new();
         let api_keys = self.api_keys(&mut warnings)?;
         let http = self.http(!api_keys.is_empty(), &mut warnings)?;
-        let engine = self.engine()?;
-        let names = self.names(&engine.source)?;
-        let (model_id, aliases) = names;
+        let models = self.models()?;
+        let first = &models[0].config;
         let gateway = GatewayConfig {
-            model_id,
-            aliases,
+            model_id: first.id.clone(),
+            aliases: first.aliases.clone(),
             api_keys: api_keys.into_iter().filter_map(|key| ApiKey::new(&key)).collect(),
             strict: on(&self.strict),
             any_model: on(&self.any_model),
-            sampling: self.sampling()?,
-            n_created: n_created(&engine.source),
+            sampling: first.sampling.clone(),
+            n_created: first.n_created,
+            responses: self.responses()?,
         };
-        Ok(Config {
-            http,
-            gateway,
-            engine,
-            log: self.log(),
-            in_process: on(&self.in_process),
-            ctx_from_model: self.ctx_size.value == Some(0),
-            warnings,
+        let default = LoadLimits::default();
+        let load_wait = seconds(&self.load_timeout, default.load_wait);
+        if load_wait < Duration::from_millis(100) {
+            return Err(rule(&self.load_timeout, format!("{load_wait:?} is less than 100ms")));
+        }
+        let limits = LoadLimits {
+            loaded_bytes_max: self.max_loaded_memory.value.map(|ByteSize(n)| n as u64),
+            load_wait,
+            ..default
+        };
+        Ok(Config { http, gateway, models, limits, log: self.log(), in_process: on(&self.in_process), warnings })
+    }
+
+    /// What is kept of responses, and where. The folder is made if it is missing.
+    fn responses(&self) -> Result<ResponsesConfig, ConfigError> {
+        let default = ResponsesConfig::default();
+        let dir = self.response_store.value.clone();
+        if let Some(dir) = &dir {
+            let refuse = |error: std::io::Error| rule(&self.response_store, format!("{}: {error}", dir.display()));
+            std::fs::create_dir_all(dir).map_err(refuse)?;
+            let probe = dir.join(".hearth");
+            std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(refuse)?;
+        }
+        Ok(ResponsesConfig {
+            count_max: within(&self.responses, 256, 0, RESPONSES_MAX)? as usize,
+            bytes_max: self.response_bytes.value.map_or(default.bytes_max, |ByteSize(n)| n),
+            age_max: seconds(&self.response_ttl, default.age_max),
+            dir,
         })
     }
 
@@ -160,7 +181,7 @@ impl Raw {
         Ok(keys)
     }
 
-    fn engine(&self) -> Result<EngineConfig, ConfigError> {
+    pub(super) fn engine(&self) -> Result<EngineConfig, ConfigError> {
         let source = self.source()?;
         if let ModelSource::Gguf(path) = &source {
             check_file(path)?;
@@ -201,6 +222,7 @@ impl Raw {
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),
             mlock: on(&self.mlock),
+            lora: self.lora()?,
             chat_template: template
                 .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
                 .transpose()?,
@@ -210,7 +232,7 @@ impl Raw {
         })
     }
 
-    fn sampling(&self) -> Result<Sampling, ConfigError> {
+    pub(super) fn sampling(&self) -> Result<Sampling, ConfigError> {
         let sampling = Sampling {
             seed: self.seed.value.map(chat::check::fold_seed),
             temperature: self.temp.value,
@@ -259,28 +281,25 @@ impl Raw {
         found.map_or(Origin::Default, |(_, _, origin)| origin.clone())
     }
 
-    /// The model's name and its other names.
-    fn names(&self, source: &ModelSource) -> Result<(String, Vec<String>), ConfigError> {
-        let mut names = self.alias.value.clone().unwrap_or_default();
-        for name in &names {
-            if name.len() > 256 || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
-                return Err(rule(&self.alias, format!("{name:?} has spaces or more than 256 bytes")));
+    fn lora(&self) -> Result<Vec<LoraConfig>, ConfigError> {
+        let given = self.lora.value.iter().flatten();
+        let lora: Vec<LoraConfig> =
+            given.map(|Lora { path, scale }| LoraConfig { path: path.clone(), scale: *scale }).collect();
+        let (most, scale_max) = (EngineConfig::LORA_MAX, EngineConfig::LORA_SCALE_MAX);
+        if lora.len() > most {
+            return Err(rule(&self.lora, format!("{} adapters, more than {most}", lora.len())));
+        }
+        for LoraConfig { path, scale } in &lora {
+            if !(-scale_max..=scale_max).contains(scale) {
+                return Err(rule(&self.lora, format!("{scale} is not within -{scale_max}..={scale_max}")));
             }
+            check_file(path)?;
         }
-        if names.is_empty() {
-            names.push(match source {
-                ModelSource::Gguf(path) => {
-                    path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
-                }
-                ModelSource::Scripted(_) => "scripted".into(),
-            });
-        }
-        let id = names.remove(0);
-        Ok((id, names))
+        Ok(lora)
     }
 }
 
-fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError {
+pub(super) fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError {
     ConfigError::Rule { origin: said.origin.clone(), message: message.into() }
 }
 
@@ -354,13 +373,6 @@ fn is_world_readable(path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_world_readable(_: &Path) -> bool {
     false
-}
-
-/// When the model was made, as far as its file tells: seconds since 1970.
-fn n_created(source: &ModelSource) -> u64 {
-    let ModelSource::Gguf(path) = source else { return 0 };
-    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn refusal(flags: &[(&'static str, &str)]) -> String {
 fn nothing_said_is_what_each_room_says_by_default() {
     let config = resolve(&[]).expect("defaults");
     let engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
-    assert_eq!(config.engine, engine);
+    assert_eq!(config.models[0].engine, engine);
     assert_eq!(format!("{:?}", config.http), format!("{:?}", HttpConfig::default()));
     assert_eq!(config.log, LogConfig::default());
     assert_eq!(config.gateway.sampling, Sampling::default());
@@ -88,5 +88,6 @@ fn the_first_alias_is_the_name() {
 #[test]
 fn zero_means_choose() {
     let config = resolve(&[("ctx_size", "0"), ("threads", "0")]).expect("choices");
-    assert_eq!((config.engine.n_ctx, config.engine.n_threads, config.ctx_from_model), (None, None, true));
+    let model = &config.models[0];
+    assert_eq!((model.engine.n_ctx, model.engine.n_threads, model.ctx_from_model), (None, None, true));
 }

@@ -4,9 +4,11 @@
 //! key `ctx_size` follow the flag `--ctx-size`, the variable `HEARTH_CTX_SIZE` and the key `ctx_size` in `hearth.toml`.
 
 use super::raw::{ConfigError, Origin, Said, Setting};
-use super::value::{ByteSize, GpuLayers, Seconds, Switch, Written};
+use super::tables::Tables;
+use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::config::{FlashAttn, KvType};
+use crate::gateway::KeepAlive;
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
 
@@ -19,6 +21,8 @@ macro_rules! settings {
         #[derive(Debug, Clone)]
         pub struct Raw {
             $($($(#[doc = $doc])+ pub $key: Said<$kind>,)*)*
+            /// `[[model]]` and `[[alias]]` of the file.
+            pub tables: Tables,
         }
 
         pub const SETTINGS: &[Setting] = &[
@@ -38,7 +42,7 @@ macro_rules! settings {
         impl Default for Raw {
             fn default() -> Self {
                 // A test reads every default, so none is missing here.
-                Self { $($($key: Said::default_from($default),)*)* }
+                Self { $($($key: Said::default_from($default),)*)* tables: Tables::default() }
             }
         }
 
@@ -72,6 +76,20 @@ settings! {
         alias('a'): Vec<String> = None, "NAME";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
+        /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
+        /// several times
+        lora: Vec<Lora> = None, "FILE[:SCALE]";
+    }
+    "Loading": {
+        /// start: load the model with the server; lazy: at the first request for it
+        load: LoadWhen = Some("start"), "start|lazy";
+        /// How long a model stays loaded after its last request; -1: always, 0: not at all
+        /// [default: always with load = start, else 5m]
+        keep_alive: KeepAlive = None, "TIME";
+        /// Longest wait of a request while its model is loaded
+        load_timeout: Seconds = Some("300"), "TIME";
+        /// Most memory of all loaded models together; idle ones make room for those that are asked for
+        max_loaded_memory: ByteSize = None, "BYTES";
     }
     "Engine": {
         /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with
@@ -140,6 +158,17 @@ settings! {
         ping_interval: Seconds = Some("15"), "TIME";
         /// How long running answers may go on after SIGTERM
         drain_timeout: Seconds = Some("30"), "TIME";
+    }
+    "Responses API": {
+        /// Responses kept for previous_response_id and GET /v1/responses/{id}; 0: none
+        responses: u32 = Some("256"), "N";
+        /// Bytes that kept responses may take together
+        response_bytes: ByteSize = Some("256MiB"), "BYTES";
+        /// How long a response is kept
+        response_ttl: Seconds = Some("1h"), "TIME";
+        /// Folder where responses are kept beside memory, so that they outlive a restart; without it nothing is written.
+        /// Its files hold what was asked and answered
+        response_store: PathBuf = None, "DIR";
     }
     "Log": {
         /// error, warn, info, debug, trace, or tracing directives such as info,hearth::http=debug

@@ -2,6 +2,7 @@
 
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::config::{FlashAttn, KvType};
+use crate::gateway::KeepAlive;
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -139,6 +140,58 @@ impl Written for Seconds {
     }
 }
 
+/// Ollama's `keep_alive`: a time, or a negative one for ever.
+impl Written for KeepAlive {
+    const EXPECTS: &'static str = "a time such as 5m or 300, or -1 for always";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match last(texts)?.strip_prefix('-') {
+            Some(time) => Seconds::from_texts(&[time.to_owned()]).map(|_| KeepAlive::Forever),
+            None => Seconds::from_texts(texts).map(|Seconds(time)| KeepAlive::For(time)),
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        match self {
+            KeepAlive::Forever => toml::Value::Integer(-1),
+            KeepAlive::For(time) => Seconds(*time).to_toml(),
+        }
+    }
+}
+
+/// `FILE` or `FILE:SCALE`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    pub path: PathBuf,
+    pub scale: f32,
+}
+
+impl Written for Vec<Lora> {
+    const EXPECTS: &'static str = "a list of files, each with :SCALE behind it where that is not 1";
+    const IS_LIST: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let one = |text: &str| {
+            let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.trim().parse().ok()?)));
+            let (file, scale) = scaled.unwrap_or((text, 1.0));
+            (!file.is_empty()).then(|| Lora { path: PathBuf::from(file), scale })
+        };
+        texts.iter().flat_map(|text| text.split(',')).map(|text| one(text.trim())).collect()
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        let one = |lora: &Lora| toml::Value::String(format!("{}:{}", lora.path.display(), lora.scale));
+        toml::Value::Array(self.iter().map(one).collect())
+    }
+}
+
+/// When a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadWhen {
+    Start,
+    Lazy,
+}
+
 /// A number of bytes; the endings `K`, `M`, `G` (also `KiB`, …) are powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteSize(pub usize);
@@ -219,6 +272,7 @@ words! {
         "auto" => FlashAttn::Auto, "on" => FlashAttn::On, "off" => FlashAttn::Off,
         "1" => FlashAttn::On, "0" => FlashAttn::Off, "true" => FlashAttn::On, "false" => FlashAttn::Off,
     ];
+    LoadWhen, "start or lazy", ["start" => LoadWhen::Start, "lazy" => LoadWhen::Lazy];
     LogFormat, "one of auto, human, json", [
         "auto" => LogFormat::Auto, "human" => LogFormat::Human, "json" => LogFormat::Json,
     ];
@@ -281,6 +335,18 @@ mod tests {
     }
 
     #[test]
+    fn a_negative_time_is_for_ever_and_a_file_may_have_a_scale() {
+        assert_eq!(read::<KeepAlive>("-1"), Some(KeepAlive::Forever));
+        assert_eq!(read::<KeepAlive>("-5m"), Some(KeepAlive::Forever));
+        assert_eq!(read::<KeepAlive>("5m"), Some(KeepAlive::For(Duration::from_secs(300))));
+        assert_eq!((read::<KeepAlive>("-"), read::<KeepAlive>("--1"), read::<KeepAlive>("soon")), (None, None, None));
+        let lora = |path: &str, scale| Lora { path: path.into(), scale };
+        assert_eq!(read::<Vec<Lora>>("a.gguf:0.5,b.gguf"), Some(vec![lora("a.gguf", 0.5), lora("b.gguf", 1.0)]));
+        assert_eq!(read::<Vec<Lora>>("c:/x.gguf"), Some(vec![lora("c:/x.gguf", 1.0)]));
+        assert_eq!((read::<Vec<Lora>>(""), read::<Vec<Lora>>(":1")), (None, None));
+    }
+
+    #[test]
     fn what_is_printed_is_read_again() {
         fn round<T: Written + PartialEq + std::fmt::Debug>(value: T) {
             let texts = toml_texts(&value.to_toml(), T::IS_LIST).expect("a plain value");
@@ -295,5 +361,8 @@ mod tests {
         round(vec![SamplerKind::TopK, SamplerKind::Temperature]);
         round(vec!["a".to_owned(), "b".to_owned()]);
         round(Switch(false));
+        round(KeepAlive::Forever);
+        round(KeepAlive::For(Duration::ZERO));
+        round(vec![Lora { path: "a:b.gguf".into(), scale: 0.5 }, Lora { path: "c".into(), scale: 1.0 }]);
     }
 }

@@ -13,20 +13,23 @@ use std::fmt;
 /// Values in one body (about 80 bytes of memory each). A prompt of a million token ids fits.
 const VALUES_MAX: usize = 1_500_000;
 
-/// The body as one JSON object. Depth is limited to 128 by serde_json.
+/// The body as one JSON object.
 pub fn parse_object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
-    if body.is_empty() {
-        return Err(Fault::body("The request body is empty; a JSON object was expected."));
-    }
-    let value =
-        parse_value(body).map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))?;
-    match value {
+    match parse(body)? {
         Value::Object(map) => Ok(map),
         other => Err(Fault::body(format!(
             "The request body must be a JSON object, but it is {}.",
             super::fields::type_name(&other)
         ))),
     }
+}
+
+/// The body as one JSON value. Depth is limited to 128 by serde_json.
+pub fn parse(body: &[u8]) -> Result<Value, Fault> {
+    if body.is_empty() {
+        return Err(Fault::body("The request body is empty; a JSON object was expected."));
+    }
+    parse_value(body).map_err(|error| Fault::body(format!("The request body is not valid JSON: {error}.")))
 }
 
 /// Any JSON value, as strictly.

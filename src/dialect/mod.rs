@@ -9,10 +9,17 @@
 //! field's path, cannot tell "unknown" from "ignored", and its untagged enums (a `content` that is a string or an array)
 //! lose the reason. [`fields::Object`] reads a parsed tree instead and knows the path of everything it refuses.
 
+pub mod anthropic;
 pub mod api;
+mod arguments;
 pub mod fields;
 mod json;
+mod media;
+pub mod ollama;
 pub mod openai;
+pub mod responses;
+
+pub use media::MediaPlaces;
 
 use crate::chat::check::Refusal;
 use crate::chat::{Delta, Finish, TokenLogprob, ToolCall, Usage};

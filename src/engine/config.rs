@@ -108,6 +108,14 @@ pub struct ScriptedConfig {
     pub crash_at_decode: u64,
 }
 
+/// A LoRA adapter to load with the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraConfig {
+    pub path: PathBuf,
+    /// Where a request says nothing; 0: only when asked for.
+    pub scale: f32,
+}
+
 /// Everything an engine needs to know before it loads. `None`: chosen from the model and the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineConfig {
@@ -134,6 +142,8 @@ pub struct EngineConfig {
     pub mlock: bool,
     /// Text of a chat template that replaces the model's own.
     pub chat_template: Option<String>,
+    /// At most `LORA_MAX`; requests name them by their index.
+    pub lora: Vec<LoraConfig>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
     /// Requests that may wait for a slot, over all workers; one more is refused.
@@ -144,6 +154,9 @@ impl EngineConfig {
     /// Largest context chosen without being asked: more is a memory decision the operator makes.
     pub const DEFAULT_CTX_MAX: u32 = 8192;
     pub const SLOTS_MAX: u32 = 256;
+    pub const LORA_MAX: usize = 64;
+    /// Beyond it an adapter leaves nothing of the model, and floats overflow.
+    pub const LORA_SCALE_MAX: f32 = 100.0;
 
     pub fn new(source: ModelSource) -> Self {
         Self {
@@ -164,6 +177,7 @@ impl EngineConfig {
             mmap: true,
             mlock: false,
             chat_template: None,
+            lora: Vec::new(),
             max_gap: Duration::from_millis(150),
             n_queue: 256,
         }

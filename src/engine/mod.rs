@@ -12,6 +12,7 @@
 
 pub mod config;
 
+mod adapters;
 mod backend;
 mod cells;
 mod constraint;
@@ -35,6 +36,7 @@ mod text;
 mod transport;
 mod worker;
 
+pub use adapters::chosen as choose_adapters;
 pub use config::EngineConfig;
 pub use error::Failure;
 pub use event::{Adapter, Description, Done, Event, Pooling, SlotStats, Stats, Timings, Vectors};

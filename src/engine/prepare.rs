@@ -1,6 +1,7 @@
 //! What happens to a request before a worker sees it: template, tokens, checks, sampler. Runs on threads of its own, so
 //! that none of it costs a running stream time.
 
+use super::adapters;
 use super::backend::{Model, Reading, Rendered, Token};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
@@ -37,6 +38,8 @@ pub(super) struct Preparer<M: Model> {
     pub n_ctx: u32,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
+    /// Default scales of the LoRA adapters.
+    pub adapter_scales: Vec<f32>,
     pub constraints: Arc<Constraints<M>>,
 }
 
@@ -147,6 +150,7 @@ impl<M: Model> Preparer<M> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
+        let adapters = adapters::chosen(&self.adapter_scales, request.lora.as_deref())?;
         let mut ready = match request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(&chat)?,
             Prompt::Text(text) => {
@@ -196,12 +200,12 @@ impl<M: Model> Preparer<M> {
             gate,
             drafter,
             echo,
-            adapters: request.lora.unwrap_or_default(),
             family: request.family,
             preserved: ready.preserved,
             reader: Some(Box::new(Reader::new(ready.reading))),
             cache_prompt: request.cache_prompt,
-            partition: request.partition,
+            partition: adapters::partition(request.partition, &adapters),
+            adapters,
             class: request.class,
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },

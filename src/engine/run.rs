@@ -33,7 +33,7 @@ pub(super) struct Run<S> {
     pub gate: Option<Box<Gate>>,
     pub drafter: Option<Box<Drafter>>,
     pub echo: Option<Echo>,
-    /// Scales of LoRA adapters by index.
+    /// LoRA adapters with their scales, by rising index and without those of scale 0.
     pub adapters: Vec<(u32, f32)>,
     /// Runs of one family (not 0) have the same prompt.
     pub family: u64,

@@ -332,6 +332,7 @@ impl Loading {
                 n_ctx: description.n_ctx,
                 piece_bytes_max: description.piece_bytes_max.max(1),
                 n_vocab: description.n_vocab,
+                adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
                 constraints: Arc::clone(&constraints),
             };
             let works = self.works.clone();

@@ -3,12 +3,11 @@
 use super::Caller;
 use crate::chat::Usage;
 use crate::engine::{Event, Failure};
-use crate::telemetry::Metrics;
-use std::sync::Arc;
+use crate::telemetry::metrics::ModelSeries;
 use std::time::Instant;
 
 pub(super) struct Meter {
-    metrics: Arc<Metrics>,
+    metrics: ModelSeries,
     request_id: String,
     /// Choices of each prompt: a prompt is counted with the first of them.
     n_per_prompt: usize,
@@ -28,7 +27,7 @@ struct Choice {
 }
 
 impl Meter {
-    pub(super) fn new(metrics: Arc<Metrics>, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
+    pub(super) fn new(metrics: ModelSeries, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
         Self {
             metrics,
             request_id: caller.request_id.clone(),
@@ -132,13 +131,13 @@ mod tests {
     use super::*;
     use crate::chat::{Delta, Finish};
     use crate::engine::{Done, Timings};
-    use crate::telemetry::metrics::Reading;
+    use crate::telemetry::Metrics;
 
     #[test]
     fn prompts_count_once_and_answers_of_all_choices() {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Metrics::new();
         let caller = Caller { principal: Default::default(), request_id: "req_1".into() };
-        let mut meter = Meter::new(Arc::clone(&metrics), &caller, 2, 4);
+        let mut meter = Meter::new(metrics.model("m"), &caller, 2, 4);
         for idx in 0..4 {
             meter.observe(idx, &Event::Accepted { n_prompt: 10 });
             meter.observe(idx, &Event::Delta(Delta { content: "x".into(), n_tokens: 2, ..Default::default() }));
@@ -163,7 +162,10 @@ mod tests {
             }
         );
         drop(meter);
-        let page = metrics.page(&Reading::default());
-        assert!(page.contains("hearth_prompt_tokens_total 20") && page.contains("hearth_generated_tokens_total 9"));
+        let page = metrics.page(&[]);
+        assert!(
+            page.contains("hearth_prompt_tokens_total{model=\"m\"} 20")
+                && page.contains("hearth_generated_tokens_total{model=\"m\"} 9")
+        );
     }
 }

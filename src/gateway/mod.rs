@@ -12,37 +12,47 @@ mod choices;
 mod error;
 mod keys;
 mod meter;
+mod models;
 mod names;
+mod responses;
+mod room;
 mod running;
+mod target;
 
 pub use error::Error;
 pub use keys::{ApiKey, Principal};
+pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
+pub use names::{NAMES_MAX, is_wild};
+pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
+pub use target::Target;
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{
     ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
 };
 use crate::engine::{
-    Description, Done, Engine, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats, Timings,
-    TokenizeRequest, Tokenized, fresh_family,
+    Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
+    Timings, TokenizeRequest, Tokenized, choose_adapters, fresh_family,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
 use choices::Choices;
 use meter::Meter;
+use models::Models;
 use names::Names;
 use running::Keep;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What the operator decides about the API, independent of sockets.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
-    /// The name under which the model is served; every answer carries it.
+    /// The name under which the model is served; every answer carries it. Of several models, the first.
     pub model_id: String,
-    /// Further names that clients may use.
+    /// Further names that clients may use, also patterns such as `gpt-*`.
     pub aliases: Vec<String>,
     /// Keys that open the API; none: it is open.
     pub api_keys: Vec<ApiKey>,
@@ -54,6 +64,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// What is kept of the Responses API's answers.
+    pub responses: ResponsesConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -66,8 +78,9 @@ pub struct Caller {
 pub struct Gateway {
     config: GatewayConfig,
     names: Names,
-    engine: Engine,
+    models: Models,
     metrics: Arc<Metrics>,
+    responses: Arc<ResponseStore>,
 }
 
 /// What all choices of one request have in common.
@@ -86,9 +99,38 @@ struct Work {
 const STATS_WAIT: Duration = Duration::from_secs(2);
 
 impl Gateway {
+    /// Serves one model, whose engine runs already.
     pub fn new(config: GatewayConfig, engine: Engine, metrics: Arc<Metrics>) -> Self {
-        let names = Names::new(&config.model_id, &config.aliases);
-        Self { config, names, engine, metrics }
+        let model = ModelConfig {
+            id: config.model_id.clone(),
+            aliases: config.aliases.clone(),
+            sampling: config.sampling.clone(),
+            n_created: config.n_created,
+            is_lazy: false,
+            keep_alive: KeepAlive::Forever,
+            n_bytes: 0,
+            outline: None,
+        };
+        Self::of(config, Models::given(model, engine), metrics)
+    }
+
+    /// Serves several models, each with an engine of its own; the first is the one meant by no name. Starts those that
+    /// are to be loaded at the start; must be called inside a tokio runtime. `models`: 1..=[`MODELS_MAX`].
+    pub fn open(
+        config: GatewayConfig,
+        models: Vec<ModelSetup>,
+        mode: &EngineMode,
+        limits: LoadLimits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self::of(config, Models::open(models, mode, limits), metrics)
+    }
+
+    fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
+        let entries = models.shared.entries.iter();
+        let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
+        let responses = Arc::new(ResponseStore::open(config.responses.clone()));
+        Self { config, names, models, metrics, responses }
     }
 
     /// Whether `presented` opens the API.
@@ -98,10 +140,10 @@ impl Gateway {
 
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
-        let description = self.model(request.model.as_deref())?;
-        refuse_media(&request.prompt, request.n, &description)?;
+        let target = self.target(request.model.as_deref()).await?;
+        refuse_media(&request.prompt, request.n, &target.description)?;
         let work = Work {
-            sampling: self.settle(request.sampling, &description),
+            sampling: settle(request.sampling, &target),
             prompts: vec![Prompt::Chat(request.prompt)],
             output: request.output,
             n: request.n,
@@ -109,19 +151,19 @@ impl Gateway {
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
-        self.start(caller, work, &description).await
+        self.start(caller, work, target).await
     }
 
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let description = self.model(request.model.as_deref())?;
+        let target = self.target(request.model.as_deref()).await?;
         let mut output = request.output;
         if request.best_of > request.n {
             // What the choices are ranked by.
             output.top_logprobs = output.top_logprobs.or(Some(0));
         }
         let work = Work {
-            sampling: self.settle(request.sampling, &description),
+            sampling: settle(request.sampling, &target),
             prompts: request.prompts,
             output,
             n: request.best_of.max(request.n),
@@ -129,40 +171,90 @@ impl Gateway {
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
-        self.start(caller, work, &description).await
+        self.start(caller, work, target).await
     }
 
     pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
-        let description = self.model(model)?;
+        let target = self.target(model).await?;
         if let Prompt::Chat(prompt) = &request.prompt {
-            refuse_media(prompt, 1, &description)?;
+            refuse_media(prompt, 1, &target.description)?;
         }
-        Ok((self.engine.tokenize(request).await?, description.n_ctx))
+        Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
 
     pub async fn detokenize(&self, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
-        self.model(model)?;
-        Ok(self.engine.detokenize(tokens).await?)
+        Ok(self.target(model).await?.engine.detokenize(tokens).await?)
     }
 
     pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
-        refuse_media(&prompt, 1, &*self.model(model)?)?;
-        Ok(self.engine.render(prompt).await?)
+        let target = self.target(model).await?;
+        refuse_media(&prompt, 1, &target.description)?;
+        Ok(target.engine.render(prompt).await?)
     }
 
-    /// What is loaded, if `name` (or no name) means it.
+    /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
+    /// loaded first, and the load waited for.
+    ///
+    /// Errors: `UnknownModel` · `NotReady` while a model that is loaded at the start still loads, when a load failed or
+    /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
+    pub async fn target(&self, name: Option<&str>) -> Result<Target, Error> {
+        self.models.target(self.find(name)?).await
+    }
+
+    /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
     pub fn model(&self, name: Option<&str>) -> Result<Arc<Description>, Error> {
-        match name {
-            Some(name) if !self.config.any_model && !self.names.serves(name) => Err(Error::unknown_model(name)),
-            _ => self.description(),
-        }
+        self.models.description(self.find(name)?)
     }
 
-    /// What is loaded, whatever it is called.
+    /// What is loaded of the first model, whatever it is called.
     pub fn description(&self) -> Result<Arc<Description>, Error> {
-        match self.engine.state() {
-            EngineState::Ready(description) => Ok(description),
-            other => Err(other.refusal().unwrap_or(Failure::ShuttingDown).into()),
+        self.models.description(0)
+    }
+
+    /// The name to ask for when an API has names of its own for the served model: one that fits `pattern` and means no
+    /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
+    pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
+        name.filter(|name| self.names.find(name).is_some() || !names::fits(pattern, name))
+    }
+
+    /// Sets how long the model that `name` means stays loaded after its last request, until it is unloaded; 0 unloads it
+    /// once nobody needs it. Models that the operator wants to stay do. To be called while a request holds the model (a
+    /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
+    pub fn touch(&self, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
+        self.models.touch(self.find(name)?, keep_alive);
+        Ok(())
+    }
+
+    /// Sets the scales of a model's LoRA adapters where requests say nothing; those not named are off. Kept until the
+    /// server stops, also when the model is unloaded. Errors: an id or a scale that is refused, as `lora[i]`.
+    pub async fn set_adapter_scales(&self, name: Option<&str>, asked: &[(u32, f32)]) -> Result<(), Error> {
+        let target = self.target(name).await?;
+        let chosen = choose_adapters(&target.adapter_scales(), Some(asked))?;
+        let mut scales = vec![0.0; target.description.adapters.len()];
+        for (id, scale) in chosen {
+            scales[id as usize] = scale;
+        }
+        target.set_adapter_scales(scales);
+        Ok(())
+    }
+
+    /// All models, in the order of the configuration.
+    pub fn models(&self) -> Vec<Listed> {
+        self.models.list()
+    }
+
+    /// The model that `name` means, loaded or not.
+    pub fn listed(&self, name: Option<&str>) -> Result<Listed, Error> {
+        let idx = self.find(name)?;
+        self.models.list().into_iter().nth(idx).ok_or_else(|| Error::unknown_model(name.unwrap_or_default()))
+    }
+
+    fn find(&self, name: Option<&str>) -> Result<usize, Error> {
+        let name = name.unwrap_or_default();
+        match self.names.find(name) {
+            Some(idx) => Ok(idx),
+            None if self.config.any_model => Ok(0),
+            None => Err(Error::unknown_model(name)),
         }
     }
 
@@ -170,171 +262,210 @@ impl Gateway {
         &self.config
     }
 
-    pub fn state(&self) -> EngineState {
-        self.engine.state()
+    pub fn responses(&self) -> &Arc<ResponseStore> {
+        &self.responses
     }
 
+    /// The id and state of the first model that is loaded at the start and not ready; `None` when all are.
+    pub fn unready(&self) -> Option<(String, EngineState)> {
+        let states = self.models.started().into_iter().map(|(id, states)| (id, states.borrow().clone()));
+        states.into_iter().find(|(_, state)| state.refusal().is_some())
+    }
+
+    /// The states of the models that are loaded at the start, with their ids.
+    pub fn started(&self) -> Vec<(String, watch::Receiver<EngineState>)> {
+        self.models.started()
+    }
+
+    /// Stops all engines; requests still in flight end with `ShuttingDown`. Returns when they are gone.
+    pub async fn close(&self) {
+        self.models.close().await;
+    }
+
+    /// Requests in flight and the room for them, over all loaded models.
     pub fn load(&self) -> Load {
-        self.engine.load()
+        let mut sum = Load { n_in_flight: 0, n_places: 0, n_restarts: 0 };
+        for engine in (0..self.models.shared.entries.len()).filter_map(|idx| self.models.engine(idx)) {
+            let load = engine.load();
+            sum.n_in_flight += load.n_in_flight;
+            sum.n_places += load.n_places;
+            sum.n_restarts += load.n_restarts;
+        }
+        sum
     }
 
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    pub async fn stats(&self) -> Result<Stats, Error> {
-        match tokio::time::timeout(STATS_WAIT, self.engine.stats()).await {
-            Ok(stats) => Ok(stats?),
-            Err(_) => Err(Failure::NotReady { reason: "the engine is busy".to_owned(), retry_after_s: 1 }.into()),
-        }
+    /// Counters of the model that `name` means, if it is loaded.
+    pub async fn stats(&self, name: Option<&str>) -> Result<Stats, Error> {
+        let idx = self.find(name)?;
+        self.models.description(idx)?;
+        let engine = self.models.engine(idx).ok_or(Failure::ShuttingDown)?;
+        stats(&engine).await
     }
 
     /// The Prometheus page. An engine that can't be asked leaves its gauges at 0.
     pub async fn metrics_page(&self) -> String {
-        let mut reading = Reading { n_restarts: self.load().n_restarts.into(), ..Default::default() };
-        if let Ok(stats) = self.stats().await {
-            reading.n_queued = stats.n_queued.into();
-            reading.n_slots = stats.slots.len() as u64;
-            reading.n_slots_busy = stats.slots.iter().filter(|slot| slot.state != "idle").count() as u64;
-            reading.kv_used_ratio = f64::from(stats.kv_cells_used) / f64::from(stats.kv_cells_total.max(1));
-        }
-        if let Ok(description) = self.description() {
-            reading.model = Some(ModelLabels {
-                model: self.config.model_id.clone(),
-                quant: description.desc.clone(),
-                n_ctx: description.n_ctx,
-            });
-        }
-        self.metrics.page(&reading)
-    }
-
-    /// Sampling as the engine gets it when a client says nothing.
-    pub fn default_sampling(&self, description: &Description) -> SamplingParams {
-        self.settle(Sampling::default(), description)
-    }
-
-    /// The client over the operator over the model over the built-in defaults.
-    fn settle(&self, said: Sampling, description: &Description) -> SamplingParams {
-        let said = said.over(&self.config.sampling);
-        // The model's suggestions come from a file that nobody here wrote.
-        let said = match check::sampling(&description.sampling) {
-            Ok(()) => said.over(&description.sampling),
-            Err(refusal) => {
-                tracing::warn!(field = refusal.field, "the model's sampling suggestions are out of range and unused");
-                said
+        let read = |(idx, listed): (usize, Listed)| async move {
+            let mut reading = Reading { model: listed.config.id.clone(), ..Default::default() };
+            let Some(engine) = self.models.engine(idx) else { return reading };
+            reading.n_restarts = engine.load().n_restarts.into();
+            if let Ok(stats) = stats(&engine).await {
+                reading.n_queued = stats.n_queued.into();
+                reading.n_slots = stats.slots.len() as u64;
+                reading.n_slots_busy = stats.slots.iter().filter(|slot| slot.state != "idle").count() as u64;
+                reading.kv_used_ratio = f64::from(stats.kv_cells_used) / f64::from(stats.kv_cells_total.max(1));
             }
+            reading.loaded = engine
+                .description()
+                .map(|description| ModelLabels { quant: description.desc.clone(), n_ctx: description.n_ctx });
+            reading
         };
-        let mut params = said.settle();
-        if params.top_p <= 0.0 {
-            // Nothing but the most likely token is left: greedy, without asking the sampler to divide by nothing.
-            params.temperature = 0.0;
-        }
-        params
+        let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        self.metrics.page(&readings)
     }
 
-    async fn start(&self, caller: &Caller, work: Work, description: &Description) -> Result<Running, Error> {
-        if !description.generates {
+    async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
+        if !target.description.generates {
             return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
         }
         let n_choices = work.prompts.len() * work.n as usize;
-        self.refuse_more_than_fits(n_choices, &work)?;
-        let meter = Meter::new(Arc::clone(&self.metrics), caller, work.n as usize, n_choices);
+        refuse_more_than_fits(n_choices, &work, &target.engine)?;
+        if work.lora.is_some() || !target.description.adapters.is_empty() {
+            work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
+        }
+        let series = self.metrics.model(target.id());
+        let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
         let (choices, accepted) = match work.output.max_tokens {
-            Some(0) if !work.output.echo => self.count_only(work, description).await?,
-            _ => self.generate(caller, work).await?,
+            Some(0) if !work.output.echo => count_only(work, &target).await?,
+            _ => generate(caller, work, &target).await?,
         };
-        let model = self.config.model_id.clone();
-        Ok(Running::new(choices, accepted, keep, meter, model, self.fingerprint(description)))
+        let fingerprint = fingerprint(&target);
+        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
     }
+}
 
-    /// A request of more choices than the engine has places could wait for ever.
-    fn refuse_more_than_fits(&self, n_choices: usize, work: &Work) -> Result<(), Error> {
-        let n_places = self.load().n_places;
-        if n_choices <= n_places as usize {
-            return Ok(());
+/// Sampling as the engine gets it when a client says nothing.
+pub fn default_sampling(target: &Target) -> SamplingParams {
+    settle(Sampling::default(), target)
+}
+
+/// The client over the operator over the model over the built-in defaults.
+fn settle(said: Sampling, target: &Target) -> SamplingParams {
+    let said = said.over(&target.config.sampling);
+    // The model's suggestions come from a file that nobody here wrote.
+    let said = match check::sampling(&target.description.sampling) {
+        Ok(()) => said.over(&target.description.sampling),
+        Err(refusal) => {
+            tracing::warn!(field = refusal.field, "the model's sampling suggestions are out of range and unused");
+            said
         }
-        let field = match work.prompts.len() {
-            2.. => "prompt",
-            _ if work.n_kept < work.n => "best_of",
-            _ => "n",
-        };
-        let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
-        Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
+    };
+    let mut params = said.settle();
+    if params.top_p <= 0.0 {
+        // Nothing but the most likely token is left: greedy, without asking the sampler to divide by nothing.
+        params.temperature = 0.0;
     }
+    params
+}
 
-    /// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
-    async fn generate(&self, caller: &Caller, work: Work) -> Result<(Choices, Vec<u32>), Error> {
-        let n = work.n as usize;
-        let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
-        let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
-            prompt,
-            sampling: SamplingParams {
-                seed: check::choice_seed(work.sampling.seed, choice as u32),
-                ..work.sampling.clone()
-            },
-            output: work.output.clone(),
-            cache_prompt: work.cache_prompt,
-            partition: caller.principal.partition(),
-            class: Default::default(),
-            family,
-            lora: work.lora.clone(),
-        };
-        let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
-        let mut accepted = vec![0; generations.len()];
-        for step in [0..1, 1..n] {
-            for (p, prompt) in work.prompts.iter().enumerate() {
-                for choice in step.clone() {
-                    let request = request(prompt.clone(), choice, families[p]);
-                    generations[p * n + choice] = Some(self.engine.generate(request)?);
-                }
-            }
-            for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {
-                let idx = p * n + choice;
-                if let Some(generation) = &mut generations[idx] {
-                    accepted[idx] = await_acceptance(generation).await?;
-                }
+async fn stats(engine: &Engine) -> Result<Stats, Error> {
+    match tokio::time::timeout(STATS_WAIT, engine.stats()).await {
+        Ok(stats) => Ok(stats?),
+        Err(_) => Err(Failure::NotReady { reason: "the engine is busy".to_owned(), retry_after_s: 1 }.into()),
+    }
+}
+
+/// A request of more choices than the engine has places could wait for ever.
+fn refuse_more_than_fits(n_choices: usize, work: &Work, engine: &Engine) -> Result<(), Error> {
+    let n_places = engine.load().n_places;
+    if n_choices <= n_places as usize {
+        return Ok(());
+    }
+    let field = match work.prompts.len() {
+        2.. => "prompt",
+        _ if work.n_kept < work.n => "best_of",
+        _ => "n",
+    };
+    let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
+    Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
+}
+
+/// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
+async fn generate(caller: &Caller, work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
+    let n = work.n as usize;
+    let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
+    let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
+        prompt,
+        sampling: SamplingParams {
+            seed: check::choice_seed(work.sampling.seed, choice as u32),
+            ..work.sampling.clone()
+        },
+        output: work.output.clone(),
+        cache_prompt: work.cache_prompt,
+        partition: caller.principal.partition(),
+        class: Default::default(),
+        family,
+        lora: work.lora.clone(),
+    };
+    let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
+    let mut accepted = vec![0; generations.len()];
+    for step in [0..1, 1..n] {
+        for (p, prompt) in work.prompts.iter().enumerate() {
+            for choice in step.clone() {
+                let request = request(prompt.clone(), choice, families[p]);
+                generations[p * n + choice] = Some(target.engine.generate(request)?);
             }
         }
-        Ok((Choices::new(generations.into_iter().flatten().collect()), accepted))
-    }
-
-    /// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
-    async fn count_only(&self, work: Work, description: &Description) -> Result<(Choices, Vec<u32>), Error> {
-        let (mut accepted, mut ends) = (Vec::new(), Vec::new());
-        for prompt in work.prompts {
-            let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-            let n_prompt = self.engine.tokenize(request).await?.tokens.len();
-            if n_prompt >= description.n_ctx as usize {
-                let (n_prompt, n_ctx) = (n_prompt as u64, description.n_ctx);
-                return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
-            }
-            let usage = Usage { prompt_tokens: n_prompt as u32, ..Default::default() };
-            let done = Done { finish: Finish::Length, usage, timings: Timings::default() };
-            for _ in 0..work.n {
-                accepted.push(usage.prompt_tokens);
-                ends.push(Event::Done(done.clone()));
+        for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {
+            let idx = p * n + choice;
+            if let Some(generation) = &mut generations[idx] {
+                accepted[idx] = await_acceptance(generation).await?;
             }
         }
-        Ok((Choices::ended(ends), accepted))
     }
+    Ok((Choices::new(generations.into_iter().flatten().collect()), accepted))
+}
 
-    /// Stable for the same build, model and settings, so that a client can tell when answers may differ.
-    fn fingerprint(&self, description: &Description) -> String {
-        let d = description;
-        let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
-        let text = format!(
-            "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}",
-            env!("CARGO_PKG_VERSION"),
-            d.build,
-            d.architecture,
-            d.desc,
-            self.config.sampling,
-            d.sampling
-        );
-        let digest = Sha256::digest(text.as_bytes());
-        digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
+/// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
+async fn count_only(work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
+    let (mut accepted, mut ends) = (Vec::new(), Vec::new());
+    for prompt in work.prompts {
+        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+        let n_prompt = target.engine.tokenize(request).await?.tokens.len();
+        if n_prompt >= target.description.n_ctx as usize {
+            let (n_prompt, n_ctx) = (n_prompt as u64, target.description.n_ctx);
+            return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
+        }
+        let usage = Usage { prompt_tokens: n_prompt as u32, ..Default::default() };
+        let done = Done { finish: Finish::Length, usage, timings: Timings::default() };
+        for _ in 0..work.n {
+            accepted.push(usage.prompt_tokens);
+            ends.push(Event::Done(done.clone()));
+        }
     }
+    Ok((Choices::ended(ends), accepted))
+}
+
+/// Stable for the same build, model and settings, so that a client can tell when answers may differ.
+fn fingerprint(target: &Target) -> String {
+    let d = &target.description;
+    let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
+    let text = format!(
+        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
+        env!("CARGO_PKG_VERSION"),
+        d.build,
+        d.architecture,
+        d.desc,
+        target.config.sampling,
+        d.sampling,
+        (&d.adapters, target.adapter_scales()),
+    );
+    let digest = Sha256::digest(text.as_bytes());
+    digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }
 
 /// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.

@@ -3,6 +3,7 @@
 use super::Error;
 use super::choices::Choices;
 use super::meter::Meter;
+use super::target::{Pin, Target};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
@@ -15,6 +16,8 @@ pub struct Running {
     keep: Keep,
     model: String,
     fingerprint: String,
+    /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
+    _pin: Pin,
 }
 
 /// Of every `of` choices of a prompt, the best `n` are the answer.
@@ -30,13 +33,13 @@ impl Running {
         accepted: Vec<u32>,
         keep: Keep,
         mut meter: Meter,
-        model: String,
+        target: Target,
         fingerprint: String,
     ) -> Self {
         for (idx, n_prompt) in accepted.into_iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt });
         }
-        Self { choices, meter, keep, model, fingerprint }
+        Self { choices, meter, keep, model: target.id().to_owned(), fingerprint, _pin: target.into_pin() }
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.

@@ -2,6 +2,7 @@
 
 use super::drain::Working;
 use super::error::{ApiError, Asked};
+use super::family::Family;
 use super::{App, auth, body, origin};
 use crate::gateway::{Caller, random_name};
 use axum::Router;
@@ -30,12 +31,12 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
     let request_id = random_name("req_");
     let mut request = request.map(Body::new);
     tolerate_slash(request.uri_mut());
-    let (method, version) = (request.method().clone(), request.version());
+    let (method, version, family) = (request.method().clone(), request.version(), Family::of(request.uri().path()));
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin.clone().filter(|origin| is_allowed(&app, origin));
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
-    let mut response = match admit(&app, &request, &request_id, origin.is_some() && allowed.is_none()) {
+    let response = match admit(&app, &request, &request_id, origin.is_some() && allowed.is_none()) {
         Ok(Admitted::Preflight) => origin::preflight(request.headers()),
         Ok(Admitted::Caller(caller)) => {
             request.extensions_mut().insert(caller);
@@ -49,11 +50,12 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
             error.into_response()
         }
     };
+    let mut response = family.recast(response, &request_id);
     if origin.is_some() {
         origin::mark(response.headers_mut(), allowed);
     }
     mark(&app, response.headers_mut(), version, &request_id);
-    if method == Method::POST && !is_event_stream(response.headers()) {
+    if method == Method::POST && !is_stream(response.headers()) {
         response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
     }
     let path = response.extensions().get::<MatchedPath>().cloned();
@@ -94,8 +96,9 @@ fn is_allowed(app: &App, origin: &HeaderValue) -> bool {
     origin.to_str().is_ok_and(|origin| origin::is_allowed(&app.config, origin))
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+fn is_stream(headers: &HeaderMap) -> bool {
+    let is = |kind: &[u8]| kind.starts_with(b"text/event-stream") || kind.starts_with(b"application/x-ndjson");
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| is(kind.as_bytes()))
 }
 
 /// Headers of every answer.

@@ -1,5 +1,6 @@
 //! The one map from the rooms' errors to a status, headers and the envelope a client reads.
 
+use super::family::Detail;
 use crate::dialect::openai::error_body;
 use crate::dialect::{Fault, Problem};
 use crate::engine::Failure;
@@ -18,6 +19,7 @@ pub(super) enum Asked {
     Messages,
     Prompt,
     Content,
+    Input,
     Tokens,
     /// An endpoint that takes no prompt.
     Nothing,
@@ -29,6 +31,7 @@ impl Asked {
             Asked::Messages => "messages",
             Asked::Prompt | Asked::Nothing => "prompt",
             Asked::Content => "content",
+            Asked::Input => "input",
             Asked::Tokens => "tokens",
         }
     }
@@ -39,6 +42,7 @@ impl Asked {
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
     pub(super) problem: Problem,
+    detail: Option<Detail>,
     retry_after_s: Option<u32>,
     /// Whether trying again can help, where the status alone would mislead an SDK.
     should_retry: Option<bool>,
@@ -46,10 +50,17 @@ pub(super) struct ApiError {
     close: bool,
 }
 
+/// What an error says, left in the answer's extensions for the families that say it otherwise.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) problem: Problem,
+    pub(super) detail: Option<Detail>,
+}
+
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
         let problem = Problem { message: message.into(), kind, param: None, code: code.map(str::to_owned) };
-        Self { status, problem, retry_after_s: None, should_retry: None, close: false }
+        Self { status, problem, detail: None, retry_after_s: None, should_retry: None, close: false }
     }
 
     fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
@@ -64,14 +75,19 @@ impl ApiError {
         error
     }
 
-    fn param(mut self, param: impl Into<String>) -> Self {
+    pub(super) fn param(mut self, param: impl Into<String>) -> Self {
         self.problem.param = Some(param.into());
         self
     }
 
-    /// With the field under the name that the client gave it.
+    /// With the field as the client's API calls it, where that is not as the engine does.
     pub(super) fn renamed(mut self, name: impl FnOnce(&str) -> String) -> Self {
         self.problem.param = self.problem.param.as_deref().map(name);
+        self
+    }
+
+    fn detail(mut self, detail: Detail) -> Self {
+        self.detail = Some(detail);
         self
     }
 
@@ -97,6 +113,11 @@ impl ApiError {
     pub(super) fn wrong_method(method: &http::Method) -> Self {
         let message = format!("The method {method} is not supported here; see the header Allow.");
         Self::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
+    }
+
+    /// What was named is not here, or not this caller's.
+    pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, code, message)
     }
 
     pub(super) fn forbidden(message: &str) -> Self {
@@ -139,7 +160,9 @@ impl ApiError {
             }
             gateway::Error::UnknownModel { name } => {
                 let message = format!("The model `{name}` does not exist on this server.");
-                Self::refused(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
+                Self::refused(StatusCode::NOT_FOUND, "model_not_found", message)
+                    .param("model")
+                    .detail(Detail::UnknownModel(name))
             }
             gateway::Error::Refused(refusal) => Fault::from(refusal).into(),
             gateway::Error::Engine(failure) => Self::of_engine(failure, asked),
@@ -159,7 +182,9 @@ impl ApiError {
                     "This model's maximum context length is {n_ctx} tokens. However, your {param} resulted in \
                      {least}{n_prompt} tokens. Please reduce the length of the {param}."
                 );
-                Self::refused(StatusCode::BAD_REQUEST, "context_length_exceeded", message).param(param)
+                Self::refused(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+                    .param(param)
+                    .detail(Detail::Overflow { n_prompt, n_ctx })
             }
             Failure::Overloaded { n_places, retry_after_s } => {
                 let message = format!("All {n_places} places of this server are taken; please try again.");
@@ -217,6 +242,7 @@ impl IntoResponse for ApiError {
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response.extensions_mut().insert(Told { problem: self.problem, detail: self.detail });
         response
     }
 }

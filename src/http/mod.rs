@@ -8,14 +8,20 @@
 //! end streams with a last event. Routing is axum's; everything around it (ids, keys, hosts, draining) is one function in
 //! `edge`, so that no route can be added past it.
 
+mod anthropic;
 mod auth;
 mod body;
+mod docs;
 mod drain;
 mod edge;
 mod error;
+mod family;
+mod lora;
+mod ollama;
 mod openai;
 mod ops;
 mod origin;
+mod responses;
 mod router;
 mod sse;
 mod stall;

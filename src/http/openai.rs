@@ -6,9 +6,9 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
 use crate::dialect::Ignored;
-use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, TextChunks};
+use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, ModelEntry, TextChunks};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{self, Caller, Running, random_name};
+use crate::gateway::{self, Caller, Listed, ModelStatus, Running, is_wild, random_name};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -106,16 +106,39 @@ pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Resu
     Ok(response)
 }
 
-pub(super) async fn models(State(app): State<App>) -> Result<Response, ApiError> {
-    let description = app.gateway.description().map_err(|error| ApiError::of(error, Asked::Nothing))?;
-    let config = app.gateway.config();
-    Ok(json(openai::model_list(&config.model_id, config.n_created, &description)))
+/// Every model under its id and, as models of their own, its other names: clients let people choose from this list.
+/// Patterns are left out, since nobody can ask for `gpt-*`.
+pub(super) async fn models(State(app): State<App>) -> Response {
+    let models = app.gateway.models();
+    let names = |model: &'_ Listed| {
+        let aliases = model.config.aliases.iter().filter(|name| !is_wild(name)).cloned();
+        std::iter::once(model.config.id.clone()).chain(aliases).collect::<Vec<_>>()
+    };
+    let named: Vec<(Vec<String>, &Listed)> = models.iter().map(|model| (names(model), model)).collect();
+    let entries: Vec<ModelEntry> =
+        named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model))).collect();
+    json(openai::model_list(&entries))
 }
 
+/// The model that any of its names means, under its id.
 pub(super) async fn model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let description = app.gateway.model(Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
-    let config = app.gateway.config();
-    Ok(json(openai::model_object(&config.model_id, config.n_created, &description)))
+    let model = app.gateway.listed(Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    Ok(json(openai::model_object(entry(&model.config.id, &model))))
+}
+
+fn entry<'a>(name: &'a str, model: &'a Listed) -> ModelEntry<'a> {
+    ModelEntry {
+        name,
+        id: &model.config.id,
+        created: model.config.n_created,
+        description: model.description.as_deref(),
+        status: match model.status {
+            ModelStatus::Loaded => "loaded",
+            ModelStatus::Loading => "loading",
+            ModelStatus::Unloaded => "unloaded",
+            ModelStatus::Failed => "failed",
+        },
+    }
 }
 
 pub(super) fn refuse_if_strict(app: &App, ignored: &Ignored) -> Result<(), ApiError> {
@@ -131,10 +154,14 @@ pub(super) fn json(body: Vec<u8>) -> Response {
     response
 }
 
+pub(super) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 fn head(prefix: &str, running: &Running) -> Head {
     Head {
         id: random_name(prefix),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        created: unix_now(),
         model: running.model().to_owned(),
         fingerprint: running.fingerprint().to_owned(),
     }

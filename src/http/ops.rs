@@ -6,10 +6,12 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
 use crate::chat::{Mirostat, Prompt, SamplerKind, SamplingParams};
-use crate::dialect::openai;
+use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
-use axum::extract::State;
+use crate::gateway::default_sampling;
+use axum::extract::{FromRequestParts, Query, State};
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{HeaderValue, header};
 use serde_json::{Value, json};
 
@@ -24,26 +26,26 @@ pub(super) async fn livez() -> Response {
 
 /// llama-server's health: whether a model is there, not whether there is room.
 pub(super) async fn health(State(app): State<App>) -> Response {
-    let state = app.gateway.state();
-    let Some(failure) = state.refusal() else { return livez().await };
+    let Some((_, state)) = app.gateway.unready() else { return livez().await };
     let progress = match &state {
         EngineState::Loading { progress } => Some(*progress),
         _ => None,
     };
+    let failure = state.refusal().unwrap_or(Failure::ShuttingDown);
     unready(json!({ "status": state_word(&state), "progress": progress }), failure)
 }
 
-/// Whether a request would be admitted now, and if not, why.
+/// Whether a request would be admitted now, and if not, why. Models that are loaded at a request are ready in this sense.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
-    let state = app.gateway.state();
     let load = app.gateway.load();
-    let (word, failure) = match &state {
-        _ if app.drain.has_begun() => ("shutting_down", Failure::ShuttingDown),
-        EngineState::Ready(_) if load.n_in_flight < load.n_places => {
-            return json(br#"{"ready":true,"state":"ready"}"#.to_vec());
-        }
-        EngineState::Ready(_) => ("full", Failure::Overloaded { n_places: load.n_places, retry_after_s: 1 }),
-        other => (state_word(other), other.refusal().unwrap_or(Failure::ShuttingDown)),
+    let (word, failure) = if app.drain.has_begun() {
+        ("shutting_down", Failure::ShuttingDown)
+    } else if let Some((_, state)) = app.gateway.unready() {
+        (state_word(&state), state.refusal().unwrap_or(Failure::ShuttingDown))
+    } else if load.n_in_flight < load.n_places || load.n_places == 0 {
+        return json(br#"{"ready":true,"state":"ready"}"#.to_vec());
+    } else {
+        ("full", Failure::Overloaded { n_places: load.n_places, retry_after_s: 1 })
     };
     let body = json!({
         "ready": false,
@@ -83,14 +85,40 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     response
 }
 
+/// `?model=NAME`, for what has no body or one that is no object.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Which {
+    model: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Which {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = Query::<Which>::from_request_parts(parts, state).await;
+        let fault = || Fault::new("model", "invalid_value", "The query string names the model once: ?model=NAME.");
+        query.map(|Query(which)| which).map_err(|_| fault().into())
+    }
+}
+
+impl Which {
+    pub(super) fn name(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+}
+
 /// llama-server's properties, without the model's path.
-pub(super) async fn props(State(app): State<App>) -> Result<Response, ApiError> {
-    let model = app.gateway.description().map_err(|error| ApiError::of(error, Asked::Nothing))?;
-    let params = sampling_props(&app.gateway.default_sampling(&model));
+pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
+    let refuse = |error| ApiError::of(error, Asked::Nothing);
+    // Asking for properties is no reason to load a model.
+    app.gateway.model(which.name()).map_err(refuse)?;
+    let target = app.gateway.target(which.name()).await.map_err(refuse)?;
+    let params = sampling_props(&default_sampling(&target));
+    let model = &target.description;
     let body = json!({
         "default_generation_settings": { "n_ctx": model.n_ctx, "params": params },
         "total_slots": model.n_slots,
-        "model_alias": app.gateway.config().model_id,
+        "model_alias": target.id(),
         "chat_template": model.chat_template.as_deref().unwrap_or_default(),
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,
@@ -133,8 +161,8 @@ fn sampling_props(p: &SamplingParams) -> Value {
 }
 
 /// What each slot does now; counts only, no text.
-pub(super) async fn slots(State(app): State<App>) -> Result<Response, ApiError> {
-    let stats = app.gateway.stats().await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
+    let stats = app.gateway.stats(which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
     let slot = |slot: &crate::engine::SlotStats| {
         json!({
             "id": slot.slot,

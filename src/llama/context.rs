@@ -112,7 +112,7 @@ pub struct Context {
     pool: *mut sys::hearth_pool,
     /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
     _interrupt: Box<Interrupt>,
-    _model: Arc<Model>,
+    model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
 }
@@ -154,7 +154,7 @@ impl Context {
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no context and no error".into()))?;
         let n_vocab = model.vocab_flags().n_tokens as usize;
         let mut context =
-            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, _model: Arc::clone(model), params, n_vocab };
+            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, model: Arc::clone(model), params, n_vocab };
         context.attach_pool()?;
         Ok(context)
     }
@@ -193,6 +193,23 @@ impl Context {
     pub fn n_batch(&self) -> u32 {
         // SAFETY: a plain getter.
         unsafe { sys::llama_n_batch(self.raw.as_ptr()) }
+    }
+
+    /// The LoRA adapters (index and scale) of the decodes from here on, in place of those before. Costs nothing when they
+    /// are the same; a change makes llama.cpp plan its graphs anew.
+    ///
+    /// Errors: an index that the model does not have.
+    /// Source: llama_set_adapters_lora, llama.h.
+    pub fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), Error> {
+        let known = |index: u32| {
+            self.model.adapter(index).ok_or_else(|| Error::Invalid(format!("there is no LoRA adapter {index}")))
+        };
+        let mut raw = adapters.iter().map(|(index, _)| known(*index)).collect::<Result<Vec<_>, _>>()?;
+        let mut scales: Vec<f32> = adapters.iter().map(|(_, scale)| *scale).collect();
+        // SAFETY: context and model live; both arrays have `raw.len()` elements, which llama.cpp copies.
+        sys::call(|err| unsafe {
+            sys::hearth_set_adapters(self.as_ptr(), raw.as_mut_ptr(), scales.as_mut_ptr(), raw.len(), err)
+        })
     }
 
     /// One forward pass over `batch`; the KV cache grows by its rows.

@@ -10,6 +10,8 @@ use std::ptr::NonNull;
 #[derive(Debug)]
 pub struct Model {
     raw: NonNull<sys::llama_model>,
+    /// LoRA adapters; llama.cpp frees them with the model.
+    adapters: Vec<NonNull<sys::llama_adapter_lora>>,
 }
 
 // SAFETY: llama.cpp's model and vocabulary are read-only once loaded (checked with four threads in reference work; the
@@ -75,7 +77,27 @@ impl Model {
         if is_mapped {
             forget_pages(&file);
         }
-        Ok(Self { raw })
+        Ok(Self { raw, adapters: Vec::new() })
+    }
+
+    /// Loads a LoRA adapter and gives it the next index. Contexts size their graphs by the adapters there are, so this
+    /// comes before the first context.
+    ///
+    /// Errors: what llama.cpp logged: another architecture, tensors that don't fit, a broken file.
+    /// Source: llama_adapter_lora_init, llama.h.
+    pub fn add_adapter(&mut self, path: &Path) -> Result<(), Error> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| Error::Invalid("the path holds a NUL byte".into()))?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the model lives and `&mut self` keeps everybody else from it; the path is a C string.
+        sys::call(|err| unsafe { sys::hearth_model_add_adapter(self.as_ptr(), path.as_ptr(), &raw mut raw, err) })?;
+        self.adapters.push(NonNull::new(raw).ok_or_else(|| Error::Exception("no adapter and no error".into()))?);
+        Ok(())
+    }
+
+    /// The adapter of this index; lives as long as the model.
+    pub(super) fn adapter(&self, index: u32) -> Option<*mut sys::llama_adapter_lora> {
+        self.adapters.get(index as usize).map(|adapter| adapter.as_ptr())
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {

@@ -5,7 +5,7 @@
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 use std::sync::Mutex;
@@ -21,40 +21,52 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
-    prompt_tokens: IntCounter,
-    prompt_tokens_cached: IntCounter,
-    generated_tokens: IntCounter,
-    ttft: Histogram,
-    gap: Histogram,
+    prompt_tokens: IntCounterVec,
+    prompt_tokens_cached: IntCounterVec,
+    generated_tokens: IntCounterVec,
+    ttft: HistogramVec,
+    gap: HistogramVec,
     connections: IntGauge,
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
     scraped: Mutex<Scraped>,
 }
 
+/// The series of one model's requests, to be asked for once a request.
+pub struct ModelSeries {
+    prompt_tokens: IntCounter,
+    prompt_tokens_cached: IntCounter,
+    generated_tokens: IntCounter,
+    ttft: Histogram,
+    gap: Histogram,
+}
+
 struct Scraped {
-    queue_length: IntGauge,
-    slots_busy: IntGauge,
-    slots_total: IntGauge,
-    kv_used_ratio: Gauge,
-    engine_restarts: IntGauge,
+    queue_length: IntGaugeVec,
+    slots_busy: IntGaugeVec,
+    slots_total: IntGaugeVec,
+    kv_used_ratio: GaugeVec,
+    engine_restarts: IntGaugeVec,
+    model_loaded: IntGaugeVec,
     model_info: IntGaugeVec,
 }
 
-/// What the engine says about itself at the moment of a scrape.
+/// What one model's engine says about itself at the moment of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
+    /// The model's id, which is the operator's.
+    pub model: String,
     pub n_queued: u64,
     pub n_slots_busy: u64,
     pub n_slots: u64,
     pub kv_used_ratio: f64,
     pub n_restarts: u64,
-    pub model: Option<ModelLabels>,
+    /// `None`: it is not loaded.
+    pub loaded: Option<ModelLabels>,
 }
 
-/// Labels of `hearth_model_info`; from the operator and the model file only.
+/// Further labels of `hearth_model_info`; from the operator and the model file only.
 #[derive(Debug, Clone)]
 pub struct ModelLabels {
-    pub model: String,
     pub quant: String,
     pub n_ctx: u32,
 }
@@ -102,31 +114,40 @@ impl Metrics {
             generated_tokens: counter(r, "hearth_generated_tokens_total", "Tokens generated."),
             ttft: add(
                 r,
-                Histogram::with_opts(histogram(
-                    "hearth_time_to_first_token_seconds",
-                    "From a generation's start to its first token.",
-                    &TTFT_BUCKETS,
-                )),
+                HistogramVec::new(
+                    histogram(
+                        "hearth_time_to_first_token_seconds",
+                        "From a generation's start to its first token.",
+                        &TTFT_BUCKETS,
+                    ),
+                    &["model"],
+                ),
             ),
             gap: add(
                 r,
-                Histogram::with_opts(histogram(
-                    "hearth_inter_token_seconds",
-                    "Time between two tokens of one answer.",
-                    &GAP_BUCKETS,
-                )),
+                HistogramVec::new(
+                    histogram("hearth_inter_token_seconds", "Time between two tokens of one answer.", &GAP_BUCKETS),
+                    &["model"],
+                ),
             ),
-            connections: gauge(r, "hearth_connections", "Client connections open."),
+            connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
             scraped: Mutex::new(Scraped {
                 queue_length: gauge(r, "hearth_queue_length", "Requests accepted that wait for a slot."),
                 slots_busy: gauge(r, "hearth_slots_busy", "Slots that work on a request."),
                 slots_total: gauge(r, "hearth_slots_total", "Slots."),
-                kv_used_ratio: add(r, Gauge::new("hearth_kv_cache_used_ratio", "Part of the KV cells in use, 0 to 1.")),
+                kv_used_ratio: add(
+                    r,
+                    GaugeVec::new(
+                        Opts::new("hearth_kv_cache_used_ratio", "Part of the KV cells in use, 0 to 1."),
+                        &["model"],
+                    ),
+                ),
                 engine_restarts: gauge(r, "hearth_engine_restarts", "Times the engine was started again."),
+                model_loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),
                 model_info: add(
                     r,
                     IntGaugeVec::new(
-                        Opts::new("hearth_model_info", "The model being served; always 1."),
+                        Opts::new("hearth_model_info", "A loaded model; always 1."),
                         &["model", "quant", "n_ctx"],
                     ),
                 ),
@@ -141,6 +162,51 @@ impl Metrics {
         self.request_seconds.with_label_values(&[path]).observe(took.as_secs_f64());
     }
 
+    /// The series of one model. `id` is the operator's, never what a client wrote.
+    pub fn model(&self, id: &str) -> ModelSeries {
+        ModelSeries {
+            prompt_tokens: self.prompt_tokens.with_label_values(&[id]),
+            prompt_tokens_cached: self.prompt_tokens_cached.with_label_values(&[id]),
+            generated_tokens: self.generated_tokens.with_label_values(&[id]),
+            ttft: self.ttft.with_label_values(&[id]),
+            gap: self.gap.with_label_values(&[id]),
+        }
+    }
+
+    pub fn connection_opened(&self) {
+        self.connections.inc();
+    }
+
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    /// The page a scraper reads: `text/plain; version=0.0.4`.
+    pub fn page(&self, readings: &[Reading]) -> String {
+        let scraped = self.scraped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        scraped.model_info.reset();
+        for reading in readings {
+            let model = [reading.model.as_str()];
+            scraped.queue_length.with_label_values(&model).set(saturate(reading.n_queued));
+            scraped.slots_busy.with_label_values(&model).set(saturate(reading.n_slots_busy));
+            scraped.slots_total.with_label_values(&model).set(saturate(reading.n_slots));
+            scraped.kv_used_ratio.with_label_values(&model).set(reading.kv_used_ratio);
+            scraped.engine_restarts.with_label_values(&model).set(saturate(reading.n_restarts));
+            scraped.model_loaded.with_label_values(&model).set(reading.loaded.is_some().into());
+            if let Some(labels) = &reading.loaded {
+                let n_ctx = labels.n_ctx.to_string();
+                scraped.model_info.with_label_values(&[model[0], &labels.quant, &n_ctx]).set(1);
+            }
+        }
+        let mut page = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        page
+    }
+}
+
+impl ModelSeries {
     pub fn prompt(&self, n_tokens: u32, n_cached: u32) {
         self.prompt_tokens.inc_by(n_tokens.into());
         self.prompt_tokens_cached.inc_by(n_cached.into());
@@ -158,34 +224,6 @@ impl Metrics {
             (0..n_tokens).for_each(|_| self.gap.observe(each));
         }
     }
-
-    pub fn connection_opened(&self) {
-        self.connections.inc();
-    }
-
-    pub fn connection_closed(&self) {
-        self.connections.dec();
-    }
-
-    /// The page a scraper reads: `text/plain; version=0.0.4`.
-    pub fn page(&self, reading: &Reading) -> String {
-        let scraped = self.scraped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        scraped.queue_length.set(saturate(reading.n_queued));
-        scraped.slots_busy.set(saturate(reading.n_slots_busy));
-        scraped.slots_total.set(saturate(reading.n_slots));
-        scraped.kv_used_ratio.set(reading.kv_used_ratio);
-        scraped.engine_restarts.set(saturate(reading.n_restarts));
-        scraped.model_info.reset();
-        if let Some(labels) = &reading.model {
-            let n_ctx = labels.n_ctx.to_string();
-            scraped.model_info.with_label_values(&[&labels.model, &labels.quant, &n_ctx]).set(1);
-        }
-        let mut page = String::new();
-        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
-            tracing::error!(%error, "metrics could not be written");
-        }
-        page
-    }
 }
 
 fn saturate(n: u64) -> i64 {
@@ -199,12 +237,12 @@ fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, se
     series
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    add(registry, IntCounter::new(name, help))
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
+    add(registry, IntCounterVec::new(Opts::new(name, help), &["model"]))
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    add(registry, IntGauge::new(name, help))
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {
+    add(registry, IntGaugeVec::new(Opts::new(name, help), &["model"]))
 }
 
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
@@ -219,22 +257,25 @@ mod tests {
     fn every_series_has_help_and_type_and_its_value() {
         let metrics = Metrics::new();
         metrics.request("/v1/chat/completions", 200, Duration::from_millis(20));
-        metrics.prompt(10, 4);
-        metrics.first_token(Duration::from_millis(3));
-        metrics.tokens(1, None);
-        metrics.tokens(4, Some(Duration::from_millis(8)));
-        let model = ModelLabels { model: "m".into(), quant: "Q4_0".into(), n_ctx: 128 };
-        let page = metrics.page(&Reading { n_slots: 4, kv_used_ratio: 0.5, model: Some(model), ..Default::default() });
+        let series = metrics.model("m");
+        series.prompt(10, 4);
+        series.first_token(Duration::from_millis(3));
+        series.tokens(1, None);
+        series.tokens(4, Some(Duration::from_millis(8)));
+        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_ctx: 128 });
+        let reading = Reading { model: "m".into(), n_slots: 4, kv_used_ratio: 0.5, loaded, ..Default::default() };
+        let page = metrics.page(&[reading, Reading { model: "lazy".into(), ..Default::default() }]);
         for line in [
             "# TYPE hearth_requests_total counter",
             "hearth_requests_total{path=\"/v1/chat/completions\",status=\"200\"} 1",
-            "hearth_prompt_tokens_total 10",
-            "hearth_prompt_tokens_cached_total 4",
-            "hearth_generated_tokens_total 5",
-            "hearth_time_to_first_token_seconds_count 1",
-            "hearth_inter_token_seconds_count 4",
-            "hearth_slots_total 4",
-            "hearth_kv_cache_used_ratio 0.5",
+            "hearth_prompt_tokens_total{model=\"m\"} 10",
+            "hearth_prompt_tokens_cached_total{model=\"m\"} 4",
+            "hearth_generated_tokens_total{model=\"m\"} 5",
+            "hearth_time_to_first_token_seconds_count{model=\"m\"} 1",
+            "hearth_inter_token_seconds_count{model=\"m\"} 4",
+            "hearth_slots_total{model=\"m\"} 4",
+            "hearth_kv_cache_used_ratio{model=\"m\"} 0.5",
+            "hearth_model_loaded{model=\"lazy\"} 0",
             "hearth_model_info{model=\"m\",n_ctx=\"128\",quant=\"Q4_0\"} 1",
         ] {
             assert!(page.contains(line), "{line} is missing in\n{page}");

@@ -36,3 +36,15 @@ fn the_node_client_is_content() {
     let node = PathBuf::from("node");
     check(&node, &root().join("tests/clients/node_modules/openai"), "openai_node.mjs");
 }
+
+#[test]
+fn the_python_client_is_content_with_responses() {
+    let python = root().join(".venv/bin/python");
+    check(&python, &python, "responses_python.py");
+}
+
+#[test]
+fn the_node_client_is_content_with_responses() {
+    let node = PathBuf::from("node");
+    check(&node, &root().join("tests/clients/node_modules/openai"), "responses_node.mjs");
+}

@@ -71,7 +71,7 @@ async fn infill_answers_as_llama_server_does() {
         ("stopping_word", json!("")),
         ("has_new_line", json!(true)),
         ("tokens_predicted", json!(5)),
-        ("tokens_evaluated", json!(10)),
+        ("tokens_evaluated", json!(11)),
         ("truncated", json!(false)),
     ] {
         assert_eq!(answer[key], value, "{key}");

@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod anthropic;
 mod clients;
 mod completions;
 mod crash;
@@ -7,12 +8,18 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod errors;
+mod hostile;
+mod lora;
+mod many_models;
 mod models;
+mod ollama;
 mod openai_chat;
 mod openai_stream;
 mod openai_sums;
 mod openai_tools;
+mod openapi;
 mod ops;
+mod responses;
 mod structured;
 mod support;
 mod tiny_model;

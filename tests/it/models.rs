@@ -9,7 +9,7 @@ async fn mod_01_the_list_serves_every_family_of_clients() {
     let list = server.get("/v1/models").await.json();
     assert_eq!(
         (&list["object"], &list["has_more"], &list["first_id"], &list["last_id"]),
-        (&json!("list"), &json!(false), &json!(MODEL), &json!(MODEL))
+        (&json!("list"), &json!(false), &json!(MODEL), &json!("house/Model"))
     );
     let model = &list["data"][0];
     assert_eq!(

@@ -54,15 +54,22 @@ async fn ops_03_counters_grow_and_the_page_is_clean() {
         ("hearth_requests_total{path=\"/v1/chat/completions\",status=\"400\"}", 1.0),
         ("hearth_requests_total{path=\"/v1/models/{*id}\",status=\"404\"}", 1.0),
         ("hearth_requests_total{path=\"other\",status=\"404\"}", 1.0),
-        ("hearth_time_to_first_token_seconds_count", 1.0),
+        ("hearth_time_to_first_token_seconds_count{model=\"Scripted-1\"}", 1.0),
         ("hearth_request_duration_seconds_count{path=\"/v1/chat/completions\"}", 2.0),
-        ("hearth_slots_total", 4.0),
+        ("hearth_slots_total{model=\"Scripted-1\"}", 4.0),
     ] {
         assert!(counter(&page, series) >= least, "{series} in\n{page}");
     }
     let usage = |key: &str| answer["usage"][key].as_f64().expect("a count");
-    assert!((counter(&page, "hearth_generated_tokens_total") - usage("completion_tokens")).abs() < 0.5, "{page}");
-    assert!((counter(&page, "hearth_prompt_tokens_total") - usage("prompt_tokens")).abs() < 0.5, "{page}");
+    assert!(
+        (counter(&page, "hearth_generated_tokens_total{model=\"Scripted-1\"}") - usage("completion_tokens")).abs()
+            < 0.5,
+        "{page}"
+    );
+    assert!(
+        (counter(&page, "hearth_prompt_tokens_total{model=\"Scripted-1\"}") - usage("prompt_tokens")).abs() < 0.5,
+        "{page}"
+    );
     assert!(
         page.contains(&format!("hearth_model_info{{model=\"{MODEL}\",n_ctx=\"4096\",quant=\"scripted bytes\"}} 1"))
     );

@@ -9,9 +9,11 @@
 //! that names it unless it is empty).
 #![expect(dead_code, reason = "schemars reads these types; no value of them is ever made")]
 
-pub mod openai;
-
 pub mod answers;
+pub mod anthropic;
+pub mod ollama;
+pub mod openai;
+pub mod responses;
 mod sampling;
 
 /// A field that is accepted and changes nothing, or is refused: whatever its type.

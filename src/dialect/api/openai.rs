@@ -198,7 +198,10 @@ pub enum Message {
     Assistant(AssistantMessage),
     Tool(ToolMessage),
     /// The older form of `tool`.
-    Function { content: Option<Content>, name: Option<String> },
+    Function {
+        content: Option<Content>,
+        name: Option<String>,
+    },
 }
 
 #[derive(JsonSchema)]
@@ -268,14 +271,24 @@ pub enum Part {
         annotations: Any,
     },
     /// In an assistant's message only.
-    Refusal { refusal: String },
+    Refusal {
+        refusal: String,
+    },
     /// An image, for models with a projector.
-    ImageUrl { image_url: Link },
+    ImageUrl {
+        image_url: Link,
+    },
     /// A sound, for models with a projector.
-    AudioUrl { audio_url: SoundLink },
-    InputAudio { input_audio: Sound },
+    AudioUrl {
+        audio_url: SoundLink,
+    },
+    InputAudio {
+        input_audio: Sound,
+    },
     /// A text whose content becomes part of the message, an image or a sound.
-    File { file: File },
+    File {
+        file: File,
+    },
 }
 
 #[derive(JsonSchema)]
@@ -611,4 +624,15 @@ pub struct ApplyTemplateRequest {
     model: Option<String>,
     #[schemars(flatten)]
     conversation: Conversation,
+}
+
+/// An array of scales, or an object with it as `lora`.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+pub enum AdapterScales {
+    Array(#[schemars(length(min = 1, max = 64))] Vec<AdapterScale>),
+    Object {
+        #[schemars(length(min = 1, max = 64))]
+        lora: Vec<AdapterScale>,
+    },
 }

@@ -150,8 +150,12 @@ pub enum ResponseFormat {
     /// No constraint.
     Text,
     /// Any JSON object, or one of `schema` (llama.cpp).
-    JsonObject { schema: Option<Schema> },
-    JsonSchema { json_schema: NamedSchema },
+    JsonObject {
+        schema: Option<Schema>,
+    },
+    JsonSchema {
+        json_schema: NamedSchema,
+    },
 }
 
 #[derive(JsonSchema)]
@@ -193,6 +197,11 @@ pub struct AdapterScale {
     /// As `GET /lora-adapters` lists it.
     #[schemars(range(min = 0, max = u32::MAX))]
     id: u32,
-    #[schemars(range(min = -100.0, max = 100.0))]
-    scale: Option<f32>,
+    scale: f32,
+    #[schemars(extend("x-hearth" = "no effect"))]
+    path: Any,
+    #[schemars(extend("x-hearth" = "no effect"))]
+    task_name: Any,
+    #[schemars(extend("x-hearth" = "no effect"))]
+    prompt_prefix: Any,
 }

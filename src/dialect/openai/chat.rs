@@ -1,9 +1,10 @@
 //! `POST /v1/chat/completions`: body → [`Chat`].
 
 use super::format::{constraint, constraint_name};
+use super::lora::lora;
 use super::messages::messages;
 use super::parts::Found;
-use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
+use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, stop, stream, token_limit};
 use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
@@ -11,7 +12,7 @@ use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
 
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(in crate::dialect) const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 /// Variables for the chat template; more is a mistake.
 const TEMPLATE_KWARGS_MAX: usize = 128;
 

@@ -1,7 +1,8 @@
 //! `POST /v1/completions`: body → [`Completion`].
 
 use super::format::{asks, constraint};
-use super::sampling::{Limit, accept_or_refuse, choices, lora, prediction, sampling, stop, stream, token_limit};
+use super::lora::lora;
+use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, stop, stream, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Infill, Output, Prompt};
 use crate::dialect::fields::{Object, empty_array, integer, invalid_type, too_many};

@@ -77,7 +77,7 @@ const SIMPLE: [(&str, Read); 6] = [
 ];
 
 /// Whether a value asks for something; `""`, `[]` and `false` say "none" in every field this is used for.
-pub(super) fn asks(value: &Value) -> bool {
+pub(in crate::dialect) fn asks(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
         Value::String(text) => !text.is_empty(),

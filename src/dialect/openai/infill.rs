@@ -3,7 +3,8 @@
 use super::completion::Completion;
 use super::completion::TextStyle;
 use super::format::constraint;
-use super::sampling::{Limit, lora, sampling, stop, token_limit};
+use super::lora::lora;
+use super::sampling::{Limit, sampling, stop, token_limit};
 use super::stream::write_problem;
 use super::to_wire::json;
 use crate::chat::check;

@@ -4,7 +4,7 @@ use crate::chat::TokenLogprob;
 use serde_json::{Map, Value, json};
 
 /// Chat: one entry a token, exact bytes beside lossy text.
-pub(super) fn chat(entries: &[TokenLogprob]) -> Value {
+pub(in crate::dialect) fn chat(entries: &[TokenLogprob]) -> Value {
     let token = |bytes: &[u8], logprob: f32| {
         let mut object = Map::new();
         object.insert("token".to_owned(), String::from_utf8_lossy(bytes).into_owned().into());
@@ -116,7 +116,7 @@ fn name(bytes: &[u8]) -> String {
 }
 
 /// An `f32` with its own digits, not those of the nearest double.
-fn number(value: f32) -> Value {
+pub(in crate::dialect) fn number(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 

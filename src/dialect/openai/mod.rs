@@ -7,16 +7,18 @@
 //! **Invariant:** each documented request field is either honoured, listed as accepted without effect, or refused by name.
 
 mod calls;
-mod chat;
+pub(super) mod chat;
 mod completion;
-mod format;
+pub(super) mod format;
 mod infill;
-mod logprobs;
+pub(super) mod logprobs;
+pub(super) mod lora;
 mod messages;
-mod parts;
-mod sampling;
+mod models;
+pub(super) mod parts;
+pub(super) mod sampling;
 mod stream;
-mod to_wire;
+pub(super) mod to_wire;
 mod tokenizer;
 mod tools;
 mod wire;
@@ -25,10 +27,11 @@ pub use chat::{Chat, ChatStyle, Places, chat_request};
 pub use completion::{Completion, Echo, TextStyle, completion_request};
 pub use format::constraint_name;
 pub use infill::{InfillChunks, infill_request, infill_response};
+pub use lora::{Scales, lora_request, lora_response};
+pub use models::{ModelEntry, model_list, model_object};
 pub use stream::{ChatChunks, TextChunks};
-pub use to_wire::{
-    Head, chat_response, completion_response, error_body, input_tokens_response, model_list, model_object,
-};
+pub(in crate::dialect) use to_wire::rfc3339;
+pub use to_wire::{Head, chat_response, completion_response, error_body, input_tokens_response};
 pub use tokenizer::{
     Render, Tokenize, detokenize_request, detokenize_response, render_request, render_response, tokenize_request,
     tokenize_response,

@@ -19,7 +19,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// What reading the messages of one request finds beside their text.
-pub(super) struct Found<'a> {
+pub(in crate::dialect) struct Found<'a> {
     pub ignored: &'a mut Ignored,
     /// The path of each image's and sound's type, in order: what a model without a projector refuses.
     pub media: Vec<String>,
@@ -27,12 +27,12 @@ pub(super) struct Found<'a> {
 
 /// A message's content, its text parts joined as if the client had sent one string.
 #[derive(Debug, Default)]
-pub(super) struct Content {
+pub(in crate::dialect) struct Content {
     pub text: Option<String>,
     pub media: Vec<Media>,
 }
 
-pub(super) fn content(fields: &mut Object, role: Role, found: &mut Found) -> Result<Content, Fault> {
+pub(in crate::dialect) fn content(fields: &mut Object, role: Role, found: &mut Found) -> Result<Content, Fault> {
     let path = fields.path("content");
     let parts = match fields.take("content") {
         None => return Ok(Content::default()),

@@ -23,12 +23,9 @@ const ACCEPTED: [&str; 10] = [
 
 /// Bytes of a prediction that are kept: it is a hint, and no answer is longer.
 const PREDICTION_BYTES_MAX: usize = 1 << 20;
-/// Adapters named in one request, and the largest scale of one.
-const LORA_MAX: usize = 64;
-const LORA_SCALE_MAX: f32 = 100.0;
 
 /// Reads all sampling fields and checks their ranges.
-pub(super) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
+pub(in crate::dialect) fn sampling(body: &mut Object) -> Result<Sampling, Fault> {
     let said = Sampling {
         seed: body.integer("seed", i64::MIN, i64::MAX)?.map(check::fold_seed),
         temperature: body.decimal("temperature")?,
@@ -112,7 +109,7 @@ fn clamp_bias(bias: f64) -> f32 {
 }
 
 /// A string, or an array of strings; empty ones mean nothing.
-pub(super) fn stop(body: &mut Object) -> Result<Vec<String>, Fault> {
+pub(in crate::dialect) fn stop(body: &mut Object) -> Result<Vec<String>, Fault> {
     let entries = match body.take("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(one)) => vec![Value::String(one)],
@@ -147,7 +144,7 @@ fn strings(body: &mut Object, key: &str, max: usize) -> Result<Option<Vec<String
 }
 
 /// A token limit: at least `min`, or -1 for none. What no context can hold is left to the engine's clamp.
-pub(super) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Option<Limit>, Fault> {
+pub(in crate::dialect) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Option<Limit>, Fault> {
     let path = body.path(key);
     let Some(value) = body.take(key) else { return Ok(None) };
     // 2^63 and more are "as much as possible" as well, so they must not fail as integers.
@@ -166,13 +163,13 @@ pub(super) fn token_limit(body: &mut Object, key: &str, min: i64) -> Result<Opti
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Limit {
+pub(in crate::dialect) enum Limit {
     None,
     Tokens(u32),
 }
 
 impl Limit {
-    pub(super) fn tokens(self) -> Option<u32> {
+    pub(in crate::dialect) fn tokens(self) -> Option<u32> {
         match self {
             Limit::None => None,
             Limit::Tokens(n) => Some(n),
@@ -238,32 +235,4 @@ pub(super) fn prediction(body: &mut Object, ignored: &mut Ignored) -> Result<Opt
     let end = (0..=PREDICTION_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     text.truncate(end.unwrap_or(0));
     Ok((!text.is_empty()).then_some(text))
-}
-
-/// llama-server's `lora`: `[{"id": 0, "scale": 0.5}]`. Adapters that are not named are switched off.
-pub(super) fn lora(body: &mut Object, ignored: &mut Ignored) -> Result<Option<Vec<(u32, f32)>>, Fault> {
-    let Some(values) = body.array("lora")? else { return Ok(None) };
-    let path = body.path("lora");
-    if values.len() > LORA_MAX {
-        return Err(too_many(path, values.len(), LORA_MAX));
-    }
-    let mut scales: Vec<(u32, f32)> = Vec::with_capacity(values.len());
-    for (i, value) in values.into_iter().enumerate() {
-        let mut entry = Object::at(format!("{path}[{i}]"), value)?;
-        let id = entry.integer("id", 0, u32::MAX.into())?.ok_or_else(|| entry.missing("id"))?;
-        let id = u32::try_from(id).unwrap_or(u32::MAX);
-        let scale = entry.decimal("scale")?.unwrap_or(1.0);
-        if scale.abs() > LORA_SCALE_MAX {
-            let path = entry.path("scale");
-            let message = format!("{path} must be between -{LORA_SCALE_MAX} and {LORA_SCALE_MAX}, but it is {scale}.");
-            return Err(Fault::new(path, "invalid_value", message));
-        }
-        if scales.iter().any(|(other, _)| *other == id) {
-            let path = entry.path("id");
-            return Err(Fault::new(&path, "invalid_value", format!("{path} is {id}, and so is an earlier one.")));
-        }
-        entry.finish(ignored);
-        scales.push((id, scale));
-    }
-    Ok(Some(scales))
 }

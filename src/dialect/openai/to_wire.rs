@@ -8,7 +8,6 @@ use super::tools::CallStyle;
 use super::wire;
 use crate::chat::{TokenLogprob, Usage};
 use crate::dialect::{Answer, Problem};
-use crate::engine::Description;
 use serde::Serialize;
 use serde_json::json;
 
@@ -119,43 +118,6 @@ pub(super) fn usage_count(usage: &Usage) -> wire::UsageCount {
     }
 }
 
-pub fn model_object(id: &str, created: u64, model: &Description) -> Vec<u8> {
-    json(&model_wire(id, created, model))
-}
-
-/// The list of the one model that is served.
-pub fn model_list(id: &str, created: u64, model: &Description) -> Vec<u8> {
-    json(&json!({
-        "object": "list",
-        "data": [model_wire(id, created, model)],
-        "has_more": false,
-        "first_id": id,
-        "last_id": id,
-    }))
-}
-
-fn model_wire<'a>(id: &'a str, created: u64, model: &Description) -> wire::ModelObject<'a> {
-    wire::ModelObject {
-        id,
-        object: "model",
-        created,
-        owned_by: "hearth",
-        max_model_len: model.n_ctx,
-        meta: wire::ModelMeta {
-            n_ctx: model.n_ctx,
-            n_ctx_train: model.n_ctx_train,
-            n_vocab: model.n_vocab,
-            n_embd: model.n_embd,
-            n_params: model.n_params,
-            size: model.size_bytes,
-        },
-        kind: "model",
-        display_name: id,
-        created_at: rfc3339(created),
-        lifecycle: "active",
-    }
-}
-
 pub fn input_tokens_response(n_tokens: usize) -> Vec<u8> {
     json(&json!({ "input_tokens": n_tokens }))
 }
@@ -173,12 +135,12 @@ pub(super) fn error_object(problem: &Problem) -> wire::ErrorObject<'_> {
     }
 }
 
-pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+pub(in crate::dialect) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("these types have text keys and no failing Serialize; anything else is a bug")
 }
 
 /// Unix seconds as `2026-01-02T03:04:05Z`. Source: Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
-fn rfc3339(seconds: u64) -> String {
+pub(in crate::dialect) fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let z = days + 719_468;
     let (era, day_of_era) = (z / 146_097, z % 146_097);

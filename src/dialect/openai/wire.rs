@@ -76,13 +76,24 @@ pub(super) struct ModelObject<'a> {
     pub object: &'static str,
     pub created: u64,
     pub owned_by: &'static str,
-    pub max_model_len: u32,
-    pub meta: ModelMeta,
+    /// vLLM's word for the model behind a name.
+    pub root: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_model_len: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meta: Option<ModelMeta>,
+    pub status: ModelStatus,
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub display_name: &'a str,
     pub created_at: String,
     pub lifecycle: &'static str,
+}
+
+/// As llama-server's router has it.
+#[derive(Serialize)]
+pub(super) struct ModelStatus {
+    pub value: &'static str,
 }
 
 #[derive(Serialize)]

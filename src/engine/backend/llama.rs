@@ -54,7 +54,11 @@ impl LlamaModel {
         llama::init().map_err(|error| error.to_string())?;
         let params = ModelParams { n_gpu_layers: config.n_gpu_layers, use_mmap: config.mmap, use_mlock: config.mlock };
         let model = llama::Model::load(path, params, progress);
-        let model = Arc::new(model.map_err(|error| format!("{}: {error}", path.display()))?);
+        let mut model = model.map_err(|error| format!("{}: {error}", path.display()))?;
+        for lora in &config.lora {
+            model.add_adapter(&lora.path).map_err(|error| format!("{}: {error}", lora.path.display()))?;
+        }
+        let model = Arc::new(model);
         let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
         if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
             // The model's own broken template only matters when somebody chats; one that was asked for matters now.
@@ -145,7 +149,7 @@ impl Model for LlamaModel {
             n_embed_max: 0,
             labels: Vec::new(),
             media: Vec::new(),
-            adapters: Vec::new(),
+            adapters: super::adapters(&self.config),
             build: llama::version(),
         }
     }
@@ -407,6 +411,10 @@ impl Context for LlamaContext {
 
     fn shares_cells(&self) -> bool {
         self.shares_cells
+    }
+
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
+        self.context.set_adapters(adapters).map_err(|error| error.to_string())
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

@@ -6,9 +6,9 @@ mod cores;
 pub mod llama;
 pub mod scripted;
 
-use super::config::EngineConfig;
+use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
-use super::event::Description;
+use super::event::{Adapter, Description};
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
@@ -108,6 +108,12 @@ pub trait Model: Send + Sync + 'static {
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;
 }
 
+/// The configured adapters, as they are described.
+fn adapters(config: &EngineConfig) -> Vec<Adapter> {
+    let adapter = |lora: &LoraConfig| Adapter { path: lora.path.display().to_string(), scale: lora.scale };
+    config.lora.iter().map(adapter).collect()
+}
+
 /// Asked during a decode whether to give up.
 pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -155,6 +161,10 @@ pub trait Context {
     /// Whether all sequences draw their cells from one pool.
     fn shares_cells(&self) -> bool;
 
+    /// The LoRA adapters (index and scale) that later decodes are computed with, in place of those before. Setting the
+    /// same ones again costs nothing. Indexes are those of [`Description::adapters`].
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String>;
+
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 
@@ -170,11 +180,6 @@ pub trait Context {
 
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
-
-    /// Applies LoRA adapters (index, scale) to the decodes that follow; the others are off.
-    fn set_adapters(&mut self, _adapters: &[(u32, f32)]) -> Result<(), String> {
-        Ok(())
-    }
 
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.

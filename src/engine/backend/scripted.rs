@@ -242,6 +242,7 @@ impl Model for ScriptedModel {
             piece_bytes_max: 9,
             generates: true,
             has_tools: true,
+            adapters: super::adapters(&self.shape),
             infills: true,
             build: "scripted".into(),
             ..Default::default()
@@ -408,6 +409,10 @@ impl Context for ScriptedContext {
 
     fn shares_cells(&self) -> bool {
         self.shares_cells
+    }
+
+    fn set_adapters(&mut self, _adapters: &[(u32, f32)]) -> Result<(), String> {
+        Ok(()) // there is nothing they could change
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {

@@ -87,6 +87,28 @@ int32_t hearth_model_meta(const llama_model * model, const char * key, char ** t
     });
 }
 
+int32_t hearth_model_add_adapter(llama_model * model, const char * path, llama_adapter_lora ** out, char ** err) {
+    return guard(err, [&] {
+        llama_adapter_lora * adapter = llama_adapter_lora_init(model, path);
+        if (!adapter) {
+            throw std::runtime_error("llama.cpp refused the adapter");
+        }
+        if (llama_adapter_get_alora_n_invocation_tokens(adapter) > 0) {
+            llama_adapter_lora_free(adapter);
+            throw std::runtime_error("adapters that begin at invocation tokens (aLoRA) are not supported");
+        }
+        *out = adapter;
+    });
+}
+
+int32_t hearth_set_adapters(llama_context * ctx, llama_adapter_lora ** adapters, float * scales, size_t n, char ** err) {
+    return guard(err, [&] {
+        if (llama_set_adapters_lora(ctx, adapters, n, scales) != 0) {
+            throw std::runtime_error("llama.cpp refused the adapters");
+        }
+    });
+}
+
 int32_t hearth_context_new(llama_model * model, const hearth_context_params * params, llama_context ** out, char ** err) {
     return guard(err, [&] {
         llama_context_params p = llama_context_default_params();

@@ -40,6 +40,9 @@ int32_t hearth_model_load(const char * path, const hearth_model_params * params,
 // The text of a metadata key, NULL when absent; `text` is owned by the caller.
 int32_t hearth_model_meta(const struct llama_model * model, const char * key, char ** text, char ** err);
 
+// Loads a LoRA adapter; it lives as long as the model. Before any context is made, since contexts size their graphs by it.
+int32_t hearth_model_add_adapter(struct llama_model * model, const char * path, struct llama_adapter_lora ** out, char ** err);
+
 typedef struct hearth_context_params {
     uint32_t n_ctx;
     uint32_t n_batch;
@@ -65,6 +68,9 @@ int32_t hearth_pool_attach(struct llama_context * ctx, int32_t n_threads, int32_
                            hearth_pool ** out, char ** err);
 void hearth_pool_free(hearth_pool * pool);
 
+// The adapters of the decodes from here on, in place of those before; scales in their order.
+int32_t hearth_set_adapters(struct llama_context * ctx, struct llama_adapter_lora ** adapters, float * scales, size_t n,
+                            char ** err);
 // llama_decode; *code is its result when the status is HEARTH_OK.
 int32_t hearth_decode(struct llama_context * ctx, const struct llama_batch * batch, int32_t * code, char ** err);
 // Lets the empty sequence `to` hold positions 0..n of `from`. With a cache split by sequence only whole sequences can be

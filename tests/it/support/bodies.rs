@@ -147,7 +147,10 @@ impl<'a> Schemas<'a> {
         }
         if schema.get("items").is_some() {
             for (path, value) in self.wrong_types(&schema["items"]) {
-                wrong.push((if path.starts_with('[') { format!("[0]{path}") } else { format!("[0].{path}") }, json!([value])));
+                wrong.push((
+                    if path.starts_with('[') { format!("[0]{path}") } else { format!("[0].{path}") },
+                    json!([value]),
+                ));
             }
             for value in self.foreign(&schema["items"]) {
                 wrong.push(("[0]".to_owned(), json!([value])));
@@ -180,7 +183,14 @@ impl<'a> Schemas<'a> {
         match &schema["type"] {
             Value::String(name) => drop(types.insert(name)),
             Value::Array(names) => types.extend(names.iter().filter_map(Value::as_str)),
-            _ => types.extend(schema["enum"].as_array().into_iter().flatten().chain(schema.get("const")).map(|value| kind(value) as &str)),
+            _ => types.extend(
+                schema["enum"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .chain(schema.get("const"))
+                    .map(|value| kind(value) as &str),
+            ),
         }
         if types.is_empty() {
             types.insert("any");
@@ -202,7 +212,9 @@ impl<'a> Schemas<'a> {
         if let Value::Array(values) = value
             && schema.get("items").is_some()
         {
-            missing.extend(values.iter().flat_map(|value| self.undescribed(&schema["items"], value, &format!("{path}[]"))));
+            missing.extend(
+                values.iter().flat_map(|value| self.undescribed(&schema["items"], value, &format!("{path}[]"))),
+            );
         }
         let fitting = self.forms(schema).filter(|form| self.fits(form, value));
         if let Some(best) = fitting.map(|form| self.undescribed(form, &rest, path)).min_by_key(Vec::len) {

@@ -1,6 +1,7 @@
 //! A whole server over real HTTP, with the scripted model behind the engine's door (see `src/engine/backend/scripted.rs`:
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
+pub mod bodies;
 pub mod served;
 
 use futures_util::StreamExt;
@@ -34,7 +35,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
         engine.n_threads = Some(1);
         let gateway = GatewayConfig {
@@ -45,6 +46,7 @@ impl Setup {
             any_model: false,
             sampling: Default::default(),
             n_created: 1_790_000_000,
+            responses: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }
@@ -136,10 +138,15 @@ impl Server {
             ready(&engine).await;
         }
         let gateway = Arc::new(Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new())));
-        let listener = TcpListener::bind((setup.http.host, 0)).await.expect("a free port");
+        Self::of(gateway, engine, setup.http).await
+    }
+
+    /// Serves what `gateway` has; `engine` is the one that the waiting methods look at.
+    pub async fn of(gateway: Arc<Gateway>, engine: Engine, http: HttpConfig) -> Self {
+        let listener = TcpListener::bind((http.host, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(http::serve(listener, setup.http, gateway, shutdown.clone()));
+        let serving = tokio::spawn(http::serve(listener, http, gateway, shutdown.clone()));
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         Self { address, engine, shutdown, client, serving: Some(serving) }
     }

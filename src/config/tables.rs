@@ -1,0 +1,283 @@
+//! `[[model]]` and `[[alias]]` in `hearth.toml`: several models in one server, and more names for them.
+//!
+//! # Design
+//! A model's table is the top-level settings with some of them said anew, so it is resolved by the same code. What says
+//! which model it is (the group "Model") belongs to the top-level `model` alone and is not handed down. What a table says
+//! wins over flags and variables, which speak for all models.
+
+use super::raw::{ConfigError, Origin, article, nearest};
+use super::settings::{Raw, SETTINGS};
+use super::value::toml_texts;
+use super::{Said, Setting};
+use crate::gateway::{MODELS_MAX, NAMES_MAX};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use toml::Spanned;
+
+/// Keys that may be arrays of tables.
+pub(super) const KINDS: [&str; 2] = ["model", "alias"];
+
+/// What the file says in tables.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tables {
+    pub models: Vec<ModelTable>,
+    pub aliases: Vec<AliasTable>,
+}
+
+/// One `[[model]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelTable {
+    /// Its name in the API; the file's name when it has none.
+    pub name: Option<String>,
+    pub file: String,
+    /// Where `name` is written, or else the table's first key.
+    pub origin: Origin,
+    file_origin: Origin,
+    /// Settings of this model: key, texts, origin.
+    pub settings: Vec<(&'static Setting, Vec<String>, Origin)>,
+}
+
+/// One `[[alias]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AliasTable {
+    pub name: String,
+    pub model: String,
+    pub origin: Origin,
+}
+
+type Table = BTreeMap<Spanned<String>, toml::Value>;
+
+pub(super) fn is_tables(value: &toml::Value) -> bool {
+    value.as_array().is_some_and(|items| !items.is_empty() && items.iter().all(toml::Value::is_table))
+}
+
+/// Whether a `[[model]]` may say it: the server's own settings are said once.
+fn is_of_a_model(setting: &Setting) -> bool {
+    !matches!(setting.group, "Server" | "Log")
+        && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
+}
+
+impl Raw {
+    /// Reads the tables among `entries`, which were parsed from `text`.
+    pub(super) fn add_tables(&mut self, path: &Path, text: &str, entries: &Table) -> Result<(), ConfigError> {
+        /// Read anew, for the places of the keys inside.
+        #[derive(Deserialize)]
+        struct Models {
+            model: Vec<Table>,
+        }
+        #[derive(Deserialize)]
+        struct Aliases {
+            alias: Vec<Table>,
+        }
+        let has = |kind: &str| entries.iter().any(|(key, value)| key.get_ref() == kind && is_tables(value));
+        let broken = |error: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: line_of(text, error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        };
+        if has("model") {
+            let models: Models = toml::from_str(text).map_err(broken)?;
+            let tables = models.model.into_iter().map(|table| model_table(path, text, table));
+            self.tables.models = tables.collect::<Result<_, _>>()?;
+        }
+        if has("alias") {
+            let aliases: Aliases = toml::from_str(text).map_err(broken)?;
+            let tables = aliases.alias.into_iter().map(|table| alias_table(path, text, table));
+            self.tables.aliases = tables.collect::<Result<_, _>>()?;
+        }
+        let (n_models, n_aliases) = (self.tables.models.len(), self.tables.aliases.len());
+        if n_models > MODELS_MAX || n_aliases > NAMES_MAX {
+            let message = format!("more than {MODELS_MAX} [[model]] or {NAMES_MAX} [[alias]]");
+            return Err(ConfigError::Syntax { path: path.to_owned(), line: 1, message });
+        }
+        Ok(())
+    }
+
+    /// The settings of one table's model.
+    pub fn of_table(&self, table: &ModelTable) -> Result<Raw, ConfigError> {
+        let mut raw = self.clone();
+        let unsaid = Raw::default();
+        // Said of the top-level model, not of this one.
+        raw.alias = unsaid.alias;
+        raw.chat_template_file = unsaid.chat_template_file;
+        raw.lora = unsaid.lora;
+        raw.tables = Tables::default();
+        raw.model = Said { value: Some(table.file.clone()), origin: table.file_origin.clone() };
+        for (setting, texts, origin) in &table.settings {
+            raw.set(setting.key, texts, origin.clone())?;
+        }
+        Ok(raw)
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, ConfigError> {
+    let line = first_line(text, &table);
+    let (mut name, mut file, mut settings) = (None, None, Vec::new());
+    for (key, value) in table {
+        let line = line_of(text, key.span().start);
+        let origin = |key: &'static str| Origin::File { path: path.to_owned(), line, key };
+        match key.get_ref().as_str() {
+            "name" => name = Some((text_of(&value, origin("name"))?, origin("name"))),
+            "file" => file = Some((text_of(&value, origin("file"))?, origin("file"))),
+            other => {
+                let Some(setting) = SETTINGS.iter().find(|setting| setting.key == other) else {
+                    let near = nearest(&other.replace('-', "_"));
+                    return Err(ConfigError::UnknownKey { path: path.to_owned(), line, key: other.to_owned(), near });
+                };
+                if !is_of_a_model(setting) {
+                    let message = "this is said once for the server, not in [[model]]".to_owned();
+                    return Err(ConfigError::Rule { origin: origin(setting.key), message });
+                }
+                let texts = toml_texts(&value, setting.is_list);
+                let texts = texts.ok_or_else(|| misplaced(&value, origin(setting.key)))?;
+                settings.push((setting, texts, origin(setting.key)));
+            }
+        }
+    }
+    let Some((file, file_origin)) = file else {
+        let message = "this [[model]] names no file".to_owned();
+        return Err(ConfigError::Syntax { path: path.to_owned(), line, message });
+    };
+    let (name, origin) = match name {
+        Some((name, origin)) => (Some(name), origin),
+        None => (None, file_origin.clone()),
+    };
+    Ok(ModelTable { name, file, origin, file_origin, settings })
+}
+
+fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, ConfigError> {
+    let line = first_line(text, &table);
+    let (mut name, mut model) = (None, None);
+    for (key, value) in table {
+        let line = line_of(text, key.span().start);
+        let origin = |key: &'static str| Origin::File { path: path.to_owned(), line, key };
+        match key.get_ref().as_str() {
+            "name" => name = Some((text_of(&value, origin("name"))?, origin("name"))),
+            "model" => model = Some(text_of(&value, origin("model"))?),
+            other => {
+                let (path, key) = (path.to_owned(), other.to_owned());
+                return Err(ConfigError::UnknownKey { path, line, key, near: None });
+            }
+        }
+    }
+    match (name, model) {
+        (Some((name, origin)), Some(model)) => Ok(AliasTable { name, model, origin }),
+        _ => {
+            let message = "an [[alias]] has a name and a model".to_owned();
+            Err(ConfigError::Syntax { path: path.to_owned(), line, message })
+        }
+    }
+}
+
+fn first_line(text: &str, table: &Table) -> usize {
+    table.keys().map(|key| line_of(text, key.span().start)).min().unwrap_or(1)
+}
+
+fn text_of(value: &toml::Value, origin: Origin) -> Result<String, ConfigError> {
+    match value.as_str() {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        Some(_) => Err(ConfigError::Rule { origin, message: "an empty text".to_owned() }),
+        None => Err(misplaced(value, origin)),
+    }
+}
+
+fn misplaced(value: &toml::Value, origin: Origin) -> ConfigError {
+    let message = format!("{} {} does not belong here", article(value.type_str()), value.type_str());
+    ConfigError::Rule { origin, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, ConfigError, Origin, Raw};
+    use crate::gateway::KeepAlive;
+    use std::time::Duration;
+
+    fn resolve(text: &str, flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("hearth.toml");
+        std::fs::write(&path, text).expect("a writable folder");
+        let flags: Vec<_> =
+            flags.iter().map(|(key, text)| (*key, vec![(*text).to_owned()], Origin::Flag((*key).to_owned()))).collect();
+        Raw::gather(Some(&path), |_| None, &flags)?.resolve()
+    }
+
+    const TWO: &str = r#"
+        parallel = 2
+        temp = 0.5
+        [[model]]
+        name = "chat"
+        file = "scripted"
+        alias = ["gpt-*", "c"]
+        [[model]]
+        name = "side"
+        file = "scripted:load_ms=5"
+        parallel = 8
+        temp = 0
+        load = "lazy"
+        [[alias]]
+        name = "gpt-4o"
+        model = "SIDE"
+    "#;
+
+    #[test]
+    fn a_table_is_the_top_level_said_anew() {
+        let config = resolve(TWO, &[("ctx_size", "4096")]).expect("two models");
+        let [chat, side] = config.models.as_slice() else { unreachable!("two models") };
+        assert_eq!((chat.config.id.as_str(), side.config.id.as_str()), ("chat", "side"));
+        assert_eq!((chat.engine.n_slots, side.engine.n_slots), (2, 8));
+        assert_eq!((chat.engine.n_ctx, side.engine.n_ctx), (Some(4096), Some(4096)));
+        assert_eq!((chat.config.sampling.temperature, side.config.sampling.temperature), (Some(0.5), Some(0.0)));
+        assert_eq!((chat.config.is_lazy, side.config.is_lazy), (false, true));
+        assert_eq!(chat.config.keep_alive, KeepAlive::Forever);
+        assert_eq!(side.config.keep_alive, KeepAlive::For(Duration::from_secs(300)));
+        assert_eq!(
+            (&chat.config.aliases[..], &side.config.aliases[..]),
+            (&["gpt-*".into(), "c".into()][..], &["gpt-4o".into()][..])
+        );
+        assert_eq!(config.gateway.model_id, "chat");
+        // A model on the command line is one more, and the first.
+        let three = resolve(TWO, &[("model", "scripted"), ("alias", "mine")]).expect("three models");
+        assert_eq!(
+            three.models.iter().map(|model| model.config.id.as_str()).collect::<Vec<_>>(),
+            ["mine", "chat", "side"]
+        );
+        assert_eq!((three.models[0].engine.n_slots, three.models[0].config.aliases.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_pattern_is_no_name() {
+        let config = resolve("", &[("model", "scripted"), ("alias", "gpt-*,real")]).expect("one model");
+        assert_eq!(config.models[0].config.id, "scripted");
+        assert_eq!(config.models[0].config.aliases, ["gpt-*", "real"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let message = |text: &str| resolve(text, &[]).expect_err("a bad file").to_string();
+        let model = "[[model]]\nfile = \"scripted\"\n";
+        for (text, words) in [
+            ("[[model]]\nname = \"x\"\n".to_owned(), "line 2: this [[model]] names no file"),
+            (format!("{model}prt = 1\n"), "line 3: unknown key \"prt\""),
+            (format!("{model}port = 1\n"), "line 3): this is said once for the server"),
+            (format!("{model}parallel = {{}}\n"), "line 3): a table does not belong here"),
+            (format!("{model}parallel = 0\n"), "line 3): 0 is not within 1..=256"),
+            (format!("{model}name = \"\"\n"), "line 3): an empty text"),
+            (format!("{model}name = \"a b\"\n"), "has spaces"),
+            (format!("{model}{model}"), "\"scripted\" is given to two models"),
+            (format!("{model}[[alias]]\nname = \"x\"\n"), "an [[alias]] has a name and a model"),
+            (format!("{model}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"), "line 4): there is no model named \"y\""),
+            (format!("{model}[[alias]]\nname = \"x\"\nmodle = \"y\"\n"), "line 5: unknown key \"modle\""),
+            (format!("alias = \"a\"\n{model}"), "this belongs into its [[model]]"),
+            ("[model]\nfile = \"scripted\"\n".to_owned(), "a table does not belong here"),
+            (model.repeat(65), "more than 64 [[model]]"),
+        ] {
+            let got = message(&text);
+            assert!(got.contains(words), "{text}\n{got}\n{words}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Handlers of Anthropic's API.
+
+use super::App;
+use super::body::JsonBody;
+use super::edge::{list_ignored, until_cut};
+use super::error::{ApiError, Asked};
+use super::openai::{json, refuse_if_strict};
+use super::sse::{self, Stream};
+use crate::chat::Prompt;
+use crate::dialect::anthropic::{self, Head, MessageChunks, Messages};
+use crate::dialect::{Fault, Read};
+use crate::engine::TokenizeRequest;
+use crate::gateway::{Caller, random_name};
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Response;
+
+pub(super) async fn messages(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let (request, ignored) = read(&app, body, anthropic::messages_request).await?;
+    let stream = request.stream;
+    let stops = request.output.stop.clone();
+    let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
+    let running = running.map_err(refusal)?;
+    let head = Head { id: random_name("msg_"), model: running.model().to_owned(), stops };
+    let mut response = if stream {
+        let chunks = MessageChunks::new(head, running.usage());
+        sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
+    } else {
+        let answered = until_cut(&app, running.collect()).await?;
+        let (answers, usage) = answered.map_err(refusal)?;
+        json(anthropic::message_response(&head, &answers.into_iter().next().unwrap_or_default(), &usage))
+    };
+    list_ignored(response.headers_mut(), ignored);
+    Ok(response)
+}
+
+pub(super) async fn count_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+    let (request, ignored) = read(&app, body, anthropic::count_request).await?;
+    let prompt = Prompt::Chat(request.prompt);
+    let counting = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+    let counted = until_cut(&app, app.gateway.tokenize(request.model.as_deref(), counting)).await?;
+    let (tokenized, _) = counted.map_err(refusal)?;
+    let mut response = json(anthropic::count_response(tokenized.tokens.len()));
+    list_ignored(response.headers_mut(), ignored);
+    Ok(response)
+}
+
+/// The request, and the header that lists what nobody knows of it.
+async fn read(
+    app: &App,
+    body: JsonBody,
+    reader: fn(&[u8]) -> Result<Read<Messages>, Fault>,
+) -> Result<(crate::chat::ChatRequest, Option<String>), ApiError> {
+    let Read { request: Messages { mut request, media }, ignored } = body.read(reader).await?;
+    refuse_if_strict(app, &ignored)?;
+    // Claude Code asks for several of Anthropic's models by their names; each means what is served.
+    request.model = app.gateway.stand_in(request.model, "claude-*");
+    if !media.is_empty() {
+        let target = until_cut(app, app.gateway.target(request.model.as_deref())).await?.map_err(refusal)?;
+        media.refuse(&target.description.media)?;
+    }
+    Ok((request, ignored.header()))
+}
+
+fn refusal(error: crate::gateway::Error) -> ApiError {
+    ApiError::of(error, Asked::Messages).renamed(anthropic::field_name)
+}

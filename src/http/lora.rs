@@ -1,0 +1,28 @@
+//! `/lora-adapters` of llama-server: which adapters there are, and their scales where requests say nothing.
+
+use super::App;
+use super::body::JsonBody;
+use super::edge::{list_ignored, until_cut};
+use super::error::{ApiError, Asked};
+use super::openai::{json, refuse_if_strict};
+use super::ops::Which;
+use crate::dialect::openai;
+use axum::extract::State;
+use axum::response::Response;
+
+pub(super) async fn list(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
+    let target = until_cut(&app, app.gateway.target(which.name())).await?;
+    let target = target.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    Ok(json(openai::lora_response(&target.description.adapters, &target.adapter_scales())))
+}
+
+/// Adapters that are not named are off from now on, as in llama-server.
+pub(super) async fn set(State(app): State<App>, which: Which, body: JsonBody) -> Result<Response, ApiError> {
+    let read = body.read(openai::lora_request).await?;
+    refuse_if_strict(&app, &read.ignored)?;
+    let set = until_cut(&app, app.gateway.set_adapter_scales(which.name(), &read.request)).await?;
+    set.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let mut response = json(br#"{"success":true}"#.to_vec());
+    list_ignored(response.headers_mut(), read.ignored.header());
+    Ok(response)
+}

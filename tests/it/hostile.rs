@@ -111,6 +111,25 @@ fn names(named: &str, field: &str) -> bool {
     named.contains(field) || named.starts_with(root) || named.contains(&format!(" {root}"))
 }
 
+/// Every form of every property: whatever becomes of it, it is no fault of the server's.
+#[tokio::test]
+async fn bodies_of_every_form_break_nothing() {
+    let server = Server::start().await;
+    let document = server.get("/openapi.json").await.json();
+    for (path, schema) in posts(&document) {
+        for mut body in Schemas(&document).values(&schema) {
+            if let Some(fields) = body.as_object_mut() {
+                fields.entry("max_tokens").or_insert(json!(4));
+            }
+            let answer = post(&server, &path, body.to_string()).await;
+            if answer.status != 200 {
+                refusal(&path, &answer);
+            }
+        }
+    }
+    assert_eq!(server.chat("still here", json!({})).await.content(), "still here");
+}
+
 /// Values that are of the right type and far too large, or nonsense.
 #[tokio::test]
 async fn large_and_odd_values_break_nothing() {

@@ -14,6 +14,9 @@ HEARTH := $(TARGET)/release/hearth
 PYTHON ?= python3
 VENV := .venv
 NODE_MODULES := tests/clients/node_modules
+TEMPLATES := tests/clients/templates
+# llama.cpp's chat templates, out of the source package that ships them.
+TEMPLATES_FROM := llama-cpp-python==0.3.36
 
 # A compiler cache, where there is one, makes a second target folder cheap.
 ifneq ($(shell command -v ccache 2>/dev/null),)
@@ -65,11 +68,11 @@ portable: setup ## build target/portable/release/hearth for any x86-64 CPU with 
 	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(NODE_MODULES)
+	rm -rf $(TARGET) $(VENV) $(NODE_MODULES) $(TEMPLATES)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients
-clients: $(VENV)/installed $(NODE_MODULES)/installed
+clients: $(VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed
 
 $(VENV)/installed: tests/clients/requirements.txt
 	@sh .ci/setup.sh test
@@ -80,4 +83,11 @@ $(VENV)/installed: tests/clients/requirements.txt
 $(NODE_MODULES)/installed: tests/clients/package-lock.json
 	@sh .ci/setup.sh test
 	cd tests/clients && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(TEMPLATES)/installed: Makefile
+	rm -rf $(TEMPLATES) && mkdir -p $(TEMPLATES)/package
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-binary :all: --no-deps --dest $(TEMPLATES)/package $(TEMPLATES_FROM)
+	tar -xzf $(TEMPLATES)/package/*.tar.gz -C $(TEMPLATES) --strip-components=5 --wildcards '*/vendor/llama.cpp/models/templates/*.jinja'
+	rm -rf $(TEMPLATES)/package
 	@touch $@

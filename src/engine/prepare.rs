@@ -2,7 +2,7 @@
 //! that none of it costs a running stream time.
 
 use super::adapters;
-use super::backend::{Model, Reading, Rendered, Token};
+use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
 use super::error::Failure;
@@ -52,6 +52,8 @@ struct Ready {
     /// The model was not told to do without thinking.
     may_think: bool,
     call_starts: Vec<String>,
+    grammar: Option<Box<Grammar>>,
+    forced: Option<Box<Forced>>,
 }
 
 /// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
@@ -62,12 +64,12 @@ const PIECES_BYTES_MAX: usize = 1 << 20;
 /// Text of a chat that the template may leave out; more must at least be able to fit the context.
 const BESIDE_BYTES_MAX: usize = 1 << 20;
 
+/// Longest grammar of a client, and its deepest nesting: llama.cpp's parser recurses.
+const GBNF_BYTES_MAX: usize = 256 << 10;
+const GBNF_DEPTH_MAX: usize = 256;
+
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
-
-/// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
-/// a user wrote, on their way through the template.
-const FENCES: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 impl<M: Model> Preparer<M> {
     /// Until the service drops its end of `works`.
@@ -173,9 +175,10 @@ impl<M: Model> Preparer<M> {
         // Nothing is generated only where the prompt itself is wanted.
         let least = u32::from(!request.output.echo);
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
-        let gate = match &request.output.constraint {
-            None => None,
-            Some(constraint) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
+        let gate = match (&request.output.constraint, &ready.forced) {
+            (_, Some(forced)) => Some(self.call_gate(forced, request.output.top_logprobs.is_none())?),
+            (None | Some(Constraint::Gbnf(_)), None) => None,
+            (Some(constraint), None) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
         };
         let drafter = match &request.output.prediction {
             Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
@@ -183,7 +186,11 @@ impl<M: Model> Preparer<M> {
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let sampler = self.model.sampler(&request.sampling, &tokens)?;
+        let grammar = match (&request.output.constraint, &ready.forced) {
+            (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
+            _ => ready.grammar.take(),
+        };
+        let sampler = self.model.sampler(&request.sampling, &tokens, grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         Ok(Run {
@@ -229,6 +236,22 @@ impl<M: Model> Preparer<M> {
         }
         let thoughts = self.constraints.endless()?;
         Ok(Box::new(Gate::new(matcher, thoughts, openings, ends, thinking, forces)))
+    }
+
+    /// What lets through only calls.
+    fn call_gate(&self, forced: &Forced, forces: bool) -> Result<Box<Gate>, Failure> {
+        let matcher = self.constraints.compile(&Constraint::Lark(forced.lark.clone())).map_err(|failure| {
+            let refused = forced.schemas.iter().find_map(|(index, schema)| {
+                match self.constraints.compile(&Constraint::JsonSchema(schema.clone())) {
+                    Err(Failure::Invalid { message, .. }) => Some(tool_refusal(*index, &message)),
+                    _ => None,
+                }
+            });
+            refused.unwrap_or_else(|| Failure::invalid("tools", "invalid_json_schema", failure.to_string()))
+        })?;
+        let ends = forced.thinking_ends.clone();
+        let thinking = !ends.is_empty();
+        Ok(Box::new(Gate::new(matcher, self.constraints.endless()?, Vec::new(), ends, thinking, forces)))
     }
 
     fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
@@ -360,6 +383,8 @@ impl<M: Model> Preparer<M> {
             preserved: rendered.preserved,
             may_think: chat.enable_thinking != Some(false),
             call_starts: rendered.call_starts,
+            grammar: rendered.grammar,
+            forced: rendered.forced,
         })
     }
 
@@ -383,12 +408,17 @@ impl<M: Model> Preparer<M> {
             Ok(rendered) => return Ok(rendered),
             Err(failure) => failure,
         };
-        let folded = super::fold::fold(&chat.messages);
-        if folded == chat.messages {
+        // Faults of tools and the like aren't the messages'.
+        if !matches!(&first, Failure::Invalid { field, .. } if field == "messages") {
             return Err(first);
         }
-        let again = ChatPrompt { messages: folded, ..chat.clone() };
-        self.model.render(&again).map_err(|_| first)
+        for messages in super::fold::repairs(&chat.messages) {
+            let again = ChatPrompt { messages, ..chat.clone() };
+            if let Ok(rendered) = self.model.render(&again) {
+                return Ok(rendered);
+            }
+        }
+        Err(first)
     }
 }
 
@@ -401,8 +431,39 @@ impl Ready {
             preserved: Vec::new(),
             may_think: false,
             call_starts: Vec::new(),
+            grammar: None,
+            forced: None,
         }
     }
+}
+
+/// A client's own grammar. Thinking that the prompt has opened comes before it.
+///
+/// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
+fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
+    let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
+    if text.len() > GBNF_BYTES_MAX {
+        return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
+    }
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > GBNF_DEPTH_MAX {
+        return Err(refuse(format!(
+            "the grammar is nested {deepest} levels deep, and at most {GBNF_DEPTH_MAX} are taken"
+        )));
+    }
+    let triggers = match reading {
+        Reading::Tags { ends, opened: true, .. } => ends.iter().map(|end| Trigger::behind(end)).collect(),
+        _ => Vec::new(),
+    };
+    Ok(Grammar { gbnf: text.to_owned(), triggers, ..Default::default() })
 }
 
 fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
@@ -417,7 +478,8 @@ fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
 fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
     let patterns = control_texts.iter().filter(|text| text.len() > 1);
     let has_one = |text: &str| control_texts.iter().any(|control| control.len() > 1 && text.contains(control.as_str()));
-    let texts = || chat.messages.iter().flat_map(message_texts);
+    let tool_texts = chat.tools.iter().flat_map(|tool| [tool.description.as_deref(), Some(tool.parameters.as_str())]);
+    let texts = || chat.messages.iter().flat_map(message_texts).chain(tool_texts.clone());
     let fences_taken = texts().flatten().any(|text| text.contains(FENCES));
     if !fences_taken && !texts().flatten().any(has_one) {
         return None;
@@ -449,6 +511,10 @@ fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
         for text in message.tool_calls.iter_mut().flat_map(|call| [&mut call.id, &mut call.name, &mut call.arguments]) {
             *text = fence_text(&Some(std::mem::take(text))).unwrap_or_default();
         }
+    }
+    for tool in &mut chat.tools {
+        tool.description = fence_text(&tool.description);
+        tool.parameters = fence_text(&Some(std::mem::take(&mut tool.parameters))).unwrap_or_default();
     }
     Some(chat)
 }

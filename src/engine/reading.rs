@@ -189,6 +189,8 @@ impl Reader {
         *parsed = whole.len();
         let read = match parser.parse(whole, !last) {
             Some(read) => read,
+            // Cut by the limit inside a call: that far it can be read.
+            None if last && !shown.calls.is_empty() => parser.parse(whole, true).unwrap_or_else(|| shown.clone()),
             // A finished answer is never lost: what can't be read is content as it stands.
             None if last => Parsed { content: format!("{}{}", shown.content, unread(whole, shown)), ..shown.clone() },
             None => return,
@@ -227,7 +229,8 @@ fn next_calls(shown: &mut Vec<ParsedCall>, read: &Parsed, last: bool, delta: &mu
             calls.push(ParsedCall { name: call.name.clone(), ..Default::default() });
         }
         let known = &mut calls[index].arguments;
-        if let Some(more) = call.arguments.strip_prefix(known.as_str()) {
+        let arguments = if last && call.arguments.is_empty() { "{}" } else { &call.arguments };
+        if let Some(more) = arguments.strip_prefix(known.as_str()) {
             piece.arguments.push_str(more);
             known.push_str(more);
         }
@@ -263,7 +266,7 @@ fn beyond<'a>(now: &'a str, shown: &str, last: bool) -> Option<&'a str> {
 }
 
 /// Bytes at the end of `text` that may be the beginning of one of `tags`.
-fn partial_tag(text: &str, tags: &[String]) -> usize {
+pub(super) fn partial_tag(text: &str, tags: &[String]) -> usize {
     let starts = |from: usize| tags.iter().any(|tag| tag.starts_with(&text[from..]));
     let longest = tags.iter().map(String::len).max().unwrap_or(0);
     let from = text.len().saturating_sub(longest);

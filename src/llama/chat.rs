@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::model::Model;
+use super::sampler::Trigger;
 use super::sys;
 use serde::Deserialize;
 use std::ffi::CString;
@@ -35,6 +36,57 @@ pub struct RenderedChat {
     pub thinking_ends: Vec<String>,
     /// The prompt ends inside the thinking tags.
     pub thinking_opened: bool,
+    /// What the template puts behind the messages for the answer to begin with.
+    pub generation_prompt: String,
+    /// GBNF of tool calls, which holds from a trigger on; empty where none may come.
+    pub grammar: String,
+    pub triggers: Vec<Trigger>,
+}
+
+/// What a template can do with tools.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ToolFormat {
+    /// It shows tools to the model and calls in the history, and answers with calls can be read.
+    pub is_native: bool,
+    /// `None`: arguments are not written as JSON, or not in a way that could be found.
+    pub shape: Option<Shape>,
+}
+
+/// How calls are written: `head name mid arguments (sep name mid arguments)* tail`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, Deserialize)]
+pub struct Shape {
+    pub head: String,
+    pub mid: String,
+    /// `None`: only one call can be written.
+    pub sep: Option<String>,
+    pub tail: String,
+}
+
+/// The parser's view of an answer.
+#[derive(Debug, Default, Deserialize)]
+pub struct ReadAnswer {
+    pub content: String,
+    pub reasoning: String,
+    pub calls: Vec<ReadCall>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub struct ReadCall {
+    pub id: String,
+    pub name: String,
+    pub arguments: String,
+}
+
+/// GBNF of calls in a shape. `request` is the JSON that the shim's header describes.
+///
+/// Errors: a schema that is none.
+pub fn tools_grammar(request: &str) -> Result<String, Error> {
+    let request = CString::new(request).map_err(|_| Error::Invalid("a tool holds a NUL byte".into()))?;
+    let mut gbnf = std::ptr::null_mut();
+    // SAFETY: request is a C string; the text that comes back is ours to free.
+    sys::call(|err| unsafe { sys::hearth_tools_grammar(request.as_ptr(), &raw mut gbnf, err) })?;
+    // SAFETY: allocated by the shim, taken once.
+    Ok(unsafe { sys::take(gbnf) })
 }
 
 impl Templates {
@@ -73,6 +125,15 @@ impl Templates {
         Ok(templates)
     }
 
+    /// Renders a few probes; milliseconds. Any thread.
+    pub fn tool_format(&self) -> Result<ToolFormat, Error> {
+        let mut json = std::ptr::null_mut();
+        // SAFETY: the handle lives; the text that comes back is ours to free.
+        sys::call(|err| unsafe { sys::hearth_templates_tool_format(self.raw.as_ptr(), &raw mut json, err) })?;
+        // SAFETY: allocated by the shim, taken once.
+        parse(&unsafe { sys::take(json) })
+    }
+
     /// Runs the template; `request` is the JSON that the shim's header describes. Any thread.
     ///
     /// Errors: what the template raised.
@@ -106,13 +167,8 @@ pub struct AnswerParser {
 unsafe impl Send for AnswerParser {}
 
 impl AnswerParser {
-    /// (reasoning, content) of the text so far. Errors when the text is not of the model's format.
-    pub fn parse(&self, text: &str, is_partial: bool) -> Result<(String, String), Error> {
-        #[derive(Deserialize)]
-        struct Read {
-            content: String,
-            reasoning: String,
-        }
+    /// What the text so far says. Errors when the text is not of the model's format.
+    pub fn parse(&self, text: &str, is_partial: bool) -> Result<ReadAnswer, Error> {
         let mut json = std::ptr::null_mut();
         // SAFETY: the text is described by its length; the result is ours to free.
         sys::call(|err| unsafe {
@@ -126,8 +182,7 @@ impl AnswerParser {
             )
         })?;
         // SAFETY: allocated by the shim, taken once.
-        let read: Read = parse(&unsafe { sys::take(json) })?;
-        Ok((read.reasoning, read.content))
+        parse(&unsafe { sys::take(json) })
     }
 }
 

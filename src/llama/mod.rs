@@ -16,12 +16,12 @@ mod model;
 mod sampler;
 mod sys;
 
-pub use chat::{AnswerParser, Templates};
+pub use chat::{AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat, tools_grammar};
 pub use context::{Batch, Context, ContextParams, Decoded, KvElement};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
-pub use sampler::{Sampler, SamplerParams};
+pub use sampler::{Grammar, Sampler, SamplerParams, Trigger};
 
 /// llama.cpp's version, as it calls itself.
 pub fn version() -> String {

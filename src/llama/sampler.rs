@@ -41,6 +41,39 @@ pub struct SamplerParams {
     pub samplers: Vec<&'static str>,
 }
 
+/// A grammar of the answer, and when it begins to hold.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Grammar {
+    pub gbnf: String,
+    /// Lazy where there are any: it holds from the first match on, thinking excepted.
+    pub triggers: Vec<Trigger>,
+    /// Tokens that are part of the format.
+    pub preserved: Vec<i32>,
+    /// The end of the prompt, which tells whether thinking is open.
+    pub generation_prompt: String,
+    pub thinking_start: String,
+    pub thinking_ends: Vec<String>,
+}
+
+/// What makes a lazy grammar hold. Source: common_grammar_trigger, common/common.h.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub struct Trigger {
+    pub kind: i32,
+    pub value: String,
+}
+
+impl Trigger {
+    pub const WORD: i32 = 1;
+    const PATTERN_FULL: i32 = 3;
+
+    /// The grammar holds behind `text`, not with it.
+    pub fn behind(text: &str) -> Self {
+        let special = |c: char| r"^$\.*+?()[]{}|/".contains(c).then_some('\\');
+        let escaped: String = text.chars().flat_map(|c| special(c).into_iter().chain([c])).collect();
+        Self { kind: Self::PATTERN_FULL, value: format!("[\\s\\S]*?{escaped}([\\s\\S]*)") }
+    }
+}
+
 /// A request's chain with its random state.
 #[derive(Debug)]
 pub struct Sampler {
@@ -54,7 +87,7 @@ unsafe impl Send for Sampler {}
 
 impl Sampler {
     /// Errors: `Invalid` for a value that llama.cpp itself refuses. Source: common_sampler_init, common/sampling.h.
-    pub fn new(model: &Arc<Model>, params: &SamplerParams) -> Result<Self, Error> {
+    pub fn new(model: &Arc<Model>, params: &SamplerParams, grammar: Option<&Grammar>) -> Result<Self, Error> {
         let c_texts = |texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<CString>, Error> {
             let texts =
                 texts.map(|text| CString::new(text).map_err(|_| Error::Invalid("a text holds a NUL byte".into())));
@@ -69,6 +102,16 @@ impl Sampler {
             .iter()
             .map(|(token, bias)| sys::llama_logit_bias { token: *token, bias: *bias })
             .collect();
+        let none = Grammar::default();
+        let rules = grammar.unwrap_or(&none);
+        let rule_texts = [&rules.gbnf, &rules.generation_prompt, &rules.thinking_start];
+        let rule_texts = c_texts(&mut rule_texts.into_iter().map(String::as_str))?;
+        let values = c_texts(&mut rules.triggers.iter().map(|trigger| trigger.value.as_str()))?;
+        let triggers: Vec<sys::hearth_trigger> = (rules.triggers.iter().zip(&values))
+            .map(|(trigger, value)| sys::hearth_trigger { kind: trigger.kind, value: value.as_ptr() })
+            .collect();
+        let thinking_ends = c_texts(&mut rules.thinking_ends.iter().map(String::as_str))?;
+        let thinking_ends_raw: Vec<*const c_char> = thinking_ends.iter().map(|text| text.as_ptr()).collect();
         let raw_params = sys::hearth_sampler_params {
             seed: params.seed,
             min_keep: params.min_keep,
@@ -100,6 +143,15 @@ impl Sampler {
             n_logit_bias: bias.len(),
             samplers: samplers_raw.as_ptr(),
             n_samplers: samplers_raw.len(),
+            grammar: if grammar.is_some() { rule_texts[0].as_ptr() } else { std::ptr::null() },
+            triggers: triggers.as_ptr(),
+            n_triggers: triggers.len(),
+            preserved: rules.preserved.as_ptr(),
+            n_preserved: rules.preserved.len(),
+            generation_prompt: rule_texts[1].as_ptr(),
+            thinking_start: rule_texts[2].as_ptr(),
+            thinking_ends: thinking_ends_raw.as_ptr(),
+            n_thinking_ends: thinking_ends_raw.len(),
         };
         let mut raw = std::ptr::null_mut();
         // SAFETY: every array outlives the call and is described by its length; the shim copies them.

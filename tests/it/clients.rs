@@ -38,6 +38,24 @@ fn the_node_client_is_content() {
 }
 
 #[test]
+fn anthropics_python_client_is_content() {
+    let python = root().join(".venv/bin/python");
+    check(&python, &python, "anthropic_python.py");
+}
+
+#[test]
+fn anthropics_node_client_is_content() {
+    let node = PathBuf::from("node");
+    check(&node, &root().join("tests/clients/node_modules/@anthropic-ai/sdk"), "anthropic_node.mjs");
+}
+
+#[test]
+fn ollamas_python_client_is_content() {
+    let python = root().join(".venv/bin/python");
+    check(&python, &python, "ollama_python.py");
+}
+
+#[test]
 fn the_python_client_is_content_with_responses() {
     let python = root().join(".venv/bin/python");
     check(&python, &python, "responses_python.py");

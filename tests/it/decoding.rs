@@ -259,3 +259,29 @@ async fn the_middle_is_filled_with_the_models_own_tokens() {
         matches!(refused, Failure::Invalid { field, code, .. } if field == "suffix" && code == "unsupported_operation")
     );
 }
+
+#[tokio::test]
+async fn a_grammar_of_the_clients_own_holds_and_a_bad_one_is_refused() {
+    let engine = start("tiny/tiny-llama", |_| {}).await;
+    for seed in 0..3 {
+        let grammar = Constraint::Gbnf("root ::= \"(\" [a-c]{2,4} \")\" digit+\ndigit ::= [0-9]".into());
+        let said = answer(&engine, constrained(grammar, 60, seed)).await.unwrap();
+        let inner = said.text.strip_prefix('(').and_then(|rest| rest.split_once(')')).expect(&said.text);
+        assert!(
+            (2..=4).contains(&inner.0.len()) && inner.0.bytes().all(|b| (b'a'..=b'c').contains(&b)),
+            "{}",
+            said.text
+        );
+        assert!(inner.1.bytes().all(|b| b.is_ascii_digit()), "{}", said.text);
+    }
+    let deep = format!("root ::= {}\"a\"{}", "(".repeat(9000), ")".repeat(9000));
+    for bad in ["root ::= nothing", "root = 1", "root ::= root \"a\"", "", &deep, &"x".repeat(300_000)] {
+        let refused = answer(&engine, constrained(Constraint::Gbnf(bad.to_owned()), 8, 1)).await;
+        let shown: String = bad.chars().take(30).collect();
+        assert!(
+            matches!(&refused, Err(Failure::Invalid { field, .. }) if field == "grammar"),
+            "{shown}: {:?}",
+            refused.map(|said| said.text)
+        );
+    }
+}

@@ -22,5 +22,7 @@ mod ops;
 mod responses;
 mod structured;
 mod support;
+mod templates;
 mod tiny_model;
 mod tokenizer;
+mod tools_real;

@@ -218,7 +218,7 @@ async fn a_client_may_say_how_long_a_model_stays_but_not_against_the_operator() 
     stays.config.keep_alive = KeepAlive::Forever;
     let house = House::of(vec![stays, goes], LoadLimits::default()).await;
     for model in ["stays", "goes"] {
-        let target = house.gateway.target(Some(model)).await.ok().expect("it loads");
+        let target = house.gateway.target(Some(model)).await.expect("it loads");
         house.gateway.touch(Some(model), KeepAlive::For(Duration::ZERO)).expect("a known name");
         assert_eq!(target.id(), model);
         tokio::time::sleep(Duration::from_millis(50)).await;

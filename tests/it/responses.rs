@@ -566,14 +566,10 @@ async fn resp_14_a_restart_forgets_unless_there_is_a_folder() {
     };
     tokio::time::timeout(PATIENCE, is_written).await.expect("written in time");
     let second = Server::with(|setup| setup.gateway.responses.dir = Some(path)).await;
-    assert_eq!(server_text(&second, id(&kept)).await, "kept");
+    assert_eq!(kept, second.get(&format!("{PATH}/{}", id(&kept))).await.json());
     assert_eq!(second.get(&format!("{PATH}/{}", id(&deleted))).await.status, 404);
     let after = create(&second, json!("x"), json!({"previous_response_id": kept["id"]})).await;
     assert_eq!(after.status, 200, "{}", after.text);
-}
-
-async fn server_text(server: &Server, id: &str) -> String {
-    text(&server.get(&format!("{PATH}/{id}")).await.json()).to_owned()
 }
 
 #[tokio::test]

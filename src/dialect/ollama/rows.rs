@@ -75,10 +75,15 @@ impl Head {
             Finish::EndOfTurn | Finish::StopString(_) => "stop",
             Finish::Length => "length",
         };
+        let total = nanoseconds((self.now)().saturating_sub(self.started));
+        let generating = micros(timings.prompt_us).saturating_add(micros(timings.predicted_us));
+        // The wait for a slot began before the acceptance came through, so the two overlap by a hair.
+        let load =
+            nanoseconds(self.load).saturating_add(micros(timings.queue_us)).min(total.saturating_sub(generating));
         row["done"] = true.into();
         row["done_reason"] = reason.into();
-        row["total_duration"] = nanoseconds((self.now)().saturating_sub(self.started)).into();
-        row["load_duration"] = nanoseconds(self.load).saturating_add(micros(timings.queue_us)).into();
+        row["total_duration"] = total.into();
+        row["load_duration"] = load.into();
         row["prompt_eval_count"] = usage.prompt_tokens.into();
         row["prompt_eval_duration"] = micros(timings.prompt_us).into();
         row["eval_count"] = usage.completion_tokens.into();

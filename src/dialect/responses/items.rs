@@ -2,8 +2,6 @@
 
 use crate::chat::{Message, Role, ToolCall};
 use crate::dialect::Fault;
-#[cfg(test)]
-use crate::dialect::Ignored;
 use crate::dialect::fields::{Object, invalid_type, invalid_value};
 use crate::dialect::openai::parts::{Found, content};
 use serde_json::{Value, json};

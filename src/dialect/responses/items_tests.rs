@@ -1,4 +1,5 @@
 use super::*;
+use crate::dialect::Ignored;
 
 fn turn(value: Value) -> Result<Turn, Fault> {
     read("input[0]".to_owned(), value, &mut Found { ignored: &mut Ignored::default(), media: Vec::new() })

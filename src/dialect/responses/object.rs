@@ -3,7 +3,7 @@
 use super::items::Item;
 use crate::chat::Usage;
 use crate::dialect::Fault;
-use crate::dialect::fields::{invalid_type, invalid_value};
+use crate::dialect::fields::{integer, invalid_type, invalid_value};
 use crate::dialect::openai::logprobs::number;
 use crate::dialect::openai::to_wire::json;
 use serde::Serialize;
@@ -179,7 +179,7 @@ pub fn page<'a>(query: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Page,
             ("order", other) => return Err(invalid_value("order", other, "asc, desc")),
             ("limit", text) => {
                 let limit: i64 = text.parse().map_err(|_| invalid_type("limit", "an integer", &text.into()))?;
-                page.limit = crate::dialect::fields::integer("limit".to_owned(), &limit.into(), 1, 100)? as usize;
+                page.limit = integer("limit".to_owned(), &limit.into(), 1, 100)?.unsigned_abs() as usize;
             }
             ("after", id) => page.after = Some(id.to_owned()),
             _ => {}

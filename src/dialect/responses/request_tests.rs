@@ -178,3 +178,18 @@ fn an_input_of_thoughts_alone_can_not_be_answered() {
     let thoughts = json!({"input": [{"type":"reasoning","summary":[]}]});
     assert_eq!(read(thoughts).unwrap().request.converse(&[], "b").unwrap_err().param.as_deref(), Some("input"));
 }
+
+#[test]
+fn refusals_of_the_engine_name_the_clients_fields() {
+    let png = "data:image/png;base64,iVBORw0KGgo=";
+    let asked = read(json!({
+        "input": [{"role":"user","content":[{"type":"input_text","text":"x"},{"type":"input_image","image_url":png}]}],
+        "tools": [{"type":"web_search"},{"type":"namespace","name":"n","tools":[{"type":"function","name":"f"}]}],
+    }));
+    let places = asked.unwrap().request.places;
+    assert_eq!(places.name("media[0]"), "input[0].content[1].type");
+    assert_eq!(places.name("media[7]"), "input");
+    assert_eq!(places.name("tools[0].function.parameters"), "tools[1].tools[0].parameters");
+    assert_eq!(places.name("response_format"), "text.format");
+    assert_eq!((places.name("messages"), places.name("model")), ("input".to_owned(), "model".to_owned()));
+}

@@ -251,7 +251,7 @@ fn logprobs_come_with_their_text_where_they_are_wanted() {
     let delta = Delta { logprobs: vec![entry], ..said("x") };
     let wanted = json!([{"token":"x","logprob":-0.5,"bytes":[120],
         "top_logprobs":[{"token":"x","logprob":-0.5,"bytes":[120]}]}]);
-    let (events, _) = stream(asked(json!({"top_logprobs": 1})), &[delta.clone()], Finish::EndOfTurn);
+    let (events, _) = stream(asked(json!({"top_logprobs": 1})), std::slice::from_ref(&delta), Finish::EndOfTurn);
     let find = |kind: &str| events.iter().find(|event| event["type"] == kind).unwrap();
     assert_eq!(find("response.output_text.delta")["logprobs"], wanted);
     assert_eq!(find("response.output_text.done")["logprobs"], wanted);

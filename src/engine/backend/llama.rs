@@ -1,17 +1,21 @@
 //! A GGUF file through llama.cpp.
 
+use super::calls;
+use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, InfillTokens, Interrupt, Model, Parsed, Reading, Rendered, Row,
-    Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall,
+    Reading, Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
 use crate::engine::event::Description;
-use crate::llama::{self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Templates};
+use crate::llama::{
+    self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Shape, Templates, ToolFormat, Trigger,
+};
 use serde_json::json;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Spinning between graphs helps only while no other process wants the core; low keeps a shared box usable.
 const POLL: u32 = 10;
@@ -24,6 +28,9 @@ pub struct LlamaModel {
     control: Vec<bool>,
     ends: Vec<bool>,
     control_texts: Vec<String>,
+    /// Found out when the first tools come.
+    tool_format: OnceLock<ToolFormat>,
+    own_grammars: OwnGrammars,
     config: EngineConfig,
 }
 
@@ -77,7 +84,31 @@ impl LlamaModel {
             .filter(|id| model.is_control(*id))
             .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
             .collect();
-        Ok(Self { model, templates, pieces, control, ends, control_texts, config: config.clone() })
+        let (tool_format, own_grammars, config) = (OnceLock::new(), OwnGrammars::default(), config.clone());
+        Ok(Self { model, templates, pieces, control, ends, control_texts, tool_format, own_grammars, config })
+    }
+
+    fn tool_format(&self, templates: &Templates) -> ToolFormat {
+        self.tool_format.get_or_init(|| templates.tool_format().unwrap_or_default()).clone()
+    }
+
+    #[cfg(test)]
+    pub(super) fn format_for_test(&self) -> ToolFormat {
+        self.templates.as_ref().map(|templates| self.tool_format(templates)).unwrap_or_default()
+    }
+
+    /// The token that is spelled exactly so.
+    fn token_of(&self, text: &str) -> Option<Token> {
+        let tokens = self.model.tokenize(text, false, true).ok()?;
+        (tokens.len() == 1).then(|| tokens[0])
+    }
+
+    /// The control tokens that a shape is written with.
+    fn controls_in(&self, shape: &Shape) -> Vec<(String, Token)> {
+        let texts = [shape.head.as_str(), &shape.mid, shape.sep.as_deref().unwrap_or_default(), &shape.tail];
+        let is_in = |control: &&String| control.len() > 1 && texts.iter().any(|text| text.contains(control.as_str()));
+        let found = self.control_texts.iter().filter(is_in);
+        found.filter_map(|text| Some((text.clone(), self.token_of(text)?))).collect()
     }
 
     fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
@@ -142,7 +173,7 @@ impl Model for LlamaModel {
             sampling: self.suggested_sampling(),
             piece_bytes_max: self.pieces.longest(),
             generates: self.model.generates(),
-            has_tools: false,
+            has_tools: templates.is_some(),
             infills: self.model.infill_tokens().is_some(),
             pooling: None,
             n_embd_out: 0,
@@ -192,35 +223,55 @@ impl Model for LlamaModel {
             .templates
             .as_ref()
             .map_err(|error| refuse(format!("the model's chat template can't be used: {error}")))?;
+        let plan = Plan::new(prompt, || self.tool_format(templates))?;
         let (rendered, parser) = templates
-            .render(&request_of(prompt).to_string())
+            .render(&request_of(&plan.shown, plan.native_tools()).to_string())
             .map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
-        let preserved = rendered.preserved.iter().filter_map(|text| {
-            let tokens = self.model.tokenize(text, false, true).ok()?;
-            (tokens.len() == 1).then(|| tokens[0])
-        });
-        let preserved = preserved.collect();
-        let reading = match (prompt.reasoning_format, parser) {
-            (_, Some(parser)) => Reading::Parser(Box::new(Parser { parser })),
-            (ReasoningFormat::Separate, None)
-                if !rendered.thinking_start.is_empty() && rendered.thinking_ends.iter().any(|end| !end.is_empty()) =>
-            {
-                Reading::Tags {
-                    start: rendered.thinking_start,
-                    ends: rendered.thinking_ends.into_iter().filter(|end| !end.is_empty()).collect(),
-                    opened: rendered.thinking_opened,
-                }
+        let preserved = rendered.preserved.iter().filter_map(|text| self.token_of(text));
+        let mut preserved: Vec<Token> = preserved.collect();
+        let (mut grammar, mut forced, mut call_starts) = (None, None, Vec::new());
+        let reading = match (&plan.way, parser) {
+            (Way::Forced(shape), _) => {
+                let controls = self.controls_in(shape);
+                preserved.extend(controls.iter().map(|(_, token)| *token));
+                forced = Some(plan.forced(shape, &rendered, &controls));
+                plan.reading(shape, &rendered)
             }
-            _ => Reading::Plain,
+            (Way::Ours(shape), _) => {
+                let trigger = Trigger { kind: Trigger::WORD, value: calls::HERMES_TRIGGER.to_owned() };
+                preserved.extend(self.token_of(&trigger.value));
+                call_starts.push(trigger.value.clone());
+                let gbnf = self.own_grammars.get(&plan, shape)?.to_string();
+                grammar = Some(render::grammar(gbnf, vec![trigger], &rendered, &preserved));
+                plan.reading(shape, &rendered)
+            }
+            (Way::Native | Way::Never, Some(parser)) => {
+                if !rendered.grammar.is_empty() {
+                    let words = rendered.triggers.iter().filter(|trigger| trigger.kind == Trigger::WORD);
+                    call_starts.extend(words.map(|trigger| trigger.value.clone()));
+                    let (gbnf, triggers) = (rendered.grammar.clone(), rendered.triggers.clone());
+                    grammar = Some(render::grammar(gbnf, triggers, &rendered, &preserved));
+                }
+                Reading::Parser(Box::new(Parser { parser }))
+            }
+            (_, None) => plain_reading(&rendered, prompt.reasoning_format),
         };
-        Ok(Rendered { text: rendered.prompt, reading, stops: rendered.stops, preserved, call_starts: Vec::new() })
+        let (text, stops) = (rendered.prompt, rendered.stops);
+        Ok(Rendered { text, reading, stops, preserved, call_starts, grammar, forced })
     }
 
-    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<llama::Sampler, Failure> {
+    fn sampler(
+        &self,
+        params: &SamplingParams,
+        prompt: &[Token],
+        grammar: Option<&Grammar>,
+    ) -> Result<llama::Sampler, Failure> {
         let n_ctx = i32::try_from(self.n_ctx()).unwrap_or(i32::MAX);
         let raw = sampler_params(params, n_ctx);
         let refuse = |error: llama::Error| Failure::invalid("sampling", "invalid_value", error.to_string());
-        let mut sampler = llama::Sampler::new(&self.model, &raw).map_err(refuse)?;
+        let what = if grammar.is_some() { "grammar" } else { "sampling" };
+        let mut sampler = llama::Sampler::new(&self.model, &raw, grammar)
+            .map_err(|error| Failure::invalid(what, "invalid_value", error.to_string()))?;
         // Only what the penalties can still see.
         let window = raw.penalty_last_n.max(raw.dry_penalty_last_n).max(64);
         let seen = prompt.len().saturating_sub(usize::try_from(window).unwrap_or(0));
@@ -261,7 +312,9 @@ impl Model for LlamaModel {
 }
 
 /// The shim's request for a chat: messages in OpenAI's shape, which `common/chat` reads.
-fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
+///
+/// `callable`: tools that the answer may call in the template's format, as the shim wants them.
+fn request_of(prompt: &ChatPrompt, callable: Vec<serde_json::Value>) -> serde_json::Value {
     let messages: Vec<serde_json::Value> = prompt
         .messages
         .iter()
@@ -297,6 +350,10 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
     }
     let effort_none = prompt.reasoning_effort.as_deref() == Some("none");
     let enable_thinking = prompt.enable_thinking.or(said).unwrap_or(!effort_none);
+    let tools = prompt.tools.iter().map(|tool| {
+        let description = tool.description.as_deref().unwrap_or_default();
+        json!({ "name": tool.name, "description": description, "parameters": tool.parameters })
+    });
     json!({
         "messages": messages,
         "add_generation_prompt": prompt.add_generation_prompt,
@@ -304,7 +361,18 @@ fn request_of(prompt: &ChatPrompt) -> serde_json::Value {
         "reasoning": prompt.reasoning_format == ReasoningFormat::Separate,
         "enable_thinking": enable_thinking,
         "kwargs": kwargs,
+        "tools": tools.collect::<Vec<_>>(),
+        "callable": callable,
+        "parallel_tool_calls": prompt.parallel_tool_calls,
     })
+}
+
+fn plain_reading(rendered: &llama::RenderedChat, format: ReasoningFormat) -> Reading {
+    let ends: Vec<String> = rendered.thinking_ends.iter().filter(|end| !end.is_empty()).cloned().collect();
+    if format == ReasoningFormat::Separate && !rendered.thinking_start.is_empty() && !ends.is_empty() {
+        return Reading::Tags { start: rendered.thinking_start.clone(), ends, opened: rendered.thinking_opened };
+    }
+    Reading::Plain
 }
 
 /// Arguments as JSON of a sane depth, which templates parse without a bound of their own; what is none (a call that was cut
@@ -323,8 +391,9 @@ struct Parser {
 
 impl AnswerParser for Parser {
     fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
-        let (reasoning, content) = self.parser.parse(text, is_partial).ok()?;
-        Some(Parsed { reasoning, content, calls: Vec::new() })
+        let llama::ReadAnswer { reasoning, content, calls } = self.parser.parse(text, is_partial).ok()?;
+        let call = |call: llama::ReadCall| ParsedCall { id: call.id, name: call.name, arguments: call.arguments };
+        Some(Parsed { reasoning, content, calls: calls.into_iter().map(call).collect() })
     }
 }
 

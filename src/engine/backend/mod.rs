@@ -2,8 +2,12 @@
 //!
 //! Two exist: `llama` is real, `scripted` makes deterministic tokens for tests and for measuring the server itself.
 
+mod calls;
 mod cores;
+#[cfg(test)]
+mod families;
 pub mod llama;
+mod render;
 pub mod scripted;
 
 use super::config::{EngineConfig, LoraConfig};
@@ -11,6 +15,13 @@ use super::error::Failure;
 use super::event::{Adapter, Description};
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
+
+pub use crate::llama::{Grammar, Trigger};
+pub(super) use calls::{Forced, refusal as tool_refusal};
+
+/// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
+/// a user wrote, on their way through the template. Grammars and parsers are made without them.
+pub const FENCES: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 /// A token id; below `n_vocab` once checked.
 pub type Token = i32;
@@ -25,6 +36,10 @@ pub struct Rendered {
     pub preserved: Vec<Token>,
     /// Texts that begin a tool call, where the model may make one: a constrained answer may be a call instead.
     pub call_starts: Vec<String>,
+    /// Of calls that may come: constrains the sampler.
+    pub grammar: Option<Box<Grammar>>,
+    /// A call that must come: constrains the answer.
+    pub forced: Option<Box<Forced>>,
 }
 
 /// How the text of an answer is taken apart into thinking and content.
@@ -101,8 +116,14 @@ pub trait Model: Send + Sync + 'static {
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
 
-    /// A sampler that has seen `prompt`. `params` are in range; what can still fail names the field.
-    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Self::Sampler, Failure>;
+    /// A sampler that has seen `prompt`. `params` are in range; what can still fail names the field. Without triggers the
+    /// grammar holds from the first token on.
+    fn sampler(
+        &self,
+        params: &SamplingParams,
+        prompt: &[Token],
+        grammar: Option<&Grammar>,
+    ) -> Result<Self::Sampler, Failure>;
 
     /// A context of its own for one worker. `interrupt` is asked often during a decode; true ends it.
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;

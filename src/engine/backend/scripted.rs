@@ -22,8 +22,8 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered, Row,
-    Token, allows,
+    AnswerParser, Context, DecodeError, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered,
+    Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -329,10 +329,21 @@ impl Model for ScriptedModel {
         };
         let calls = matches!(reading, Reading::Parser(_));
         let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
-        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), call_starts })
+        Ok(Rendered {
+            text,
+            reading,
+            stops: Vec::new(),
+            preserved: Vec::new(),
+            call_starts,
+            grammar: None,
+            forced: None,
+        })
     }
 
-    fn sampler(&self, params: &SamplingParams, prompt: &[Token]) -> Result<Script, Failure> {
+    fn sampler(&self, params: &SamplingParams, prompt: &[Token], grammar: Option<&Grammar>) -> Result<Script, Failure> {
+        if grammar.is_some_and(|grammar| !grammar.gbnf.is_empty()) {
+            return Err(Failure::invalid("grammar", "unsupported_operation", "the scripted model reads no GBNF"));
+        }
         let forced = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0).map(|(token, _)| *token);
         let message = last_message(prompt);
         let answer = match forced_tool(prompt) {

@@ -5,7 +5,7 @@
 //! computed beside the forward pass (see [`masks`]).
 //!
 //! # Design
-//! GBNF stays with llama.cpp's own grammar sampler, which defines it. Everything else is llguidance's: its masks of a
+//! GBNF stays with llama.cpp's own grammar sampler, which defines it (see `prepare`). Everything else is llguidance's: its masks of a
 //! 32k vocabulary take tens of microseconds where the grammar sampler takes milliseconds, and it tells which tokens are
 //! forced, so that property names and punctuation cost no forward pass of their own.
 //!
@@ -13,7 +13,7 @@
 
 mod gate;
 pub(super) mod masks;
-mod schema;
+pub(super) mod schema;
 mod vocabulary;
 
 pub(super) use gate::{Gate, Opening};

@@ -52,7 +52,7 @@ fn options() -> Value {
 }
 
 /// What no one can mean: unknown types, remote or dangling references, sizes out of reach. The text says where.
-pub(super) fn check(schema: &Value) -> Result<(), String> {
+pub(in crate::engine) fn check(schema: &Value) -> Result<(), String> {
     let mut n_nodes = 0;
     check_at(schema, schema, "", 0, &mut n_nodes)
 }
@@ -149,7 +149,7 @@ fn resolve<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
 }
 
 /// `close`: objects with properties and nothing said about others have no others.
-pub(super) fn normalise(schema: &Value, close: bool) -> Value {
+pub(in crate::engine) fn normalise(schema: &Value, close: bool) -> Value {
     let mut schema = match schema {
         Value::Object(_) => convert(schema, schema, close, false),
         // A boolean has no room for options.

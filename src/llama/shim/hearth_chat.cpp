@@ -3,6 +3,7 @@
 #include "chat-auto-parser.h"
 #include "chat.h"
 #include "common.h"
+#include "json-schema-to-grammar.h"
 
 #include <ctime>
 #include <map>
@@ -22,6 +23,12 @@ struct chat_plan {
     std::string generation_prompt;
     // Rendering directly gave the same prompt as common/chat did, so the analysis needn't run again.
     bool direct = false;
+    // Of tools: the grammar of calls, what starts it, and the parser of the answer.
+    std::string grammar;
+    bool lazy = false;
+    std::vector<common_grammar_trigger> triggers;
+    std::shared_ptr<const common_chat_parser_params> parser;
+    size_t bytes = 0;
 };
 
 struct hearth_templates {
@@ -29,17 +36,22 @@ struct hearth_templates {
     // The same template, for rendering without analysing it anew.
     std::unique_ptr<common_chat_template> tmpl;
     std::mutex mutex;
-    // Plans by the options that make them; emptied when PLANS_MAX are in.
-    std::map<std::string, chat_plan> plans;
+    // Plans by the options that make them; the one unused for longest goes when there are too many.
+    std::map<std::string, std::shared_ptr<const chat_plan>> plans;
+    std::map<std::string, uint64_t> uses;
+    uint64_t clock = 0;
+    size_t plan_bytes = 0;
     // The format is "thinking between tags, then text" or plain text: no parser is needed to read an answer without tools.
     bool is_simple = false;
     bool supports_thinking = false;
     bool add_bos = false;
     bool add_eos = false;
+    // Texts of the tokens that end a turn.
+    std::vector<std::string> ends;
 };
 
 struct hearth_parser {
-    common_chat_parser_params params;
+    std::shared_ptr<const common_chat_parser_params> params;
 };
 
 namespace {
@@ -49,6 +61,16 @@ std::string token_text(const llama_vocab * vocab, llama_token token) {
 }
 
 constexpr size_t PLANS_MAX = 64;
+constexpr size_t PLAN_BYTES_MAX = 64u << 20;
+
+std::vector<common_chat_tool> tools_of(const json & list) {
+    std::vector<common_chat_tool> tools;
+    for (const auto & tool : list) {
+        tools.push_back({ tool.at("name").get<std::string>(), tool.at("description").get<std::string>(),
+                          tool.at("parameters").get<std::string>() });
+    }
+    return tools;
+}
 
 common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & b) {
     common_chat_templates_inputs in;
@@ -64,17 +86,40 @@ common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & 
     for (auto e : b.at("kwargs").items()) {
         in.chat_template_kwargs[e.key()] = e.value().get<std::string>();
     }
+    in.tools = tools_of(b.at("tools"));
+    in.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
+    in.parallel_tool_calls = b.at("parallel_tool_calls").get<bool>();
     return in;
 }
 
-std::unique_ptr<hearth_parser> parser_of(const common_chat_params & p, const common_chat_templates_inputs & in) {
-    auto parser = std::make_unique<hearth_parser>();
-    parser->params = common_chat_parser_params(p);
-    parser->params.reasoning_format = in.reasoning_format;
-    parser->params.parse_tool_calls = false;
-    parser->params.is_continuation = in.continue_final_message != COMMON_CHAT_CONTINUATION_NONE;
+// What the schema says of the arguments' names only, where llama.cpp can't make a grammar of all of it.
+std::string convertible(const std::string & schema) {
+    const json given = json::parse(schema);
+    try {
+        json_schema_to_grammar(given, true);
+        return schema;
+    } catch (const std::exception &) {
+        json loose = json::object();
+        loose["type"] = "object";
+        if (given.is_object() && given.contains("properties") && given.at("properties").is_object()) {
+            json properties = json::object();
+            for (auto e : given.at("properties").items()) {
+                properties[e.key()] = json::object();
+            }
+            loose["properties"] = properties;
+        }
+        return loose.dump_safe();
+    }
+}
+
+std::shared_ptr<const common_chat_parser_params> parser_of(const common_chat_params & p,
+                                                           const common_chat_templates_inputs & in) {
+    auto parser = std::make_shared<common_chat_parser_params>(p);
+    parser->reasoning_format = in.reasoning_format;
+    parser->parse_tool_calls = in.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
+    parser->is_continuation = in.continue_final_message != COMMON_CHAT_CONTINUATION_NONE;
     if (!p.parser.empty()) {
-        parser->params.parser.load(p.parser);
+        parser->parser.load(p.parser);
     }
     return parser;
 }
@@ -98,8 +143,17 @@ bool thinking_opened(const common_chat_params & p) {
 }
 
 chat_plan plan_of(const common_chat_params & p) {
-    return { p.additional_stops, p.preserved_tokens, p.thinking_start_tag, p.thinking_end_tags, thinking_opened(p),
-             p.generation_prompt, false };
+    chat_plan plan;
+    plan.stops = p.additional_stops;
+    plan.preserved = p.preserved_tokens;
+    plan.thinking_start = p.thinking_start_tag;
+    plan.thinking_ends = p.thinking_end_tags;
+    plan.thinking_opened = thinking_opened(p);
+    plan.generation_prompt = p.generation_prompt;
+    plan.grammar = p.grammar;
+    plan.lazy = p.grammar_lazy;
+    plan.triggers = p.grammar_triggers;
+    return plan;
 }
 
 // Whether none of common/chat's repairs of messages (chat.cpp, "workaround") would touch these.
@@ -112,7 +166,7 @@ bool needs_no_repair(const hearth_templates * t, const common_chat_templates_inp
         return false;
     }
     for (const auto & m : in.messages) {
-        if (!m.tool_calls.empty() || !m.content_parts.empty() || !m.tool_call_id.empty()) {
+        if (!m.content_parts.empty()) {
             return false;
         }
     }
@@ -122,8 +176,24 @@ bool needs_no_repair(const hearth_templates * t, const common_chat_templates_inp
 std::string render_directly(const hearth_templates * t, const common_chat_templates_inputs & in) {
     autoparser::generation_params p;
     p.messages = json::array();
+    const chat_template_caps caps = t->tmpl->original_caps();
     for (const auto & m : in.messages) {
-        p.messages.push_back(m.to_json_oaicompat(false));
+        json message = m.to_json_oaicompat(false);
+        if (!m.tool_calls.empty() && caps.supports_tool_calls && !message.contains("content")) {
+            message["content"] = "";
+        }
+        if (!m.tool_calls.empty() && caps.supports_object_arguments) {
+            for (auto & call : message["tool_calls"]) {
+                auto & args = call["function"]["arguments"];
+                if (args.is_string()) {
+                    args = json::parse(args.get<std::string>());
+                }
+            }
+        }
+        p.messages.push_back(message);
+    }
+    if (!in.tools.empty()) {
+        p.tools = common_chat_tools_to_json_oaicompat(in.tools);
     }
     p.add_generation_prompt = in.add_generation_prompt;
     p.enable_thinking = in.enable_thinking;
@@ -145,51 +215,106 @@ std::string render_directly(const hearth_templates * t, const common_chat_templa
     return common_chat_template_direct_apply(*t->tmpl, p);
 }
 
-std::string plan_key(const common_chat_templates_inputs & in) {
+// Everything but the messages that a plan depends on, and of them the kinds that common/chat may treat in a way of its own.
+std::string plan_key(const common_chat_templates_inputs & in, const std::vector<common_chat_tool> & callable, bool plain) {
     json key = json::array();
-    key.push_back(in.add_generation_prompt);
-    key.push_back(in.enable_thinking);
+    bool calls = false;
+    bool results = false;
+    bool reasons = false;
+    for (const auto & m : in.messages) {
+        calls = calls || !m.tool_calls.empty();
+        results = results || m.role == "tool";
+        reasons = reasons || !m.reasoning_content.empty();
+    }
+    for (const bool flag : { in.add_generation_prompt, in.enable_thinking, in.parallel_tool_calls, plain, calls, results, reasons }) {
+        key.push_back(flag);
+    }
     key.push_back(static_cast<int>(in.reasoning_format));
     for (const auto & kv : in.chat_template_kwargs) {
         key.push_back(kv.first);
         key.push_back(kv.second);
     }
+    for (const auto * tools : { &in.tools, &callable }) {
+        key.push_back(tools->size());
+        for (const auto & tool : *tools) {
+            key.push_back(tool.name);
+            key.push_back(tool.description);
+            key.push_back(tool.parameters);
+        }
+    }
     return key.dump_safe();
 }
 
-// The prompt and its plan. common/chat analyses the template again for every chat (milliseconds), although only the
-// prompt depends on the messages: where rendering directly is known to give the same prompt, that is all that is done.
-chat_plan render_simple(hearth_templates * t, const common_chat_templates_inputs & in, std::string & prompt) {
-    const bool plain = needs_no_repair(t, in);
-    const std::string key = plan_key(in);
-    if (plain) {
-        chat_plan known;
-        {
-            const std::lock_guard<std::mutex> lock(t->mutex);
-            const auto found = t->plans.find(key);
-            if (found != t->plans.end()) {
-                known = found->second;
+std::shared_ptr<const chat_plan> known_plan(hearth_templates * t, const std::string & key) {
+    const std::lock_guard<std::mutex> lock(t->mutex);
+    const auto found = t->plans.find(key);
+    if (found == t->plans.end()) {
+        return nullptr;
+    }
+    t->uses[key] = ++t->clock;
+    return found->second;
+}
+
+void keep_plan(hearth_templates * t, const std::string & key, const std::shared_ptr<const chat_plan> & plan) {
+    const std::lock_guard<std::mutex> lock(t->mutex);
+    if (plan->bytes > PLAN_BYTES_MAX || !t->plans.emplace(key, plan).second) {
+        return;
+    }
+    t->uses[key] = ++t->clock;
+    t->plan_bytes += plan->bytes;
+    while (t->plans.size() > PLANS_MAX || t->plan_bytes > PLAN_BYTES_MAX) {
+        auto oldest = t->uses.begin();
+        for (auto it = t->uses.begin(); it != t->uses.end(); ++it) {
+            if (it->second < oldest->second) {
+                oldest = it;
             }
         }
-        if (known.direct) {
-            prompt = render_directly(t, in);
-            const std::string & tail = known.generation_prompt;
-            if (!in.add_generation_prompt ||
-                (prompt.size() >= tail.size() && prompt.compare(prompt.size() - tail.size(), tail.size(), tail) == 0)) {
-                return known;
-            }
+        const auto gone = t->plans.find(oldest->first);
+        t->plan_bytes -= gone->second->bytes;
+        t->plans.erase(gone);
+        t->uses.erase(oldest);
+    }
+}
+
+// The prompt and its plan. common/chat analyses the template again for every chat (milliseconds) and makes the grammar and
+// the parser of the tools anew, although only the prompt depends on the messages: plans are kept, and where rendering
+// directly is known to give the same prompt, that is all that is done. `callable`: the tools of the grammar and the parser,
+// when a call may come; the prompt shows those of `in`.
+std::shared_ptr<const chat_plan> render(hearth_templates * t, const common_chat_templates_inputs & in,
+                                        const std::vector<common_chat_tool> & callable, std::string & prompt) {
+    const bool plain = needs_no_repair(t, in);
+    const bool cacheable = in.continue_final_message == COMMON_CHAT_CONTINUATION_NONE;
+    const std::string key = plan_key(in, callable, plain);
+    const auto known = cacheable ? known_plan(t, key) : nullptr;
+    if (known) {
+        prompt = known->direct ? render_directly(t, in) : common_chat_templates_apply(t->ptr.get(), in).prompt;
+        const std::string & tail = known->generation_prompt;
+        if (!in.add_generation_prompt ||
+            (prompt.size() >= tail.size() && prompt.compare(prompt.size() - tail.size(), tail.size(), tail) == 0)) {
+            return known;
         }
     }
-    const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
-    prompt = p.prompt;
-    chat_plan plan = plan_of(p);
-    if (plain) {
-        plan.direct = render_directly(t, in) == p.prompt;
-        const std::lock_guard<std::mutex> lock(t->mutex);
-        if (t->plans.size() >= PLANS_MAX) {
-            t->plans.clear();
+    common_chat_templates_inputs plan_in = in;
+    if (!callable.empty()) {
+        plan_in.tools = callable;
+        for (auto & tool : plan_in.tools) {
+            tool.parameters = convertible(tool.parameters);
         }
-        t->plans[key] = plan;
+        plan_in.tool_choice = COMMON_CHAT_TOOL_CHOICE_AUTO;
+    }
+    const common_chat_params p = common_chat_templates_apply(t->ptr.get(), plan_in);
+    prompt = callable.empty() ? p.prompt : common_chat_templates_apply(t->ptr.get(), in).prompt;
+    auto plan = std::make_shared<chat_plan>(plan_of(p));
+    if (!t->is_simple || !callable.empty()) {
+        plan->parser = parser_of(p, plan_in);
+    }
+    // The parser's objects take some times their text.
+    plan->bytes = key.size() * 2 + p.grammar.size() + p.parser.size() * 8;
+    if (plain) {
+        plan->direct = render_directly(t, in) == prompt;
+    }
+    if (cacheable && !known) {
+        keep_plan(t, key, plan);
     }
     return plan;
 }
@@ -217,11 +342,168 @@ bool reads_plainly(const hearth_templates * t) {
             probe = "thought" + p.thinking_end_tags[0] + probe;
         }
         const auto parser = parser_of(p, in);
-        const common_chat_msg read = common_chat_parse(probe, false, parser->params);
+        const common_chat_msg read = common_chat_parse(probe, false, *parser);
         return read.content == "probe\ntext";
     } catch (const std::exception &) {
         return false;
     }
+}
+
+// Names and arguments that stand for themselves in a rendered chat.
+const std::string PROBE_NAMES[2] = { "hearth_probe_one", "hearth_probe_two" };
+const std::string PROBE_ARGS[2] = { R"({"hearth_key": "first"})", R"({"hearth_key": "second"})" };
+
+common_chat_msg probe_message(const std::string & role, const std::string & content, size_t n_calls) {
+    common_chat_msg msg;
+    msg.role = role;
+    msg.content = content;
+    for (size_t i = 0; i < n_calls; ++i) {
+        // Nine letters and digits: what the strictest templates ask for.
+        msg.tool_calls.push_back({ PROBE_NAMES[i], PROBE_ARGS[i], "call00000" });
+    }
+    return msg;
+}
+
+std::string render_probe(const hearth_templates * t, common_chat_templates_inputs in, const common_chat_msg * answer) {
+    if (answer) {
+        in.messages.push_back(*answer);
+    }
+    in.add_generation_prompt = !answer;
+    return common_chat_templates_apply(t->ptr.get(), in).prompt;
+}
+
+size_t find_args(const std::string & text, size_t from, size_t i, size_t & len) {
+    const std::string compact = json::parse(PROBE_ARGS[i]).dump();
+    const size_t spaced = text.find(PROBE_ARGS[i], from);
+    const size_t at = spaced != std::string::npos ? spaced : text.find(compact, from);
+    len = spaced != std::string::npos ? PROBE_ARGS[i].size() : compact.size();
+    return at;
+}
+
+// Text that ends a turn isn't part of a call.
+std::string without_turn_end(const hearth_templates * t, const std::string & text, const std::string & turn_end) {
+    std::string rest = text;
+    if (rest.size() >= turn_end.size() && rest.compare(rest.size() - turn_end.size(), turn_end.size(), turn_end) == 0) {
+        rest.resize(rest.size() - turn_end.size());
+    }
+    for (const auto & end : t->ends) {
+        const size_t at = rest.find(end);
+        if (at != std::string::npos) {
+            rest.resize(at);
+        }
+    }
+    const size_t last = rest.find_last_not_of(" \n\t\r");
+    rest.resize(last == std::string::npos ? 0 : last + 1);
+    return rest;
+}
+
+bool reads_calls(const std::string & text, const common_chat_parser_params & parser, size_t n) {
+    const common_chat_msg msg = common_chat_parse(text, false, parser);
+    if (msg.tool_calls.size() != n || msg.content.find_first_not_of(" \n\t\r") != std::string::npos) {
+        return false;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const auto & call = msg.tool_calls[i];
+        if (call.name != PROBE_NAMES[i] || json::parse(call.arguments).dump() != json::parse(PROBE_ARGS[i]).dump()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// How the template writes calls, found by letting it write some: the texts before the first name ("head"), between name
+// and arguments ("mid"), between calls ("sep", null where a second call is written otherwise) and after them ("tail").
+// Null when the arguments don't stand there as JSON, or the template's own parser reads something else.
+json shape_of(const hearth_templates * t, const common_chat_templates_inputs & in, const common_chat_params & p) {
+    const common_chat_msg plain = probe_message("assistant", "hearth plain text", 0);
+    const common_chat_msg one = probe_message("assistant", "", 1);
+    const common_chat_msg two = probe_message("assistant", "", 2);
+    std::string base = render_probe(t, in, nullptr);
+    const std::string plain_text = render_probe(t, in, &plain);
+    const size_t plain_at = plain_text.rfind(plain.content);
+    const std::string turn_end = plain_at == std::string::npos ? "" : plain_text.substr(plain_at + plain.content.size());
+    const std::string text = render_probe(t, in, &one);
+    if (text.compare(0, base.size(), base) != 0 && !p.thinking_start_tag.empty()) {
+        // The history leaves out the thinking that the prompt begins.
+        const size_t at = base.rfind(p.thinking_start_tag);
+        if (at != std::string::npos) {
+            base.resize(at);
+        }
+    }
+    if (text.compare(0, base.size(), base) != 0) {
+        return json();
+    }
+    const size_t name = text.find(PROBE_NAMES[0], base.size());
+    size_t args_len = 0;
+    const size_t args = name == std::string::npos ? name : find_args(text, name, 0, args_len);
+    if (args == std::string::npos) {
+        return json();
+    }
+    std::string head = text.substr(base.size(), name - base.size());
+    for (const auto & end : p.thinking_end_tags) {
+        const size_t at = end.empty() ? std::string::npos : head.rfind(end);
+        if (at != std::string::npos) {
+            head = head.substr(at + end.size());
+        }
+    }
+    head.erase(0, std::min(head.find_first_not_of(" \n\t\r"), head.size()));
+    const std::string mid = text.substr(name + PROBE_NAMES[0].size(), args - name - PROBE_NAMES[0].size());
+    const std::string tail = without_turn_end(t, text.substr(args + args_len), turn_end);
+    const auto parser = parser_of(p, in);
+    const std::string whole = head + PROBE_NAMES[0] + mid + PROBE_ARGS[0] + tail;
+    if (mid.empty() || mid.find("hearth") != std::string::npos || !reads_calls(whole, *parser, 1)) {
+        return json();
+    }
+    json shape = json::object();
+    shape["head"] = head;
+    shape["mid"] = mid;
+    shape["sep"] = json();
+    shape["tail"] = tail;
+    try {
+        const std::string both = render_probe(t, in, &two);
+        const size_t first = find_args(both, base.size(), 0, args_len);
+        const size_t second = first == std::string::npos ? first : both.find(PROBE_NAMES[1], first);
+        if (second != std::string::npos) {
+            const std::string sep = both.substr(first + args_len, second - first - args_len);
+            if (!sep.empty() && reads_calls(head + PROBE_NAMES[0] + mid + PROBE_ARGS[0] + sep + PROBE_NAMES[1] + mid +
+                                                PROBE_ARGS[1] + tail, *parser, 2)) {
+                shape["sep"] = sep;
+            }
+        }
+    } catch (const std::exception &) {
+        // A template for single calls.
+    }
+    return shape;
+}
+
+// {"is_native": the template shows tools and writes calls, "shape"}.
+json tool_format_of(const hearth_templates * t) {
+    json j = json::object();
+    j["is_native"] = false;
+    j["shape"] = json();
+    common_chat_templates_inputs in;
+    in.messages = { probe_message("user", "hearth question", 0) };
+    in.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+    in.add_bos = t->add_bos;
+    in.add_eos = t->add_eos;
+    in.parallel_tool_calls = true;
+    const std::string parameters = R"({"type":"object","properties":{"hearth_key":{"type":"string"}},"required":["hearth_key"]})";
+    in.tools = { { PROBE_NAMES[0], "hearth", parameters }, { PROBE_NAMES[1], "hearth", parameters } };
+    in.tool_choice = COMMON_CHAT_TOOL_CHOICE_AUTO;
+    try {
+        const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
+        if (p.grammar.empty() || !p.grammar_lazy || p.grammar_triggers.empty() ||
+            p.prompt.find(PROBE_NAMES[0]) == std::string::npos) {
+            return j;
+        }
+        // Calls in the history must be shown too.
+        const common_chat_msg one = probe_message("assistant", "", 1);
+        j["is_native"] = render_probe(t, in, &one).rfind(PROBE_NAMES[0]) != p.prompt.rfind(PROBE_NAMES[0]);
+        j["shape"] = shape_of(t, in, p);
+    } catch (const std::exception &) {
+        // What it can't do in this simplest case it can't do.
+    }
+    return j;
 }
 
 } // namespace
@@ -244,6 +526,11 @@ int32_t hearth_templates_new(const llama_model * model, const char * override, h
         t->add_eos = llama_vocab_get_add_eos(vocab);
         t->supports_thinking = common_chat_templates_support_enable_thinking(t->ptr.get());
         t->is_simple = reads_plainly(t.get());
+        for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
+            if (llama_vocab_is_eog(vocab, id)) {
+                t->ends.push_back(token_text(vocab, id));
+            }
+        }
         *out = t.release();
     });
 }
@@ -267,26 +554,54 @@ int32_t hearth_chat_render(hearth_templates * t, const char * request, char ** o
         *parser = nullptr;
         const json b = json::parse(request);
         const common_chat_templates_inputs in = inputs_of(t, b);
+        std::string prompt;
+        const auto plan = render(t, in, tools_of(b.at("callable")), prompt);
         json j = json::object();
-        chat_plan plan;
-        std::unique_ptr<hearth_parser> owned;
-        if (t->is_simple) {
-            std::string prompt;
-            plan = render_simple(t, in, prompt);
-            j["prompt"] = prompt;
-        } else {
-            const common_chat_params p = common_chat_templates_apply(t->ptr.get(), in);
-            plan = plan_of(p);
-            owned = parser_of(p, in);
-            j["prompt"] = p.prompt;
+        j["prompt"] = prompt;
+        j["stops"] = plan->stops;
+        j["preserved"] = plan->preserved;
+        j["thinking_start"] = plan->thinking_start;
+        j["thinking_ends"] = plan->thinking_ends;
+        j["thinking_opened"] = plan->thinking_opened;
+        j["generation_prompt"] = plan->generation_prompt;
+        j["grammar"] = plan->grammar;
+        json triggers = json::array();
+        for (const auto & trigger : plan->triggers) {
+            json entry = json::object();
+            entry["kind"] = static_cast<int>(trigger.type);
+            entry["value"] = trigger.value;
+            triggers.push_back(entry);
         }
-        j["stops"] = plan.stops;
-        j["preserved"] = plan.preserved;
-        j["thinking_start"] = plan.thinking_start;
-        j["thinking_ends"] = plan.thinking_ends;
-        j["thinking_opened"] = plan.thinking_opened;
+        j["triggers"] = triggers;
         *out = dup(j.dump_safe());
-        *parser = owned.release();
+        if (plan->parser) {
+            *parser = new hearth_parser{ plan->parser };
+        }
+    });
+}
+
+int32_t hearth_templates_tool_format(hearth_templates * t, char ** out, char ** err) {
+    return guard(err, [&] { *out = dup(tool_format_of(t).dump_safe()); });
+}
+
+int32_t hearth_tools_grammar(const char * request, char ** out, char ** err) {
+    return guard(err, [&] {
+        const json b = json::parse(request);
+        const auto tools = tools_of(b.at("tools"));
+        const auto literal = [&](const char * key) { return gbnf_format_literal(b.at(key).get<std::string>()); };
+        *out = dup(build_grammar([&](const common_grammar_builder & builder) {
+            std::string calls;
+            for (const auto & tool : tools) {
+                const auto schema = common_chat_schema_from_json(json::parse(convertible(tool.parameters)));
+                const std::string args = builder.add_schema("tool-" + tool.name + "-schema", *schema.root);
+                const std::string call = gbnf_format_literal(tool.name) + " " + literal("mid") + " " + args;
+                calls += (calls.empty() ? "" : " | ") + builder.add_rule("tool-" + tool.name, call);
+            }
+            const std::string call = builder.add_rule("tool-call", calls);
+            const bool more = b.at("parallel_tool_calls").get<bool>();
+            builder.add_rule("root", literal("head") + " " + call + (more ? " (" + literal("sep") + " " + call + ")*" : "") +
+                                         " " + literal("tail"));
+        }));
     });
 }
 
@@ -297,10 +612,19 @@ void hearth_parser_free(hearth_parser * parser) {
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** out,
                             char ** err) {
     return guard(err, [&] {
-        const common_chat_msg msg = common_chat_parse(std::string(text, len), is_partial, parser->params);
+        const common_chat_msg msg = common_chat_parse(std::string(text, len), is_partial, *parser->params);
         json j = json::object();
         j["content"] = msg.content;
         j["reasoning"] = msg.reasoning_content;
+        json calls = json::array();
+        for (const auto & call : msg.tool_calls) {
+            json entry = json::object();
+            entry["id"] = call.id;
+            entry["name"] = call.name;
+            entry["arguments"] = call.arguments;
+            calls.push_back(entry);
+        }
+        j["calls"] = calls;
         *out = dup(j.dump_safe());
     });
 }

@@ -27,6 +27,37 @@ template <class F> F cpu_proc(const char * name) {
     return proc;
 }
 
+// The same rules as llama-server's: a word that is one token of the format triggers as that token.
+void set_grammar(common_params_sampling & p, const hearth_sampler_params * params, const llama_vocab * vocab) {
+    if (!params->grammar) {
+        return;
+    }
+    p.grammar = { COMMON_GRAMMAR_TYPE_TOOL_CALLS, params->grammar };
+    p.grammar_lazy = params->n_triggers > 0;
+    p.preserved_tokens.insert(params->preserved, params->preserved + params->n_preserved);
+    for (size_t i = 0; i < params->n_triggers; ++i) {
+        common_grammar_trigger trigger;
+        trigger.type = static_cast<common_grammar_trigger_type>(params->triggers[i].kind);
+        trigger.value = params->triggers[i].value;
+        if (trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD) {
+            const auto tokens = common_tokenize(vocab, trigger.value, false, true);
+            if (tokens.size() == 1 && p.preserved_tokens.count(tokens[0])) {
+                trigger.type = COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN;
+                trigger.token = tokens[0];
+            }
+        }
+        p.grammar_triggers.push_back(trigger);
+    }
+    if (p.grammar_lazy) {
+        // What looks like a call while the model thinks is none.
+        p.generation_prompt = params->generation_prompt;
+        p.reasoning_budget_start = common_tokenize(vocab, params->thinking_start, false, true);
+        for (size_t i = 0; i < params->n_thinking_ends; ++i) {
+            p.reasoning_budget_end.push_back(common_tokenize(vocab, params->thinking_ends[i], false, true));
+        }
+    }
+}
+
 } // namespace
 
 struct hearth_sampler {
@@ -262,6 +293,7 @@ int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_param
                 }
             }
         }
+        set_grammar(p, params, vocab);
         s->ptr.reset(common_sampler_init(model, p));
         if (!s->ptr) {
             throw std::runtime_error("no sampler could be made");

@@ -89,16 +89,29 @@ int32_t hearth_templates_new(const struct llama_model * model, const char * over
 void hearth_templates_free(hearth_templates * templates);
 // JSON: {"source", "supports_thinking", "is_explicit"}.
 int32_t hearth_templates_info(const hearth_templates * templates, char ** json, char ** err);
+// JSON: {"is_native", "shape": {"head", "mid", "sep", "tail"} or null}: whether the template shows tools and writes calls, and
+// the texts around the names and the arguments of a call ("sep" is null where several calls aren't written alike).
+int32_t hearth_templates_tool_format(hearth_templates * templates, char ** json, char ** err);
 // `request`: {"messages" (OpenAI's shape), "add_generation_prompt", "continue_final_message", "reasoning", "enable_thinking",
-// "kwargs": {name: JSON text}}. `json`: {"prompt", "stops", "preserved", "thinking_start", "thinking_ends", "thinking_opened"}.
-// *parser reads the answer; it is NULL where tags are all there is to read.
+// "kwargs": {name: JSON text}, "tools", "callable": [{"name", "description", "parameters": JSON text}],
+// "parallel_tool_calls"}. The prompt shows `tools`; the grammar and the parser are for calls of `callable` (empty: none may come).
+// `json`: {"prompt", "stops", "preserved", "thinking_start", "thinking_ends", "thinking_opened", "generation_prompt", "grammar"
+// (lazy), "triggers": [{"kind", "value"}]}. *parser reads the answer; it is NULL where tags are all there is to read.
 // Any thread.
 int32_t hearth_chat_render(hearth_templates * templates, const char * request, char ** json, hearth_parser ** parser,
                            char ** err);
+// The GBNF of calls: `request` is {"tools", "head", "mid", "sep", "tail", "parallel_tool_calls"}.
+int32_t hearth_tools_grammar(const char * request, char ** gbnf, char ** err);
 void hearth_parser_free(hearth_parser * parser);
-// JSON: {"content", "reasoning"}.
+// JSON: {"content", "reasoning", "calls": [{"id", "name", "arguments"}]}.
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** json,
                             char ** err);
+
+// enum common_grammar_trigger_type (1 word, 2 pattern, 3 pattern of the whole text) and its text.
+typedef struct hearth_trigger {
+    int32_t kind;
+    const char * value;
+} hearth_trigger;
 
 typedef struct hearth_sampler_params {
     uint32_t seed;
@@ -131,6 +144,16 @@ typedef struct hearth_sampler_params {
     size_t n_logit_bias;
     const char * const * samplers; // names in order
     size_t n_samplers;
+    // GBNF, or NULL. With triggers it is lazy: nothing is constrained until one of them is met outside of the thinking.
+    const char * grammar;
+    const hearth_trigger * triggers;
+    size_t n_triggers;
+    const llama_token * preserved; // tokens that are part of the format
+    size_t n_preserved;
+    const char * generation_prompt; // the prompt's end, which tells whether thinking is open
+    const char * thinking_start;    // "" where there is none
+    const char * const * thinking_ends;
+    size_t n_thinking_ends;
 } hearth_sampler_params;
 
 int32_t hearth_sampler_new(const struct llama_model * model, const hearth_sampler_params * params, hearth_sampler ** out,

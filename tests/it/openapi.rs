@@ -1,10 +1,12 @@
 //! The description of the API, against the API: routes, answers, and the page.
 
 use crate::support::bodies::Schemas;
+use crate::support::served::{Served, root};
 use crate::support::{Server, chat_body};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::process::Command;
 
 async fn document(server: &Server) -> Value {
     let answer = server.get("/openapi.json").await;
@@ -88,13 +90,44 @@ async fn answers_are_as_described() {
     }
 }
 
+/// So have the events of streams.
+#[tokio::test]
+async fn events_are_as_described() {
+    let server = Server::start().await;
+    let document = document(&server).await;
+    let event = |path: &str, kind: &str| {
+        document["paths"][path]["post"]["responses"]["200"]["content"][kind]["schema"]["x-event"].clone()
+    };
+    let tools = json!([{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]);
+    let usage = json!({"include_usage": true});
+    for (path, body) in [
+        ("/v1/chat/completions", chat_body("/think a b", json!({"stream_options": usage, "logprobs": true}))),
+        ("/v1/chat/completions", chat_body("/call f {\"a\":1}", json!({"tools": tools}))),
+        ("/v1/completions", json!({"prompt": "hello", "logprobs": 1, "stream_options": usage})),
+    ] {
+        for chunk in server.stream(path, body).await.chunks {
+            fits(&document, &event(path, "text/event-stream"), path, &chunk);
+        }
+    }
+    let lines = server.post("/api/chat", json!({"messages": [{"role":"user","content":"hello"}]})).await;
+    assert_eq!(lines.header("content-type"), "application/x-ndjson");
+    for line in lines.text.lines() {
+        let row = serde_json::from_str(line).expect("a line of JSON");
+        fits(&document, &event("/api/chat", "application/x-ndjson"), "/api/chat", &row);
+    }
+}
+
 fn conforms(document: &Value, path: &str, method: &str, status: &str, value: &Value) {
     let mut response = &document["paths"][path][method]["responses"][status];
     if let Some(target) = response["$ref"].as_str() {
         response = document.pointer(target.trim_start_matches('#')).expect("the response is there");
     }
     let schema = &response["content"]["application/json"]["schema"];
-    assert!(schema.is_object(), "{path}: no schema for {status}");
+    fits(document, schema, path, value);
+}
+
+fn fits(document: &Value, schema: &Value, path: &str, value: &Value) {
+    assert!(schema.is_object(), "{path}: no schema");
     assert_eq!(Schemas(document).undescribed(schema, value, ""), Vec::<String>::new(), "{path}: {value}");
     let mut whole = schema.clone();
     whole["components"] = document["components"].clone();
@@ -114,4 +147,25 @@ async fn the_page_needs_nothing_from_elsewhere_and_no_key() {
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
     assert!(page.text.contains("/v1/chat/completions") && !page.text.contains("<script"), "{}", page.text);
     assert_eq!(server.get("/v1/models").await.status, 401);
+}
+
+/// schemathesis makes bodies from the document, good and bad ones: no 5xx, no other status or type than described, and
+/// soon. `make test` installs it and sets HEARTH_CLIENTS=1; without that, it is skipped where it is not installed.
+#[test]
+fn fuzzing_finds_nothing() {
+    let python = root().join(".venv-fuzz/bin/python");
+    if !python.exists() {
+        assert!(std::env::var_os("HEARTH_CLIENTS").is_none(), "{} is not installed: `make test`", python.display());
+        eprintln!("skipped: {} is not installed (`make test` installs it)", python.display());
+        return;
+    }
+    let served = Served::with(&["scripted:"]);
+    let output = Command::new(&python)
+        .arg(root().join("tests/clients/fuzz_openapi.py"))
+        .arg(&served.url)
+        .output()
+        .expect("the fuzzer starts");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    assert_eq!(served.status("/readyz"), Some(200));
 }

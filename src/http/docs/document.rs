@@ -183,3 +183,37 @@ fn refusals(generator: &mut SchemaGenerator) -> Value {
     }
     responses
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// axum lists its routes nowhere but here: `… "/v1/models" …`.
+    fn routes(expose_slots: bool) -> BTreeSet<String> {
+        let shown = format!("{:?}", crate::http::router::routes(expose_slots));
+        let paths = shown.split('"').filter(|part| part.starts_with('/') && !part.contains("__private"));
+        paths.map(|path| path.replace("{*", "{")).collect()
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        for expose_slots in [false, true] {
+            let document = document(expose_slots);
+            let described: BTreeSet<String> =
+                document["paths"].as_object().into_iter().flatten().map(|it| it.0.clone()).collect();
+            assert!(described.len() > 20);
+            assert_eq!(described, routes(expose_slots));
+        }
+    }
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let document = document(true);
+        let items =
+            document["paths"].as_object().into_iter().flatten().flat_map(|(_, item)| item.as_object()).flatten();
+        let ids: Vec<&str> = items.filter_map(|(_, operation)| operation["operationId"].as_str()).collect();
+        let unique: BTreeSet<&str> = ids.iter().copied().collect();
+        assert_eq!(ids.len(), unique.len());
+    }
+}

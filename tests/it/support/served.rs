@@ -8,7 +8,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The served demo model; killed when dropped.
+/// The served demo model, or another; killed when dropped.
 pub struct Served {
     child: Child,
     pub url: String,
@@ -16,8 +16,14 @@ pub struct Served {
 
 impl Served {
     pub fn start() -> Self {
+        Self::with(&["models/hearth-demo.gguf", "--alias", "hearth-demo"])
+    }
+
+    /// What `hearth serve` gets beside the port and the threads.
+    pub fn with(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
-            .args(["serve", "models/hearth-demo.gguf", "--alias", "hearth-demo", "--port", "0"])
+            .args(["serve", "--port", "0"])
+            .args(args)
             // One thread: on a busy machine more of them mostly wait for each other.
             .args(["--threads", "1", "--log-level", "warn"])
             .current_dir(root())

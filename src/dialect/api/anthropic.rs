@@ -8,7 +8,15 @@ use std::collections::BTreeMap;
 
 /// A conversation, and how its next turn is to be written.
 #[derive(JsonSchema)]
-#[schemars(extend("examples" = [{"max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]}]))]
+#[schemars(extend("examples" = [
+    {"max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]},
+    {
+        "max_tokens": 16,
+        "messages": [{"role": "user", "content": "Is it raining?"}],
+        "tools": [{"name": "weather", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "tool", "name": "weather"}
+    }
+]))]
 pub struct MessagesRequest {
     /// Most tokens of the answer, those of its thinking included.
     #[schemars(range(min = 1))]
@@ -19,7 +27,14 @@ pub struct MessagesRequest {
 
 /// The same fields as `/v1/messages` takes; those about the answer have no effect.
 #[derive(JsonSchema)]
-#[schemars(extend("examples" = [{"messages": [{"role": "user", "content": "Say hello."}]}]))]
+#[schemars(extend("examples" = [
+    {"messages": [{"role": "user", "content": "Say hello."}]},
+    {
+        "messages": [{"role": "user", "content": "Is it raining?"}],
+        "tools": [{"name": "weather", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "tool", "name": "weather"}
+    }
+]))]
 pub struct CountTokensRequest {
     #[schemars(range(min = 1))]
     max_tokens: Option<u64>,

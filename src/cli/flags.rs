@@ -88,7 +88,7 @@ impl FromArgMatches for Flags {
 }
 
 /// llama-server's flags of several letters behind one dash, which clap does not know.
-const SPELLINGS: [(&str, &str); 9] = [
+const SPELLINGS: [(&str, &str); 11] = [
     ("-np", "--parallel"),
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
@@ -98,6 +98,8 @@ const SPELLINGS: [(&str, &str); 9] = [
     ("-ctv", "--cache-type-v"),
     ("-kvu", "--kv-unified"),
     ("-no-kvu", "--kv-unified=false"),
+    ("--embedding", "--embeddings"),
+    ("--reranking", "--rerank"),
 ];
 
 /// The command line with llama-server's spellings (`-ngl 20`) and `--no-SWITCH` written as clap knows them. Nothing is

@@ -5,8 +5,8 @@ use super::settings::Raw;
 use super::value::{ByteSize, GpuLayers, Lora, Seconds, Switch};
 use super::{Config, Origin};
 use crate::chat::{self, Sampling};
-use crate::engine::EngineConfig;
-use crate::engine::config::{KvLayout, LoraConfig, ModelSource, ScriptedConfig};
+use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
+use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, ResponsesConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
@@ -226,10 +226,26 @@ impl Raw {
             chat_template: template
                 .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
                 .transpose()?,
+            embeddings: self.embeddings.value.unwrap_or_default(),
+            pooling: self.pooling()?,
             max_gap: Duration::from_millis(max_gap_ms.into()),
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
             source: default.source,
         })
+    }
+
+    /// `--rerank` is a pooling by another name.
+    fn pooling(&self) -> Result<Option<Pooling>, ConfigError> {
+        match (on(&self.rerank), self.pooling.value) {
+            (true, Some(other)) if other != Pooling::Rank => {
+                Err(rule(&self.rerank, "--rerank needs --pooling rank, or none at all".to_owned()))
+            }
+            (true, _) if self.embeddings.value == Some(EmbedMode::Off) => {
+                Err(rule(&self.rerank, "--rerank does not go with --embeddings off".to_owned()))
+            }
+            (true, _) => Ok(Some(Pooling::Rank)),
+            (false, pooling) => Ok(pooling),
+        }
     }
 
     pub(super) fn sampling(&self) -> Result<Sampling, ConfigError> {
@@ -345,9 +361,10 @@ fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigErr
             "prompt_token_us" => config.prompt_token_us = n,
             "load_ms" => config.load_ms = n,
             "crash_at_decode" => config.crash_at_decode = n,
+            "embeds" => config.embeds = n,
             _ => {
                 return Err(refuse(format!(
-                    "scripted: there is no {key:?} (step_us, prompt_token_us, load_ms, crash_at_decode)"
+                    "scripted: there is no {key:?} (step_us, prompt_token_us, load_ms, crash_at_decode, embeds)"
                 )));
             }
         }

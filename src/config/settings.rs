@@ -7,7 +7,8 @@ use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
 use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
-use crate::engine::config::{FlashAttn, KvType};
+use crate::engine::Pooling;
+use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::gateway::KeepAlive;
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
@@ -79,6 +80,12 @@ settings! {
         /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
         /// several times
         lora: Vec<Lora> = None, "FILE[:SCALE]";
+        /// Make embeddings: auto where the model is an encoder or its file names a pooling; on with a chat model too
+        embeddings: EmbedMode = Some("auto"), "auto|on|off";
+        /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean]
+        pooling: Pooling = None, "mean|cls|last|rank";
+        /// Serve a model with a classification head for reranking, as --pooling rank
+        rerank: Switch = Some("false"), "BOOL";
     }
     "Loading": {
         /// start: load the model with the server; lazy: at the first request for it

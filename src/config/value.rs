@@ -1,7 +1,8 @@
 //! How one setting's value is written: on the command line, in a variable, in `hearth.toml`.
 
 use crate::chat::{Mirostat, SamplerKind};
-use crate::engine::config::{FlashAttn, KvType};
+use crate::engine::Pooling;
+use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::gateway::KeepAlive;
 use crate::telemetry::LogFormat;
 use std::path::PathBuf;
@@ -273,10 +274,37 @@ words! {
         "1" => FlashAttn::On, "0" => FlashAttn::Off, "true" => FlashAttn::On, "false" => FlashAttn::Off,
     ];
     LoadWhen, "start or lazy", ["start" => LoadWhen::Start, "lazy" => LoadWhen::Lazy];
+    Pooling, "one of mean, cls, last, rank", [
+        "mean" => Pooling::Mean, "cls" => Pooling::Cls, "last" => Pooling::Last, "rank" => Pooling::Rank,
+    ];
     LogFormat, "one of auto, human, json", [
         "auto" => LogFormat::Auto, "human" => LogFormat::Human, "json" => LogFormat::Json,
     ];
     Mirostat, "0 (off), 1 or 2", ["0" => Mirostat::Off, "1" => Mirostat::V1, "2" => Mirostat::V2];
+}
+
+/// `--embeddings` alone means on.
+impl Written for EmbedMode {
+    const EXPECTS: &'static str = "one of auto, on, off";
+    const IS_SWITCH: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match last(texts)? {
+            "auto" => Some(EmbedMode::Auto),
+            "on" | "true" | "1" | "yes" => Some(EmbedMode::On),
+            "off" | "false" | "0" | "no" => Some(EmbedMode::Off),
+            _ => None,
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        let word = match self {
+            EmbedMode::Auto => "auto",
+            EmbedMode::On => "on",
+            EmbedMode::Off => "off",
+        };
+        toml::Value::String(word.into())
+    }
 }
 
 /// Names of samplers in order, separated by `;` as llama-server's `--samplers`, or by commas.

@@ -1,5 +1,6 @@
 //! How an engine is set up. The front sends this to the engine process as its first frame.
 
+use super::event::Pooling;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,6 +86,18 @@ impl KvLayout {
     }
 }
 
+/// Whether inputs may become vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbedMode {
+    /// Where the model is an encoder, its file names a pooling, or one is set.
+    #[default]
+    Auto,
+    /// Also with a model that was made to chat; the load fails with one that can't.
+    On,
+    Off,
+}
+
 /// Which backend a worker drives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ModelSource {
@@ -106,6 +119,8 @@ pub struct ScriptedConfig {
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
     pub crash_at_decode: u64,
+    /// 1: it makes vectors too, 2: it ranks; 0: neither.
+    pub embeds: u64,
 }
 
 /// A LoRA adapter to load with the model.
@@ -144,6 +159,10 @@ pub struct EngineConfig {
     pub chat_template: Option<String>,
     /// At most `LORA_MAX`; requests name them by their index.
     pub lora: Vec<LoraConfig>,
+    pub embeddings: EmbedMode,
+    /// How the vectors of an input's tokens become one; `None`: as the file says, else the last token's for a causal model
+    /// and the mean for an encoder.
+    pub pooling: Option<Pooling>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
     /// Requests that may wait for a slot, over all workers; one more is refused.
@@ -178,6 +197,8 @@ impl EngineConfig {
             mlock: false,
             chat_template: None,
             lora: Vec::new(),
+            embeddings: EmbedMode::Auto,
+            pooling: None,
             max_gap: Duration::from_millis(150),
             n_queue: 256,
         }

@@ -17,6 +17,7 @@ mod backend;
 mod cells;
 mod constraint;
 mod drafter;
+mod embed;
 mod error;
 mod event;
 mod fold;

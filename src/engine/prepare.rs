@@ -5,8 +5,9 @@ use super::adapters;
 use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
 use super::constraint::{Constraints, Gate, Opening};
 use super::drafter::Drafter;
+use super::embed::{self, InputShape, Job};
 use super::error::Failure;
-use super::event::Event;
+use super::event::{Event, Pooling};
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
@@ -14,7 +15,7 @@ use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
 use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +42,16 @@ pub(super) struct Preparer<M: Model> {
     /// Default scales of the LoRA adapters.
     pub adapter_scales: Vec<f32>,
     pub constraints: Arc<Constraints<M>>,
+    /// `None`: this engine makes no vectors.
+    pub embedder: Option<Embedder>,
+}
+
+/// The way to the thread that makes vectors.
+#[derive(Clone)]
+pub(super) struct Embedder {
+    pub jobs: Sender<Job>,
+    pub shape: Arc<InputShape>,
+    pub pooling: Pooling,
 }
 
 /// A prompt as tokens, and how to read the answer to it.
@@ -107,12 +118,35 @@ impl<M: Model> Preparer<M> {
                 self.dispatch(run)?;
                 Ok(None)
             }
-            Command::Embed(_) | Command::Rerank(_) => {
-                Err(Failure::invalid("model", "unsupported_operation", "this model can't make embeddings"))
+            Command::Embed(request) => {
+                let shape = &self.embedder()?.shape;
+                let inputs = embed::embed_inputs(&*self.model, shape, request, &work.live)?;
+                self.compute(Job { id: work.id, live: work.live, inputs })
+            }
+            Command::Rerank(request) => {
+                let embedder = self.embedder()?;
+                if embedder.pooling != Pooling::Rank {
+                    return Err(Failure::invalid("model", "unsupported_operation", "this model can't rank documents"));
+                }
+                let inputs = embed::pair_inputs(&*self.model, &embedder.shape, &request, &work.live)?;
+                self.compute(Job { id: work.id, live: work.live, inputs })
             }
             // The service answers these itself.
             Command::Cancel | Command::Stats => Ok(None),
         }
+    }
+
+    fn embedder(&self) -> Result<&Embedder, Failure> {
+        let refusal = || Failure::invalid("model", "unsupported_operation", "this model can't make embeddings");
+        self.embedder.as_ref().ok_or_else(refusal)
+    }
+
+    fn compute(&self, job: Job) -> Result<Option<Event>, Failure> {
+        if job.inputs.is_empty() {
+            return Ok(Some(Event::Vectors(Default::default())));
+        }
+        self.embedder()?.jobs.send(job).map_err(|_| Failure::ShuttingDown)?;
+        Ok(None)
     }
 
     fn tokenize(&self, request: TokenizeRequest) -> Result<Event, Failure> {

@@ -9,10 +9,11 @@ use super::backend::{Interrupt, Model};
 use super::config::{EngineConfig, ModelSource};
 use super::constraint::Constraints;
 use super::constraint::masks::Masks;
+use super::embed;
 use super::error::Failure;
-use super::event::{Event, SlotStats, Stats};
+use super::event::{Description, Event, Pooling, SlotStats, Stats};
 use super::output;
-use super::prepare::{Preparer, Work};
+use super::prepare::{Embedder, Preparer, Work};
 use super::request::{Command, RequestId};
 use super::run::Run;
 use super::scheduler::Pace;
@@ -316,6 +317,11 @@ impl Loading {
                 lanes.push(lane);
             }
         }
+        let embedder =
+            description.pooling.map(|pooling| self.open_embedder(&model, &description, pooling)).transpose()?;
+        if !description.generates {
+            description.n_ctx = description.n_embed_max;
+        }
         drop(items);
         let (registry, sink) = (Arc::clone(&self.registry), Arc::clone(&self.sink));
         self.spawn("output".into(), 2 << 20, move || output::run(&item_queue, &registry, &sink))?;
@@ -334,6 +340,7 @@ impl Loading {
                 n_vocab: description.n_vocab,
                 adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
                 constraints: Arc::clone(&constraints),
+                embedder: embedder.clone(),
             };
             let works = self.works.clone();
             self.spawn(format!("prepare-{index}"), PREPARER_STACK_BYTES, move || preparer.run(&works))?;
@@ -394,6 +401,48 @@ impl Loading {
             }
         })?;
         Ok((Lane { runs, n_runs: Arc::default() }, n_ctx_seq))
+    }
+
+    /// The thread that makes vectors, with a context of its own.
+    fn open_embedder<M: Model>(
+        &self,
+        model: &Arc<M>,
+        description: &Description,
+        pooling: Pooling,
+    ) -> Result<Embedder, String> {
+        let cancels = Arc::new(Cancels::default());
+        let interrupt: Interrupt = {
+            let cancels = Arc::clone(&cancels);
+            Arc::new(move || cancels.should_abort())
+        };
+        let mut encoder = model.encoder(Arc::clone(&interrupt))?;
+        embed::warm_up(&mut encoder)?;
+        let stats = Arc::new(Mutex::new(WorkerStats::default()));
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
+        // The front admits fewer short requests at once than this.
+        let (jobs, incoming) = crossbeam_channel::bounded(1024);
+        let reopen = {
+            let model = Arc::clone(model);
+            Box::new(move || model.encoder(Arc::clone(&interrupt)))
+        };
+        let (registry, sink) = (Arc::clone(&self.registry), Arc::clone(&self.sink));
+        let parts = embed::Parts { encoder, reopen, incoming, cancels, registry, sink, stats };
+        let sink = Arc::clone(&self.sink);
+        self.spawn("embed".into(), 8 << 20, move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| embed::Worker::new(parts).run()));
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => sink.broken(&reason),
+                Err(_) => sink.broken("the embeddings worker panicked; this is a bug"),
+            }
+        })?;
+        let shape = embed::InputShape {
+            n_max: description.n_embed_max,
+            n_vocab: description.n_vocab,
+            n_embd: description.n_embd_out,
+        };
+        Ok(Embedder { jobs, shape: Arc::new(shape), pooling })
     }
 
     fn spawn(&self, name: String, stack: usize, body: impl FnOnce() + Send + 'static) -> Result<(), String> {

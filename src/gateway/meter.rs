@@ -112,7 +112,7 @@ impl Drop for Meter {
 }
 
 /// A failure as one word for the log; its text may name paths, so it is logged where it is handled.
-fn word(failure: &Failure) -> &'static str {
+pub(super) fn word(failure: &Failure) -> &'static str {
     match failure {
         Failure::Invalid { .. } => "invalid",
         Failure::ContextExceeded { .. } => "context_exceeded",

@@ -18,6 +18,7 @@ mod responses;
 mod room;
 mod running;
 mod target;
+mod vectors;
 
 pub use error::Error;
 pub use keys::{ApiKey, Principal};
@@ -26,6 +27,7 @@ pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
 pub use target::Target;
+pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{

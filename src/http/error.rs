@@ -21,6 +21,9 @@ pub(super) enum Asked {
     Content,
     Input,
     Tokens,
+    Documents,
+    Texts,
+    Text2,
     /// An endpoint that takes no prompt.
     Nothing,
 }
@@ -33,6 +36,9 @@ impl Asked {
             Asked::Content => "content",
             Asked::Input => "input",
             Asked::Tokens => "tokens",
+            Asked::Documents => "documents",
+            Asked::Texts => "texts",
+            Asked::Text2 => "text_2",
         }
     }
 }
@@ -42,7 +48,8 @@ impl Asked {
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
     pub(super) problem: Problem,
-    detail: Option<Detail>,
+    /// Boxed: few errors have it, and every `Result` carries its room.
+    detail: Option<Box<Detail>>,
     retry_after_s: Option<u32>,
     /// Whether trying again can help, where the status alone would mislead an SDK.
     should_retry: Option<bool>,
@@ -87,7 +94,7 @@ impl ApiError {
     }
 
     fn detail(mut self, detail: Detail) -> Self {
-        self.detail = Some(detail);
+        self.detail = Some(Box::new(detail));
         self
     }
 
@@ -242,7 +249,7 @@ impl IntoResponse for ApiError {
         if self.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response.extensions_mut().insert(Told { problem: self.problem, detail: self.detail });
+        response.extensions_mut().insert(Told { problem: self.problem, detail: self.detail.map(|detail| *detail) });
         response
     }
 }

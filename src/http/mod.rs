@@ -25,6 +25,7 @@ mod responses;
 mod router;
 mod sse;
 mod stall;
+mod vectors;
 
 use crate::gateway::Gateway;
 use drain::Drain;

@@ -177,15 +177,23 @@ async fn whole(mut running: Running, head: &Head) -> Result<Vec<u8>, gateway::Er
     }
 }
 
-pub(super) async fn embed(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    vectors(app, body.read(ollama::embed_request).await?, now()).await
+pub(super) async fn embed(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    vectors(app, &caller, body.read(ollama::embed_request).await?, now()).await
 }
 
-pub(super) async fn embeddings(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    vectors(app, body.read(ollama::embeddings_request).await?, now()).await
+pub(super) async fn embeddings(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    vectors(app, &caller, body.read(ollama::embeddings_request).await?, now()).await
 }
 
-async fn vectors(app: App, read: Read<Embed>, started: Duration) -> Result<Response, ApiError> {
+async fn vectors(app: App, caller: &Caller, read: Read<Embed>, started: Duration) -> Result<Response, ApiError> {
     refuse_if_strict(&app, &read.ignored)?;
     let Embed { model, request, form, keep_alive } = read.request;
     let asked = Asked::Input;
@@ -196,7 +204,7 @@ async fn vectors(app: App, read: Read<Embed>, started: Duration) -> Result<Respo
     let vectors = if request.inputs.is_empty() {
         Vectors::default()
     } else {
-        until_cut(&app, target.engine.embed(request)).await?.map_err(|failure| refusal(asked)(failure.into()))?
+        until_cut(&app, app.gateway.vectors(caller, &target, request)).await?.map_err(refusal(asked))?
     };
     let total = now().saturating_sub(started);
     let mut response = json(match form {

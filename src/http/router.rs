@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, docs, edge, lora, ollama, openai, ops, responses};
+use super::{App, anthropic, docs, edge, lora, ollama, openai, ops, responses, vectors};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
@@ -27,6 +27,8 @@ pub(super) fn routes(expose_slots: bool) -> Router<App> {
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
         .route("/lora-adapters", get(lora::list).post(lora::set))
+        .route("/embedding", post(vectors::embedding))
+        .route("/v2/rerank", post(vectors::rerank))
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template))
@@ -45,6 +47,11 @@ pub(super) fn routes(expose_slots: bool) -> Router<App> {
             .route(&format!("{prefix}/responses/{{id}}"), get(responses::retrieve).delete(responses::remove))
             .route(&format!("{prefix}/responses/{{id}}/input_items"), get(responses::input_items))
             .route(&format!("{prefix}/responses/{{id}}/cancel"), post(responses::cancel))
+            .route(&format!("{prefix}/embeddings"), post(vectors::embeddings))
+            .route(&format!("{prefix}/rerank"), post(vectors::rerank))
+            .route(&format!("{prefix}/reranking"), post(vectors::rerank))
+            .route(&format!("{prefix}/score"), post(vectors::score))
+            .route(&format!("{prefix}/classify"), post(vectors::classify))
             .route(&format!("{prefix}/models"), get(openai::models))
             .route(&format!("{prefix}/models/{{*id}}"), get(openai::model));
     }

@@ -38,6 +38,27 @@ impl KvElement {
     }
 }
 
+/// How the vectors of a sequence's tokens become one. Source: enum llama_pooling_type, llama.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolingType {
+    Mean,
+    Cls,
+    Last,
+    /// The classification head's outputs.
+    Rank,
+}
+
+impl PoolingType {
+    fn raw(self) -> i32 {
+        match self {
+            PoolingType::Mean => sys::LLAMA_POOLING_TYPE_MEAN,
+            PoolingType::Cls => sys::LLAMA_POOLING_TYPE_CLS,
+            PoolingType::Last => sys::LLAMA_POOLING_TYPE_LAST,
+            PoolingType::Rank => sys::LLAMA_POOLING_TYPE_RANK,
+        }
+    }
+}
+
 /// Shape of a context. Source: llama_context_params, llama.h.
 #[derive(Debug, Clone, Copy)]
 pub struct ContextParams {
@@ -56,6 +77,9 @@ pub struct ContextParams {
     pub kv_unified: bool,
     pub swa_full: bool,
     pub offload_kqv: bool,
+    /// Vectors instead of logits. llama.cpp asserts unless `n_seq_max` divides `n_ubatch`, and, where attention is not
+    /// causal, on more than `n_ubatch` rows.
+    pub pooling: Option<PoolingType>,
     /// How long threads spin for work between graphs, 0..=100.
     pub poll: u32,
 }
@@ -115,6 +139,8 @@ pub struct Context {
     model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
+    /// Numbers of a pooled vector.
+    n_pooled: usize,
 }
 
 type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -145,6 +171,7 @@ impl Context {
             kv_unified: params.kv_unified,
             swa_full: params.swa_full,
             offload_kqv: params.offload_kqv,
+            pooling: params.pooling.map_or(-1, PoolingType::raw),
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),
         };
@@ -153,8 +180,20 @@ impl Context {
         sys::call(|err| unsafe { sys::hearth_context_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no context and no error".into()))?;
         let n_vocab = model.vocab_flags().n_tokens as usize;
-        let mut context =
-            Self { raw, pool: std::ptr::null_mut(), _interrupt: interrupt, model: Arc::clone(model), params, n_vocab };
+        let n_pooled = match params.pooling {
+            None => 0,
+            Some(PoolingType::Rank) => model.n_cls_out() as usize,
+            Some(_) => model.n_embd_out() as usize,
+        };
+        let mut context = Self {
+            raw,
+            pool: std::ptr::null_mut(),
+            _interrupt: interrupt,
+            model: Arc::clone(model),
+            params,
+            n_vocab,
+            n_pooled,
+        };
         context.attach_pool()?;
         Ok(context)
     }
@@ -282,6 +321,18 @@ impl Context {
             sys::hearth_seq_cp(self.raw.as_ptr(), from, to, n, self.params.kv_unified, &raw mut copied, err)
         })?;
         Ok(copied)
+    }
+
+    /// The pooled vector of a sequence that the last decode had rows of; `None` for another one.
+    /// Shape: n_embd_out f32, or n_cls_out with `PoolingType::Rank`. Source: llama_get_embeddings_seq, llama.h.
+    pub fn pooled(&mut self, seq: i32) -> Option<&[f32]> {
+        // SAFETY: llama.cpp looks the sequence up and answers NULL for one without a vector.
+        let vector = unsafe { sys::llama_get_embeddings_seq(self.raw.as_ptr(), seq) };
+        if vector.is_null() || self.n_pooled == 0 {
+            return None;
+        }
+        // SAFETY: it points to n_pooled floats that stay until the next decode, which needs `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(vector, self.n_pooled) })
     }
 
     /// Forgets positions `from..` of a sequence; `false` when this memory can't (nothing changed then).

@@ -17,7 +17,7 @@ mod sampler;
 mod sys;
 
 pub use chat::{AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat, tools_grammar};
-pub use context::{Batch, Context, ContextParams, Decoded, KvElement};
+pub use context::{Batch, Context, ContextParams, Decoded, KvElement, PoolingType};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};

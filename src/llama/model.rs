@@ -37,6 +37,8 @@ pub struct VocabFlags {
     pub eos: Option<i32>,
     pub add_bos: bool,
     pub add_eos: bool,
+    pub sep: Option<i32>,
+    pub add_sep: bool,
 }
 
 /// Tokens of fill-in-the-middle. Source: llama_vocab_fim_*, llama.h.
@@ -120,6 +122,8 @@ impl Model {
                 eos: known(sys::llama_vocab_eos(vocab)),
                 add_bos: sys::llama_vocab_get_add_bos(vocab),
                 add_eos: sys::llama_vocab_get_add_eos(vocab),
+                sep: known(sys::llama_vocab_sep(vocab)),
+                add_sep: sys::llama_vocab_get_add_sep(vocab),
             }
         }
     }
@@ -246,6 +250,34 @@ impl Model {
     pub fn n_embd(&self) -> u32 {
         // SAFETY: a plain getter.
         u32::try_from(unsafe { sys::llama_model_n_embd(self.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Numbers of a pooled vector.
+    pub fn n_embd_out(&self) -> u32 {
+        // SAFETY: a plain getter.
+        u32::try_from(unsafe { sys::llama_model_n_embd_out(self.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Outputs of the classification head; 1 also where there is no head.
+    pub fn n_cls_out(&self) -> u32 {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_model_n_cls_out(self.as_ptr()) }
+    }
+
+    /// Names of the classification head's outputs, where the file has them.
+    pub fn labels(&self) -> Vec<String> {
+        // SAFETY: the getter answers NULL past the last name; names live as long as the model.
+        let label = |i| unsafe {
+            let label = sys::llama_model_cls_label(self.as_ptr(), i);
+            (!label.is_null()).then(|| sys::text(label))
+        };
+        (0..self.n_cls_out()).map_while(label).collect()
+    }
+
+    /// Whether one decode call makes vectors of its inputs: not where an encoder feeds a decoder, nor in diffusion.
+    pub fn embeds(&self) -> bool {
+        // SAFETY: plain getters.
+        unsafe { !sys::llama_model_has_encoder(self.as_ptr()) && !sys::llama_model_is_diffusion(self.as_ptr()) }
     }
 
     pub fn n_layer(&self) -> u32 {

@@ -123,13 +123,20 @@ async fn two_models_answer_side_by_side_each_under_its_own_name() {
     assert_eq!(house.ask("nobody").await.status, 404);
     // Streams of both at once; each model has its own counters and slots.
     let streams = [house.forever("Chat-1").await, house.forever("Other-1").await];
-    let page = house.server.get("/metrics").await.text;
     for model in ["Chat-1", "Other-1"] {
-        assert!(page.contains(&format!("hearth_slots_busy{{model=\"{model}\"}} 1")), "{page}");
-        assert!(page.contains(&format!("hearth_model_loaded{{model=\"{model}\"}} 1")), "{page}");
-        let slots = house.server.get(&format!("/slots?model={model}")).await.json();
-        let busy = slots.as_array().expect("slots").iter().filter(|slot| slot["is_processing"] == true).count();
-        assert_eq!(busy, 1, "{slots}");
+        // A worker tells what it does from time to time.
+        let both_say_so = async {
+            loop {
+                let page = house.server.get("/metrics").await.text;
+                let slots = house.server.get(&format!("/slots?model={model}")).await.json();
+                let busy = slots.as_array().expect("slots").iter().filter(|slot| slot["is_processing"] == true).count();
+                assert!(page.contains(&format!("hearth_model_loaded{{model=\"{model}\"}} 1")), "{page}");
+                if busy == 1 && page.contains(&format!("hearth_slots_busy{{model=\"{model}\"}} 1")) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, both_say_so).await.expect("a slot at work");
     }
     let props = house.server.get("/props?model=second").await.json();
     assert_eq!(props["model_alias"], "Other-1");

@@ -159,7 +159,7 @@ fn fuzzing_finds_nothing() {
         eprintln!("skipped: {} is not installed (`make test` installs it)", python.display());
         return;
     }
-    let served = Served::with(&["scripted:"]);
+    let served = Served::of(&["scripted:"]);
     let output = Command::new(&python)
         .arg(root().join("tests/clients/fuzz_openapi.py"))
         .arg(&served.url)

@@ -15,6 +15,7 @@ pub mod ollama;
 pub mod openai;
 pub mod responses;
 mod sampling;
+pub mod vectors;
 
 /// A field that is accepted and changes nothing, or is refused: whatever its type.
 type Any = Option<serde_json::Value>;

@@ -1,7 +1,7 @@
 //! The types against the readers: whoever adds a field to one and forgets the other is told its path here.
 
 use super::bodies::Schemas;
-use super::{anthropic as anthropic_api, ollama as ollama_api, openai as api, responses as responses_api};
+use super::{anthropic as anthropic_api, ollama as ollama_api, openai as api, responses as responses_api, vectors};
 use crate::dialect::{anthropic, fields, ollama, openai, responses};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
@@ -82,4 +82,13 @@ fn native() {
 fn response() {
     let is_part = |path: &str| path.starts_with("input[].content[].") || path.starts_with("input[].output[].");
     check_but::<responses_api::ResponseRequest, _>(responses::request, is_part);
+}
+
+#[test]
+fn vectors_and_ranks() {
+    check::<vectors::EmbeddingsRequest, _>(openai::embeddings_request);
+    check::<vectors::EmbeddingRequest, _>(openai::embedding_request);
+    check::<vectors::RerankRequest, _>(openai::rerank_request);
+    check::<vectors::ScoreRequest, _>(openai::score_request);
+    check::<vectors::ClassifyRequest, _>(openai::classify_request);
 }

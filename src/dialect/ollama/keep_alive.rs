@@ -17,7 +17,7 @@ impl KeepAlive {
     const SECONDS_MAX: f64 = 9.2e9;
 
     fn of_seconds(seconds: f64) -> Self {
-        if seconds < 0.0 || seconds > Self::SECONDS_MAX {
+        if !(0.0..=Self::SECONDS_MAX).contains(&seconds) {
             return KeepAlive::Forever;
         }
         KeepAlive::For(Duration::from_secs_f64(seconds))

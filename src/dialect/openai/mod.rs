@@ -9,6 +9,7 @@
 mod calls;
 pub(super) mod chat;
 mod completion;
+mod embeddings;
 pub(super) mod format;
 mod infill;
 pub(super) mod logprobs;
@@ -16,6 +17,7 @@ pub(super) mod lora;
 mod messages;
 mod models;
 pub(super) mod parts;
+mod rerank;
 pub(super) mod sampling;
 mod stream;
 pub(super) mod to_wire;
@@ -25,10 +27,15 @@ mod wire;
 
 pub use chat::{Chat, ChatStyle, Places, chat_request};
 pub use completion::{Completion, Echo, TextStyle, completion_request};
+pub use embeddings::{
+    Embeddings, Encoding, classify_request, classify_response, embedding_request, embedding_response,
+    embeddings_request, embeddings_response,
+};
 pub use format::constraint_name;
 pub use infill::{InfillChunks, infill_request, infill_response};
 pub use lora::{Scales, lora_request, lora_response};
 pub use models::{ModelEntry, model_list, model_object};
+pub use rerank::{Rerank, rerank_request, rerank_response, score_request, score_response};
 pub use stream::{ChatChunks, TextChunks};
 pub(in crate::dialect) use to_wire::rfc3339;
 pub use to_wire::{Head, chat_response, completion_response, error_body, input_tokens_response};

@@ -22,6 +22,8 @@ const TOOLS_BYTES_MAX: usize = 4 << 20;
 /// Largest schema that llama.cpp makes a grammar of, in its values, and the longest repetitions it unrolls.
 const GBNF_NODES_MAX: usize = 4_000;
 const GBNF_REPEAT_MAX: u64 = 256;
+/// Most ways that a value may go on: llama.cpp follows all of them, for every token of the vocabulary.
+const GBNF_CHOICES_MAX: usize = 256;
 /// White space that may be the markup before a call; more of it is text.
 const HELD_SPACE_MAX: usize = 256;
 
@@ -101,7 +103,7 @@ impl Callable<'_> {
     /// For llama.cpp's converter: what it can't express is left out, so that an argument is JSON in any case.
     pub fn convertible(&self) -> String {
         let mut n_nodes = 0;
-        let converted = convertible(&self.schema, &mut n_nodes);
+        let converted = convertible(&self.schema, 0, &mut n_nodes);
         if n_nodes <= GBNF_NODES_MAX {
             return converted.to_string();
         }
@@ -112,13 +114,17 @@ impl Callable<'_> {
     }
 }
 
-fn convertible(schema: &Value, n_nodes: &mut usize) -> Value {
+fn too_many_properties(members: &serde_json::Map<String, Value>) -> bool {
+    members.get("properties").and_then(Value::as_object).is_some_and(|inner| inner.len() > GBNF_CHOICES_MAX)
+}
+
+fn convertible(schema: &Value, depth: usize, n_nodes: &mut usize) -> Value {
     *n_nodes += 1;
     if *n_nodes > GBNF_NODES_MAX {
         return Value::Null;
     }
     match schema {
-        Value::Array(members) => members.iter().map(|member| convertible(member, n_nodes)).collect(),
+        Value::Array(members) => members.iter().map(|member| convertible(member, depth + 1, n_nodes)).collect(),
         Value::Object(members) => {
             let mut out = serde_json::Map::with_capacity(members.len());
             for (key, value) in members {
@@ -132,10 +138,13 @@ fn convertible(schema: &Value, n_nodes: &mut usize) -> Value {
                     {
                         continue;
                     }
-                    ("description" | "title" | "default" | "examples" | "$schema" | "$comment", Value::String(_)) => {
+                    ("enum" | "anyOf" | "oneOf", Value::Array(choices)) if choices.len() > GBNF_CHOICES_MAX => continue,
+                    ("properties", Value::Object(inner)) if depth > 0 && inner.len() > GBNF_CHOICES_MAX => continue,
+                    ("required", _) if too_many_properties(members) && depth > 0 => continue,
+                    ("description" | "title" | "default" | "$schema" | "$comment", Value::String(_)) => {
                         continue;
                     }
-                    _ => convertible(value, n_nodes),
+                    _ => convertible(value, depth + 1, n_nodes),
                 };
                 out.insert(key.clone(), value);
             }
@@ -176,7 +185,9 @@ fn plain_pattern(pattern: &str) -> Option<String> {
     }
     let repeats = out.split('{').skip(1).flat_map(|part| part.split('}').next()).flat_map(|part| part.split(','));
     let is_small = repeats.filter_map(|n| n.parse::<u64>().ok()).all(|n| n <= GBNF_REPEAT_MAX);
-    (!is_class && is_small).then(|| out + "$")
+    // A repeated group can match in more ways than can be followed.
+    let is_plain = [")*", ")+", "){"].iter().all(|repeat| !out.contains(repeat));
+    (!is_class && is_small && is_plain).then(|| out + "$")
 }
 
 /// A call that must come: the answer's grammar in Lark, for llguidance.
@@ -189,7 +200,7 @@ pub struct Forced {
 }
 
 impl Forced {
-    /// `token_of`: the control token with exactly this text, of those in the shape.
+    /// `controls`: the control tokens in the shape, by their texts.
     pub(super) fn new(
         shape: &Shape,
         tools: &[Callable<'_>],
@@ -356,7 +367,13 @@ impl ShapeParser {
                 Some((name, behind))
             });
             let Some((name, behind)) = name else {
-                if !is_partial && parsed.calls.is_empty() {
+                let is_whole = |name: &&String| {
+                    let behind = rest.strip_prefix(name.as_str());
+                    behind.is_some_and(|behind| !behind.is_empty() && self.shape.mid.starts_with(behind))
+                };
+                if let Some(name) = self.names.iter().find(is_whole).filter(|_| !is_partial) {
+                    parsed.calls.push(ParsedCall { name: name.clone(), ..Default::default() });
+                } else if !is_partial && parsed.calls.is_empty() {
                     // Cut before the name was whole: what there is of it is all that can be told.
                     parsed.content.push_str(&text[said.len()..]);
                 }
@@ -429,6 +446,7 @@ mod tests {
     fn patterns_that_would_be_read_otherwise_are_left_out() {
         assert_eq!(plain_pattern(r"^\d{4}-\w+$").as_deref(), Some("^[0-9]{4}-[A-Za-z0-9_]+$"));
         assert_eq!(plain_pattern("^.*$"), None, "a quote would end the string");
+        assert_eq!(plain_pattern("^(a{1,9}){1,9}$"), None);
         assert_eq!(plain_pattern("abc"), None);
         assert_eq!(plain_pattern("^a{1,100000}$"), None);
         assert_eq!(plain_pattern(r#"^[^"]*$"#), None);

@@ -91,9 +91,16 @@ fn written(model: &LlamaModel) -> Option<String> {
     history.add_generation_prompt = false;
     let answered = model.render(&history).ok()?;
     let text = answered.text.strip_prefix(&asked.text)?;
-    let end = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"];
-    let end = end.iter().filter_map(|end| text.find(end)).min().unwrap_or(text.len());
-    Some(text[..end].trim_end().to_owned())
+    // A plain answer shows how a turn ends.
+    let mut spoken = history;
+    spoken.messages[1] = Message::new(Role::Assistant, "plain text");
+    let spoken = model.render(&spoken).ok()?.text;
+    let turn_end = &spoken[spoken.rfind("plain text")? + "plain text".len()..];
+    let text = text.strip_suffix(turn_end).unwrap_or(text);
+    let ends =
+        ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>", "<|call|>", "<|END_OF_TURN_TOKEN|>", "<|calls|>"];
+    let end = ends.iter().filter_map(|end| text.find(end)).min().unwrap_or(text.len());
+    Some(text[..end].trim().to_owned())
 }
 
 /// Every family: tools are rendered with a grammar that compiles, a call is read whole and in pieces of any size, and what

@@ -1,15 +1,16 @@
 //! A GGUF file through llama.cpp.
 
 use super::calls;
+use super::encode::LlamaEncoder;
 use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall,
-    Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed,
+    ParsedCall, Reading, Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn, KvType};
 use crate::engine::error::Failure;
-use crate::engine::event::Description;
+use crate::engine::event::{Description, Pooling};
 use crate::llama::{
     self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Shape, Templates, ToolFormat, Trigger,
 };
@@ -18,10 +19,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Spinning between graphs helps only while no other process wants the core; low keeps a shared box usable.
-const POLL: u32 = 10;
+pub(super) const POLL: u32 = 10;
 
 pub struct LlamaModel {
-    model: Arc<llama::Model>,
+    pub(super) model: Arc<llama::Model>,
     /// `None`: the template can't be compiled, with the reason.
     templates: Result<Templates, String>,
     pieces: Pieces,
@@ -31,7 +32,11 @@ pub struct LlamaModel {
     /// Found out when the first tools come.
     tool_format: OnceLock<ToolFormat>,
     own_grammars: OwnGrammars,
-    config: EngineConfig,
+    pub(super) config: EngineConfig,
+    /// The vocabulary is BERT's, and its texts lose their accents.
+    is_wordpiece: bool,
+    /// How inputs become vectors, if they do.
+    pub(super) pooling: Option<Pooling>,
 }
 
 /// Every token's bytes in one allocation: a vocabulary of 150,000 would else be as many.
@@ -84,8 +89,22 @@ impl LlamaModel {
             .filter(|id| model.is_control(*id))
             .filter_map(|id| String::from_utf8(pieces.get(id).to_vec()).ok())
             .collect();
-        let (tool_format, own_grammars, config) = (OnceLock::new(), OwnGrammars::default(), config.clone());
-        Ok(Self { model, templates, pieces, control, ends, control_texts, tool_format, own_grammars, config })
+        let strips = model.meta("tokenizer.ggml.normalizer.strip_accents").is_none_or(|value| value != "false");
+        let is_wordpiece = strips && model.meta("tokenizer.ggml.model").is_some_and(|kind| kind == "bert");
+        let pooling = super::encode::pooling(&model, path, config)?;
+        Ok(Self {
+            model,
+            templates,
+            pieces,
+            control,
+            ends,
+            control_texts,
+            tool_format: OnceLock::new(),
+            own_grammars: OwnGrammars::default(),
+            config: config.clone(),
+            is_wordpiece,
+            pooling,
+        })
     }
 
     fn tool_format(&self, templates: &Templates) -> ToolFormat {
@@ -111,7 +130,7 @@ impl LlamaModel {
         found.filter_map(|text| Some((text.clone(), self.token_of(text)?))).collect()
     }
 
-    fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
+    pub(super) fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
         self.model.meta(key)?.trim().parse().ok()
     }
 
@@ -131,12 +150,12 @@ impl LlamaModel {
         }
     }
 
-    fn n_ctx(&self) -> u32 {
+    pub(super) fn n_ctx(&self) -> u32 {
         let chosen = self.model.n_ctx_train().clamp(1, EngineConfig::DEFAULT_CTX_MAX);
         self.config.n_ctx.unwrap_or(chosen)
     }
 
-    fn threads(&self) -> (u32, u32) {
+    pub(super) fn threads(&self) -> (u32, u32) {
         let n_threads = self.config.n_threads.unwrap_or_else(|| super::cores::for_decode(self.config.n_workers));
         (n_threads, self.config.n_threads_batch.unwrap_or(n_threads))
     }
@@ -145,6 +164,7 @@ impl LlamaModel {
 impl Model for LlamaModel {
     type Sampler = llama::Sampler;
     type Context = LlamaContext;
+    type Encoder = LlamaEncoder;
 
     fn describe(&self) -> Description {
         let flags = self.model.vocab_flags();
@@ -175,10 +195,10 @@ impl Model for LlamaModel {
             generates: self.model.generates(),
             has_tools: templates.is_some(),
             infills: self.model.infill_tokens().is_some(),
-            pooling: None,
-            n_embd_out: 0,
-            n_embed_max: 0,
-            labels: Vec::new(),
+            pooling: self.pooling,
+            n_embd_out: self.n_embd_out(),
+            n_embed_max: self.n_embed_max(),
+            labels: if self.pooling == Some(Pooling::Rank) { self.model.labels() } else { Vec::new() },
             media: Vec::new(),
             adapters: super::adapters(&self.config),
             build: llama::version(),
@@ -190,7 +210,8 @@ impl Model for LlamaModel {
     }
 
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, Failure> {
-        self.model.tokenize(text, add_special, parse_special).map_err(|error| {
+        let text = if self.is_wordpiece { super::encode::decompose_hangul(text) } else { text.into() };
+        self.model.tokenize(&text, add_special, parse_special).map_err(|error| {
             Failure::invalid("prompt", "invalid_value", format!("the text can't be tokenised: {error}"))
         })
     }
@@ -280,8 +301,6 @@ impl Model for LlamaModel {
     }
 
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<LlamaContext, String> {
-        // Making contexts is not safe to do twice at once in llama.cpp (it may settle n_ctx_train meanwhile).
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (n_threads, n_threads_batch) = self.threads();
         let params = ContextParams {
@@ -302,6 +321,7 @@ impl Model for LlamaModel {
             kv_unified: config.kv_layout.is_unified(),
             swa_full: config.swa_full,
             offload_kqv: true,
+            pooling: None,
             poll: POLL,
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
@@ -309,7 +329,18 @@ impl Model for LlamaModel {
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells })
     }
+
+    fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {
+        LlamaEncoder::new(self, interrupt)
+    }
+
+    fn pair_layout(&self) -> PairLayout {
+        super::encode::pair_layout(&self.model)
+    }
 }
+
+/// Making contexts is not safe to do twice at once in llama.cpp (it may settle n_ctx_train meanwhile).
+pub(super) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The shim's request for a chat: messages in OpenAI's shape, which `common/chat` reads.
 ///
@@ -459,8 +490,23 @@ pub struct LlamaContext {
 }
 
 /// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
-fn signed(n: impl TryInto<i32>) -> i32 {
+pub(super) fn signed(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
+}
+
+pub(super) fn decode(context: &mut llama::Context, batch: &mut Batch, rows: &[Row]) -> Result<(), DecodeError> {
+    batch.clear();
+    for row in rows {
+        batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
+    }
+    match context.decode(batch) {
+        Ok(Decoded::Done) => Ok(()),
+        Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
+        Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
+        Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
+        Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
+        Err(error) => Err(DecodeError::Broken(error.to_string())),
+    }
 }
 
 impl Context for LlamaContext {
@@ -487,18 +533,7 @@ impl Context for LlamaContext {
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        self.batch.clear();
-        for row in rows {
-            self.batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
-        }
-        match self.context.decode(&mut self.batch) {
-            Ok(Decoded::Done) => Ok(()),
-            Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
-            Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
-            Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
-            Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
-            Err(error) => Err(DecodeError::Broken(error.to_string())),
-        }
+        decode(&mut self.context, &mut self.batch, rows)
     }
 
     fn logits(&mut self, row: usize) -> Option<&[f32]> {

@@ -4,6 +4,7 @@
 
 mod calls;
 mod cores;
+mod encode;
 #[cfg(test)]
 mod families;
 pub mod llama;
@@ -90,6 +91,7 @@ pub struct InfillTokens {
 pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
     type Context: Context<Sampler = Self::Sampler> + Send + 'static;
+    type Encoder: Encoder + Send + 'static;
 
     fn describe(&self) -> Description;
 
@@ -127,6 +129,40 @@ pub trait Model: Send + Sync + 'static {
 
     /// A context of its own for one worker. `interrupt` is asked often during a decode; true ends it.
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<Self::Context, String>;
+
+    /// A context that makes vectors, for models whose description has a `pooling`.
+    fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<Self::Encoder, String>;
+
+    /// How a query and a document become one input of a model that ranks.
+    fn pair_layout(&self) -> PairLayout;
+}
+
+/// A query and a document as one input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PairLayout {
+    /// A text with `{query}` and `{document}` in it.
+    Template(String),
+    /// Tokens around the query's and the document's own.
+    Tokens { before: Vec<Token>, between: Vec<Token>, after: Vec<Token> },
+}
+
+/// Inputs to vectors; one worker thread owns it. Holds nothing between inputs.
+pub trait Encoder {
+    /// Most rows of one batch.
+    fn n_batch(&self) -> u32;
+    /// Most inputs in one batch; sequences are below it.
+    fn n_seqs(&self) -> u32;
+    /// Whether all rows of an input must be in one batch; else those of one input at a time may come in several.
+    fn takes_whole_inputs(&self) -> bool;
+
+    /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
+    fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
+
+    /// The vector of a sequence as of the last pass.
+    fn vector(&mut self, seq: u32) -> Option<&[f32]>;
+
+    /// Forgets what a sequence holds.
+    fn forget(&mut self, seq: u32);
 }
 
 /// The configured adapters, as they are described.

@@ -17,18 +17,21 @@
 //! request has tools. A request that must call one gets a call of the first tool it may call, with `{}`, unless the
 //! message asks for another.
 //!
+//! With `embeds=1` an input becomes a vector of 16 numbers that depend on its tokens only, with `embeds=2` a query and a
+//! document become one number: the share of the query's bytes that the document has too.
+//!
 //! Raw prompts (no chat) count as one user message. Sampling is honoured only where it can be without logits:
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::{
-    AnswerParser, Context, DecodeError, Grammar, InfillTokens, Interrupt, Model, Parsed, ParsedCall, Reading, Rendered,
-    Row, Token, allows,
+    AnswerParser, Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed,
+    ParsedCall, Reading, Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
-use crate::engine::event::Description;
+use crate::engine::event::{Description, Pooling};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +41,8 @@ const END: Token = 257;
 const OPEN: Token = 258;
 const CLOSE: Token = 259;
 const N_VOCAB: usize = 260;
+/// Numbers of a vector.
+const N_EMBD: usize = 16;
 
 pub struct ScriptedModel {
     config: ScriptedConfig,
@@ -65,6 +70,14 @@ impl ScriptedModel {
             control_texts: specials.iter().map(ToString::to_string).collect(),
             n_ctx: config.n_ctx.unwrap_or(4096),
             shape: config.clone(),
+        }
+    }
+
+    fn pooling(&self) -> Option<Pooling> {
+        match self.config.embeds {
+            0 => None,
+            1 => Some(Pooling::Mean),
+            _ => Some(Pooling::Rank),
         }
     }
 
@@ -221,6 +234,7 @@ fn last_message(prompt: &[Token]) -> String {
 impl Model for ScriptedModel {
     type Sampler = Script;
     type Context = ScriptedContext;
+    type Encoder = ScriptedEncoder;
 
     fn describe(&self) -> Description {
         Description {
@@ -244,6 +258,9 @@ impl Model for ScriptedModel {
             has_tools: true,
             adapters: super::adapters(&self.shape),
             infills: true,
+            pooling: self.pooling(),
+            n_embd_out: self.pooling().map_or(0, |pooling| if pooling == Pooling::Rank { 1 } else { N_EMBD as u32 }),
+            n_embed_max: self.n_ctx_seq(),
             build: "scripted".into(),
             ..Default::default()
         }
@@ -368,6 +385,19 @@ impl Model for ScriptedModel {
             logits: vec![0.0; N_VOCAB],
         })
     }
+
+    fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<ScriptedEncoder, String> {
+        Ok(ScriptedEncoder {
+            model: Arc::clone(self),
+            interrupt,
+            held: FxHashMap::default(),
+            vectors: FxHashMap::default(),
+        })
+    }
+
+    fn pair_layout(&self) -> PairLayout {
+        PairLayout::Tokens { before: vec![BOS], between: vec![END], after: vec![END] }
+    }
 }
 
 pub struct ScriptedContext {
@@ -386,20 +416,19 @@ pub struct ScriptedContext {
     logits: Vec<f32>,
 }
 
-impl ScriptedContext {
-    fn wait(&self, time: Duration) -> Result<(), DecodeError> {
-        let until = Instant::now() + time;
-        loop {
-            if (self.interrupt)() {
-                return Err(DecodeError::Aborted);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            // Short steps are slept in one go: sleep granularity would distort them.
-            std::thread::sleep(left.min(Duration::from_millis(5)));
+/// Sleeps for `time`, unless the interrupt ends it.
+fn wait(interrupt: &Interrupt, time: Duration) -> Result<(), DecodeError> {
+    let until = Instant::now() + time;
+    loop {
+        if interrupt() {
+            return Err(DecodeError::Aborted);
         }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        // Short steps are slept in one go: sleep granularity would distort them.
+        std::thread::sleep(left.min(Duration::from_millis(5)));
     }
 }
 
@@ -438,7 +467,7 @@ impl Context for ScriptedContext {
         let n_prompt = rows.len().saturating_sub(rows.iter().filter(|row| row.output).count()) as u64;
         let time = Duration::from_micros(self.config.step_us + n_prompt * self.config.prompt_token_us);
         if !time.is_zero() {
-            self.wait(time)?;
+            wait(&self.interrupt, time)?;
         }
         for row in rows {
             let held = self.held.entry(row.seq).or_default();
@@ -495,4 +524,75 @@ impl Context for ScriptedContext {
     fn can_resume(&mut self, _seq: u32, _from: u32) -> bool {
         true
     }
+}
+
+/// Vectors of what a sequence holds, in parts as an input comes.
+pub struct ScriptedEncoder {
+    model: Arc<ScriptedModel>,
+    interrupt: Interrupt,
+    held: FxHashMap<u32, Vec<Token>>,
+    vectors: FxHashMap<u32, Vec<f32>>,
+}
+
+impl Encoder for ScriptedEncoder {
+    fn n_batch(&self) -> u32 {
+        self.model.shape.n_batch
+    }
+
+    fn n_seqs(&self) -> u32 {
+        8
+    }
+
+    fn takes_whole_inputs(&self) -> bool {
+        false
+    }
+
+    fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        let config = &self.model.config;
+        let time = Duration::from_micros(config.step_us + rows.len() as u64 * config.prompt_token_us);
+        if !time.is_zero() {
+            wait(&self.interrupt, time)?;
+        }
+        self.vectors.clear();
+        for row in rows {
+            let held = self.held.entry(row.seq).or_default();
+            assert_eq!(held.len(), row.pos as usize, "positions of a sequence are contiguous; this is a bug");
+            held.push(row.token);
+            self.vectors.insert(row.seq, Vec::new());
+        }
+        for (seq, vector) in &mut self.vectors {
+            let tokens = &self.held[seq];
+            *vector = match self.model.config.embeds {
+                1 => vector_of(tokens),
+                _ => vec![overlap(tokens)],
+            };
+        }
+        Ok(())
+    }
+
+    fn vector(&mut self, seq: u32) -> Option<&[f32]> {
+        self.vectors.get(&seq).map(Vec::as_slice)
+    }
+
+    fn forget(&mut self, seq: u32) {
+        self.held.remove(&seq);
+    }
+}
+
+/// Counts of the tokens by the remainder of their ids, and their order in the last number.
+fn vector_of(tokens: &[Token]) -> Vec<f32> {
+    let mut vector = vec![0.0; N_EMBD];
+    for (at, token) in tokens.iter().enumerate() {
+        vector[token.unsigned_abs() as usize % (N_EMBD - 1)] += 1.0;
+        vector[N_EMBD - 1] += (token.unsigned_abs() % 7) as f32 / (at + 1) as f32;
+    }
+    vector
+}
+
+/// The share of what is before the first END that is behind it too.
+fn overlap(tokens: &[Token]) -> f32 {
+    let mut parts = tokens.split(|token| *token == END);
+    let (query, document) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let n_shared = query.iter().filter(|token| document.contains(token)).count();
+    n_shared as f32 / query.len().max(1) as f32
 }

@@ -1,6 +1,6 @@
 //! Every operation, on one page; a test holds it against the router.
 
-use crate::dialect::api::{answers, anthropic, ollama, openai, responses};
+use crate::dialect::api::{answers, anthropic, ollama, openai, responses, vectors};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 type Shape = fn(&mut SchemaGenerator) -> Schema;
@@ -149,6 +149,7 @@ impl Operation {
 pub(super) fn operations() -> Vec<Operation> {
     [
         openai_operations(),
+        vector_operations(),
         responses_operations(),
         anthropic_operations(),
         ollama_operations(),
@@ -187,6 +188,30 @@ fn openai_operations() -> Vec<Operation> {
             .gives::<answers::ModelList>()
             .also(&["/models"]),
         get(OPENAI, "/v1/models/{*id}", "One model").gives::<answers::Model>().also(&["/models/{*id}"]),
+    ]
+}
+
+fn vector_operations() -> Vec<Operation> {
+    vec![
+        post(OPENAI, "/v1/embeddings", "Texts → vectors")
+            .takes::<vectors::EmbeddingsRequest>()
+            .gives::<vectors::Embeddings>()
+            .also(&["/embeddings"]),
+        post(LLAMA_SERVER, "/embedding", "Texts → vectors, as llama-server writes them")
+            .takes::<vectors::EmbeddingRequest>()
+            .gives::<Vec<vectors::LlamaEmbedding>>(),
+        post(LLAMA_SERVER, "/v1/rerank", "Order documents by how well they answer a query")
+            .takes::<vectors::RerankRequest>()
+            .gives::<vectors::Reranked>()
+            .also(&["/rerank", "/v1/reranking", "/reranking", "/v2/rerank"]),
+        post(LLAMA_SERVER, "/v1/score", "Score pairs of texts")
+            .takes::<vectors::ScoreRequest>()
+            .gives::<vectors::Scores>()
+            .also(&["/score"]),
+        post(LLAMA_SERVER, "/v1/classify", "Texts → classes, where the model has a head")
+            .takes::<vectors::ClassifyRequest>()
+            .gives::<vectors::Classes>()
+            .also(&["/classify"]),
     ]
 }
 

@@ -1,4 +1,5 @@
-//! The document as a page of plain HTML: folded sections, no scripts, one style.
+//! The document as a page of plain HTML: folded sections, no scripts, one style. Ids stand inside what is folded, because
+//! browsers unfold what a link's target is in.
 
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
@@ -38,7 +39,7 @@ pub(super) fn page(document: &Value) -> String {
     out.push_str("<section id=\"shapes\"><h2>Shapes</h2>");
     for (name, schema) in entries(&document["components"]["schemas"]) {
         let name = escape(name);
-        let _ = write!(out, "<details id=\"shape-{name}\"><summary><code>{name}</code></summary><div class=\"body\">");
+        let _ = write!(out, "<details><summary><code>{name}</code></summary><div class=\"body\" id=\"shape-{name}\">");
         write_shape(schema, &mut out);
         out.push_str("</div></details>");
     }
@@ -50,8 +51,8 @@ fn write_operation(document: &Value, path: &str, method: &str, operation: &Value
     let id = text(&operation["operationId"]);
     let _ = write!(
         out,
-        "<details id=\"{id}\"><summary><span class=\"method {0}\">{0}</span><code>{1}</code>\
-         <span class=\"about\">{2}</span></summary><div class=\"body\">{3}",
+        "<details><summary><span class=\"method {0}\">{0}</span><code>{1}</code>\
+         <span class=\"about\">{2}</span></summary><div class=\"body\" id=\"{id}\">{3}",
         escape(method),
         escape(path),
         text(&operation["summary"]),
@@ -200,17 +201,16 @@ fn kind_of(schema: &Value) -> String {
     }
 }
 
-/// ` 1 … 128`, or with one end open.
+/// `, 1 to 128`, or with one end open.
 fn range(schema: &Value, min: &str, max: &str) -> String {
     // The limits of the integer's own type say nothing.
-    let shown = |key: &str| schema.get(key).filter(|limit| limit.as_f64().is_some_and(|n| n.abs() < 4e9));
+    let shown = |key: &str| schema.get(key).filter(|limit| limit.as_f64().is_some_and(|n| n.abs() < 2e9));
     match (shown(min), shown(max)) {
         (None, None) => String::new(),
-        (Some(min), None) if min == 0 => String::new(),
-        (min, max) => {
-            let end = |limit: Option<&Value>| limit.map_or(String::new(), Value::to_string);
-            format!(" {} … {}", end(min), end(max))
-        }
+        (Some(min), None) if min.as_f64() == Some(0.0) => String::new(),
+        (Some(min), None) => format!(", at least {min}"),
+        (None, Some(max)) => format!(", at most {max}"),
+        (Some(min), Some(max)) => format!(", {min} to {max}"),
     }
 }
 

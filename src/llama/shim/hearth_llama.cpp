@@ -156,6 +156,10 @@ int32_t hearth_context_new(llama_model * model, const hearth_context_params * pa
         p.kv_unified = params->kv_unified;
         p.swa_full = params->swa_full;
         p.offload_kqv = params->offload_kqv;
+        if (params->pooling >= 0) {
+            p.embeddings = true;
+            p.pooling_type = static_cast<enum llama_pooling_type>(params->pooling);
+        }
         p.abort_callback = params->abort;
         p.abort_callback_data = params->abort_user;
         p.no_perf = true;

@@ -57,6 +57,7 @@ typedef struct hearth_context_params {
     bool kv_unified;
     bool swa_full;
     bool offload_kqv;
+    int32_t pooling; // enum llama_pooling_type: vectors instead of logits; negative: logits
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;
 } hearth_context_params;

@@ -8,7 +8,7 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The served demo model, or another; killed when dropped.
+/// A served model; killed when dropped.
 pub struct Served {
     child: Child,
     pub url: String,
@@ -16,14 +16,15 @@ pub struct Served {
 
 impl Served {
     pub fn start() -> Self {
-        Self::with(&["models/hearth-demo.gguf", "--alias", "hearth-demo"])
+        Self::of(&["models/hearth-demo.gguf", "--alias", "hearth-demo"])
     }
 
-    /// What `hearth serve` gets beside the port and the threads.
-    pub fn with(args: &[&str]) -> Self {
+    /// `hearth serve` with these arguments.
+    pub fn of(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
-            .args(["serve", "--port", "0"])
-            .args(args)
+            .arg("serve")
+            .args(arguments)
+            .args(["--port", "0"])
             // One thread: on a busy machine more of them mostly wait for each other.
             .args(["--threads", "1", "--log-level", "warn"])
             .current_dir(root())

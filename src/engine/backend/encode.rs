@@ -1,0 +1,227 @@
+//! Vectors through llama.cpp: a context of its own, so that one file can chat and embed.
+//!
+//! Shapes that llama.cpp asserts on are kept from it here: `n_seq_max` is a power of two that divides `n_ubatch`, and an
+//! input that is pooled as a whole fits one ubatch.
+
+use super::llama::{LlamaModel, ONE_AT_A_TIME, POLL, decode, signed};
+use super::{DecodeError, Encoder, Interrupt, PairLayout, Row, Token};
+use crate::engine::config::{EmbedMode, EngineConfig, FlashAttn};
+use crate::engine::event::Pooling;
+use crate::llama::{self, Batch, ContextParams, KvElement, PoolingType};
+use crate::model::ModelFile;
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::PoisonError;
+
+/// Rows of a batch at least: short inputs share a decode.
+const BATCH_MIN: u32 = 256;
+/// Most inputs of one batch. A causal model pays for each with a recurrent state, if it has one.
+const SEQS_MAX: u32 = 64;
+const SEQS_MAX_CAUSAL: u32 = 16;
+/// llama.cpp keeps a row of logits for each row of a batch, also where nobody wants any: a causal model's batch is kept
+/// small enough that they take about this much.
+const LOGIT_BYTES: u64 = 128 << 20;
+
+/// How inputs become vectors; `None`: they don't. Errors name what the file lacks.
+pub(super) fn pooling(model: &llama::Model, path: &Path, config: &EngineConfig) -> Result<Option<Pooling>, String> {
+    let architecture = model.meta("general.architecture").unwrap_or_default();
+    let own = model.meta(&format!("{architecture}.pooling_type")).and_then(|kind| match kind.trim() {
+        "1" => Some(Pooling::Mean),
+        "2" => Some(Pooling::Cls),
+        "3" => Some(Pooling::Last),
+        "4" => Some(Pooling::Rank),
+        _ => None,
+    });
+    let asked = match config.embeddings {
+        EmbedMode::Off => return Ok(None),
+        EmbedMode::On => true,
+        EmbedMode::Auto => config.pooling.is_some(),
+    };
+    if !model.embeds() {
+        let refusal = format!("embeddings: models of the architecture {architecture} make no vectors here");
+        return if asked { Err(refusal) } else { Ok(None) };
+    }
+    if !asked && model.generates() && own.is_none() {
+        return Ok(None);
+    }
+    let default = if model.generates() { Pooling::Last } else { Pooling::Mean };
+    let chosen = config.pooling.or(own).unwrap_or(default);
+    if chosen == Pooling::Rank && !has_head(path)? {
+        return Err("pooling: the model has no classification head (cls tensors), so it can't rank".into());
+    }
+    Ok(Some(chosen))
+}
+
+/// Hangul syllables as their letters, which is how BERT's vocabularies were made (NFD); llama.cpp's table of
+/// decompositions lacks them, since they follow a rule. Source: the Unicode Standard, 3.12.
+pub(super) fn decompose_hangul(text: &str) -> Cow<'_, str> {
+    const FIRST: u32 = 0xAC00;
+    const LAST: u32 = 0xD7A3;
+    let is_syllable = |c: char| (FIRST..=LAST).contains(&u32::from(c));
+    if !text.contains(is_syllable) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() * 3);
+    for c in text.chars() {
+        if !is_syllable(c) {
+            out.push(c);
+            continue;
+        }
+        let index = u32::from(c) - FIRST;
+        let tail = (!index.is_multiple_of(28)).then(|| 0x11A7 + index % 28);
+        let letters = [0x1100 + index / 588, 0x1161 + index % 588 / 28].into_iter().chain(tail);
+        out.extend(letters.filter_map(char::from_u32));
+    }
+    Cow::Owned(out)
+}
+
+fn has_head(path: &Path) -> Result<bool, String> {
+    let file = ModelFile::open(path).map_err(|error| error.to_string())?;
+    Ok(file.tensors().any(|tensor| matches!(tensor.name.as_str(), "cls.weight" | "cls.output.weight")))
+}
+
+/// Source: `tokenizer.chat_template.rerank`, and format_prompt_rerank of llama-server.
+pub(super) fn pair_layout(model: &llama::Model) -> PairLayout {
+    if let Some(template) = model.meta("tokenizer.chat_template.rerank") {
+        return PairLayout::Template(template);
+    }
+    let flags = model.vocab_flags();
+    let only = |wanted: bool, token: Option<Token>| token.filter(|_| wanted);
+    let eos = only(flags.add_eos, flags.eos.or(flags.sep));
+    let sep = only(flags.add_sep, flags.sep);
+    PairLayout::Tokens {
+        before: only(flags.add_bos, flags.bos).into_iter().collect(),
+        between: eos.into_iter().chain(sep).collect(),
+        // A vocabulary without EOS ends with its separator, as in pairs of BERT.
+        after: eos.or(sep).into_iter().collect(),
+    }
+}
+
+impl LlamaModel {
+    pub(super) fn n_embd_out(&self) -> u32 {
+        match self.pooling {
+            None => 0,
+            Some(Pooling::Rank) => self.model.n_cls_out(),
+            Some(_) => self.model.n_embd_out(),
+        }
+    }
+
+    /// Whether the rows of an input may come in several batches: each position sees only what was before it, and only
+    /// the last one counts.
+    fn takes_parts(&self) -> bool {
+        self.model.generates() && matches!(self.pooling, Some(Pooling::Last | Pooling::Rank))
+    }
+
+    /// Most tokens of one input.
+    pub(super) fn n_embed_max(&self) -> u32 {
+        let n_ctx = self.n_ctx().min(self.model.n_ctx_train().max(1));
+        match self.pooling {
+            None => 0,
+            Some(_) if self.takes_parts() => n_ctx,
+            Some(_) => n_ctx.min(self.config.n_batch),
+        }
+    }
+}
+
+pub struct LlamaEncoder {
+    context: llama::Context,
+    batch: Batch,
+    n_seqs: u32,
+    takes_parts: bool,
+}
+
+impl LlamaEncoder {
+    pub(super) fn new(model: &LlamaModel, interrupt: Interrupt) -> Result<Self, String> {
+        let pooling = match model.pooling {
+            None => return Err("this model makes no vectors; this is a bug".into()),
+            Some(Pooling::Mean) => PoolingType::Mean,
+            Some(Pooling::Cls) => PoolingType::Cls,
+            Some(Pooling::Last) => PoolingType::Last,
+            Some(Pooling::Rank) => PoolingType::Rank,
+        };
+        let takes_parts = model.takes_parts();
+        let n_embed_max = model.n_embed_max();
+        let n_batch = if takes_parts {
+            let row_bytes = 4 * u64::from(model.model.vocab_flags().n_tokens.max(1));
+            let n_rows = u32::try_from((LOGIT_BYTES / row_bytes).max(1)).unwrap_or(u32::MAX);
+            power_of_two_below(n_rows).clamp(64, 2 * BATCH_MIN)
+        } else {
+            n_embed_max.next_power_of_two().max(BATCH_MIN)
+        };
+        let (n_threads, n_threads_batch) = model.threads();
+        let config = &model.config;
+        let n_seqs = if model.model.generates() { SEQS_MAX_CAUSAL } else { SEQS_MAX };
+        let params = ContextParams {
+            // One input that is computed in parts, and a batch beside it.
+            n_ctx: if takes_parts { n_embed_max + n_batch } else { n_batch },
+            n_batch,
+            n_ubatch: n_batch,
+            n_seq_max: n_seqs,
+            n_outputs_max: n_batch,
+            n_threads,
+            n_threads_batch,
+            // Flash attention takes another path for few rows than for many, in F16, so that the same text has a vector
+            // up to 1e-4 away in another batch; without it the two agree to 1e-6. Nothing is kept between inputs, so a
+            // smaller cache would save nothing.
+            flash_attn: Some(config.flash_attn == FlashAttn::On),
+            type_k: KvElement::F16,
+            type_v: KvElement::F16,
+            kv_unified: true,
+            swa_full: true,
+            offload_kqv: true,
+            pooling: Some(pooling),
+            poll: POLL,
+        };
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let context = llama::Context::new(&model.model, params, interrupt).map_err(|error| error.to_string())?;
+        Ok(Self { context, batch: Batch::default(), n_seqs, takes_parts })
+    }
+}
+
+fn power_of_two_below(n: u32) -> u32 {
+    1 << n.max(1).ilog2()
+}
+
+impl Encoder for LlamaEncoder {
+    fn n_batch(&self) -> u32 {
+        self.context.n_batch()
+    }
+
+    fn n_seqs(&self) -> u32 {
+        self.n_seqs
+    }
+
+    fn takes_whole_inputs(&self) -> bool {
+        !self.takes_parts
+    }
+
+    fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        decode(&mut self.context, &mut self.batch, rows)
+    }
+
+    fn vector(&mut self, seq: u32) -> Option<&[f32]> {
+        self.context.pooled(signed(seq))
+    }
+
+    fn forget(&mut self, seq: u32) {
+        if let Err(error) = self.context.seq_rm(signed(seq), 0) {
+            tracing::warn!(%error, "a sequence of the embeddings context could not be emptied");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syllables_are_taken_apart() {
+        assert_eq!(decompose_hangul("a 한가"), "a \u{1112}\u{1161}\u{11AB}\u{1100}\u{1161}");
+        assert!(matches!(decompose_hangul("plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn batches_are_powers_of_two() {
+        assert_eq!([1, 2, 3, 220, 512].map(power_of_two_below), [1, 2, 2, 128, 512]);
+    }
+}

@@ -1,0 +1,203 @@
+//! Vectors and scores: checks, the engine's answer, and what it cost.
+
+use super::meter::word;
+use super::{Caller, Error, Gateway, Target};
+use crate::chat::check::Refusal;
+use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk};
+use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectors};
+use crate::telemetry::metrics::ModelSeries;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::time::Instant;
+
+/// Vectors in the order of their inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedded {
+    /// The served id, whatever name was asked for.
+    pub model: String,
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all inputs.
+    pub prompt_tokens: u64,
+}
+
+/// Scores in the order of the documents, higher is better.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    pub model: String,
+    pub scores: Vec<f32>,
+    pub prompt_tokens: u64,
+}
+
+/// Outputs of a classification head for each input, as the model made them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classified {
+    pub model: String,
+    pub outputs: Vec<Vec<f32>>,
+    /// Names of the outputs; empty where the model has none.
+    pub labels: Vec<String>,
+    pub prompt_tokens: u64,
+}
+
+/// Queries of one score request that are with the engine at once.
+const SCORES_AT_ONCE: usize = 8;
+
+impl Gateway {
+    /// One vector for each input, cut to `dimensions` and scaled.
+    ///
+    /// Errors: `unsupported_operation` at `model` for one that makes none, `dimensions` out of range, and the engine's.
+    pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
+        let target = self.target(ask.model.as_deref()).await?;
+        let description = &target.description;
+        match description.pooling {
+            None => return Err(unsupported("This model can't make embeddings.")),
+            Some(Pooling::Rank) => return Err(unsupported("This model scores texts and makes no embeddings.")),
+            Some(_) => check_dimensions(ask.dimensions, description)?,
+        }
+        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());
+        let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
+        let vectors = meter.end(target.engine.embed(request).await)?;
+        let prompt_tokens = meter.prompt_tokens;
+        // Millions of numbers take a while, and others wait for this thread.
+        let scale = move || {
+            let mut vectors = vectors.vectors;
+            for vector in &mut vectors {
+                vector.truncate(ask.dimensions.map_or(usize::MAX, |n| n as usize));
+                ask.norm.apply(vector);
+            }
+            vectors
+        };
+        let vectors = tokio::task::spawn_blocking(scale).await;
+        let vectors = vectors.map_err(|_| Failure::Internal("scaling vectors panicked; this is a bug".into()))?;
+        Ok(Embedded { model: target.id().to_owned(), vectors, prompt_tokens })
+    }
+
+    /// The vectors as the model makes them, of a model that is held already.
+    pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
+        let mut meter = VectorMeter::new(self, caller, target, request.inputs.len());
+        Ok(meter.end(target.engine.embed(request).await)?)
+    }
+
+    /// A score for each document, not sorted.
+    pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
+        let target = self.target(ask.model.as_deref()).await?;
+        let description = &target.description;
+        require_head(description)?;
+        let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len());
+        let request = RerankRequest { query: ask.query, documents: ask.documents, n_document_max: ask.n_document_max };
+        let vectors = meter.end(target.engine.rerank(request).await)?;
+        let scores = firsts(vectors);
+        Ok(Scored { model: target.id().to_owned(), scores, prompt_tokens: meter.prompt_tokens })
+    }
+
+    /// A score for each pair.
+    pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
+        let target = self.target(ask.model.as_deref()).await?;
+        let description = &target.description;
+        require_head(description)?;
+        let mut meter =
+            VectorMeter::new(self, caller, &target, ask.groups.iter().map(|(_, documents)| documents.len()).sum());
+        let requests = ask.groups.into_iter().map(|(query, documents)| {
+            let request = RerankRequest { query, documents, n_document_max: None };
+            target.engine.rerank(request)
+        });
+        let groups: Result<Vec<Vectors>, Failure> = stream::iter(requests).buffered(SCORES_AT_ONCE).try_collect().await;
+        let all = groups.map(|groups| {
+            groups.into_iter().fold(Vectors::default(), |mut all, group| {
+                all.vectors.extend(group.vectors);
+                all.n_tokens.extend(group.n_tokens);
+                all
+            })
+        });
+        let scores = firsts(meter.end(all)?);
+        Ok(Scored { model: target.id().to_owned(), scores, prompt_tokens: meter.prompt_tokens })
+    }
+
+    /// The classification head's outputs for each input.
+    pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
+        let target = self.target(ask.model.as_deref()).await?;
+        let description = &target.description;
+        require_head(description)?;
+        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());
+        let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
+        let outputs = meter.end(target.engine.embed(request).await)?.vectors;
+        Ok(Classified {
+            model: target.id().to_owned(),
+            outputs,
+            labels: description.labels.clone(),
+            prompt_tokens: meter.prompt_tokens,
+        })
+    }
+}
+
+fn firsts(vectors: Vectors) -> Vec<f32> {
+    vectors.vectors.iter().map(|vector| vector.first().copied().unwrap_or_default()).collect()
+}
+
+fn require_head(description: &Description) -> Result<(), Error> {
+    match description.pooling {
+        Some(Pooling::Rank) => Ok(()),
+        _ => Err(unsupported("This model can't score texts: it has no classification head in use (--rerank).")),
+    }
+}
+
+fn check_dimensions(dimensions: Option<u32>, description: &Description) -> Result<(), Error> {
+    let n_max = description.n_embd_out;
+    match dimensions {
+        Some(n) if n > n_max => {
+            let message = format!("dimensions must be at most {n_max} with this model, but it is {n}.");
+            Err(Error::Refused(Refusal::new("dimensions", "integer_above_max_value", message)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unsupported(message: &str) -> Error {
+    Failure::invalid("model", "unsupported_operation", message).into()
+}
+
+/// Counts a request's tokens and logs its end, however it ends.
+struct VectorMeter {
+    series: ModelSeries,
+    request_id: String,
+    n_inputs: usize,
+    started: Instant,
+    prompt_tokens: u64,
+    outcome: &'static str,
+}
+
+impl VectorMeter {
+    fn new(gateway: &Gateway, caller: &Caller, target: &Target, n_inputs: usize) -> Self {
+        Self {
+            series: gateway.metrics.model(target.id()),
+            request_id: caller.request_id.clone(),
+            n_inputs,
+            started: Instant::now(),
+            prompt_tokens: 0,
+            outcome: "cancelled",
+        }
+    }
+
+    fn end(&mut self, result: Result<Vectors, Failure>) -> Result<Vectors, Failure> {
+        match &result {
+            Ok(vectors) => {
+                self.prompt_tokens = vectors.n_tokens.iter().map(|n| u64::from(*n)).sum();
+                self.outcome = "done";
+            }
+            Err(failure) => self.outcome = word(failure),
+        }
+        result
+    }
+}
+
+impl Drop for VectorMeter {
+    fn drop(&mut self) {
+        self.series.prompt(u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), 0);
+        tracing::info!(
+            request_id = self.request_id,
+            outcome = self.outcome,
+            n_inputs = self.n_inputs,
+            prompt_tokens = self.prompt_tokens,
+            total_ms = self.started.elapsed().as_millis() as u64,
+            "vectors ended"
+        );
+    }
+}

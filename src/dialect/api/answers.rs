@@ -1,5 +1,6 @@
 //! Answers of OpenAI's API, and of llama-server's and vLLM's endpoints beside it.
 
+use super::Nullable;
 use schemars::JsonSchema;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -17,11 +18,9 @@ pub struct OpenaiErrorObject {
     #[schemars(rename = "type")]
     kind: ErrorKind,
     /// The path of the field that is at fault, as `messages[0].content[1].type`; null when it is none.
-    #[schemars(required)]
-    param: Option<String>,
+    param: Nullable<String>,
     /// For programs, as `invalid_type` or `context_length_exceeded`.
-    #[schemars(required)]
-    code: Option<String>,
+    code: Nullable<String>,
 }
 
 #[derive(JsonSchema)]
@@ -51,8 +50,7 @@ pub struct ChatCompletion {
 pub struct ChatChoice {
     index: u32,
     message: ChatMessage,
-    #[schemars(required)]
-    logprobs: Option<ChatLogprobs>,
+    logprobs: Nullable<ChatLogprobs>,
     finish_reason: FinishReason,
 }
 
@@ -69,10 +67,8 @@ pub enum FinishReason {
 pub struct ChatMessage {
     role: String,
     /// Null when the answer is calls alone.
-    #[schemars(required)]
-    content: Option<String>,
-    #[schemars(required)]
-    refusal: Option<String>,
+    content: Nullable<String>,
+    refusal: Nullable<String>,
     annotations: Vec<Value>,
     /// The thinking before the answer.
     reasoning_content: Option<String>,
@@ -99,8 +95,7 @@ pub struct CalledFunction {
 #[derive(JsonSchema)]
 pub struct ChatLogprobs {
     content: Vec<TokenLogprob>,
-    #[schemars(required)]
-    refusal: Option<Value>,
+    refusal: Nullable<Value>,
 }
 
 #[derive(JsonSchema)]
@@ -162,10 +157,8 @@ pub struct ChatCompletionChunk {
 pub struct ChatChunkChoice {
     index: u32,
     delta: ChatDelta,
-    #[schemars(required)]
-    logprobs: Option<ChatLogprobs>,
-    #[schemars(required)]
-    finish_reason: Option<FinishReason>,
+    logprobs: Nullable<ChatLogprobs>,
+    finish_reason: Nullable<FinishReason>,
 }
 
 #[derive(JsonSchema)]
@@ -212,10 +205,8 @@ pub struct TextCompletion {
 pub struct TextChoice {
     index: u32,
     text: String,
-    #[schemars(required)]
-    logprobs: Option<TextLogprobs>,
-    #[schemars(required)]
-    finish_reason: Option<FinishReason>,
+    logprobs: Nullable<TextLogprobs>,
+    finish_reason: Nullable<FinishReason>,
 }
 
 /// Parallel arrays, one entry a token.
@@ -370,10 +361,8 @@ pub struct Props {
     total_slots: u32,
     model_alias: String,
     chat_template: String,
-    #[schemars(required)]
-    bos_token: Option<String>,
-    #[schemars(required)]
-    eos_token: Option<String>,
+    bos_token: Nullable<String>,
+    eos_token: Nullable<String>,
     modalities: Modalities,
     build_info: String,
 }

@@ -1,6 +1,6 @@
 //! Requests and answers of Anthropic's Messages API.
 
-use super::Any;
+use super::{Any, Nullable};
 use crate::chat::check;
 use schemars::JsonSchema;
 use serde_json::Value;
@@ -377,10 +377,8 @@ pub struct MessageAnswer {
     role: String,
     model: String,
     content: Vec<AnswerBlock>,
-    #[schemars(required)]
-    stop_reason: Option<StopReason>,
-    #[schemars(required)]
-    stop_sequence: Option<String>,
+    stop_reason: Nullable<StopReason>,
+    stop_sequence: Nullable<String>,
     usage: AnthropicUsage,
 }
 

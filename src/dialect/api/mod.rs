@@ -17,8 +17,28 @@ pub mod responses;
 mod sampling;
 pub mod vectors;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use std::borrow::Cow;
+
 /// A field that is accepted and changes nothing, or is refused: whatever its type.
 type Any = Option<serde_json::Value>;
+
+/// What is always there and may be null. An `Option` may be left out.
+pub struct Nullable<T>(Option<T>);
+
+impl<T: JsonSchema> JsonSchema for Nullable<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Nullable{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Option<T>>()
+    }
+}
 
 #[cfg(test)]
 #[path = "../../../tests/it/support/bodies.rs"]

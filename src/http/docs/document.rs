@@ -143,8 +143,7 @@ fn responses(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     }
     if let Some((kind, event)) = operation.events {
         let event = event(generator).to_value();
-        let schema =
-            json!({ "type": "string", "description": "With `stream`, one of these at a time.", "x-event": event });
+        let schema = json!({ "description": "With `stream`, one of these at a time.", "x-event": event });
         content.insert(kind.to_owned(), json!({ "schema": schema }));
     }
     let mut responses = json!({});

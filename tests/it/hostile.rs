@@ -91,6 +91,11 @@ async fn wrong_types_are_refused_by_name() {
     for (path, schema) in posts(&document) {
         for (field, body) in Schemas(&document).wrong_types(&schema) {
             let answer = post(&server, &path, body.to_string()).await;
+            // What the rest of the body leaves no place for is listed.
+            let root = field.split(['.', '[']).next().unwrap_or_default();
+            if answer.status == 200 && answer.header("x-hearth-ignored").contains(root) {
+                continue;
+            }
             if answer.status == 200 {
                 faults.push(format!("{path} takes {field} in {body}"));
                 continue;

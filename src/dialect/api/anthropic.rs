@@ -291,21 +291,21 @@ pub struct AnthropicTool {
 }
 
 #[derive(JsonSchema)]
-pub struct AnthropicToolChoice {
-    #[schemars(rename = "type")]
-    kind: AnthropicToolChoiceKind,
-    /// With `tool`.
-    name: Option<String>,
-    disable_parallel_tool_use: Option<bool>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "snake_case")]
-pub enum AnthropicToolChoiceKind {
-    Auto,
+#[schemars(tag = "type", rename_all = "snake_case")]
+pub enum AnthropicToolChoice {
+    Auto {
+        disable_parallel_tool_use: Option<bool>,
+    },
     None,
-    Any,
-    Tool,
+    /// At least one call, of any tool.
+    Any {
+        disable_parallel_tool_use: Option<bool>,
+    },
+    /// A call of this tool.
+    Tool {
+        name: String,
+        disable_parallel_tool_use: Option<bool>,
+    },
 }
 
 #[derive(JsonSchema)]

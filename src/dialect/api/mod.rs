@@ -11,6 +11,7 @@
 
 pub mod answers;
 pub mod anthropic;
+mod conversation;
 pub mod ollama;
 pub mod openai;
 pub mod responses;

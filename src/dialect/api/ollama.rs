@@ -111,7 +111,7 @@ pub struct OllamaToolCall {
 #[derive(JsonSchema)]
 pub struct OllamaCalled {
     name: String,
-    arguments: Option<super::openai::Arguments>,
+    arguments: Option<super::conversation::Arguments>,
     #[schemars(extend("x-hearth" = "no effect"))]
     index: Any,
 }

@@ -1,7 +1,8 @@
 //! Requests and answers of OpenAI's Responses API.
 
 use super::Any;
-use super::openai::{Effort, Stop};
+use super::conversation::{AllowedMode, Effort, ToolChoiceWord};
+use super::openai::Stop;
 use super::sampling::{AdapterScale, Sampling, Schema};
 use crate::chat::check;
 use schemars::JsonSchema;
@@ -272,7 +273,7 @@ pub enum CustomFormat {
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 pub enum ResponseToolChoice {
-    Word(super::openai::ToolChoiceWord),
+    Word(ToolChoiceWord),
     Object(ResponseToolChoiceObject),
 }
 
@@ -281,7 +282,7 @@ pub enum ResponseToolChoice {
 pub enum ResponseToolChoiceObject {
     Function { name: String, namespace: Option<String> },
     Custom { name: String, namespace: Option<String> },
-    AllowedTools { mode: super::openai::AllowedMode, tools: Vec<AllowedResponseTool> },
+    AllowedTools { mode: AllowedMode, tools: Vec<AllowedResponseTool> },
 }
 
 #[derive(JsonSchema)]

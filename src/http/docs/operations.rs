@@ -149,10 +149,10 @@ impl Operation {
 pub(super) fn operations() -> Vec<Operation> {
     [
         openai_operations(),
-        vector_operations(),
         responses_operations(),
         anthropic_operations(),
         ollama_operations(),
+        vector_operations(),
         llama_server(),
         serving(),
     ]

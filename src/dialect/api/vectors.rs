@@ -56,34 +56,55 @@ pub struct EmbeddingRequest {
     embd_normalize: Option<i32>,
 }
 
-/// As Cohere, Jina, vLLM and TEI ask.
+/// As Cohere, Jina and vLLM ask, or as TEI does.
 #[derive(JsonSchema)]
-#[schemars(extend("examples" = [
-    {"query": "a", "documents": ["b", "c"]}, {"query": "a", "texts": ["b", "c"]}
-]))]
-pub struct RerankRequest {
+#[schemars(untagged)]
+pub enum RerankRequest {
+    Documents(RerankDocuments),
+    Texts(RerankTexts),
+}
+
+#[derive(JsonSchema)]
+#[schemars(extend("examples" = [{"query": "a", "documents": ["b", "c"]}]))]
+pub struct RerankDocuments {
+    #[schemars(length(min = 1, max = 2048))]
+    documents: Vec<RankedDocument>,
+    #[schemars(flatten)]
+    rest: RerankRest,
+    #[schemars(extend("x-hearth" = "no effect"))]
+    raw_scores: Option<bool>,
+}
+
+/// TEI's form; the answer is an array.
+#[derive(JsonSchema)]
+#[schemars(extend("examples" = [{"query": "a", "texts": ["b", "c"]}]))]
+pub struct RerankTexts {
+    #[schemars(length(min = 1, max = 2048))]
+    texts: Vec<RankedDocument>,
+    /// Another name of `return_documents`.
+    return_text: Option<bool>,
+    /// `true` is refused: use `max_tokens_per_doc`.
+    #[schemars(extend("x-hearth" = "refused"))]
+    truncate: Option<bool>,
+    /// Scores are the model's own: `false` is refused.
+    #[schemars(extend("x-hearth" = "refused"))]
+    raw_scores: Option<bool>,
+    #[schemars(flatten)]
+    rest: RerankRest,
+}
+
+#[derive(JsonSchema)]
+pub struct RerankRest {
     model: Option<String>,
     query: String,
-    #[schemars(length(min = 1, max = 2048))]
-    documents: Option<Vec<RankedDocument>>,
-    /// TEI's name of `documents`; the answer then is an array.
-    #[schemars(length(min = 1, max = 2048))]
-    texts: Option<Vec<RankedDocument>>,
     /// Results wanted.
     #[schemars(range(min = 1))]
     top_n: Option<i64>,
     /// Give the documents back with their scores.
     return_documents: Option<bool>,
-    /// TEI's name of `return_documents`.
-    return_text: Option<bool>,
     /// Cut documents to this many tokens.
     #[schemars(range(min = 1, max = u32::MAX))]
     max_tokens_per_doc: Option<u32>,
-    /// With `texts`: use `max_tokens_per_doc`.
-    #[schemars(extend("x-hearth" = "refused"))]
-    truncate: Option<bool>,
-    /// Scores are the model's own; with `texts`, `false` is refused.
-    raw_scores: Option<bool>,
     #[schemars(extend("x-hearth" = "no effect"))]
     user: Any,
 }

@@ -8,6 +8,7 @@
 //! Two marks on properties: `x-hearth: "no effect"` (accepted, changes nothing) and `x-hearth: "refused"` (known, and a 400
 //! that names it unless it is empty).
 #![expect(dead_code, reason = "schemars reads these types; no value of them is ever made")]
+#![allow(clippy::large_enum_variant, reason = "no value of them is ever made")]
 
 pub mod answers;
 pub mod anthropic;

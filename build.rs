@@ -27,7 +27,7 @@ fn llama_source() -> Result<PathBuf, Box<dyn Error>> {
 }
 
 fn includes(source: &Path) -> Vec<PathBuf> {
-    ["common", "include", "ggml/include", "vendor", "."].iter().map(|dir| source.join(dir)).collect()
+    ["common", "include", "ggml/include", "vendor", "tools/mtmd", "."].iter().map(|dir| source.join(dir)).collect()
 }
 
 fn compile_shim(source: &Path) {
@@ -36,7 +36,10 @@ fn compile_shim(source: &Path) {
         .cpp(true)
         .std("c++17")
         .opt_level(2)
-        .files(["hearth_llama.cpp", "hearth_chat.cpp", "hearth_tools.cpp"].map(|file| format!("{SHIM}/{file}")))
+        .files(
+            ["hearth_llama.cpp", "hearth_chat.cpp", "hearth_mtmd.cpp", "hearth_tools.cpp"]
+                .map(|file| format!("{SHIM}/{file}")),
+        )
         .include(SHIM);
     for dir in includes(source) {
         // As system headers, so that warnings of llama.cpp's headers aren't ours.
@@ -50,8 +53,8 @@ fn bind_shim(source: &Path) -> Result<(), Box<dyn Error>> {
     let mut builder = bindgen::Builder::default()
         .header(format!("{SHIM}/hearth_llama.h"))
         .allowlist_item("(hearth|HEARTH)_.*")
-        // Types of llama.h and ggml.h are the sys crate's.
-        .blocklist_type("(llama|ggml)_.*")
+        // Types of llama.h, ggml.h and mtmd.h are the sys crate's.
+        .blocklist_type("(llama|ggml|mtmd)_.*")
         .raw_line("use llama_cpp_sys_2::*;")
         .prepend_enum_name(false)
         .layout_tests(false);

@@ -35,7 +35,7 @@
 //! 4. Every queue, buffer, cache and retry has a bound, written where it is made.
 //! 5. Nothing is silent: an unknown field is listed in a response header, a known one that can't be honoured is refused.
 //! 6. Prompts, answers and keys never reach logs, metrics or error texts.
-//! 7. No network access of its own.
+//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`).
 //! 8. The same request with the same seed, alone, gives the same answer.
 
 pub mod cli;

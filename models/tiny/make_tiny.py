@@ -343,10 +343,136 @@ def encoder(m, pooling):
         m.put(b + "layer_output_norm.bias", np.zeros(m.width))
 
 
+class Projector:
+    """One mmproj GGUF in the making."""
+
+    def __init__(self, out, name, seed):
+        self.path = os.path.join(out, name + ".gguf")
+        self.bits = np.random.PCG64(seed)
+        w = self.w = gguf.GGUFWriter(self.path, "clip")
+        w.add_type("mmproj")
+        w.add_name(name)
+        w.add_author("The hearth project")
+        w.add_license("apache-2.0")
+        w.add_description("Random weights for tests of hearth; sees and hears nothing sensible.")
+        w.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+    uniform = Model.uniform
+
+    def put(self, name, values, kind=np.float32):
+        self.w.add_tensor(name, np.ascontiguousarray(values, kind))
+
+    def matrix(self, name, rows, columns, gain=1.7):
+        self.put(name, self.uniform((rows, columns), gain / np.sqrt(columns)))
+
+    def sizes(self, part, width, size, layers, heads, out):
+        for key, value in (("embedding_length", width), ("feed_forward_length", size), ("block_count", layers),
+                           ("attention.head_count", heads), ("projection_dim", out)):
+            self.w.add_uint32(f"clip.{part}.{key}", value)
+        self.w.add_float32(f"clip.{part}.attention.layer_norm_epsilon", 1e-5)
+
+    def layer(self, b, width, size, key_bias=False):
+        """One block; in Whisper keys have no bias."""
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            self.matrix(f"{b}{name}.weight", width, width)
+            if name != "attn_k" or key_bias:
+                self.put(f"{b}{name}.bias", self.uniform((width,), 0.1))
+        for name in ("ln1", "ln2"):
+            self.put(f"{b}{name}.weight", np.ones(width))
+            self.put(f"{b}{name}.bias", np.zeros(width))
+        self.matrix(b + "ffn_up.weight", size, width)
+        self.put(b + "ffn_up.bias", self.uniform((size,), 0.1))
+        self.matrix(b + "ffn_down.weight", width, size)
+        self.put(b + "ffn_down.bias", self.uniform((width,), 0.1))
+
+    def eyes(self, image, patch, width):
+        """Patches of an image, without the projector behind them."""
+        w = self.w
+        w.add_bool("clip.has_vision_encoder", True)
+        w.add_bool("clip.use_gelu", True)
+        w.add_uint32("clip.vision.image_size", image)
+        w.add_uint32("clip.vision.patch_size", patch)
+        w.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+        w.add_array("clip.vision.image_std", [0.5, 0.5, 0.5])
+        self.put("v.patch_embd.weight", self.uniform((width, 3, patch, patch), 0.3))
+        self.put("v.post_ln.weight", np.ones(width))
+        self.put("v.post_ln.bias", np.zeros(width))
+
+    close = Model.close
+
+
+def mmproj(out):
+    """Eyes as Gemma 3 has them (one square, all its tokens at once) and ears as Ultravox has them, for tiny-llama."""
+    m = Projector(out, "tiny-mmproj", 7)
+    w, text = m.w, 128
+    width, size = 16, 32
+    w.add_string("clip.vision.projector_type", "gemma3")
+    m.sizes("vision", width, size, layers=1, heads=2, out=text)
+    m.eyes(image=32, patch=4, width=width)
+    m.put("v.patch_embd.bias", m.uniform((width,), 0.1))
+    w.add_uint32("clip.vision.projector.scale_factor", 2)  # 64 patches become 16 tokens
+    m.put("v.position_embd.weight", m.uniform((64, width), 0.3))
+    m.layer("v.blk.0.", width, size)
+    m.put("mm.soft_emb_norm.weight", np.ones(width))
+    m.put("mm.input_projection.weight", m.uniform((width, text), 3.0))
+    width, size, stack, hidden = 8, 16, 30, 16
+    w.add_bool("clip.has_audio_encoder", True)
+    w.add_string("clip.audio.projector_type", "ultravox")
+    m.sizes("audio", width, size, layers=1, heads=1, out=text)
+    w.add_uint32("clip.audio.num_mel_bins", 16)
+    w.add_uint32("clip.audio.projector.stack_factor", stack)  # half a minute, 1500 places, becomes 50 tokens
+    m.put("a.conv1d.1.weight", m.uniform((width, 16, 3), 0.4), np.float16)
+    m.put("a.conv1d.1.bias", m.uniform((width, 1), 0.1))
+    m.put("a.conv1d.2.weight", m.uniform((width, width, 3), 0.4), np.float16)
+    m.put("a.conv1d.2.bias", m.uniform((width, 1), 0.1))
+    m.put("a.position_embd.weight", m.uniform((1500, width), 0.1))
+    m.put("a.post_ln.weight", np.ones(width))
+    m.put("a.post_ln.bias", np.zeros(width))
+    m.layer("a.blk.0.", width, size)
+    m.put("mm.a.norm_pre.weight", np.ones(width * stack))
+    m.matrix("mm.a.mlp.1.weight", 2 * hidden, width * stack)
+    m.put("mm.a.norm_mid.weight", np.ones(hidden))
+    m.matrix("mm.a.mlp.2.weight", text, hidden, gain=12)
+    m.close()
+
+
+def qwen2vl(out):
+    """Positions in three dimensions (M-RoPE), and a projector whose tokens follow the image's shape."""
+    text, width, size = 32, 16, 32
+    m = Model(out, "tiny-qwen2vl", "qwen2vl", 8, layers=2, width=text, context=2048, kind=Q.F16)
+    m.attention(2, 1, 16)
+    m.w.add_feed_forward_length(64)
+    m.w.add_rope_dimension_count(16)
+    m.w.add_rope_dimension_sections([2, 3, 3, 0])
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.qkvo(b, 1)
+        for name, n in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16)):
+            m.put(f"{b}{name}.bias", m.uniform((n,), 0.1))
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 64)
+    m.close()
+    m = Projector(out, "tiny-qwen2vl-mmproj", 9)
+    m.w.add_string("clip.projector_type", "qwen2vl_merger")
+    m.sizes("vision", width, size, layers=1, heads=1, out=text)
+    m.eyes(image=64, patch=4, width=width)
+    m.put("v.patch_embd.weight.1", m.uniform((width, 3, 4, 4), 0.3))
+    m.layer("v.blk.0.", width, size, key_bias=True)
+    m.matrix("mm.0.weight", 4 * width, 4 * width)
+    m.put("mm.0.bias", m.uniform((4 * width,), 0.1))
+    m.matrix("mm.2.weight", text, 4 * width, gain=6)
+    m.put("mm.2.bias", m.uniform((text,), 0.1))
+    m.close()
+
+
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank):
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank, mmproj, qwen2vl):
         make(out)
     lora(out, "tiny-llama-lora-a", 7)
     lora(out, "tiny-llama-lora-b", 8)

@@ -73,7 +73,7 @@ pub struct Media {
     pub kind: MediaKind,
     /// Byte of the message's `content` before which it stands.
     pub offset: u32,
-    /// The file as the client sent it (PNG, JPEG, WAV, …); decoded by the engine.
+    /// The file as the client sent it (PNG, JPEG, WAV, …), decoded by the engine; the address of a `RemoteImage`.
     pub data: Vec<u8>,
 }
 
@@ -81,6 +81,9 @@ pub struct Media {
 pub enum MediaKind {
     Image,
     Audio,
+    /// An image to be fetched from where the operator allows it. The gateway makes an `Image` of it, or refuses it: no
+    /// engine sees one.
+    RemoteImage,
 }
 
 /// A function that the model may call.

@@ -90,7 +90,10 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled>
     }
     let n_ctx = ask(&served.engine, &model.shape).n_ctx;
     settle_layout(&mut served.engine, model);
-    let plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
+    let mut plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
+    // The projector is small beside a model; what it computes with is smaller still.
+    let mmproj = served.engine.mmproj.as_ref().and_then(|path| std::fs::metadata(path).ok());
+    plan.weights += mmproj.map_or(0, |file| file.len());
     let mut adapter_bytes = 0u64;
     for lora in &served.engine.lora {
         let file = ModelFile::open(&lora.path)?;

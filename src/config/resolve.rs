@@ -7,7 +7,7 @@ use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
-use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, ResponsesConfig};
+use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use std::net::IpAddr;
@@ -46,6 +46,7 @@ impl Raw {
             any_model: on(&self.any_model),
             sampling: first.sampling.clone(),
             n_created: first.n_created,
+            media_hosts: self.media_hosts()?,
             responses: self.responses()?,
         };
         let default = LoadLimits::default();
@@ -201,6 +202,9 @@ impl Raw {
             return Err(rule(&self.ctx_size, format!("fewer cells than the {n_slots} slots")));
         }
         let max_gap_ms = within(&self.max_gap_ms, 150, 1, GAP_MS_MAX)?;
+        if let Some(mmproj) = &self.mmproj.value {
+            check_file(mmproj)?;
+        }
         let template = self.chat_template_file.value.as_ref();
         Ok(EngineConfig {
             n_ctx,
@@ -228,6 +232,7 @@ impl Raw {
                 .transpose()?,
             embeddings: self.embeddings.value.unwrap_or_default(),
             pooling: self.pooling()?,
+            mmproj: self.mmproj.value.clone(),
             max_gap: Duration::from_millis(max_gap_ms.into()),
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
             source: default.source,
@@ -246,6 +251,14 @@ impl Raw {
             (true, _) => Ok(Some(Pooling::Rank)),
             (false, pooling) => Ok(pooling),
         }
+    }
+
+    fn media_hosts(&self) -> Result<Vec<MediaHost>, ConfigError> {
+        let texts = self.media_host.value.iter().flatten();
+        let host = |text: &String| {
+            MediaHost::new(text).ok_or_else(|| rule(&self.media_host, format!("\"{text}\" is no host name or address")))
+        };
+        texts.map(host).collect()
     }
 
     pub(super) fn sampling(&self) -> Result<Sampling, ConfigError> {

@@ -77,6 +77,8 @@ settings! {
         alias('a'): Vec<String> = None, "NAME";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
+        /// A multimodal projector (mmproj GGUF) of the model: images and sound in messages then reach it
+        mmproj: PathBuf = None, "FILE";
         /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
         /// several times
         lora: Vec<Lora> = None, "FILE[:SCALE]";
@@ -157,6 +159,9 @@ settings! {
         strict: Switch = Some("false"), "BOOL";
         /// Answer whatever model name a request has
         any_model: Switch = Some("false"), "BOOL";
+        /// Hosts that images are fetched from when a message names them by address (`example.com`, `*.example.com`, an IP
+        /// address, each with `:port` where it isn't 80 or 443). A private address must be listed itself [default: none]
+        media_host: Vec<String> = None, "HOST";
         /// Serve GET /slots
         slots: Switch = Some("false"), "BOOL";
         /// Largest request body

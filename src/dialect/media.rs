@@ -38,7 +38,9 @@ impl MediaPlaces {
     pub fn refuse(&self, taken: &[MediaKind]) -> Result<(), Fault> {
         match self.0.iter().find(|(kind, _)| !taken.contains(kind)) {
             None => Ok(()),
-            Some((MediaKind::Image, path)) => Err(unsupported(path, "this model takes no images")),
+            Some((MediaKind::Image | MediaKind::RemoteImage, path)) => {
+                Err(unsupported(path, "this model takes no images"))
+            }
             Some((MediaKind::Audio, path)) => Err(unsupported(path, "this model takes no sound")),
         }
     }
@@ -47,6 +49,15 @@ impl MediaPlaces {
 /// The part at `path` can't be taken.
 pub(super) fn unsupported(path: &str, why: &str) -> Fault {
     Fault::new(path, "unsupported_content", format!("{path}: {why}."))
+}
+
+/// Longest address of an image elsewhere.
+const URL_BYTES_MAX: usize = 8 << 10;
+
+/// Whether the text is an address that an image may be fetched from, where the operator allows that.
+pub(super) fn is_web(url: &str) -> bool {
+    let starts = |scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    url.len() <= URL_BYTES_MAX && (starts("http://") || starts("https://"))
 }
 
 /// What stands behind `data:TYPE;base64,` (the type in lower case), or `None` where the text is no data URL.

@@ -157,6 +157,8 @@ pub struct EngineConfig {
     pub mlock: bool,
     /// Text of a chat template that replaces the model's own.
     pub chat_template: Option<String>,
+    /// A projector (mmproj) for images and sound.
+    pub mmproj: Option<PathBuf>,
     /// At most `LORA_MAX`; requests name them by their index.
     pub lora: Vec<LoraConfig>,
     pub embeddings: EmbedMode,
@@ -196,6 +198,7 @@ impl EngineConfig {
             mmap: true,
             mlock: false,
             chat_template: None,
+            mmproj: None,
             lora: Vec::new(),
             embeddings: EmbedMode::Auto,
             pooling: None,

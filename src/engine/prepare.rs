@@ -8,14 +8,16 @@ use super::drafter::Drafter;
 use super::embed::{self, InputShape, Job};
 use super::error::Failure;
 use super::event::{Event, Pooling};
+use super::fence::{fence, message_texts};
+use super::media::{self, Cache, Laid, Pending, Span};
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Constraint, Infill, Message, Prompt};
-use crossbeam_channel::{Receiver, Sender};
+use crate::chat::{ChatPrompt, Constraint, MediaKind, Prompt, SamplingParams};
+use crossbeam_channel::{Receiver, SendError, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +46,8 @@ pub(super) struct Preparer<M: Model> {
     pub constraints: Arc<Constraints<M>>,
     /// `None`: this engine makes no vectors.
     pub embedder: Option<Embedder>,
+    /// `None`: the model takes no media.
+    pub sight: Option<Sight<M>>,
 }
 
 /// The way to the thread that makes vectors.
@@ -54,9 +58,27 @@ pub(super) struct Embedder {
     pub pooling: Pooling,
 }
 
+/// What a model with a projector needs beside.
+pub(super) struct Sight<M: Model> {
+    pub takes: Vec<MediaKind>,
+    /// Most rows of a chunk that must be computed at once.
+    pub n_at_once_max: u32,
+    pub cache: Arc<Cache>,
+    pub jobs: Sender<media::encoder::Job<M>>,
+    /// To the preparer that decodes; that one itself has none.
+    pub works: Option<Sender<Work>>,
+}
+
+/// A prompt, and the chunks in it that are not encoded yet.
+type Read<M> = (Ready, Vec<Pending<<M as Model>::Chunk>>);
+
+/// A run, and the chunks that must be encoded before a worker may have it.
+type Prepared<M> = (Run<<M as Model>::Sampler>, Vec<Pending<<M as Model>::Chunk>>);
+
 /// A prompt as tokens, and how to read the answer to it.
 struct Ready {
     tokens: Vec<Token>,
+    media: Vec<Span>,
     reading: Reading,
     stops: Vec<String>,
     preserved: Vec<Token>,
@@ -86,6 +108,7 @@ impl<M: Model> Preparer<M> {
     /// Until the service drops its end of `works`.
     pub(super) fn run(&self, works: &Receiver<Work>) {
         while let Ok(work) = works.recv() {
+            let Some(work) = self.divert(work) else { continue };
             let (id, live) = (work.id, Arc::clone(&work.live));
             let answer = if live.cancelled.load(Ordering::Relaxed) {
                 Err(Failure::Cancelled)
@@ -104,18 +127,40 @@ impl<M: Model> Preparer<M> {
         }
     }
 
+    /// Images take long to decode: they have a preparer of their own, so that nobody else waits for them.
+    fn divert(&self, work: Work) -> Option<Work> {
+        let prompt = match &work.command {
+            Command::Tokenize(request) => Some(&request.prompt),
+            Command::Generate(request) => Some(&request.prompt),
+            _ => None,
+        };
+        let has_media = matches!(prompt, Some(Prompt::Chat(chat)) if chat.messages.iter().any(|m| !m.media.is_empty()));
+        match self.sight.as_ref().and_then(|sight| sight.works.as_ref()) {
+            Some(works) if has_media => works.send(work).err().map(|SendError(work)| work),
+            _ => Some(work),
+        }
+    }
+
+    fn takes(&self) -> &[MediaKind] {
+        self.sight.as_ref().map_or(&[], |sight| &sight.takes)
+    }
+
     fn answer(&self, work: Work) -> Result<Option<Event>, Failure> {
         match work.command {
             Command::Tokenize(request) => self.tokenize(request).map(Some),
             Command::Detokenize(tokens) => self.detokenize(&tokens).map(Some),
             Command::RenderChat(prompt) => {
-                let text = self.render_folding(&prompt)?.text;
+                let marked = media::mark(&prompt, self.takes())?;
+                let text = match &marked {
+                    None => self.render_folding(&prompt)?.text,
+                    Some(marked) => media::show(&self.render_folding(&marked.chat)?.text),
+                };
                 refuse_long("messages", text.len(), ANSWER_BYTES_MAX)?;
                 Ok(Some(Event::Text(text)))
             }
             Command::Generate(request) => {
-                let run = self.prepare(work.id, work.live, *request)?;
-                self.dispatch(run)?;
+                let (run, pending) = self.prepare(work.id, work.live, *request)?;
+                self.dispatch(run, pending)?;
                 Ok(None)
             }
             Command::Embed(request) => {
@@ -157,8 +202,8 @@ impl<M: Model> Preparer<M> {
             Prompt::Tokens(tokens) => refuse_long("prompt", tokens.len(), most)?,
             Prompt::Infill(_) => {} // bounded by the context
         }
-        let tokens = match &request.prompt {
-            Prompt::Chat(chat) => self.chat_tokens(chat)?.tokens,
+        let mut tokens = match &request.prompt {
+            Prompt::Chat(chat) => self.chat_tokens(chat)?.0.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
             Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
             Prompt::Infill(infill) => self.infill(infill)?,
@@ -168,6 +213,8 @@ impl<M: Model> Preparer<M> {
         } else {
             Vec::new()
         };
+        // Places of media have no token: LLAMA_TOKEN_NULL, as llama.cpp says it.
+        tokens.iter_mut().for_each(|token| *token = (*token).max(-1));
         Ok(Event::Tokens { tokens, pieces })
     }
 
@@ -182,13 +229,18 @@ impl<M: Model> Preparer<M> {
         Ok(Event::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    fn prepare(&self, id: RequestId, live: Arc<Live>, request: GenerateRequest) -> Result<Run<M::Sampler>, Failure> {
+    fn prepare(&self, id: RequestId, live: Arc<Live>, request: GenerateRequest) -> Result<Prepared<M>, Failure> {
         if self.lanes.is_empty() {
             return Err(Failure::invalid("model", "unsupported_operation", "this model can't generate text"));
         }
+        let mut pending = Vec::new();
         let adapters = adapters::chosen(&self.adapter_scales, request.lora.as_deref())?;
         let mut ready = match request.prompt {
-            Prompt::Chat(chat) => self.chat_tokens(&chat)?,
+            Prompt::Chat(chat) => {
+                let (ready, lacking) = self.chat_tokens(&chat)?;
+                pending = lacking;
+                ready
+            }
             Prompt::Text(text) => {
                 self.refuse_hopeless(text.len())?;
                 Ready::plain(self.model.tokenize(&text, true, true)?)
@@ -224,13 +276,14 @@ impl<M: Model> Preparer<M> {
             (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
             _ => ready.grammar.take(),
         };
-        let sampler = self.model.sampler(&request.sampling, &tokens, grammar.as_deref())?;
+        let sampler = self.sampler(&request.sampling, &tokens, !ready.media.is_empty(), grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
-        Ok(Run {
+        let run = Run {
             id,
             live,
             tokens,
+            media: ready.media.into(),
             n_prompt,
             n_cached: 0,
             n_generate_max,
@@ -251,7 +304,23 @@ impl<M: Model> Preparer<M> {
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
             ticket: None,
-        })
+        };
+        Ok((run, pending))
+    }
+
+    /// A sampler that has seen the prompt, but for its media, which are no tokens.
+    fn sampler(
+        &self,
+        params: &SamplingParams,
+        tokens: &[Token],
+        has_media: bool,
+        grammar: Option<&Grammar>,
+    ) -> Result<M::Sampler, Failure> {
+        if !has_media {
+            return self.model.sampler(params, tokens, grammar);
+        }
+        let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
+        self.model.sampler(params, &seen, grammar)
     }
 
     /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
@@ -297,62 +366,16 @@ impl<M: Model> Preparer<M> {
         Ok(Some(Box::new(Drafter::new(self.model.tokenize(text, false, false)?))))
     }
 
-    /// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
-    fn dispatch(&self, mut run: Run<M::Sampler>) -> Result<(), Failure> {
-        let lane = match run.family {
-            0 => self.lanes.iter().min_by_key(|lane| lane.n_runs()),
-            family => self.lanes.get(usize::try_from(family).unwrap_or(0) % self.lanes.len().max(1)),
-        };
-        let lane = lane.ok_or(Failure::ShuttingDown)?;
-        run.ticket = Some(lane.ticket());
+    fn dispatch(&self, run: Run<M::Sampler>, pending: Vec<Pending<M::Chunk>>) -> Result<(), Failure> {
         // Before the worker can say anything about it.
         self.sink.emit(vec![(run.id, Event::Accepted { n_prompt: run.n_prompt })]);
-        lane.runs.send(Box::new(run)).map_err(|_| Failure::ShuttingDown)
-    }
-
-    /// The text around the gap in the model's own form, other files before it as far as they fit.
-    /// Source: "Efficient Training of Language Models to Fill in the Middle" (PSM order), and llama-server's `/infill`.
-    fn infill(&self, infill: &Infill) -> Result<Vec<Token>, Failure> {
-        let Some(marks) = self.model.infill_tokens() else {
-            let message = "this model has no tokens for filling in the middle";
-            return Err(Failure::invalid("suffix", "unsupported_operation", message));
-        };
-        self.refuse_hopeless(infill.prefix.len() + infill.suffix.len() + infill.prompt.len())?;
-        let plain = |text: &str| self.model.tokenize(text, false, false);
-        let mut around = vec![marks.prefix];
-        around.extend(plain(&infill.prefix)?);
-        around.push(marks.suffix);
-        around.extend(plain(&infill.suffix)?);
-        around.push(marks.middle);
-        around.extend(plain(&infill.prompt)?);
-        let mut tokens = self.model.tokenize("", true, false)?; // BOS where the model wants one
-        if let Some((repo, file)) = marks.repo_and_file.filter(|_| !infill.extra.is_empty()) {
-            // Half of what is left is for the answer.
-            let room = (self.n_ctx as usize).saturating_sub(tokens.len() + around.len() + 16) / 2;
-            let mut files: Vec<Vec<Token>> = Vec::new();
-            let mut n_taken = 0;
-            for (name, text) in infill.extra.iter().rev() {
-                if text.len() / self.piece_bytes_max as usize > room {
-                    break;
-                }
-                let mut tokens = vec![file];
-                tokens.extend(plain(&format!("{name}\n{text}\n"))?);
-                n_taken += tokens.len();
-                if n_taken > room {
-                    break;
-                }
-                files.push(tokens);
+        let run = Box::new(run);
+        match &self.sight {
+            Some(sight) if !pending.is_empty() => {
+                sight.jobs.send(media::encoder::Job { run, pending }).map_err(|_| Failure::ShuttingDown)
             }
-            if !files.is_empty() {
-                tokens.push(repo);
-                tokens.extend(plain("repo\n")?);
-                tokens.extend(files.into_iter().rev().flatten());
-                tokens.push(file);
-                tokens.extend(plain("file\n")?);
-            }
+            _ => hand_over(&self.lanes, run),
         }
-        tokens.extend(around);
-        Ok(tokens)
     }
 
     /// What a model starts from when it is given nothing: its BOS, or the start of a line.
@@ -373,7 +396,7 @@ impl<M: Model> Preparer<M> {
     }
 
     /// A text so long that it can't fit whatever its tokens are is not worth tokenising.
-    fn refuse_hopeless(&self, n_bytes: usize) -> Result<(), Failure> {
+    pub(super) fn refuse_hopeless(&self, n_bytes: usize) -> Result<(), Failure> {
         let n_tokens_min = n_bytes as u64 / u64::from(self.piece_bytes_max);
         if n_tokens_min >= u64::from(self.n_ctx) {
             return Err(Failure::ContextExceeded { n_prompt: n_tokens_min, n_ctx: self.n_ctx, at_least: true });
@@ -393,7 +416,8 @@ impl<M: Model> Preparer<M> {
         }
     }
 
-    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Ready, Failure> {
+    /// The chat's tokens, and the chunks among them that are not encoded yet.
+    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Read<M>, Failure> {
         let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.refuse_hopeless(n_bytes)?;
         // Thinking, calls and arguments may be left out by the template, but each choice carries a copy of them.
@@ -403,15 +427,28 @@ impl<M: Model> Preparer<M> {
         if beside > BESIDE_BYTES_MAX {
             self.refuse_hopeless(beside)?;
         }
+        let marked = media::mark(chat, self.takes())?;
+        let chat = marked.as_ref().map_or(chat, |marked| &marked.chat);
         let fenced = fence(chat, self.model.control_texts());
         let rendered = self.render_folding(fenced.as_ref().unwrap_or(chat))?;
-        let tokens = if fenced.is_some() && rendered.text.contains(FENCES[0]) {
-            self.tokenize_fenced(&rendered.text)?
-        } else {
-            self.model.tokenize(&rendered.text, true, true)?
+        let is_fenced = fenced.is_some() && rendered.text.contains(FENCES[0]);
+        let tokenize = |text: &str, is_first: bool| {
+            if is_fenced { self.tokenize_fenced(text, is_first) } else { self.model.tokenize(text, is_first, true) }
         };
-        Ok(Ready {
-            tokens,
+        let laid = match (&marked, &self.sight) {
+            (Some(marked), Some(sight)) => media::lay_out(
+                self.model.as_ref(),
+                &sight.cache,
+                sight.n_at_once_max,
+                &rendered.text,
+                &marked.media,
+                tokenize,
+            )?,
+            _ => Laid::plain(tokenize(&rendered.text, true)?),
+        };
+        let ready = Ready {
+            tokens: laid.tokens,
+            media: laid.spans,
             reading: rendered.reading,
             stops: rendered.stops,
             preserved: rendered.preserved,
@@ -419,19 +456,23 @@ impl<M: Model> Preparer<M> {
             call_starts: rendered.call_starts,
             grammar: rendered.grammar,
             forced: rendered.forced,
-        })
+        };
+        Ok((ready, laid.pending))
     }
 
     /// Tokenises what lies between fences as plain text and the rest with its control tokens.
-    fn tokenize_fenced(&self, text: &str) -> Result<Vec<Token>, Failure> {
+    fn tokenize_fenced(&self, text: &str, mut is_first: bool) -> Result<Vec<Token>, Failure> {
         let mut tokens = Vec::new();
-        let (mut is_user_text, mut is_first) = (false, true);
+        let mut is_user_text = false;
         for part in text.split(FENCES) {
             if !part.is_empty() {
                 tokens.extend(self.model.tokenize(part, is_first, !is_user_text)?);
                 is_first = false;
             }
             is_user_text = !is_user_text;
+        }
+        if is_first {
+            tokens.extend(self.model.tokenize("", true, false)?);
         }
         Ok(tokens)
     }
@@ -456,10 +497,22 @@ impl<M: Model> Preparer<M> {
     }
 }
 
+/// Hands the run to the worker with the fewest; families stay together, since they share a context's cells.
+pub(super) fn hand_over<S>(lanes: &[Lane<S>], mut run: Box<Run<S>>) -> Result<(), Failure> {
+    let lane = match run.family {
+        0 => lanes.iter().min_by_key(|lane| lane.n_runs()),
+        family => lanes.get(usize::try_from(family).unwrap_or(0) % lanes.len().max(1)),
+    };
+    let lane = lane.ok_or(Failure::ShuttingDown)?;
+    run.ticket = Some(lane.ticket());
+    lane.runs.send(run).map_err(|_| Failure::ShuttingDown)
+}
+
 impl Ready {
     fn plain(tokens: Vec<Token>) -> Self {
         Self {
             tokens,
+            media: Vec::new(),
             reading: Reading::Plain,
             stops: Vec::new(),
             preserved: Vec::new(),
@@ -506,78 +559,4 @@ fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {
     }
     let message = format!("{field} is too long here: {n} bytes or tokens, at most {most}");
     Err(Failure::invalid(field, "invalid_value", message))
-}
-
-/// The chat with every control-token text in its messages between fences; `None` when there is none (the usual case).
-fn fence(chat: &ChatPrompt, control_texts: &[String]) -> Option<ChatPrompt> {
-    let patterns = control_texts.iter().filter(|text| text.len() > 1);
-    let has_one = |text: &str| control_texts.iter().any(|control| control.len() > 1 && text.contains(control.as_str()));
-    let tool_texts = chat.tools.iter().flat_map(|tool| [tool.description.as_deref(), Some(tool.parameters.as_str())]);
-    let texts = || chat.messages.iter().flat_map(message_texts).chain(tool_texts.clone());
-    let fences_taken = texts().flatten().any(|text| text.contains(FENCES));
-    if !fences_taken && !texts().flatten().any(has_one) {
-        return None;
-    }
-    let finder = aho_corasick::AhoCorasick::builder()
-        .match_kind(aho_corasick::MatchKind::LeftmostLongest)
-        .build(patterns)
-        .ok()?;
-    let fence_text = |text: &Option<String>| {
-        text.as_ref().map(|text| {
-            // Noncharacters have no meaning in interchanged text; a fence in it must not open or close ours.
-            let text = text.replace(FENCES, "\u{FFFD}");
-            let mut fenced = String::with_capacity(text.len() + 16);
-            finder.replace_all_with(&text, &mut fenced, |_, control, fenced| {
-                fenced.push(FENCES[0]);
-                fenced.push_str(control);
-                fenced.push(FENCES[1]);
-                true
-            });
-            fenced
-        })
-    };
-    let mut chat = chat.clone();
-    for message in &mut chat.messages {
-        message.content = fence_text(&message.content);
-        message.reasoning = fence_text(&message.reasoning);
-        message.name = fence_text(&message.name);
-        message.tool_call_id = fence_text(&message.tool_call_id);
-        for text in message.tool_calls.iter_mut().flat_map(|call| [&mut call.id, &mut call.name, &mut call.arguments]) {
-            *text = fence_text(&Some(std::mem::take(text))).unwrap_or_default();
-        }
-    }
-    for tool in &mut chat.tools {
-        tool.description = fence_text(&tool.description);
-        tool.parameters = fence_text(&Some(std::mem::take(&mut tool.parameters))).unwrap_or_default();
-    }
-    Some(chat)
-}
-
-/// Everything in a message that somebody else than the template wrote.
-fn message_texts(message: &Message) -> impl Iterator<Item = Option<&str>> {
-    let calls =
-        message.tool_calls.iter().flat_map(|call| [Some(call.id.as_str()), Some(&call.name), Some(&call.arguments)]);
-    let own = [&message.content, &message.reasoning, &message.name, &message.tool_call_id];
-    own.into_iter().map(|text| text.as_deref()).chain(calls)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chat::{Role, ToolCall};
-
-    #[test]
-    fn control_texts_are_fenced_and_ordinary_chats_left_alone() {
-        let controls = ["<|end|>".to_owned(), "<s>".to_owned()];
-        let plain = ChatPrompt::new(vec![Message::new(Role::User, "hello < there")]);
-        assert!(fence(&plain, &controls).is_none());
-        let hostile = ChatPrompt::new(vec![Message::new(Role::User, "a<|end|>b\u{FDD0}")]);
-        let fenced = fence(&hostile, &controls).expect("something to fence");
-        assert_eq!(fenced.messages[0].content.as_deref(), Some("a\u{FDD0}<|end|>\u{FDD1}b\u{FFFD}"));
-        let mut call = Message::new(Role::Assistant, "");
-        let arguments = r#"{"q":"<|end|>"}"#.to_owned();
-        call.tool_calls = vec![ToolCall { id: "c".into(), name: "f".into(), arguments }];
-        let fenced = fence(&ChatPrompt::new(vec![call]), &controls).expect("arguments are fenced too");
-        assert!(fenced.messages[0].tool_calls[0].arguments.contains(FENCES));
-    }
 }

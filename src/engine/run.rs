@@ -3,6 +3,7 @@
 use super::backend::Token;
 use super::constraint::Gate;
 use super::drafter::Drafter;
+use super::media::Span;
 use super::output::Item;
 use super::reading::Reader;
 use super::request::RequestId;
@@ -18,8 +19,11 @@ use std::time::Instant;
 pub(super) struct Run<S> {
     pub id: RequestId,
     pub live: Arc<Live>,
-    /// Tokens wanted: the prompt and what was generated. Its first `n_prompt` are the prompt.
+    /// Tokens wanted: the prompt and what was generated. Its first `n_prompt` are the prompt. Chunks of media are rows of
+    /// negative ids.
     pub tokens: Vec<Token>,
+    /// The chunks, in order.
+    pub media: Arc<[Span]>,
     pub n_prompt: u32,
     /// Prompt tokens found in the KV cache when it first got a slot.
     pub n_cached: u32,

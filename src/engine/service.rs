@@ -12,8 +12,10 @@ use super::constraint::masks::Masks;
 use super::embed;
 use super::error::Failure;
 use super::event::{Description, Event, Pooling, SlotStats, Stats};
+use super::media::Cache;
+use super::media::encoder::{self, JOBS_MAX};
 use super::output;
-use super::prepare::{Embedder, Preparer, Work};
+use super::prepare::{Embedder, Preparer, Sight, Work};
 use super::request::{Command, RequestId};
 use super::run::Run;
 use super::scheduler::Pace;
@@ -328,25 +330,68 @@ impl Loading {
         let lanes = Arc::new(lanes);
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
-        for index in 0..N_PREPARERS {
-            let preparer = Preparer {
-                model: Arc::clone(&model),
-                lanes: Arc::clone(&lanes),
-                registry: Arc::clone(&self.registry),
-                sink: Arc::clone(&self.sink),
-                serial: Arc::clone(&serial),
-                n_ctx: description.n_ctx,
-                piece_bytes_max: description.piece_bytes_max.max(1),
-                n_vocab: description.n_vocab,
-                adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
-                constraints: Arc::clone(&constraints),
-                embedder: embedder.clone(),
+        let preparer = |sight: Option<Sight<M>>| Preparer {
+            model: Arc::clone(&model),
+            lanes: Arc::clone(&lanes),
+            registry: Arc::clone(&self.registry),
+            sink: Arc::clone(&self.sink),
+            serial: Arc::clone(&serial),
+            n_ctx: description.n_ctx,
+            piece_bytes_max: description.piece_bytes_max.max(1),
+            n_vocab: description.n_vocab,
+            adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
+            constraints: Arc::clone(&constraints),
+            embedder: embedder.clone(),
+            sight,
+        };
+        let sights = if description.media.is_empty() {
+            None
+        } else {
+            // As many as the queue that it is fed from.
+            let (works, media_works) = crossbeam_channel::bounded(self.config.n_places() as usize + 1024);
+            let (jobs, cache) = self.open_encoder(&model, &lanes)?;
+            let takes = description.media.clone();
+            let n_at_once_max = self.config.n_ubatch.min(self.config.n_batch);
+            let sight = move |works: Option<Sender<Work>>| Sight {
+                takes: takes.clone(),
+                n_at_once_max,
+                cache: Arc::clone(&cache),
+                jobs: jobs.clone(),
+                works,
             };
+            let decoder = preparer(Some(sight(None)));
+            self.spawn("prepare-media".into(), PREPARER_STACK_BYTES, move || decoder.run(&media_works))?;
+            Some((sight, works))
+        };
+        for index in 0..N_PREPARERS {
+            let preparer = preparer(sights.as_ref().map(|(sight, works)| sight(Some(works.clone()))));
             let works = self.works.clone();
             self.spawn(format!("prepare-{index}"), PREPARER_STACK_BYTES, move || preparer.run(&works))?;
         }
         self.sink.notice(Notice::Ready(Box::new(description)));
         Ok(())
+    }
+
+    /// The thread that encodes images and sound; it ends when nobody can send it jobs any more.
+    fn open_encoder<M: Model>(
+        &self,
+        model: &Arc<M>,
+        lanes: &Arc<Vec<Lane<M::Sampler>>>,
+    ) -> Result<(Sender<encoder::Job<M>>, Arc<Cache>), String> {
+        let (jobs, job_queue) = crossbeam_channel::bounded(JOBS_MAX);
+        let cache = Arc::new(Cache::default());
+        // Any worker's is set when the engine stops.
+        let cancels = self.cancels.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+        let encoder = encoder::Encoder {
+            model: Arc::clone(model),
+            cache: Arc::clone(&cache),
+            lanes: Arc::clone(lanes),
+            registry: Arc::clone(&self.registry),
+            sink: Arc::clone(&self.sink),
+            cancels: cancels.unwrap_or_default(),
+        };
+        self.spawn("encode".into(), 8 << 20, move || encoder.run(&job_queue))?;
+        Ok((jobs, cache))
     }
 
     fn open_worker<M: Model>(

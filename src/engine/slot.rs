@@ -2,18 +2,22 @@
 
 use super::backend::{EXTRA_OUTPUTS, Token};
 use super::cells::CellId;
+use super::media::{self, Span};
 use super::run::Run;
 use super::scheduler::Want;
+use std::sync::Arc;
 
 /// A place in a context's batch. Its index is its sequence id.
 pub(super) struct Slot<S> {
-    /// Tokens whose KV cells this sequence holds, position = index.
+    /// Tokens whose KV cells this sequence holds, in order; see `position`.
     ///
     /// **Invariant:** with a run, `kept` is a prefix of the run's tokens.
     pub kept: Vec<Token>,
     /// The cells of `kept`, where all sequences draw them from one pool; else empty.
     pub cells: Vec<CellId>,
     pub run: Option<Box<Run<S>>>,
+    /// Chunks of media in `kept`, and perhaps behind it.
+    pub media: Arc<[Span]>,
     /// Whose tokens these are.
     pub partition: u64,
     /// Step at which the slot last computed something; idle slots are emptied least recent first.
@@ -22,16 +26,30 @@ pub(super) struct Slot<S> {
 
 impl<S> Slot<S> {
     pub fn new() -> Self {
-        Self { kept: Vec::new(), cells: Vec::new(), run: None, partition: 0, served_at: 0 }
+        Self { kept: Vec::new(), cells: Vec::new(), run: None, media: Arc::new([]), partition: 0, served_at: 0 }
     }
 
     /// What the scheduler has to know; `None` when there is nothing to compute.
     pub fn want(&self, slot: usize) -> Option<Want> {
         let run = self.run.as_ref()?;
         let gap = (run.tokens.len() - self.kept.len()) as u32;
+        // Up to the next chunk, which is computed apart.
+        let text = media::text_from(&run.media, self.kept.len(), run.tokens.len()) as u32;
         let is_decode = gap <= Want::FEW && run.n_generated() > 0;
         let cap = if run.wants_prompt_logits() { EXTRA_OUTPUTS } else { u32::MAX };
-        (gap > 0).then_some(Want { slot, gap, is_decode, cap, served_at: self.served_at })
+        (text > 0).then_some(Want { slot, gap: text, is_decode, cap, served_at: self.served_at })
+    }
+
+    /// The position that follows the first `n` tokens; differs from `n` behind images of M-RoPE models.
+    pub fn position(&self, n: usize) -> u32 {
+        media::position(&self.media, n)
+    }
+
+    /// The chunk that is to be computed next, and how many of its rows are done.
+    pub fn next_span(&self) -> Option<(&Span, u32)> {
+        let at = self.kept.len();
+        let span = media::span_at(&self.run.as_ref()?.media, at)?;
+        Some((span, at as u32 - span.start))
     }
 
     /// How many leading tokens of `tokens` are held already.

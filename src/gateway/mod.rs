@@ -10,6 +10,7 @@
 
 mod choices;
 mod error;
+mod fetch;
 mod keys;
 mod meter;
 mod models;
@@ -21,6 +22,7 @@ mod target;
 mod vectors;
 
 pub use error::Error;
+pub use fetch::MediaHost;
 pub use keys::{ApiKey, Principal};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
@@ -40,6 +42,7 @@ use crate::engine::{
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
 use choices::Choices;
+use fetch::Fetcher;
 use meter::Meter;
 use models::Models;
 use names::Names;
@@ -66,6 +69,8 @@ pub struct GatewayConfig {
     pub sampling: Sampling,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
+    /// Where images may be fetched from; none: nowhere.
+    pub media_hosts: Vec<MediaHost>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
 }
@@ -82,6 +87,7 @@ pub struct Gateway {
     names: Names,
     models: Models,
     metrics: Arc<Metrics>,
+    fetcher: Fetcher,
     responses: Arc<ResponseStore>,
 }
 
@@ -132,7 +138,8 @@ impl Gateway {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
-        Self { config, names, models, metrics, responses }
+        let fetcher = Fetcher::new(config.media_hosts.clone());
+        Self { config, names, models, metrics, responses, fetcher }
     }
 
     /// Whether `presented` opens the API.
@@ -141,9 +148,9 @@ impl Gateway {
     }
 
     /// Starts a chat; returns when it is certain to run.
-    pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
+    pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
         let target = self.target(request.model.as_deref()).await?;
-        refuse_media(&request.prompt, request.n, &target.description)?;
+        self.admit_media(&mut request.prompt, request.n, &target.description).await?;
         let work = Work {
             sampling: settle(request.sampling, &target),
             prompts: vec![Prompt::Chat(request.prompt)],
@@ -176,10 +183,10 @@ impl Gateway {
         self.start(caller, work, target).await
     }
 
-    pub async fn tokenize(&self, model: Option<&str>, request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
+    pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let target = self.target(model).await?;
-        if let Prompt::Chat(prompt) = &request.prompt {
-            refuse_media(prompt, 1, &target.description)?;
+        if let Prompt::Chat(prompt) = &mut request.prompt {
+            self.admit_media(prompt, 1, &target.description).await?;
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
@@ -188,10 +195,22 @@ impl Gateway {
         Ok(self.target(model).await?.engine.detokenize(tokens).await?)
     }
 
-    pub async fn render(&self, model: Option<&str>, prompt: ChatPrompt) -> Result<String, Error> {
+    pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
         let target = self.target(model).await?;
-        refuse_media(&prompt, 1, &target.description)?;
+        self.admit_media(&mut prompt, 1, &target.description).await?;
         Ok(target.engine.render(prompt).await?)
+    }
+
+    /// Refuses media that the model doesn't take, then fetches those that stand elsewhere.
+    async fn admit_media(
+        &self,
+        prompt: &mut ChatPrompt,
+        n_choices: u32,
+        description: &Description,
+    ) -> Result<(), Error> {
+        refuse_media(prompt, n_choices, description)?;
+        self.fetcher.resolve(prompt).await?;
+        refuse_media(prompt, n_choices, description)
     }
 
     /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
@@ -478,11 +497,11 @@ const MEDIA_BYTES_MAX: usize = 256 << 20;
 fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
     let (mut n_bytes, mut k) = (0, 0);
     for media in prompt.messages.iter().flat_map(|message| &message.media) {
-        if !description.media.contains(&media.kind) {
-            let what = match media.kind {
-                MediaKind::Image => "images",
-                MediaKind::Audio => "sound",
-            };
+        let (kind, what) = match media.kind {
+            MediaKind::Image | MediaKind::RemoteImage => (MediaKind::Image, "images"),
+            MediaKind::Audio => (MediaKind::Audio, "sound"),
+        };
+        if !description.media.contains(&kind) {
             let message = format!("This model takes no {what}, and a part of the message is one.");
             return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
         }

@@ -116,6 +116,20 @@ impl Batch {
     }
 }
 
+/// Rows of embeddings of one sequence: what a projector made of an image or sound.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingRows<'a> {
+    /// n × n_embd_inp f32.
+    pub rows: &'a [f32],
+    /// One number for each row, or four with M-RoPE: first all rows' first numbers, then their second ones and so on.
+    pub positions: &'a [i32],
+    pub seq: i32,
+    /// Logits of the last row are wanted.
+    pub output_last: bool,
+    /// Every row sees every other.
+    pub is_non_causal: bool,
+}
+
 /// How a decode ended. Source: llama_decode, llama.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decoded {
@@ -275,10 +289,61 @@ impl Context {
             seq_id: seq_ids.as_mut_ptr(),
             logits: batch.outputs.as_mut_ptr(),
         };
+        self.decode_raw(&raw)
+    }
+
+    /// One forward pass over embeddings; the KV cache grows by their rows.
+    ///
+    /// Shapes: 1..=n_batch rows in, at most n_ubatch where they are not causal (else `InvalidBatch`).
+    /// Errors: as `decode`. Source: llama_decode, llama.h.
+    pub fn decode_embeddings(&mut self, rows: EmbeddingRows<'_>) -> Result<Decoded, Error> {
+        // SAFETY: plain getters on a model that lives.
+        let (n_embd, kind) = unsafe {
+            (sys::llama_model_n_embd_inp(self.model.as_ptr()), sys::llama_model_rope_type(self.model.as_ptr()))
+        };
+        let n_numbers = if matches!(kind, sys::LLAMA_ROPE_TYPE_MROPE | sys::LLAMA_ROPE_TYPE_IMROPE) { 4 } else { 1 };
+        let n = rows.rows.len() / usize::try_from(n_embd).unwrap_or(0).max(1);
+        let fits = n > 0
+            && rows.rows.len() == n * usize::try_from(n_embd).unwrap_or(0)
+            && rows.positions.len() == n * n_numbers
+            && n <= self.n_batch() as usize
+            && (!rows.is_non_causal || n <= self.params.n_ubatch as usize);
+        if !fits {
+            return Ok(Decoded::InvalidBatch);
+        }
+        let n = i32::try_from(n).map_err(|_| Error::Invalid("the batch has too many rows".into()))?;
+        let mut seq = rows.seq;
+        let mut seq_ids: Vec<*mut i32> = (0..n).map(|_| &raw mut seq).collect();
+        let mut n_seq_ids: Vec<i32> = (0..n).map(|_| 1).collect();
+        let mut outputs: Vec<i8> = (0..n).map(|row| i8::from(rows.output_last && row + 1 == n)).collect();
+        let raw = sys::llama_batch {
+            n_tokens: n,
+            token: std::ptr::null_mut(),
+            // llama.cpp only reads these two.
+            embd: rows.rows.as_ptr().cast_mut(),
+            pos: rows.positions.as_ptr().cast_mut(),
+            n_seq_id: n_seq_ids.as_mut_ptr(),
+            seq_id: seq_ids.as_mut_ptr(),
+            logits: outputs.as_mut_ptr(),
+        };
+        if rows.is_non_causal {
+            // SAFETY: a plain setter.
+            unsafe { sys::llama_set_causal_attn(self.raw.as_ptr(), false) };
+        }
+        let decoded = self.decode_raw(&raw);
+        if rows.is_non_causal {
+            // SAFETY: a plain setter.
+            unsafe { sys::llama_set_causal_attn(self.raw.as_ptr(), true) };
+        }
+        decoded
+    }
+
+    /// The arrays of `raw` have n_tokens elements and live during the call.
+    fn decode_raw(&mut self, raw: &sys::llama_batch) -> Result<Decoded, Error> {
         let mut code = 0;
         log::set_interrupted(false);
-        // SAFETY: every array has n_tokens elements and outlives the call.
-        sys::call(|err| unsafe { sys::hearth_decode(self.raw.as_ptr(), &raw const raw, &raw mut code, err) })?;
+        // SAFETY: as both callers see to: every array has the elements that llama.cpp reads and outlives the call.
+        sys::call(|err| unsafe { sys::hearth_decode(self.raw.as_ptr(), raw, &raw mut code, err) })?;
         log::set_interrupted(false);
         Ok(match code {
             0 => Decoded::Done,

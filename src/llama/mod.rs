@@ -13,14 +13,16 @@ mod context;
 mod error;
 mod log;
 mod model;
+mod mtmd;
 mod sampler;
 mod sys;
 
 pub use chat::{AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat, tools_grammar};
-pub use context::{Batch, Context, ContextParams, Decoded, KvElement, PoolingType};
+pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
+pub use mtmd::{Chunk, Piece, Projector};
 pub use sampler::{Grammar, Sampler, SamplerParams, Trigger};
 
 /// llama.cpp's version, as it calls itself.

@@ -12,6 +12,7 @@ mod errors;
 mod hostile;
 mod lora;
 mod many_models;
+mod media;
 mod models;
 mod ollama;
 mod openai_chat;

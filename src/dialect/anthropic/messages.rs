@@ -3,7 +3,7 @@
 use super::engine_id;
 use crate::chat::{Media, MediaKind, Message, Role, ToolCall};
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
-use crate::dialect::media::{MediaPlaces, data_url, decode, unsupported};
+use crate::dialect::media::{MediaPlaces, data_url, decode, is_web, unsupported};
 use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -205,6 +205,7 @@ fn image(block: &mut Object, turn: &mut Turn, found: &mut Found) -> Result<(), F
     let type_path = block.path("type");
     let mut source = block.object("source")?.ok_or_else(|| block.missing("source"))?;
     let kind = required(&mut source, "type")?;
+    let mut media_kind = MediaKind::Image;
     let data = match kind.as_str() {
         "base64" => {
             let media_type = required(&mut source, "media_type")?;
@@ -218,7 +219,12 @@ fn image(block: &mut Object, turn: &mut Turn, found: &mut Found) -> Result<(), F
             let url = required(&mut source, "url")?;
             match data_url(&url) {
                 Some((mime, data)) if IMAGE_TYPES.contains(&mime.as_str()) => decode(&source.path("url"), data)?,
-                _ => return Err(unsupported(&type_path, "this server fetches nothing; send the image as base64")),
+                // The gateway decides whether it is fetched.
+                _ if is_web(&url) => {
+                    media_kind = MediaKind::RemoteImage;
+                    url.into_bytes()
+                }
+                _ => return Err(unsupported(&type_path, "its address is no http(s) or data: URL")),
             }
         }
         "file" => return Err(unsupported(&type_path, "no files are stored here; send the image as base64")),
@@ -226,7 +232,7 @@ fn image(block: &mut Object, turn: &mut Turn, found: &mut Found) -> Result<(), F
     };
     source.finish(found.ignored);
     found.media.add(MediaKind::Image, type_path)?;
-    turn.media.push(Media { kind: MediaKind::Image, offset: offset(&turn.text), data });
+    turn.media.push(Media { kind: media_kind, offset: offset(&turn.text), data });
     Ok(())
 }
 

@@ -115,7 +115,7 @@ fn what_can_not_be_taken_is_named() {
         (user(json!([{"type":"tool_use"}])), "messages[0].content[0].type", "invalid_value"),
         (document(pdf), "messages[0].content[0].type", "unsupported_content"),
         (document(json!({"type":"url","url":"http://x"})), "messages[0].content[0].type", "unsupported_content"),
-        (image(json!({"type":"url","url":"http://x/a.png"})), "messages[0].content[0].type", "unsupported_content"),
+        (image(json!({"type":"url","url":"ftp://x/a.png"})), "messages[0].content[0].type", "unsupported_content"),
         (image(json!({"type":"file","file_id":"f"})), "messages[0].content[0].type", "unsupported_content"),
         (
             image(json!({"type":"base64","media_type":"image/tiff","data":"AQID"})),

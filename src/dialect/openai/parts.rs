@@ -2,6 +2,7 @@
 
 use crate::chat::{Media, MediaKind, Role};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
+use crate::dialect::media::is_web;
 use crate::dialect::{Fault, Ignored};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -108,6 +109,9 @@ fn linked(part: &mut Object, key: &str, kind: MediaKind, ignored: &mut Ignored) 
     };
     let type_path = part.path("type");
     let Some(file) = data_url(&url_path, &url)? else {
+        if kind == MediaKind::Image && is_web(&url) {
+            return Ok(Part::Media(MediaKind::RemoteImage, url.into_bytes()));
+        }
         return Err(unsupported(type_path, "this server fetches nothing; send the file as a data: URL"));
     };
     match file.media_kind() {
@@ -269,8 +273,8 @@ mod tests {
         let type_path = "messages[0].content[0].type";
         let url_path = "messages[0].content[0].image_url.url";
         for (part, param, code) in [
-            (image("http://127.0.0.1/x.png"), type_path, "unsupported_content"),
-            (image("https://example.com/x.png"), type_path, "unsupported_content"),
+            (image("ftp://127.0.0.1/x.png"), type_path, "unsupported_content"),
+            (image("file:///etc/passwd"), type_path, "unsupported_content"),
             (image("file:///etc/passwd"), type_path, "unsupported_content"),
             (image("data:image/svg+xml;base64,AQID"), type_path, "unsupported_content"),
             (image("data:audio/wav;base64,AQID"), type_path, "unsupported_content"),

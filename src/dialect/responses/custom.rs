@@ -99,7 +99,7 @@ fn next_char(rest: &str) -> Next {
     }
 }
 
-/// `\uXXXX`, or two of them for one character; a half alone is U+FFFD.
+/// `\uHHHH`, or two of them for one character; a half alone is U+FFFD.
 fn unicode(rest: &str) -> Next {
     const LOST: char = char::REPLACEMENT_CHARACTER;
     let unit = |at: usize| rest.get(at..at + 4).and_then(|digits| u32::from_str_radix(digits, 16).ok());

@@ -2,17 +2,20 @@
 
 use super::calls;
 use super::encode::LlamaEncoder;
+use super::params::{element, sampler_params};
+use super::projector::{self, Projector};
 use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed,
-    ParsedCall, Reading, Rendered, Row, Token, allows,
+    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout,
+    Parsed, ParsedCall, Piece, Reading, Rendered, Row, Token, allows,
 };
-use crate::chat::{ChatPrompt, Mirostat, ReasoningFormat, Sampling, SamplingParams};
-use crate::engine::config::{EngineConfig, FlashAttn, KvType};
+use crate::chat::{ChatPrompt, ReasoningFormat, Sampling, SamplingParams};
+use crate::engine::config::{EngineConfig, FlashAttn};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
+use crate::engine::media::Bitmap;
 use crate::llama::{
-    self, Batch, ContextParams, Decoded, KvElement, ModelParams, SamplerParams, Shape, Templates, ToolFormat, Trigger,
+    self, Batch, ContextParams, Decoded, EmbeddingRows, ModelParams, Shape, Templates, ToolFormat, Trigger,
 };
 use serde_json::json;
 use std::path::Path;
@@ -29,6 +32,7 @@ pub struct LlamaModel {
     control: Vec<bool>,
     ends: Vec<bool>,
     control_texts: Vec<String>,
+    projector: Option<Projector>,
     /// Found out when the first tools come.
     tool_format: OnceLock<ToolFormat>,
     own_grammars: OwnGrammars,
@@ -92,6 +96,14 @@ impl LlamaModel {
         let strips = model.meta("tokenizer.ggml.normalizer.strip_accents").is_none_or(|value| value != "false");
         let is_wordpiece = strips && model.meta("tokenizer.ggml.model").is_some_and(|kind| kind == "bert");
         let pooling = super::encode::pooling(&model, path, config)?;
+        let projector = match &config.mmproj {
+            None => None,
+            Some(path) => {
+                // Half the threads: encoding goes on beside decodes, which should keep theirs.
+                let n_threads = threads(config).1.div_ceil(2);
+                Some(Projector::load(path, &model, n_threads, config.n_gpu_layers != 0)?)
+            }
+        };
         Ok(Self {
             model,
             templates,
@@ -104,6 +116,7 @@ impl LlamaModel {
             config: config.clone(),
             is_wordpiece,
             pooling,
+            projector,
         })
     }
 
@@ -156,15 +169,21 @@ impl LlamaModel {
     }
 
     pub(super) fn threads(&self) -> (u32, u32) {
-        let n_threads = self.config.n_threads.unwrap_or_else(|| super::cores::for_decode(self.config.n_workers));
-        (n_threads, self.config.n_threads_batch.unwrap_or(n_threads))
+        threads(&self.config)
     }
+}
+
+/// Threads of a decode, and of a prompt's.
+fn threads(config: &EngineConfig) -> (u32, u32) {
+    let n_threads = config.n_threads.unwrap_or_else(|| super::cores::for_decode(config.n_workers));
+    (n_threads, config.n_threads_batch.unwrap_or(n_threads))
 }
 
 impl Model for LlamaModel {
     type Sampler = llama::Sampler;
     type Context = LlamaContext;
     type Encoder = LlamaEncoder;
+    type Chunk = llama::Chunk;
 
     fn describe(&self) -> Description {
         let flags = self.model.vocab_flags();
@@ -199,7 +218,7 @@ impl Model for LlamaModel {
             n_embd_out: self.n_embd_out(),
             n_embed_max: self.n_embed_max(),
             labels: if self.pooling == Some(Pooling::Rank) { self.model.labels() } else { Vec::new() },
-            media: Vec::new(),
+            media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: super::adapters(&self.config),
             build: llama::version(),
         }
@@ -281,6 +300,18 @@ impl Model for LlamaModel {
         Ok(Rendered { text, reading, stops, preserved, call_starts, grammar, forced })
     }
 
+    fn audio_rate(&self) -> Option<u32> {
+        self.projector.as_ref()?.audio_rate()
+    }
+
+    fn split_media(&self, bitmap: &Bitmap) -> Result<Vec<Piece<llama::Chunk>>, String> {
+        self.projector.as_ref().ok_or("the model has no projector")?.split(bitmap)
+    }
+
+    fn encode_media(&self, chunk: &llama::Chunk) -> Result<Vec<f32>, String> {
+        self.projector.as_ref().ok_or("the model has no projector")?.encode(chunk)
+    }
+
     fn sampler(
         &self,
         params: &SamplingParams,
@@ -327,7 +358,8 @@ impl Model for LlamaModel {
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
-        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells })
+        let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
+        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells, is_mrope })
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {
@@ -428,65 +460,13 @@ impl AnswerParser for Parser {
     }
 }
 
-/// -1 means the whole context for both look-backs; llama.cpp's samplers allocate what they are told.
-fn sampler_params(params: &SamplingParams, n_ctx: i32) -> SamplerParams {
-    let look_back = |n: i32| if n < 0 { n_ctx } else { n.min(n_ctx) };
-    SamplerParams {
-        seed: params.seed,
-        min_keep: i32::try_from(params.min_keep).unwrap_or(i32::MAX),
-        top_k: params.top_k,
-        top_p: params.top_p,
-        min_p: params.min_p,
-        typical_p: params.typical_p,
-        top_n_sigma: params.top_n_sigma,
-        xtc_probability: params.xtc_probability,
-        xtc_threshold: params.xtc_threshold,
-        temperature: params.temperature,
-        dynatemp_range: params.dynatemp_range,
-        dynatemp_exponent: params.dynatemp_exponent,
-        penalty_last_n: look_back(params.repeat_last_n),
-        penalty_repeat: params.repeat_penalty,
-        penalty_frequency: params.frequency_penalty,
-        penalty_presence: params.presence_penalty,
-        dry_multiplier: params.dry_multiplier,
-        dry_base: params.dry_base,
-        dry_allowed_length: params.dry_allowed_length,
-        // DRY copies its window; without a multiplier it is off and needs none.
-        dry_penalty_last_n: if params.dry_multiplier == 0.0 { 0 } else { look_back(params.dry_penalty_last_n) },
-        mirostat: match params.mirostat {
-            Mirostat::Off => 0,
-            Mirostat::V1 => 1,
-            Mirostat::V2 => 2,
-        },
-        mirostat_tau: params.mirostat_tau,
-        mirostat_eta: params.mirostat_eta,
-        ignore_eos: params.ignore_eos,
-        dry_breakers: params.dry_sequence_breakers.clone(),
-        logit_bias: params.logit_bias.clone(),
-        samplers: params.samplers.iter().map(|kind| kind.name()).collect(),
-    }
-}
-
-fn element(kind: KvType) -> KvElement {
-    match kind {
-        KvType::F32 => KvElement::F32,
-        KvType::F16 => KvElement::F16,
-        KvType::Bf16 => KvElement::Bf16,
-        KvType::Q8_0 => KvElement::Q8_0,
-        KvType::Q4_0 => KvElement::Q4_0,
-        KvType::Q4_1 => KvElement::Q4_1,
-        KvType::Iq4Nl => KvElement::Iq4Nl,
-        KvType::Q5_0 => KvElement::Q5_0,
-        KvType::Q5_1 => KvElement::Q5_1,
-    }
-}
-
 pub struct LlamaContext {
     context: llama::Context,
     batch: Batch,
     /// Width of the sliding window; 0: all positions stay.
     n_swa: u32,
     shares_cells: bool,
+    is_mrope: bool,
 }
 
 /// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
@@ -499,7 +479,11 @@ pub(super) fn decode(context: &mut llama::Context, batch: &mut Batch, rows: &[Ro
     for row in rows {
         batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
     }
-    match context.decode(batch) {
+    outcome(context.decode(batch))
+}
+
+fn outcome(decoded: Result<Decoded, llama::Error>) -> Result<(), DecodeError> {
+    match decoded {
         Ok(Decoded::Done) => Ok(()),
         Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
         Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
@@ -534,6 +518,17 @@ impl Context for LlamaContext {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         decode(&mut self.context, &mut self.batch, rows)
+    }
+
+    fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.is_mrope);
+        outcome(self.context.decode_embeddings(EmbeddingRows {
+            rows: rows.rows,
+            positions: &positions,
+            seq: signed(rows.seq),
+            output_last: rows.output,
+            is_non_causal: rows.shape.is_non_causal,
+        }))
     }
 
     fn logits(&mut self, row: usize) -> Option<&[f32]> {

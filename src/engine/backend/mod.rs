@@ -8,12 +8,16 @@ mod encode;
 #[cfg(test)]
 mod families;
 pub mod llama;
+mod params;
+mod projector;
 mod render;
 pub mod scripted;
+mod scripted_calls;
 
 use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
 use super::event::{Adapter, Description};
+use super::media::Bitmap;
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
@@ -76,6 +80,26 @@ pub struct ParsedCall {
     pub arguments: String,
 }
 
+/// A part of an image or sound: text tokens around it, or something to encode.
+#[derive(Debug)]
+pub enum Piece<C> {
+    Text(Vec<Token>),
+    Chunk { chunk: C, shape: Arc<ChunkShape> },
+}
+
+/// What a chunk becomes in the context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkShape {
+    /// Rows of embeddings, and cells that they take; at least 1.
+    pub n_tokens: u32,
+    /// Positions that the chunk takes: `n_tokens`, or fewer in models that count them in several dimensions.
+    pub n_pos: u32,
+    /// Every row sees every other, so all must be in one decode.
+    pub is_non_causal: bool,
+    /// (time, row, column) of each token from the chunk's first position on; empty where they just count on.
+    pub grid: Vec<[i32; 3]>,
+}
+
 /// What stands before each part of a fill-in-the-middle prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InfillTokens {
@@ -92,6 +116,8 @@ pub trait Model: Send + Sync + 'static {
     type Sampler: Send + 'static;
     type Context: Context<Sampler = Self::Sampler> + Send + 'static;
     type Encoder: Encoder + Send + 'static;
+    /// Preprocessed pixels or samples.
+    type Chunk: Send + 'static;
 
     fn describe(&self) -> Description;
 
@@ -117,6 +143,15 @@ pub trait Model: Send + Sync + 'static {
 
     /// Runs the chat template.
     fn render(&self, prompt: &ChatPrompt) -> Result<Rendered, Failure>;
+
+    /// Samples per second that the projector wants; `None` when it takes no sound.
+    fn audio_rate(&self) -> Option<u32>;
+
+    /// Cuts an image or sound into what the projector encodes. Errors: the reason, as the end of a sentence.
+    fn split_media(&self, bitmap: &Bitmap) -> Result<Vec<Piece<Self::Chunk>>, String>;
+
+    /// The chunk's rows, n_tokens × n_embd. Slow; one at a time.
+    fn encode_media(&self, chunk: &Self::Chunk) -> Result<Vec<f32>, String>;
 
     /// A sampler that has seen `prompt`. `params` are in range; what can still fail names the field. Without triggers the
     /// grammar holds from the first token on.
@@ -193,6 +228,22 @@ pub struct Row {
     pub output: bool,
 }
 
+/// Rows of a chunk, in a decode of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct MediaRows<'a> {
+    /// n × n_embd.
+    pub rows: &'a [f32],
+    pub n_rows: u32,
+    /// Position of the chunk's first token.
+    pub pos: u32,
+    /// Number of the first of these rows in the chunk.
+    pub first: u32,
+    pub shape: &'a ChunkShape,
+    pub seq: u32,
+    /// Whether logits of the last row are wanted.
+    pub output: bool,
+}
+
 /// Why a decode did not finish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DecodeError {
@@ -224,6 +275,9 @@ pub trait Context {
 
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
+
+    /// One forward pass over a chunk's rows: all of them where the chunk is not causal, at most n_batch.
+    fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError>;
 
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;

@@ -24,14 +24,16 @@
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
+use super::scripted_calls::{CallParser, calls};
 use super::{
-    AnswerParser, Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed,
-    ParsedCall, Reading, Rendered, Row, Token, allows,
+    Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece, Reading,
+    Rendered, Row, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
+use crate::engine::media::Bitmap;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,18 +158,6 @@ fn answer_to(message: &str) -> Answer {
     }
 }
 
-/// Each line that begins with `/call` as a call, the others as they are.
-fn calls(message: &str) -> String {
-    let line = |line: &str| match line.strip_prefix("/call ") {
-        None => line.to_owned(),
-        Some(call) => {
-            let (name, arguments) = call.split_once(' ').unwrap_or((call, "{}"));
-            format!("<tool_call>{{\"name\":\"{name}\",\"arguments\":{arguments}}}</tool_call>")
-        }
-    };
-    message.lines().map(line).collect::<Vec<_>>().join("\n")
-}
-
 /// The tool that the prompt says must be called.
 fn forced_tool(prompt: &[Token]) -> Option<String> {
     let role: Vec<Token> = b"call\n".iter().map(|byte| Token::from(*byte)).collect();
@@ -175,45 +165,6 @@ fn forced_tool(prompt: &[Token]) -> Option<String> {
     let name = prompt[start + role.len() + 1..].iter().take_while(|token| **token != CLOSE);
     let bytes: Vec<u8> = name.filter_map(|token| u8::try_from(*token).ok()).collect();
     Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// Bytes at the end of `text` that `tag` begins with.
-fn beginning_of(tag: &str, text: &str) -> usize {
-    (1..tag.len()).rev().find(|n| text.ends_with(&tag[..*n])).unwrap_or(0)
-}
-
-/// Reads `<think>`, text and `<tool_call>`.
-struct CallParser {
-    splits_thinking: bool,
-}
-
-impl AnswerParser for CallParser {
-    fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
-        let mut parsed = Parsed::default();
-        let mut rest = text;
-        if self.splits_thinking
-            && let Some(thought) = rest.strip_prefix("<think>")
-        {
-            let (reasoning, after) = thought.split_once("</think>").unwrap_or((thought, ""));
-            parsed.reasoning = reasoning.to_owned();
-            rest = after;
-        }
-        while let Some((before, call)) = rest.split_once("<tool_call>") {
-            parsed.content.push_str(before);
-            let (body, after) = match call.split_once("</tool_call>") {
-                Some((body, after)) => (body.strip_suffix('}')?, after),
-                None => (&call[..call.len() - beginning_of("}</tool_call>", call)], ""),
-            };
-            let (name, arguments) = body.strip_prefix("{\"name\":\"")?.split_once("\",\"arguments\":")?;
-            let call = ParsedCall { id: String::new(), name: name.to_owned(), arguments: arguments.to_owned() };
-            parsed.calls.push(call);
-            rest = after;
-        }
-        // What may become a tag is not told yet.
-        let held = if is_partial { beginning_of("<tool_call>", rest) } else { 0 };
-        parsed.content.push_str(&rest[..rest.len() - held]);
-        Some(parsed)
-    }
 }
 
 /// The last user message of a rendered chat, or all of a raw prompt.
@@ -235,6 +186,7 @@ impl Model for ScriptedModel {
     type Sampler = Script;
     type Context = ScriptedContext;
     type Encoder = ScriptedEncoder;
+    type Chunk = std::convert::Infallible;
 
     fn describe(&self) -> Description {
         Description {
@@ -357,6 +309,18 @@ impl Model for ScriptedModel {
         })
     }
 
+    fn audio_rate(&self) -> Option<u32> {
+        None
+    }
+
+    fn split_media(&self, _bitmap: &Bitmap) -> Result<Vec<Piece<Self::Chunk>>, String> {
+        Err("the model has no projector".into())
+    }
+
+    fn encode_media(&self, chunk: &Self::Chunk) -> Result<Vec<f32>, String> {
+        match *chunk {}
+    }
+
     fn sampler(&self, params: &SamplingParams, prompt: &[Token], grammar: Option<&Grammar>) -> Result<Script, Failure> {
         if grammar.is_some_and(|grammar| !grammar.gbnf.is_empty()) {
             return Err(Failure::invalid("grammar", "unsupported_operation", "the scripted model reads no GBNF"));
@@ -477,6 +441,10 @@ impl Context for ScriptedContext {
             self.next_cell += 1;
         }
         Ok(())
+    }
+
+    fn decode_media(&mut self, _rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        Err(DecodeError::Broken("the scripted model has no projector".into()))
     }
 
     fn logits(&mut self, _row: usize) -> Option<&[f32]> {

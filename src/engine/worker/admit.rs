@@ -1,6 +1,6 @@
 //! Who gets a slot, from where it starts, and who gives up cells when they run out.
 
-use super::super::slot;
+use super::super::{media, slot};
 use super::*;
 use std::time::Instant;
 
@@ -74,22 +74,23 @@ impl<M: Model> Worker<M> {
         }
         let slot = &mut self.slots[index];
         slot.partition = run.partition;
+        slot.media = run.media.iter().map(media::Span::without_rows).collect();
         slot.run = Some(run);
     }
 
     /// Keeps or shares as much of the run's tokens as is held somewhere; returns how many slot `index` then holds.
     fn begin_at(&mut self, index: usize, run: &Run<M::Sampler>) -> usize {
-        // The last token is computed again: its logits are wanted.
+        // The last token is computed again: its logits are wanted. Chunks are computed as a whole.
         let most = if run.wants_prompt_logits() { 0 } else { run.tokens.len() - 1 };
+        let whole = |n: usize| media::whole(&run.media, n.min(most));
         let may_share = run.cache_prompt || run.family != 0;
-        let own =
-            if run.cache_prompt { self.slots[index].common_prefix(&run.tokens, run.partition).min(most) } else { 0 };
+        let own = if run.cache_prompt { whole(self.slots[index].common_prefix(&run.tokens, run.partition)) } else { 0 };
         let donor = self
             .slots
             .iter()
             .enumerate()
             .filter(|(other, _)| may_share && *other != index)
-            .map(|(other, slot)| (slot.common_prefix(&run.tokens, run.partition).min(most), other))
+            .map(|(other, slot)| (whole(slot.common_prefix(&run.tokens, run.partition)), other))
             .max_by_key(|(n, other)| (*n, std::cmp::Reverse(*other)));
         let least = if self.context.shares_cells() { SHARE_MIN_POOLED } else { SHARE_MIN_SPLIT };
         let least = if run.family != 0 { 1 } else { least };
@@ -104,11 +105,12 @@ impl<M: Model> Worker<M> {
     /// Slot `to` holds the first `n` tokens of slot `from` and nothing else; false (and empty) where that can't be.
     fn share(&mut self, from: usize, to: usize, n: usize) -> bool {
         // A window may have slid past what the next token looks at.
-        if !self.context.can_resume(from as u32, n as u32) {
+        let pos = self.slots[from].position(n);
+        if !self.context.can_resume(from as u32, pos) {
             return false;
         }
         self.cut(to, 0);
-        if !self.context.share(from as u32, to as u32, n as u32) {
+        if !self.context.share(from as u32, to as u32, pos) {
             return false;
         }
         self.slots[to].kept = self.slots[from].kept[..n].to_vec();
@@ -121,7 +123,7 @@ impl<M: Model> Worker<M> {
     /// Forgets what slot `index` holds from position `keep` on; returns how much really stays.
     pub(super) fn cut(&mut self, index: usize, keep: usize) -> usize {
         let held = self.slots[index].kept.len();
-        let (seq, from) = (index as u32, keep as u32);
+        let (seq, from) = (index as u32, self.slots[index].position(keep));
         let stays = if held == 0 || keep == 0 || !self.context.can_resume(seq, from) {
             0
         } else if keep == held || self.context.forget(seq, from) {

@@ -2,6 +2,7 @@
 
 use super::super::backend::allows;
 use super::super::logprobs;
+use super::super::media;
 use super::super::request::RequestId;
 use super::*;
 use crate::chat::{Finish, TokenLogprob};
@@ -255,12 +256,16 @@ impl<M: Model> Worker<M> {
 
     /// After an aborted decode, or a draft that was wrong, the sequence holds more than `kept`: go back to it.
     pub(super) fn resync(&mut self, index: usize) {
-        let held = self.slots[index].kept.len();
-        if held == 0 || !self.context.forget(index as u32, held as u32) {
+        let slot = &self.slots[index];
+        // Positions inside an image don't tell its rows apart.
+        let held = media::whole(&slot.media, slot.kept.len());
+        let pos = slot.position(held);
+        let stays = if held > 0 && self.context.forget(index as u32, pos) { held } else { 0 };
+        if stays == 0 {
             self.context.forget(index as u32, 0);
-            self.slots[index].kept.clear();
-            self.cells.release(&mut self.slots[index].cells, 0);
         }
+        self.slots[index].kept.truncate(stays);
+        self.cells.release(&mut self.slots[index].cells, stays);
     }
 
     pub(super) fn fail_shares(&mut self, shares: &[Share], failure: &Failure) {

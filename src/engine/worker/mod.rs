@@ -15,6 +15,7 @@
 
 mod admit;
 mod advance;
+mod sight;
 
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
@@ -127,12 +128,12 @@ impl<M: Model> Worker<M> {
             let shares = self.plan();
             // Before the decode: should it kill the process, the front must know whom it was working on; and tokens must
             // not wait for somebody's prompt.
-            if self.is_urgent || shares.iter().any(|share| share.n_rows > 1) {
+            let has_media = self.slots.iter().any(|slot| slot.next_span().is_some());
+            if self.is_urgent || has_media || shares.iter().any(|share| share.n_rows > 1) {
                 self.flush();
             }
-            if !shares.is_empty()
-                && let Err(broken) = self.compute(&shares)
-            {
+            let computed = if shares.is_empty() { Ok(()) } else { self.compute(&shares) };
+            if let Err(broken) = computed.and_then(|()| self.compute_media()) {
                 self.fail_everything(&Failure::Internal(broken.0.clone()));
                 self.flush();
                 return Err(broken);
@@ -248,13 +249,20 @@ impl<M: Model> Worker<M> {
                 self.advance(shares);
                 Ok(())
             }
-            Err(DecodeError::Aborted) => {
+            Err(error) => self.not_computed(shares, error),
+        }
+    }
+
+    /// Nothing of `shares` was computed.
+    fn not_computed(&mut self, shares: &[Share], error: DecodeError) -> Result<(), Broken> {
+        match error {
+            DecodeError::Aborted => {
                 for share in shares {
                     self.resync(share.slot);
                 }
                 Ok(())
             }
-            Err(DecodeError::NoKvSlot) => {
+            DecodeError::NoKvSlot => {
                 // The cells are there but not where this memory needs them: make real room.
                 self.free_idle(usize::MAX);
                 if !self.park_youngest() {
@@ -263,7 +271,7 @@ impl<M: Model> Worker<M> {
                 }
                 Ok(())
             }
-            Err(DecodeError::Broken(reason)) => {
+            DecodeError::Broken(reason) => {
                 tracing::error!(%reason, "a decode failed; the context is made anew");
                 self.fail_shares(shares, &Failure::Internal("the model's computation failed".into()));
                 self.renew_context()
@@ -329,13 +337,13 @@ impl<M: Model> Worker<M> {
             let all_are_outputs = run.wants_prompt_logits();
             for at in from..to {
                 let output = at + 1 == run.tokens.len() || all_are_outputs;
-                self.rows.push(Row { token: run.tokens[at], pos: at as u32, seq: share.slot as u32, output });
+                self.rows.push(Row { token: run.tokens[at], pos: slot.position(at), seq: share.slot as u32, output });
             }
             let draft =
                 if is_decode && to == run.tokens.len() { Self::draft(run, &self.context, n_extra) } else { &[] };
             n_extra -= draft.len() as u32;
             for (i, token) in draft.iter().enumerate() {
-                self.rows.push(Row { token: *token, pos: (to + i) as u32, seq: share.slot as u32, output: true });
+                self.rows.push(Row { token: *token, pos: slot.position(to + i), seq: share.slot as u32, output: true });
             }
             if is_decode {
                 n_decode += share.n_rows + draft.len() as u32;

@@ -166,6 +166,42 @@ int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * toke
 int32_t hearth_sampler_sample(hearth_sampler * sampler, struct llama_context * ctx, int32_t row, llama_token * token,
                               char ** err);
 
+// Images and sound: a projector turns them into rows of embeddings (mtmd). Chunks are mtmd's own; plain getters on them are
+// called in mtmd.h directly.
+struct mtmd_input_chunk;
+struct mtmd_input_chunks;
+typedef struct hearth_projector hearth_projector;
+
+typedef struct hearth_projector_params {
+    int32_t n_threads;
+    bool use_gpu;
+    bool warmup;
+} hearth_projector_params;
+
+typedef struct hearth_projector_facts {
+    bool vision;
+    bool audio;
+    bool mrope;          // embeddings take four position numbers each
+    int32_t sample_rate; // of sound, -1 without audio
+    size_t n_embd;       // numbers of one row
+} hearth_projector_facts;
+
+int32_t hearth_projector_new(const char * path, const struct llama_model * model, const hearth_projector_params * params,
+                             hearth_projector ** out, char ** err);
+void hearth_projector_free(hearth_projector * projector);
+void hearth_projector_info(const hearth_projector * projector, hearth_projector_facts * facts);
+// Preprocesses an image (RGB, 3 * nx * ny bytes) or sound (mono) into text tokens and media chunks; free the result with
+// mtmd_input_chunks_free. HEARTH_INVALID: the image or sound is to blame. Any thread.
+int32_t hearth_projector_split_image(const hearth_projector * projector, uint32_t nx, uint32_t ny, const uint8_t * rgb,
+                                     struct mtmd_input_chunks ** out, char ** err);
+int32_t hearth_projector_split_audio(const hearth_projector * projector, const float * samples, size_t n,
+                                     struct mtmd_input_chunks ** out, char ** err);
+// Whether the text model must attend over the whole chunk at once.
+bool hearth_chunk_is_non_causal(const hearth_projector * projector, const struct mtmd_input_chunk * chunk);
+// n = n_embd * tokens of the chunk. One thread at a time.
+int32_t hearth_projector_encode(hearth_projector * projector, const struct mtmd_input_chunk * chunk, float * out, size_t n,
+                                char ** err);
+
 #ifdef __cplusplus
 }
 #endif

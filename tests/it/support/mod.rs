@@ -46,6 +46,7 @@ impl Setup {
             any_model: false,
             sampling: Default::default(),
             n_created: 1_790_000_000,
+            media_hosts: Vec::new(),
             responses: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }

@@ -10,6 +10,7 @@
 //! lose the reason. [`fields::Object`] reads a parsed tree instead and knows the path of everything it refuses.
 
 pub mod anthropic;
+pub mod api;
 mod arguments;
 pub mod fields;
 mod json;

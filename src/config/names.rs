@@ -37,7 +37,7 @@ impl Raw {
     /// What is said of the top-level model has no meaning where there is none.
     fn refuse_orphans(&self) -> Result<(), ConfigError> {
         let of_the_model = self.shown().into_iter().filter(|(setting, ..)| setting.group == "Model");
-        match of_the_model.into_iter().find(|(_, value, _)| value.is_some()) {
+        match of_the_model.into_iter().find(|(.., origin)| **origin != Origin::Default) {
             None => Ok(()),
             Some((_, _, origin)) => {
                 let message = "no top-level model is named; this belongs into its [[model]]".to_owned();

@@ -91,6 +91,14 @@ impl<C: Chunks> Watched<C> {
         }
     }
 
+    /// The last part of a prompt is told by what comes after it.
+    fn prompt_is_done(&mut self, choice: usize, out: &mut Vec<u8>) {
+        let n_prompt = self.usage.prompt_tokens;
+        if choice == 0 && self.n_computed < n_prompt {
+            self.progress(choice, [n_prompt, n_prompt, self.usage.cached_tokens], out);
+        }
+    }
+
     /// As far as it has come.
     fn so_far(&self) -> Value {
         let micros = |from: Instant, to: Instant| u64::try_from((to - from).as_micros()).unwrap_or(u64::MAX);
@@ -156,11 +164,7 @@ impl<C: Chunks> Chunks for Watched<C> {
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
-        let n_prompt = self.usage.prompt_tokens;
-        if choice == 0 && self.n_computed < n_prompt {
-            // The last part of a prompt is told by its first token.
-            self.progress(choice, [n_prompt, n_prompt, self.usage.cached_tokens], out);
-        }
+        self.prompt_is_done(choice, out);
         let start = out.len();
         self.chunks.delta(choice, delta, out);
         if self.wanted.timings_per_token {
@@ -171,6 +175,7 @@ impl<C: Chunks> Chunks for Watched<C> {
     }
 
     fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>) {
+        self.prompt_is_done(choice, out);
         let start = out.len();
         self.chunks.finish(choice, done, out);
         self.spent = longest(self.spent, done.timings);

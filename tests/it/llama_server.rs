@@ -2,7 +2,7 @@
 //! Its own test suite is run outside of the repository.
 
 use crate::support::served::Served;
-use crate::support::{Answer, Server, chat_body};
+use crate::support::{Answer, Server, chat_body, with};
 use serde_json::{Value, json};
 
 /// `timings` has no null, no negative number, and the rates follow from the counts.
@@ -33,8 +33,9 @@ async fn whole_answers_and_counted_streams_have_timings() {
 async fn a_stream_tells_its_timings_and_its_progress_where_asked() {
     let server = Server::with(|setup| setup.engine.n_batch = 16).await;
     let more = json!({"timings_per_token": true, "return_progress": true});
-    let text = "/count 3 and then a good deal of text that takes more than one batch of sixteen tokens to read";
-    let events = server.stream_chat(text, more.clone()).await;
+    let system = "A good deal of text, which takes more than one batch of sixteen tokens to read.";
+    let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": "/count 3"}]);
+    let events = server.stream("/v1/chat/completions", with(json!({ "messages": messages }), more)).await;
     let progress: Vec<&Value> = events.chunks.iter().filter_map(|chunk| chunk.get("prompt_progress")).collect();
     let number = |value: &Value, key: &str| value[key].as_u64().expect("a number");
     let (first, last) = (progress.first().expect("progress"), progress.last().expect("progress"));
@@ -44,7 +45,7 @@ async fn a_stream_tells_its_timings_and_its_progress_where_asked() {
     let with_text = events.chunks.iter().filter(|chunk| chunk["choices"][0]["delta"]["content"] != "");
     let timed: Vec<&Value> = with_text.filter_map(|chunk| chunk.get("timings")).collect();
     assert!(timed.len() > 2);
-    let text = server.stream("/v1/completions", json!({"prompt": text, "return_progress": true})).await;
+    let text = server.stream("/v1/completions", json!({"prompt": "/count 3", "return_progress": true})).await;
     assert!(text.chunks.iter().any(|chunk| chunk["prompt_progress"].is_object()));
     for field in ["timings_per_token", "return_progress"] {
         server.chat("hi", json!({ field: "yes" })).await.is_refusal("invalid_type", field);
@@ -67,7 +68,8 @@ async fn responses_tell_them_too() {
 /// `--n-predict`, `--chat-template NAME`, `--reasoning`, and `/props`.
 #[tokio::test]
 async fn settings_stand_in_for_what_a_request_does_not_say() {
-    let served = Served::of(&["models/stories260K.gguf", "--n-predict", "5", "--chat-template", "llama3"]);
+    let served =
+        Served::of(&["models/stories260K.gguf", "--n-predict", "5", "--chat-template", "llama3", "--any-model"]);
     let client = reqwest::Client::new();
     let post = async |path: &str, body: Value| {
         let sent = client.post(format!("{}{path}", served.url)).json(&body).send().await;
@@ -100,7 +102,8 @@ async fn settings_stand_in_for_what_a_request_does_not_say() {
 #[tokio::test]
 async fn thinking_is_off_where_the_operator_says_so() {
     let template = "{{ messages[-1].content }}{% if enable_thinking %}[on]{% else %}[off]{% endif %}";
-    let served = Served::of(&["models/stories260K.gguf", "--chat-template", template, "--reasoning", "off"]);
+    let served =
+        Served::of(&["models/stories260K.gguf", "--chat-template", template, "--reasoning", "off", "--any-model"]);
     let client = reqwest::Client::new();
     for (more, end) in [
         (json!({}), "[off]"),

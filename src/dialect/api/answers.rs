@@ -44,6 +44,30 @@ pub struct ChatCompletion {
     service_tier: Option<String>,
     choices: Vec<ChatChoice>,
     usage: Usage,
+    timings: Spent,
+}
+
+/// Where the time went, as llama-server tells it. Rates are per second, and 0 for what took no time.
+#[derive(JsonSchema)]
+pub struct Spent {
+    cache_n: u32,
+    prompt_n: u32,
+    prompt_ms: f64,
+    prompt_per_token_ms: f64,
+    prompt_per_second: f64,
+    predicted_n: u32,
+    predicted_ms: f64,
+    predicted_per_token_ms: f64,
+    predicted_per_second: f64,
+}
+
+/// Tokens of the prompt: all, those in the cache, and those that are computed (cached ones among them).
+#[derive(JsonSchema)]
+pub struct PromptProgress {
+    total: u32,
+    cache: u32,
+    processed: u32,
+    time_ms: u64,
 }
 
 #[derive(JsonSchema)]
@@ -151,6 +175,10 @@ pub struct ChatCompletionChunk {
     choices: Vec<ChatChunkChoice>,
     /// In the last chunk, with `stream_options.include_usage`.
     usage: Option<Usage>,
+    /// Beside the usage, and with `timings_per_token` in every chunk that has tokens.
+    timings: Option<Spent>,
+    /// With `return_progress`.
+    prompt_progress: Option<PromptProgress>,
 }
 
 #[derive(JsonSchema)]
@@ -199,6 +227,10 @@ pub struct TextCompletion {
     choices: Vec<TextChoice>,
     /// In a stream, only with `stream_options.include_usage`.
     usage: Option<Usage>,
+    /// In a stream, beside the usage, and with `timings_per_token` in every chunk that has tokens.
+    timings: Option<Spent>,
+    /// In a stream with `return_progress`.
+    prompt_progress: Option<PromptProgress>,
 }
 
 #[derive(JsonSchema)]
@@ -354,12 +386,14 @@ pub struct Ready {
     state: String,
 }
 
-/// llama-server's properties, without the model's path.
+/// llama-server's properties.
 #[derive(JsonSchema)]
 pub struct Props {
     default_generation_settings: GenerationSettings,
     total_slots: u32,
     model_alias: String,
+    /// The file's name, without its folder.
+    model_path: String,
     chat_template: String,
     bos_token: Nullable<String>,
     eos_token: Nullable<String>,
@@ -390,4 +424,5 @@ pub struct Slot {
     n_prompt_tokens_processed: u32,
     n_decoded: u32,
     n_kept: u32,
+    n_ctx: u32,
 }

@@ -54,6 +54,10 @@ pub struct Generation {
     /// Send the answer as server-sent events.
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    /// In a stream: `timings` in every chunk with tokens.
+    timings_per_token: Option<bool>,
+    /// In a stream: a chunk with `prompt_progress` for each part of the prompt that was computed.
+    return_progress: Option<bool>,
     /// What the answer will probably be: drafts for speculation.
     prediction: Option<Prediction>,
     /// Keep the prompt's computed state for the next request.

@@ -45,6 +45,10 @@ pub struct ResponseRequest {
     #[schemars(extend("maxProperties" = 16))]
     metadata: Option<BTreeMap<String, String>>,
     user: Option<String>,
+    /// In a stream: `timings` in every event with tokens.
+    timings_per_token: Option<bool>,
+    /// In a stream: a `response.in_progress` with `prompt_progress` for each part of the prompt that was computed.
+    return_progress: Option<bool>,
     cache_prompt: Option<bool>,
     #[schemars(length(max = 64))]
     lora: Option<Vec<AdapterScale>>,

@@ -26,6 +26,39 @@ pub enum VectorInput {
     Text(#[schemars(length(min = 1))] String),
     Tokens(#[schemars(length(min = 1))] Vec<TokenId>),
     Several(#[schemars(length(min = 1, max = 2048))] Vec<VectorEntry>),
+    String(TextObject),
+    Parts(TextOfParts),
+}
+
+/// llama-server's form of a text.
+#[derive(JsonSchema)]
+pub struct TextObject {
+    #[schemars(length(min = 1))]
+    prompt_string: String,
+    /// Embeddings are made of text.
+    #[schemars(extend("x-hearth" = "refused"))]
+    multimodal_data: Any,
+}
+
+/// A text in parts, which are joined.
+#[derive(JsonSchema)]
+pub struct TextOfParts {
+    #[schemars(length(min = 1))]
+    content: Vec<TextPart>,
+}
+
+#[derive(JsonSchema)]
+pub struct TextPart {
+    #[schemars(rename = "type")]
+    kind: TextKind,
+    #[schemars(length(min = 1))]
+    text: String,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum TextKind {
+    Text,
 }
 
 #[derive(JsonSchema)]
@@ -33,6 +66,8 @@ pub enum VectorInput {
 pub enum VectorEntry {
     Text(#[schemars(length(min = 1))] String),
     Tokens(#[schemars(length(min = 1))] Vec<TokenId>),
+    String(TextObject),
+    Parts(TextOfParts),
 }
 
 #[derive(JsonSchema)]

@@ -13,6 +13,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
 PYTHON ?= python3
 VENV := .venv
+FUZZ_VENV := .venv-fuzz
 NODE_MODULES := tests/clients/node_modules
 TEMPLATES := tests/clients/templates
 # llama.cpp's chat templates, out of the source package that ships them.
@@ -69,16 +70,23 @@ portable: setup ## build target/portable/release/hearth for any x86-64 CPU with 
 	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
+	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients
-clients: $(VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed $(MODELS)/minilm.gguf
+clients: $(VENV)/installed $(FUZZ_VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed $(MODELS)/minilm.gguf
 
 $(VENV)/installed: tests/clients/requirements.txt
 	@sh .ci/setup.sh test
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@touch $@
+
+# The fuzzer, apart from the clients: both pin what they stand on.
+$(FUZZ_VENV)/installed: tests/clients/fuzz_requirements.txt
+	@sh .ci/setup.sh test
+	$(PYTHON) -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/fuzz_requirements.txt
 	@touch $@
 
 $(NODE_MODULES)/installed: tests/clients/package-lock.json

@@ -4,7 +4,7 @@ use super::raw::ConfigError;
 use super::resolve::rule;
 use super::settings::Raw;
 use super::tables::ModelTable;
-use super::value::LoadWhen;
+use super::value::{LoadWhen, Reasoning};
 use super::{Origin, ServedModel};
 use crate::engine::config::ModelSource;
 use crate::gateway::{KeepAlive, ModelConfig, NAMES_MAX, is_wild};
@@ -37,7 +37,7 @@ impl Raw {
     /// What is said of the top-level model has no meaning where there is none.
     fn refuse_orphans(&self) -> Result<(), ConfigError> {
         let of_the_model = self.shown().into_iter().filter(|(setting, ..)| setting.group == "Model");
-        match of_the_model.into_iter().find(|(_, value, _)| value.is_some()) {
+        match of_the_model.into_iter().find(|(.., origin)| **origin != Origin::Default) {
             None => Ok(()),
             Some((_, _, origin)) => {
                 let message = "no top-level model is named; this belongs into its [[model]]".to_owned();
@@ -55,6 +55,9 @@ impl Raw {
             id,
             aliases,
             sampling: self.sampling()?,
+            n_predict: self.n_predict()?,
+            thinks: self.reasoning.value.and_then(Reasoning::thinks),
+            file_name: file_name(&engine.source),
             n_created: n_created(&engine.source),
             is_lazy,
             keep_alive: self.keep_alive.value.unwrap_or(by_load),
@@ -129,6 +132,11 @@ fn check_names(models: &[Named]) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+fn file_name(source: &ModelSource) -> String {
+    let ModelSource::Gguf(path) = source else { return String::new() };
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// When the model was made, as far as its file tells: seconds since 1970.

@@ -205,7 +205,6 @@ impl Raw {
         if let Some(mmproj) = &self.mmproj.value {
             check_file(mmproj)?;
         }
-        let template = self.chat_template_file.value.as_ref();
         Ok(EngineConfig {
             n_ctx,
             n_slots,
@@ -227,9 +226,7 @@ impl Raw {
             mmap: on(&self.mmap),
             mlock: on(&self.mlock),
             lora: self.lora()?,
-            chat_template: template
-                .map(|path| read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file))
-                .transpose()?,
+            chat_template: self.template()?,
             embeddings: self.embeddings.value.unwrap_or_default(),
             pooling: self.pooling()?,
             mmproj: self.mmproj.value.clone(),
@@ -303,6 +300,25 @@ impl Raw {
             ConfigError::Rule { origin, message: refusal.message }
         })?;
         Ok(sampling)
+    }
+
+    fn template(&self) -> Result<Option<String>, ConfigError> {
+        match (&self.chat_template_file.value, &self.chat_template.value) {
+            (Some(_), Some(_)) => Err(rule(&self.chat_template, "not together with chat_template_file")),
+            (Some(path), None) => read_text(path, TEMPLATE_BYTES_MAX, &self.chat_template_file).map(Some),
+            (None, text) => Ok(text.clone().filter(|text| !text.is_empty())),
+        }
+    }
+
+    /// The most tokens of an answer, where a request does not say.
+    pub(super) fn n_predict(&self) -> Result<Option<u32>, ConfigError> {
+        match self.n_predict.value {
+            None | Some(-1) => Ok(None),
+            Some(n) => match u32::try_from(n) {
+                Ok(n @ 1..) => Ok(Some(n)),
+                _ => Err(rule(&self.n_predict, format!("{n} is neither -1 nor at least 1"))),
+            },
+        }
     }
 
     fn origin(&self, key: &str) -> Origin {

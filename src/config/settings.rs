@@ -5,7 +5,7 @@
 
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Seconds, Switch, Written};
+use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
@@ -77,6 +77,8 @@ settings! {
         alias('a'): Vec<String> = None, "NAME";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
+        /// The same as text, or the name of one of llama.cpp's own templates (chatml, llama3, …), which know no tools
+        chat_template: String = None, "TEXT|NAME";
         /// A multimodal projector (mmproj GGUF) of the model: images and sound in messages then reach it
         mmproj: PathBuf = None, "FILE";
         /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
@@ -181,6 +183,12 @@ settings! {
         /// Folder where responses are kept beside memory, so that they outlive a restart; without it nothing is written.
         /// Its files hold what was asked and answered
         response_store: PathBuf = None, "DIR";
+    }
+    "Answers, where a request says nothing": {
+        /// Most tokens of an answer; -1: as many as fit
+        n_predict('n'): i32 = Some("-1"), "N";
+        /// Whether a model that can think does: on, off, or as its template has it
+        reasoning: Reasoning = Some("auto"), "on|off|auto";
     }
     "Log": {
         /// error, warn, info, debug, trace, or tracing directives such as info,hearth::http=debug

@@ -101,6 +101,7 @@ impl Raw {
         // Said of the top-level model, not of this one.
         raw.alias = unsaid.alias;
         raw.chat_template_file = unsaid.chat_template_file;
+        raw.chat_template = unsaid.chat_template;
         raw.lora = unsaid.lora;
         raw.tables = Tables::default();
         raw.model = Said { value: Some(table.file.clone()), origin: table.file_origin.clone() };

@@ -193,6 +193,25 @@ pub enum LoadWhen {
     Lazy,
 }
 
+/// Whether a model that can think does where a request does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reasoning {
+    On,
+    Off,
+    Auto,
+}
+
+impl Reasoning {
+    /// `None`: as the template has it.
+    pub fn thinks(self) -> Option<bool> {
+        match self {
+            Reasoning::On => Some(true),
+            Reasoning::Off => Some(false),
+            Reasoning::Auto => None,
+        }
+    }
+}
+
 /// A number of bytes; the endings `K`, `M`, `G` (also `KiB`, …) are powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteSize(pub usize);
@@ -273,6 +292,7 @@ words! {
         "auto" => FlashAttn::Auto, "on" => FlashAttn::On, "off" => FlashAttn::Off,
         "1" => FlashAttn::On, "0" => FlashAttn::Off, "true" => FlashAttn::On, "false" => FlashAttn::Off,
     ];
+    Reasoning, "one of on, off, auto", ["auto" => Reasoning::Auto, "on" => Reasoning::On, "off" => Reasoning::Off];
     LoadWhen, "start or lazy", ["start" => LoadWhen::Start, "lazy" => LoadWhen::Lazy];
     Pooling, "one of mean, cls, last, rank", [
         "mean" => Pooling::Mean, "cls" => Pooling::Cls, "last" => Pooling::Last, "rank" => Pooling::Rank,

@@ -31,17 +31,23 @@ impl Object {
 
     /// Whether a field is given.
     pub fn has(&self, key: &str) -> bool {
+        #[cfg(test)]
+        asked::note(self.path(key));
         self.map.get(key).is_some_and(|value| !value.is_null())
     }
 
     /// Takes a field of any type. Removal swaps, so a body with very many fields stays cheap.
     pub fn take(&mut self, key: &str) -> Option<Value> {
+        #[cfg(test)]
+        asked::note(self.path(key));
         self.map.swap_remove(key).filter(|value| !value.is_null())
     }
 
     /// Takes fields that are accepted and have no effect.
     pub fn accept(&mut self, keys: &[&str]) {
         for key in keys {
+            #[cfg(test)]
+            asked::note(self.path(key));
             self.map.swap_remove(*key);
         }
     }
@@ -180,6 +186,28 @@ pub fn type_name(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+/// What readers ask for, so that a test can hold the document of the API against them.
+#[cfg(test)]
+pub(crate) mod asked {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static PATHS: RefCell<Option<BTreeSet<String>>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn note(path: String) {
+        PATHS.with_borrow_mut(|paths| paths.as_mut().map(|paths| paths.insert(path)));
+    }
+
+    /// Every path that was asked for while `read` ran.
+    pub(crate) fn during(read: impl FnOnce()) -> BTreeSet<String> {
+        PATHS.set(Some(BTreeSet::new()));
+        read();
+        PATHS.take().unwrap_or_default()
     }
 }
 

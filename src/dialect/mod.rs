@@ -10,6 +10,7 @@
 //! lose the reason. [`fields::Object`] reads a parsed tree instead and knows the path of everything it refuses.
 
 pub mod anthropic;
+pub mod api;
 mod arguments;
 pub mod fields;
 mod json;
@@ -17,12 +18,14 @@ mod media;
 pub mod ollama;
 pub mod openai;
 pub mod responses;
+mod watch;
 
 pub use media::MediaPlaces;
+pub use watch::{Wanted, Watched};
 
 use crate::chat::check::Refusal;
 use crate::chat::{Delta, Finish, TokenLogprob, ToolCall, Usage};
-use crate::engine::Done;
+use crate::engine::{Done, Timings};
 
 /// Why a request body is refused; always the client's to cure.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +70,7 @@ pub struct Answer {
     /// The prompt's tokens, where they were asked for; see [`Delta::prompt`].
     pub prompt: Vec<TokenLogprob>,
     pub finish: Finish,
+    pub timings: Timings,
 }
 
 impl Default for Answer {
@@ -78,6 +82,7 @@ impl Default for Answer {
             logprobs: Vec::new(),
             prompt: Vec::new(),
             finish: Finish::Length,
+            timings: Timings::default(),
         }
     }
 }
@@ -107,6 +112,9 @@ pub trait Chunks {
 
     /// What comes before anything else, for all choices in order.
     fn open(&mut self, out: &mut Vec<u8>);
+    /// An event without content, for llama-server's `return_progress`; nothing where there is none. The counts are the
+    /// prompt's tokens, those that are computed, and those of them that were cached.
+    fn progress(&mut self, _choice: usize, _counts: [u32; 3], _out: &mut Vec<u8>) {}
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>);
     fn finish(&mut self, choice: usize, done: &Done, out: &mut Vec<u8>);
     /// After the last choice's `finish`: the body ends after it. `usage` is that of all choices.

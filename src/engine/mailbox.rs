@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 /// A queue of one request's events with one reader.
 ///
-/// **Bound:** deltas that wait are merged into one and progress reports replace each other, so an engine that keeps the
+/// **Bound:** deltas that wait are merged into one and progress reports that pile up replace each other, so an engine that keeps the
 /// protocol leaves a handful of events here, whose text is at most the answer's; one that doesn't ends its request at
 /// `EVENTS_MAX`. The writer never waits.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(super) struct Mailbox {
 
 /// More events than this come only from a broken engine.
 const EVENTS_MAX: usize = 64;
+/// Of them, how many may wait before progress is told by its last state only.
+const PROGRESS_MAX: usize = 16;
 
 #[derive(Debug, Default)]
 struct State {
@@ -43,6 +45,7 @@ impl Mailbox {
                 return;
             }
             state.ended = event.is_end();
+            let is_behind = state.queue.len() >= PROGRESS_MAX;
             match (state.queue.back_mut(), event) {
                 (Some(Event::Delta(last)), Event::Delta(more)) => {
                     last.content.push_str(&more.content);
@@ -52,7 +55,7 @@ impl Mailbox {
                     last.tool_calls.extend(more.tool_calls);
                     last.n_tokens += more.n_tokens;
                 }
-                (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) => *last = event,
+                (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) if is_behind => *last = event,
                 (_, event) => state.queue.push_back(event),
             }
         }
@@ -103,6 +106,20 @@ mod tests {
         }
         assert!(matches!(mailbox.next().await, Some(Event::Failed(Failure::Internal(_)))));
         assert_eq!(mailbox.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn progress_that_piles_up_is_told_by_its_last_state() {
+        let mailbox = Mailbox::default();
+        for n_computed in 0..1000 {
+            mailbox.push(Event::Progress { n_prompt: 1000, n_computed, n_cached: 0 });
+        }
+        let mut told = Vec::new();
+        while told.last() != Some(&999) {
+            let Some(Event::Progress { n_computed, .. }) = mailbox.next().await else { panic!("progress") };
+            told.push(n_computed);
+        }
+        assert_eq!((told.len(), told[0], told[1]), (PROGRESS_MAX, 0, 1));
     }
 
     #[tokio::test]

@@ -113,6 +113,9 @@ impl Gateway {
             id: config.model_id.clone(),
             aliases: config.aliases.clone(),
             sampling: config.sampling.clone(),
+            n_predict: None,
+            thinks: None,
+            file_name: String::new(),
             n_created: config.n_created,
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
@@ -151,6 +154,7 @@ impl Gateway {
     pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
         let target = self.target(request.model.as_deref()).await?;
         self.admit_media(&mut request.prompt, request.n, &target.description).await?;
+        settle_chat(&mut request.prompt, &target);
         let work = Work {
             sampling: settle(request.sampling, &target),
             prompts: vec![Prompt::Chat(request.prompt)],
@@ -187,6 +191,7 @@ impl Gateway {
         let target = self.target(model).await?;
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
+            settle_chat(prompt, &target);
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
@@ -198,6 +203,7 @@ impl Gateway {
     pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
         let target = self.target(model).await?;
         self.admit_media(&mut prompt, 1, &target.description).await?;
+        settle_chat(&mut prompt, &target);
         Ok(target.engine.render(prompt).await?)
     }
 
@@ -357,6 +363,7 @@ impl Gateway {
         if work.lora.is_some() || !target.description.adapters.is_empty() {
             work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
         }
+        work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
@@ -372,6 +379,14 @@ impl Gateway {
 /// Sampling as the engine gets it when a client says nothing.
 pub fn default_sampling(target: &Target) -> SamplingParams {
     settle(Sampling::default(), target)
+}
+
+/// The client over the operator over the template.
+fn settle_chat(prompt: &mut ChatPrompt, target: &Target) {
+    // A client that says how hard to think says that, too.
+    if prompt.reasoning_effort.is_none() {
+        prompt.enable_thinking = prompt.enable_thinking.or(target.config.thinks);
+    }
 }
 
 /// The client over the operator over the model over the built-in defaults.

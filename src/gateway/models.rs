@@ -38,6 +38,12 @@ pub struct ModelConfig {
     pub aliases: Vec<String>,
     /// The operator's sampling defaults: under the client's, over the model's. Checked by whoever reads them.
     pub sampling: Sampling,
+    /// Most tokens of an answer where a request says nothing; `None`: as many as fit.
+    pub n_predict: Option<u32>,
+    /// Whether the model thinks where a request says nothing; `None`: as its template has it.
+    pub thinks: Option<bool>,
+    /// The name of its file, without the folder; empty for a pretended model.
+    pub file_name: String,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
     /// Load at the first request instead of at the start.

@@ -67,6 +67,7 @@ impl Running {
                 Event::Delta(delta) => answer.push(delta),
                 Event::Done(done) => {
                     answer.finish = done.finish;
+                    answer.timings = done.timings;
                     n_left -= 1;
                 }
                 Event::Failed(failure) => return Err(failure.into()),

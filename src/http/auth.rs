@@ -4,7 +4,7 @@ use http::{HeaderMap, header};
 
 /// Paths that need no key, whatever the method: a balancer has none.
 pub(super) fn is_public(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/v1/health" | "/livez" | "/readyz")
+    matches!(path, "/" | "/health" | "/v1/health" | "/livez" | "/readyz" | "/openapi.json" | "/docs")
 }
 
 /// `Authorization: Bearer K`, or `x-api-key: K`; the first that is there counts.

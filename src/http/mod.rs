@@ -11,6 +11,7 @@
 mod anthropic;
 mod auth;
 mod body;
+mod docs;
 mod drain;
 mod edge;
 mod error;

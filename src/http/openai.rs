@@ -5,8 +5,8 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
-use crate::dialect::Ignored;
 use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, ModelEntry, TextChunks};
+use crate::dialect::{Ignored, Watched};
 use crate::engine::TokenizeRequest;
 use crate::gateway::{self, Caller, Listed, ModelStatus, Running, is_wild, random_name};
 use axum::Extension;
@@ -29,7 +29,8 @@ pub(super) async fn chat(
     let running = until_cut(&app, app.gateway.chat(&caller, request)).await?.map_err(refused)?;
     let head = head("chatcmpl-", &running);
     let mut response = if stream {
-        let chunks = ChatChunks::new(&head, running.n_choices(), style);
+        let n_choices = running.n_choices();
+        let chunks = Watched::new(ChatChunks::new(&head, n_choices, style), n_choices, style.wanted);
         sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
     } else {
         let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(refused)?;
@@ -52,7 +53,8 @@ pub(super) async fn complete(
     let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
     let head = head("cmpl-", &running);
     let mut response = if stream {
-        let chunks = TextChunks::new(&head, running.n_choices(), style);
+        let (n_choices, wanted) = (running.n_choices(), style.wanted);
+        let chunks = Watched::new(TextChunks::new(&head, n_choices, style), n_choices, wanted);
         sse::response(Stream { running, chunks, asked: Asked::Prompt }, &app)
     } else {
         let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;

@@ -5,7 +5,7 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
-use crate::chat::{Mirostat, Prompt, SamplerKind, SamplingParams};
+use crate::chat::{MediaKind, Mirostat, Prompt, SamplerKind, SamplingParams};
 use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
 use crate::gateway::default_sampling;
@@ -107,7 +107,7 @@ impl Which {
     }
 }
 
-/// llama-server's properties, without the model's path.
+/// llama-server's properties; of the model's path, only the file's name.
 pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let refuse = |error| ApiError::of(error, Asked::Nothing);
     // Asking for properties is no reason to load a model.
@@ -119,10 +119,14 @@ pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Respon
         "default_generation_settings": { "n_ctx": model.n_ctx, "params": params },
         "total_slots": model.n_slots,
         "model_alias": target.id(),
+        "model_path": target.config.file_name,
         "chat_template": model.chat_template.as_deref().unwrap_or_default(),
         "bos_token": model.bos_token,
         "eos_token": model.eos_token,
-        "modalities": { "vision": false, "audio": false },
+        "modalities": {
+            "vision": model.media.contains(&MediaKind::Image),
+            "audio": model.media.contains(&MediaKind::Audio),
+        },
         "build_info": format!("hearth {} ({})", env!("CARGO_PKG_VERSION"), model.build),
     });
     Ok(json(body.to_string().into_bytes()))
@@ -163,6 +167,7 @@ fn sampling_props(p: &SamplingParams) -> Value {
 /// What each slot does now; counts only, no text.
 pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
     let stats = app.gateway.stats(which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let n_ctx = app.gateway.model(which.name()).map(|model| model.n_ctx).unwrap_or_default();
     let slot = |slot: &crate::engine::SlotStats| {
         json!({
             "id": slot.slot,
@@ -172,6 +177,7 @@ pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Respon
             "n_prompt_tokens_processed": slot.n_computed,
             "n_decoded": slot.n_generated,
             "n_kept": slot.n_kept,
+            "n_ctx": n_ctx,
         })
     };
     let slots: Value = stats.slots.iter().map(slot).collect();

@@ -8,7 +8,7 @@ use super::openai::{json, refuse_if_strict, unix_now};
 use super::sse::{self, Stream};
 use crate::chat::{ChatRequest, Delta, Usage};
 use crate::dialect::responses::{self, Finished, Head, Item, ResponseChunks, Whole};
-use crate::dialect::{Chunks, Fault, Problem, Read};
+use crate::dialect::{Chunks, Fault, Problem, Read, Wanted, Watched};
 use crate::engine::{Done, Event, Failure, TokenizeRequest};
 use crate::gateway::{self, Caller, ResponseStore, Running, StoredResponse, random_name};
 use axum::Extension;
@@ -38,8 +38,15 @@ pub(super) async fn create(
     drop(target);
     let head = Head { id, created_at: unix_now(), model: running.model().to_owned(), clock: unix_now };
     let mut response = if stream {
+        let wanted = read.wanted;
         let chunks = Keeping { chunks: ResponseChunks::new(head, read), keep };
-        sse::response(Stream { running, chunks, asked: Asked::Input }, &app)
+        match wanted == Wanted::default() {
+            true => sse::response(Stream { running, chunks, asked: Asked::Input }, &app),
+            false => {
+                let chunks = Watched::new(chunks, 1, wanted);
+                sse::response(Stream { running, chunks, asked: Asked::Input }, &app)
+            }
+        }
     } else {
         let finished = until_cut(&app, collect(running, Whole::new(head, read))).await?;
         let finished = finished.map_err(|error| refused(error.into()))?;
@@ -211,6 +218,10 @@ struct Keeping {
 impl Chunks for Keeping {
     fn open(&mut self, out: &mut Vec<u8>) {
         self.chunks.open(out);
+    }
+
+    fn progress(&mut self, choice: usize, counts: [u32; 3], out: &mut Vec<u8>) {
+        self.chunks.progress(choice, counts, out);
     }
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {

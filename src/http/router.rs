@@ -1,13 +1,24 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, edge, lora, ollama, openai, ops, responses, vectors};
+use super::{App, anthropic, docs, edge, lora, ollama, openai, ops, responses, vectors};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
 
 pub(super) fn router(app: App) -> Router {
+    routes(app.config.expose_slots)
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_url)
+        .layer(axum::middleware::from_fn(edge::note_route))
+        .with_state(app)
+}
+
+/// Whoever adds one describes it in `docs::operations`.
+pub(super) fn routes(expose_slots: bool) -> Router<App> {
     let mut router = Router::new()
+        .route("/openapi.json", get(docs::openapi))
+        .route("/docs", get(docs::page))
         .route("/", get(ops::root))
         .route("/health", get(ops::health))
         .route("/v1/health", get(ops::health))
@@ -22,7 +33,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template))
         .route("/infill", post(openai::infill));
-    if app.config.expose_slots {
+    if expose_slots {
         router = router.route("/slots", get(ops::slots));
     }
     // llama-server's clients leave the prefix out.
@@ -47,10 +58,6 @@ pub(super) fn router(app: App) -> Router {
     with_ollama(router)
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
-        .method_not_allowed_fallback(wrong_method)
-        .fallback(unknown_url)
-        .layer(axum::middleware::from_fn(edge::note_route))
-        .with_state(app)
 }
 
 fn with_ollama(router: Router<App>) -> Router<App> {

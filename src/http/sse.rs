@@ -110,6 +110,9 @@ impl<C: Chunks> Events<C> {
     fn write(&mut self, idx: usize, event: Event, out: &mut Vec<u8>) {
         match event {
             Event::Delta(delta) => self.chunks.delta(idx, &delta, out),
+            Event::Progress { n_prompt, n_computed, n_cached } => {
+                self.chunks.progress(idx, [n_prompt, n_computed, n_cached], out);
+            }
             Event::Done(done) => {
                 self.chunks.finish(idx, &done, out);
                 self.n_running -= 1;

@@ -18,6 +18,9 @@ fn lazy(id: &str) -> ModelSetup {
     let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig { step_us: 2_000, ..Default::default() }));
     engine.n_threads = Some(1);
     let config = ModelConfig {
+        n_predict: None,
+        thinks: None,
+        file_name: String::new(),
         id: id.to_owned(),
         aliases: Vec::new(),
         sampling: Default::default(),

@@ -97,7 +97,7 @@ async fn props_tell_defaults_and_no_path() {
     let settings = &props["default_generation_settings"];
     assert_eq!((&settings["n_ctx"], &settings["params"]["temperature"]), (&json!(4096), &json!(0.25)));
     assert_eq!(props["modalities"], json!({ "vision": false, "audio": false }));
-    assert!(props["chat_template"].is_string() && props.get("model_path").is_none());
+    assert!(props["chat_template"].is_string() && props["model_path"] == "");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::{Fault, Ignored, Read};
+use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::Value;
 
 pub(in crate::dialect) const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
@@ -33,6 +33,7 @@ pub struct ChatStyle {
     pub calls: CallStyle,
     /// The answer is a call, so its content is null from the start.
     pub is_forced: bool,
+    pub wanted: Wanted,
 }
 
 /// Paths in the body of what only the engine or the model can judge.
@@ -84,7 +85,8 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
     let with_logprobs = output.top_logprobs.is_some();
-    let style = ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced };
+    let style =
+        ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced, wanted: Wanted::read(&mut body)? };
     let request = ChatRequest {
         model: body.string("model")?,
         prompt,

@@ -6,7 +6,7 @@ use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, st
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Infill, Output, Prompt};
 use crate::dialect::fields::{Object, empty_array, integer, invalid_type, too_many};
-use crate::dialect::{Fault, Ignored, Read};
+use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::Value;
 
 /// Generated when the client names no limit; OpenAI's default.
@@ -33,6 +33,7 @@ pub struct TextStyle {
     pub n: usize,
     /// What goes before each choice's text.
     pub echo: Option<Vec<Echo>>,
+    pub wanted: Wanted,
 }
 
 /// A prompt that is repeated before its answers.
@@ -67,7 +68,13 @@ pub fn completion_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
     let n = choices(&mut body)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
     let best_of = best_of(&mut body, n, stream)?;
-    let style = TextStyle { with_logprobs: output.top_logprobs.is_some(), include_usage, n: n as usize, echo };
+    let style = TextStyle {
+        with_logprobs: output.top_logprobs.is_some(),
+        include_usage,
+        n: n as usize,
+        echo,
+        wanted: Wanted::read(&mut body)?,
+    };
     let request = CompletionRequest {
         model: body.string("model")?,
         prompts,

@@ -30,7 +30,7 @@ pub struct Embeddings {
 pub fn embeddings_request(body: &[u8]) -> Result<Read<Embeddings>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let inputs = inputs(&mut body, "input")?;
+    let inputs = inputs(&mut body, "input", &mut ignored)?;
     let encoding = match body.string("encoding_format")?.as_deref() {
         None | Some("float") => Encoding::Float,
         Some("base64") => Encoding::Base64,
@@ -68,7 +68,7 @@ pub fn embedding_request(body: &[u8]) -> Result<Read<EmbedAsk>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     let key = if body.has("input") { "input" } else { "content" };
-    let inputs = inputs(&mut body, key)?;
+    let inputs = inputs(&mut body, key, &mut ignored)?;
     let norm = match body.integer("embd_normalize", -1, 64)? {
         None | Some(2) => Norm::Euclid,
         Some(-1) => Norm::None,
@@ -96,7 +96,7 @@ pub fn embedding_response(vectors: &[Vec<f32>]) -> Vec<u8> {
 pub fn classify_request(body: &[u8]) -> Result<Read<EmbedAsk>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
-    let inputs = inputs(&mut body, "input")?;
+    let inputs = inputs(&mut body, "input", &mut ignored)?;
     body.accept(&["user"]);
     let ask = EmbedAsk { model: body.string("model")?, inputs, ..Default::default() };
     body.finish(&mut ignored);
@@ -134,11 +134,13 @@ fn probabilities(output: &[f32]) -> Vec<f32> {
     parts.iter().map(|part| part / sum).collect()
 }
 
-/// A text, several texts, token ids, or several lists of token ids; none of them empty.
-fn inputs(body: &mut Object, key: &str) -> Result<Vec<Prompt>, Fault> {
+/// A text, several texts, token ids, or several lists of token ids; none of them empty. In the place of a text there may
+/// also be an object, see [`object_text`].
+fn inputs(body: &mut Object, key: &str, ignored: &mut Ignored) -> Result<Vec<Prompt>, Fault> {
     let values = match body.take(key) {
         None => return Err(body.missing(key)),
         Some(Value::String(text)) => return Ok(vec![input_text(key.to_owned(), text)?]),
+        Some(value @ Value::Object(_)) => return Ok(vec![object_text(key.to_owned(), value, ignored)?]),
         Some(Value::Array(values)) => values,
         Some(other) => return Err(invalid_type(key, "a string or an array", &other)),
     };
@@ -149,6 +151,7 @@ fn inputs(body: &mut Object, key: &str) -> Result<Vec<Prompt>, Fault> {
         Some(_) => {
             let entry = |(i, value): (usize, Value)| match value {
                 Value::String(text) => input_text(format!("{key}[{i}]"), text),
+                value @ Value::Object(_) => object_text(format!("{key}[{i}]"), value, ignored),
                 Value::Array(ids) if ids.is_empty() => Err(empty_array(format!("{key}[{i}]"))),
                 Value::Array(ids) => Ok(Prompt::Tokens(token_ids(&format!("{key}[{i}]"), &ids)?)),
                 other => Err(invalid_type(format!("{key}[{i}]"), "a string or an array of token ids", &other)),
@@ -156,6 +159,32 @@ fn inputs(body: &mut Object, key: &str) -> Result<Vec<Prompt>, Fault> {
             values.into_iter().enumerate().map(entry).collect()
         }
     }
+}
+
+/// llama-server's forms of a text: `{"prompt_string": text}` or `{"content": [{"type": "text", "text"}]}`.
+fn object_text(path: String, value: Value, ignored: &mut Ignored) -> Result<Prompt, Fault> {
+    let mut object = Object::at(path.clone(), value)?;
+    if let Some(text) = object.string("prompt_string")? {
+        if object.take("multimodal_data").is_some() {
+            return Err(object.unsupported("multimodal_data", "embeddings are made of text"));
+        }
+        let path = object.path("prompt_string");
+        object.finish(ignored);
+        return input_text(path, text);
+    }
+    let parts = object.array("content")?.ok_or_else(|| object.missing("content"))?;
+    let mut text = String::new();
+    for (i, part) in parts.into_iter().enumerate() {
+        let mut part = Object::at(format!("{path}.content[{i}]"), part)?;
+        match part.string("type")?.as_deref() {
+            Some("text") => text.push_str(&part.string("text")?.ok_or_else(|| part.missing("text"))?),
+            Some(other) => return Err(invalid_value(part.path("type"), other, "text")),
+            None => return Err(part.missing("type")),
+        }
+        part.finish(ignored);
+    }
+    object.finish(ignored);
+    input_text(path, text)
 }
 
 fn input_text(path: String, text: String) -> Result<Prompt, Fault> {
@@ -193,6 +222,24 @@ mod tests {
         assert_eq!(fault(json!({"input": ["x", 1]})), ("input[1]".into(), "invalid_type"));
         assert_eq!(fault(json!({"input": 1})), ("input".into(), "invalid_type"));
         assert_eq!(fault(json!({"input": vec!["x"; 2049]})), ("input".into(), "array_above_max_length"));
+    }
+
+    #[test]
+    fn a_text_may_be_an_object() {
+        let inputs = |input: Value| read(json!({ "input": input })).unwrap().ask.inputs;
+        let parts = json!({"content":[{"type":"text","text":"a "},{"type":"text","text":"b"}]});
+        let text = |text: &str| Prompt::Text(text.to_owned());
+        assert_eq!(inputs(json!({"prompt_string":"x"})), [text("x")]);
+        assert_eq!(inputs(json!(["x", parts])), [text("x"), text("a b")]);
+        for (input, path) in [
+            (json!({}), "input.content"),
+            (json!({"content":"text"}), "input.content"),
+            (json!([{"content":[{"type":"image_url"}]}]), "input[0].content[0].type"),
+            (json!({"prompt_string":"x","multimodal_data":["AA"]}), "input.multimodal_data"),
+            (json!({"prompt_string":""}), "input.prompt_string"),
+        ] {
+            assert_eq!(fault(json!({ "input": input })).0, path);
+        }
     }
 
     #[test]

@@ -168,6 +168,10 @@ impl Chunks for ChatChunks {
         }
     }
 
+    fn progress(&mut self, choice: usize, _counts: [u32; 3], out: &mut Vec<u8>) {
+        self.chunk(choice, b"{}", None, "null", out);
+    }
+
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         if !delta.reasoning.is_empty() {
             self.text(choice, "reasoning_content", &delta.reasoning, None, out);
@@ -244,6 +248,10 @@ impl Chunks for TextChunks {
     /// Text completions have no role to announce.
     fn open(&mut self, _out: &mut Vec<u8>) {}
 
+    fn progress(&mut self, choice: usize, _counts: [u32; 3], out: &mut Vec<u8>) {
+        self.chunk(choice, "", None, "null", out);
+    }
+
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         self.echo(choice, &delta.prompt, out);
         let mut arrays = TextArrays::default();
@@ -316,7 +324,7 @@ mod tests {
     }
 
     fn text_style(echo: Option<Vec<Echo>>) -> TextStyle {
-        TextStyle { with_logprobs: true, include_usage: false, n: 1, echo }
+        TextStyle { with_logprobs: true, include_usage: false, n: 1, echo, wanted: Default::default() }
     }
 
     fn done(finish: Finish) -> Done {

@@ -7,7 +7,7 @@ use super::logprobs::{self, TextArrays};
 use super::tools::CallStyle;
 use super::wire;
 use crate::chat::{TokenLogprob, Usage};
-use crate::dialect::{Answer, Problem};
+use crate::dialect::{Answer, Problem, watch};
 use serde::Serialize;
 use serde_json::json;
 
@@ -47,7 +47,7 @@ pub fn chat_response(head: &Head, answers: &[Answer], usage: &Usage, style: Chat
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
-    completion(head, "chat.completion", Some("default"), choices, usage)
+    completion(head, "chat.completion", Some("default"), choices, usage, watch::whole(answers, usage))
 }
 
 pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style: &TextStyle) -> Vec<u8> {
@@ -68,7 +68,7 @@ pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
-    completion(head, "text_completion", None, choices, usage)
+    completion(head, "text_completion", None, choices, usage, watch::whole(answers, usage))
 }
 
 impl TextStyle {
@@ -90,6 +90,7 @@ fn completion(
     service_tier: Option<&'static str>,
     choices: Vec<serde_json::Value>,
     usage: &Usage,
+    timings: serde_json::Value,
 ) -> Vec<u8> {
     json(&wire::Completion {
         id: &head.id,
@@ -100,6 +101,7 @@ fn completion(
         service_tier,
         choices,
         usage: usage_count(usage),
+        timings,
     })
 }
 
@@ -168,8 +170,9 @@ mod tests {
     fn a_chat_answer_has_every_required_key() {
         let answer = Answer { content: "hi".into(), finish: Finish::EndOfTurn, ..Default::default() };
         let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2, ..Default::default() };
-        let body: Value =
+        let mut body: Value =
             serde_json::from_slice(&chat_response(&head(), &[answer], &usage, ChatStyle::default())).unwrap();
+        assert_eq!(body.as_object_mut().and_then(|body| body.remove("timings")).unwrap()["cache_n"], 1);
         assert_eq!(
             body,
             json!({

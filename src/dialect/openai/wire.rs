@@ -14,6 +14,8 @@ pub(super) struct Completion<'a, C> {
     pub service_tier: Option<&'static str>,
     pub choices: Vec<C>,
     pub usage: UsageCount,
+    /// llama-server's.
+    pub timings: Value,
 }
 
 #[derive(Serialize)]

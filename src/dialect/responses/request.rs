@@ -11,7 +11,7 @@ use crate::dialect::openai::format::{asks, constraint_name};
 use crate::dialect::openai::lora::lora;
 use crate::dialect::openai::parts::Found;
 use crate::dialect::openai::sampling::{Limit, sampling, stop, token_limit};
-use crate::dialect::{Fault, Ignored, Read};
+use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ pub struct Asked {
     pub(super) called: HashMap<String, Called>,
     pub echo: Echo,
     pub places: Places,
+    pub wanted: Wanted,
 }
 
 /// Paths in the body of what only the engine or the model can judge.
@@ -145,10 +146,11 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
     };
+    let wanted = Wanted::read(&mut body)?;
     body.accept(&ACCEPTED);
     body.finish(&mut ignored);
     let places = Places { media, n_prior_media: 0, tools: tools.paths };
-    Ok(Read { request: Asked { chat, input, called: tools.called, echo, places }, ignored })
+    Ok(Read { request: Asked { chat, input, called: tools.called, echo, places, wanted }, ignored })
 }
 
 impl Asked {

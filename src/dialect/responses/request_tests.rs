@@ -138,7 +138,7 @@ fn fields_reach_the_chat() {
     let (output, prompt) = (&request.output, &request.prompt);
     assert_eq!(prompt.messages, [Message::new(Role::System, "be brief"), Message::new(Role::User, "hi")]);
     assert_eq!((output.max_tokens, output.top_logprobs), (Some(7), Some(2)));
-    assert_eq!(output.constraint, Some(Constraint::JsonSchema("{\"type\":\"object\"}".into())));
+    assert_eq!(output.constraint, None, "an answer that must be a call has no text");
     assert_eq!((request.sampling.temperature, request.sampling.top_p), (Some(0.5), Some(0.25)));
     assert_eq!((prompt.enable_thinking, prompt.parallel_tool_calls), (Some(false), false));
     assert_eq!((prompt.tool_choice, prompt.tools.len()), (ToolChoice::Required, 1));

@@ -122,6 +122,10 @@ impl Chunks for ResponseChunks {
         }
     }
 
+    fn progress(&mut self, _choice: usize, _counts: [u32; 3], out: &mut Vec<u8>) {
+        self.making.tell("response.in_progress", &Said { status: "in_progress", usage: None, error: None }, out);
+    }
+
     fn delta(&mut self, _choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         self.making.items.push(delta, &mut self.making.writer, out);
     }

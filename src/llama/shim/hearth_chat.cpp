@@ -3,6 +3,8 @@
 #include "chat-auto-parser.h"
 #include "common.h"
 
+#include <algorithm>
+#include <cstring>
 #include <ctime>
 
 using namespace hearth;
@@ -23,8 +25,12 @@ constexpr size_t PLAN_BYTES_MAX = 64u << 20;
 common_chat_templates_inputs inputs_of(const hearth_templates * t, const json & b) {
     common_chat_templates_inputs in;
     in.messages = common_chat_msgs_parse_oaicompat(b.at("messages"));
+    in.use_jinja = !t->is_named;
     in.add_generation_prompt = b.at("add_generation_prompt").get<bool>();
     if (b.at("continue_final_message").get<bool>()) {
+        if (t->is_named) {
+            throw std::runtime_error("this built-in template can't continue a message");
+        }
         in.continue_final_message = COMMON_CHAT_CONTINUATION_CONTENT;
     }
     in.reasoning_format = b.at("reasoning").get<bool>() ? COMMON_REASONING_FORMAT_AUTO : COMMON_REASONING_FORMAT_NONE;
@@ -243,6 +249,7 @@ bool reads_plainly(const hearth_templates * t) {
     msg.content = "hi";
     in.messages = { msg };
     in.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+    in.use_jinja = !t->is_named;
     in.add_bos = t->add_bos;
     in.add_eos = t->add_eos;
     try {
@@ -265,6 +272,13 @@ bool reads_plainly(const hearth_templates * t) {
     }
 }
 
+bool is_name_of_template(const char * text) {
+    const int32_t n = llama_chat_builtin_templates(nullptr, 0);
+    std::vector<const char *> names(n > 0 ? n : 0);
+    llama_chat_builtin_templates(names.data(), names.size());
+    return std::any_of(names.begin(), names.end(), [&](const char * name) { return std::strcmp(name, text) == 0; });
+}
+
 } // namespace
 
 extern "C" {
@@ -275,7 +289,8 @@ int32_t hearth_templates_new(const llama_model * model, const char * override, h
         const char * own = llama_model_chat_template(model, nullptr);
         const char * source = override ? override : own;
         auto t = std::make_unique<hearth_templates>();
-        if (source && std::strcmp(source, "chatml") != 0) {
+        t->is_named = override && std::strcmp(override, "chatml") != 0 && is_name_of_template(override);
+        if (source && !t->is_named && std::strcmp(source, "chatml") != 0) {
             // common_chat_templates_init reports a bad template without its reason; compiling it first tells.
             t->tmpl = std::make_unique<common_chat_template>(source, token_text(vocab, llama_vocab_bos(vocab)),
                                                              token_text(vocab, llama_vocab_eos(vocab)));
@@ -283,7 +298,7 @@ int32_t hearth_templates_new(const llama_model * model, const char * override, h
         t->ptr = common_chat_templates_init(model, override ? override : "");
         t->add_bos = llama_vocab_get_add_bos(vocab);
         t->add_eos = llama_vocab_get_add_eos(vocab);
-        t->supports_thinking = common_chat_templates_support_enable_thinking(t->ptr.get());
+        t->supports_thinking = !t->is_named && common_chat_templates_support_enable_thinking(t->ptr.get());
         t->is_simple = reads_plainly(t.get());
         for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
             if (llama_vocab_is_eog(vocab, id)) {

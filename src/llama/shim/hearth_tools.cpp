@@ -189,6 +189,7 @@ json tool_format_of(const hearth_templates * t) {
     common_chat_templates_inputs in;
     in.messages = { probe_message("user", "hearth question", 0) };
     in.reasoning_format = COMMON_REASONING_FORMAT_AUTO;
+    in.use_jinja = !t->is_named;
     in.add_bos = t->add_bos;
     in.add_eos = t->add_eos;
     in.parallel_tool_calls = true;

@@ -42,6 +42,8 @@ struct hearth_templates {
     // The format is "thinking between tags, then text" or plain text: no parser is needed to read an answer without tools.
     bool is_simple = false;
     bool supports_thinking = false;
+    // The template is a name: one of those that are written in llama.cpp, and not in Jinja.
+    bool is_named = false;
     bool add_bos = false;
     bool add_eos = false;
     // Texts of the tokens that end a turn.

@@ -1,6 +1,7 @@
 //! A whole server over real HTTP, with the scripted model behind the engine's door (see `src/engine/backend/scripted.rs`:
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
+pub mod bodies;
 pub mod served;
 
 use futures_util::StreamExt;

@@ -529,6 +529,9 @@ impl Ready {
 /// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
 fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
     let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
+    if text.trim().is_empty() {
+        return Err(refuse("the grammar is empty".to_owned()));
+    }
     if text.len() > GBNF_BYTES_MAX {
         return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
     }

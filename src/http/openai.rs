@@ -110,8 +110,9 @@ pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Resu
 
 /// Every model under its id and, as models of their own, its other names: clients let people choose from this list.
 /// Patterns are left out, since nobody can ask for `gpt-*`.
-pub(super) async fn models(State(app): State<App>) -> Response {
+pub(super) async fn models(State(app): State<App>) -> Result<Response, ApiError> {
     let models = app.gateway.models();
+    refuse_while_loading(&app, models.iter())?;
     let names = |model: &'_ Listed| {
         let aliases = model.config.aliases.iter().filter(|name| !is_wild(name)).cloned();
         std::iter::once(model.config.id.clone()).chain(aliases).collect::<Vec<_>>()
@@ -119,12 +120,22 @@ pub(super) async fn models(State(app): State<App>) -> Response {
     let named: Vec<(Vec<String>, &Listed)> = models.iter().map(|model| (names(model), model)).collect();
     let entries: Vec<ModelEntry> =
         named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model))).collect();
-    json(openai::model_list(&entries))
+    Ok(json(openai::model_list(&entries)))
+}
+
+/// While nothing is there yet of what is asked about, a client that retries is better off than one that reads half.
+fn refuse_while_loading<'a>(app: &App, mut models: impl Iterator<Item = &'a Listed>) -> Result<(), ApiError> {
+    let Some(refusal) = app.gateway.unready().and_then(|(_, state)| state.refusal()) else { return Ok(()) };
+    if models.all(|model| model.status == ModelStatus::Loading) {
+        return Err(ApiError::of(refusal.into(), Asked::Nothing));
+    }
+    Ok(())
 }
 
 /// The model that any of its names means, under its id.
 pub(super) async fn model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let model = app.gateway.listed(Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    refuse_while_loading(&app, std::iter::once(&model))?;
     Ok(json(openai::model_object(entry(&model.config.id, &model))))
 }
 

@@ -68,7 +68,7 @@ async fn an_answer_has_openais_shape() {
     let answer = server.post("/v1/embeddings", json!({"input": "x", "colour": 1})).await;
     assert_eq!(answer.header("x-hearth-ignored"), "colour");
     let page = server.get("/metrics").await.text;
-    assert!(page.contains("hearth_prompt_tokens_total 17"), "{page}");
+    assert!(page.contains("hearth_prompt_tokens_total{model=\"Scripted-1\"} 17"), "{page}");
 }
 
 /// 1.7: base64 is the same numbers, little-endian; `dimensions` cuts and normalises again.

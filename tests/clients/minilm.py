@@ -186,7 +186,7 @@ def check(url):
         n_failed += len(bad) + (apart > 1e-4)
         print(f"{name}: least cosine {cosines.min():.6f}, differs from single calls by {apart:.1e}")
     print(f"{4 * len(every) - n_failed} passed, {n_failed} failed")
-    return n_failed
+    return int(n_failed)
 
 
 def main():

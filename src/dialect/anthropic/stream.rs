@@ -77,6 +77,10 @@ impl Chunks for MessageChunks {
     }
 
     fn delta(&mut self, _choice: usize, delta: &Delta, out: &mut Vec<u8>) {
+        // Deltas that waited are merged: the rest of the open call came before this text, which would close its block.
+        let n_rest = delta.tool_calls.iter().take_while(|piece| piece.opening.is_none()).count();
+        let (rest, next) = delta.tool_calls.split_at(n_rest);
+        rest.iter().for_each(|piece| self.call(piece, out));
         if !delta.reasoning.is_empty() {
             if !matches!(self.open, Some(Block::Thinking(_))) {
                 let block = json!({ "type": "thinking", "thinking": "", "signature": "" });
@@ -93,9 +97,7 @@ impl Chunks for MessageChunks {
             }
             self.piece("text_delta", "text", &delta.content, out);
         }
-        for piece in &delta.tool_calls {
-            self.call(piece, out);
-        }
+        next.iter().for_each(|piece| self.call(piece, out));
     }
 
     fn finish(&mut self, _choice: usize, done: &Done, out: &mut Vec<u8>) {
@@ -144,6 +146,21 @@ mod tests {
     fn call(index: u32, opening: Option<(&str, &str)>, arguments: &str) -> ToolCallDelta {
         let opening = opening.map(|(id, name)| (id.to_owned(), name.to_owned()));
         ToolCallDelta { index, opening, arguments: arguments.into() }
+    }
+
+    /// A slow reader gets deltas merged: a call's end and the text behind it in one.
+    #[test]
+    fn a_calls_end_is_not_lost_to_the_text_behind_it() {
+        let head = Head { id: "msg_1".into(), model: "m".into(), stops: Vec::new() };
+        let mut chunks = MessageChunks::new(head, Usage::default());
+        let mut out = Vec::new();
+        let open = vec![call(0, Some(("call_1", "f")), "{\"x\"")];
+        chunks.delta(0, &Delta { tool_calls: open, ..Default::default() }, &mut out);
+        let merged = vec![call(0, None, ":1}"), call(1, Some(("k", "g")), "{}")];
+        chunks.delta(0, &Delta { content: "\n".into(), tool_calls: merged, ..Default::default() }, &mut out);
+        let pieces: String =
+            events(&out).iter().filter_map(|it| it["delta"]["partial_json"].as_str().map(str::to_owned)).collect();
+        assert_eq!(pieces, "{\"x\":1}{}");
     }
 
     /// ANTH-04 and ANTH-13.

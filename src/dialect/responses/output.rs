@@ -81,6 +81,10 @@ impl Items {
     }
 
     pub(super) fn push(&mut self, delta: &Delta, writer: &mut Writer, out: &mut Vec<u8>) {
+        // Deltas that waited are merged: the rest of the open call came before this text, which would end its item.
+        let n_rest = delta.tool_calls.iter().take_while(|piece| piece.opening.is_none()).count();
+        let (rest, next) = delta.tool_calls.split_at(n_rest);
+        rest.iter().for_each(|piece| self.call(piece, writer, out));
         if !delta.reasoning.is_empty() {
             self.think(&delta.reasoning, writer, out);
         }
@@ -88,9 +92,7 @@ impl Items {
         if !delta.content.is_empty() || !logprobs.is_empty() {
             self.say(&delta.content, logprobs, writer, out);
         }
-        for piece in &delta.tool_calls {
-            self.call(piece, writer, out);
-        }
+        next.iter().for_each(|piece| self.call(piece, writer, out));
     }
 
     /// The end of the answer. One that said nothing is an empty message.

@@ -194,13 +194,14 @@ fn schemas(setup: &Setup) -> Outcome<Vec<Figure>> {
         ("8 streams: 200 properties and enums", "token/s"),
     ];
     // Long enough that no answer ends before its limit.
-    let list = r#"{"type":"array","minItems":200,"items":{"type":"object","properties":{"name":{"type":"string"},
-        "age":{"type":"integer"},"kind":{"enum":["north","south","east"]},"tags":{"type":"array","items":{"type":"string"}}},
+    let list = r#"{"type":"array","minItems":200,"items":{"type":"object","properties":{"name":{"type":"string","maxLength":24},
+        "age":{"type":"integer","minimum":0,"maximum":150},"kind":{"enum":["north","south","east"]},"tags":{"type":"array","maxItems":3,"items":{"type":"string","maxLength":12}}},
         "required":["name","age","kind","tags"],"additionalProperties":false}}"#;
     let property = |i: usize| {
         let kind = match i % 3 {
-            0 => r#"{"type":"string"}"#.to_owned(),
-            1 => r#"{"type":"integer"}"#.to_owned(),
+            // Bounded, or random weights would write one string to the end.
+            0 => r#"{"type":"string","maxLength":12}"#.to_owned(),
+            1 => r#"{"type":"integer","minimum":0,"maximum":999}"#.to_owned(),
             _ => format!(r#"{{"enum":["value {i}","other value {i}","{i} is the third"]}}"#),
         };
         format!(r#""property_{i}":{kind}"#)

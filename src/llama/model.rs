@@ -296,6 +296,12 @@ impl Model {
         u32::try_from(unsafe { sys::llama_model_n_swa(self.as_ptr()) }).unwrap_or(0)
     }
 
+    /// Part of the memory is a recurrent state, part KV cells. Source: llama_model_is_hybrid, llama.h.
+    pub fn is_hybrid(&self) -> bool {
+        // SAFETY: a plain getter.
+        unsafe { sys::llama_model_is_hybrid(self.as_ptr()) }
+    }
+
     /// Whether its whole memory is a recurrent state of fixed size per sequence, without KV cells.
     pub fn is_recurrent(&self) -> bool {
         // SAFETY: a plain getter.

@@ -260,6 +260,47 @@ async fn the_middle_is_filled_with_the_models_own_tokens() {
     );
 }
 
+/// Drafts and the rows of echoes are outputs of one decode, which llama.cpp counts; small ubatches don't change that.
+#[tokio::test]
+async fn echoes_beside_drafts_stay_within_the_outputs_of_a_decode() {
+    let engine = start("hearth-demo", |config| {
+        config.n_slots = 8;
+        config.n_ubatch = 32;
+        config.n_threads = Some(2);
+    })
+    .await;
+    let first = answer(&engine, greedy(Prompt::Text("Once upon a time".into()), 120)).await.unwrap();
+    let requests = (0..8).map(|i| {
+        let mut request = greedy(Prompt::Text(format!("Once upon a time{}", " and then".repeat(30 * (i % 2)))), 120);
+        request.cache_prompt = false;
+        if i % 2 == 0 {
+            request.output.prediction = Some(first.text.clone());
+        } else {
+            (request.output.echo, request.output.top_logprobs) = (true, Some(1));
+        }
+        answer(&engine, request)
+    });
+    for said in futures_util::future::join_all(requests).await {
+        said.expect("nobody fails for another's rows");
+    }
+}
+
+#[tokio::test]
+async fn a_prediction_is_no_harm_to_a_memory_that_can_not_go_back() {
+    for model in ["tiny/tiny-mamba", "tiny/tiny-jamba"] {
+        let engine = start(model, |_| {}).await;
+        let mut request = greedy(Prompt::Text("Once".into()), 24);
+        request.sampling.ignore_eos = true;
+        let plain = answer(&engine, request.clone()).await.unwrap();
+        let before = engine.stats().await.unwrap().n_decode_rows;
+        (request.cache_prompt, request.output.prediction) = (false, Some("Once upon a time there was".into()));
+        let predicted = answer(&engine, request).await.unwrap();
+        let rows = engine.stats().await.unwrap().n_decode_rows - before;
+        assert_eq!((predicted.text, predicted.usage.rejected_prediction_tokens), (plain.text, 0), "{model}");
+        assert!(rows < 60, "{model}: {rows} rows");
+    }
+}
+
 #[tokio::test]
 async fn a_grammar_of_the_clients_own_holds_and_a_bad_one_is_refused() {
     let engine = start("tiny/tiny-llama", |_| {}).await;

@@ -347,7 +347,8 @@ impl Model for LlamaModel {
             n_batch: config.n_batch,
             n_ubatch: config.n_ubatch.min(config.n_batch),
             n_seq_max: config.n_slots,
-            n_outputs_max: config.n_slots + EXTRA_OUTPUTS.min(config.n_ubatch.min(config.n_batch)),
+            // Of a whole decode, whatever the ubatch is: llama.cpp asserts on one more.
+            n_outputs_max: config.n_slots + EXTRA_OUTPUTS,
             n_threads,
             n_threads_batch,
             flash_attn: match config.flash_attn {
@@ -367,7 +368,8 @@ impl Model for LlamaModel {
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
-        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells, is_mrope })
+        let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
+        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells, can_cut, is_mrope })
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {
@@ -474,6 +476,8 @@ pub struct LlamaContext {
     /// Width of the sliding window; 0: all positions stay.
     n_swa: u32,
     shares_cells: bool,
+    /// No recurrent state, which knows its present only.
+    can_cut: bool,
     is_mrope: bool,
 }
 
@@ -518,6 +522,10 @@ impl Context for LlamaContext {
 
     fn shares_cells(&self) -> bool {
         self.shares_cells
+    }
+
+    fn can_cut(&self) -> bool {
+        self.can_cut
     }
 
     fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {

@@ -292,6 +292,11 @@ pub trait Context {
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
 
+    /// Whether a sequence can forget its last positions and keep the others.
+    fn can_cut(&self) -> bool {
+        true
+    }
+
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.
     fn forget(&mut self, seq: u32, from: u32) -> bool;

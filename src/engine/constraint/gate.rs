@@ -93,7 +93,7 @@ impl Gate {
                 Some(mask)
             }
             Place::Opening(which, n) => {
-                let mut mask = self.allowed()?;
+                let mut mask = self.thoughts.clone();
                 mask.set_all(false);
                 if let Some(token) = self.openings.get(which).and_then(|opening| opening.tokens().get(n)) {
                     mask.allow_token(token.cast_unsigned());

@@ -83,13 +83,15 @@ impl<M: Model> Worker<M> {
         // The last token is computed again: its logits are wanted. Chunks are computed as a whole.
         let most = if run.wants_prompt_logits() { 0 } else { run.tokens.len() - 1 };
         let whole = |n: usize| media::whole(&run.media, n.min(most));
-        let may_share = run.cache_prompt || run.family != 0;
         let own = if run.cache_prompt { whole(self.slots[index].common_prefix(&run.tokens, run.partition)) } else { 0 };
         let donor = self
             .slots
             .iter()
             .enumerate()
-            .filter(|(other, _)| may_share && *other != index)
+            .filter(|(other, slot)| {
+                let is_sibling = || slot.run.as_ref().is_some_and(|one| one.family == run.family && run.family != 0);
+                *other != index && (run.cache_prompt || is_sibling())
+            })
             .map(|(other, slot)| (whole(slot.common_prefix(&run.tokens, run.partition)), other))
             .max_by_key(|(n, other)| (*n, std::cmp::Reverse(*other)));
         let least = if self.context.shares_cells() { SHARE_MIN_POOLED } else { SHARE_MIN_SPLIT };

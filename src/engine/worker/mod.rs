@@ -321,6 +321,11 @@ impl<M: Model> Worker<M> {
         let (mut n_decode, mut n_prefill) = (0, 0);
         let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
         let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
+        // An echo may take all extra outputs of the step, and drafts need a memory that can go back.
+        let runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
+        if !self.context.can_cut() || runs.into_iter().any(|run| run.wants_prompt_logits()) {
+            n_extra = 0;
+        }
         if self.context.shares_cells() {
             n_extra = n_extra.min((self.cells.n_free() as u32).saturating_sub(n_planned));
         }
@@ -349,7 +354,6 @@ impl<M: Model> Worker<M> {
                 n_decode += share.n_rows + draft.len() as u32;
             } else {
                 n_prefill += share.n_rows;
-                n_extra = if all_are_outputs { 0 } else { n_extra };
             }
             self.drafts.push(draft.to_vec());
         }

@@ -3,7 +3,8 @@
 //! Shapes that llama.cpp asserts on are kept from it here: `n_seq_max` is a power of two that divides `n_ubatch`, and an
 //! input that is pooled as a whole fits one ubatch.
 
-use super::llama::{LlamaModel, ONE_AT_A_TIME, POLL, decode, signed};
+use super::llama::{LlamaModel, ONE_AT_A_TIME, POLL};
+use super::llama_context::{decode, signed};
 use super::{DecodeError, Encoder, Interrupt, PairLayout, Row, Token};
 use crate::engine::config::{EmbedMode, EngineConfig, FlashAttn};
 use crate::engine::event::Pooling;

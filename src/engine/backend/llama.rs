@@ -2,21 +2,20 @@
 
 use super::calls;
 use super::encode::LlamaEncoder;
+use super::llama_context::{LlamaContext, Traits};
 use super::params::{element, sampler_params};
-use super::projector::{self, Projector};
+use super::projector::Projector;
 use super::render::{self, OwnGrammars, Plan, Way};
 use super::{
-    AnswerParser, Context, DecodeError, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout,
-    Parsed, ParsedCall, Piece, Reading, Rendered, Row, Token, allows,
+    AnswerParser, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed, ParsedCall, Piece,
+    Reading, Rendered, Token,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
 use crate::engine::media::Bitmap;
-use crate::llama::{
-    self, Batch, ContextParams, Decoded, EmbeddingRows, ModelParams, Shape, Templates, ToolFormat, Trigger,
-};
+use crate::llama::{self, ContextParams, ModelParams, Shape, Templates, ToolFormat, Trigger};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -369,7 +368,7 @@ impl Model for LlamaModel {
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
         let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
-        Ok(LlamaContext { context, batch: Batch::default(), n_swa, shares_cells, can_cut, is_mrope })
+        Ok(LlamaContext::new(context, Traits { n_swa, shares_cells, can_cut, is_mrope }))
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {
@@ -467,138 +466,5 @@ impl AnswerParser for Parser {
         let llama::ReadAnswer { reasoning, content, calls } = self.parser.parse(text, is_partial).ok()?;
         let call = |call: llama::ReadCall| ParsedCall { id: call.id, name: call.name, arguments: call.arguments };
         Some(Parsed { reasoning, content, calls: calls.into_iter().map(call).collect() })
-    }
-}
-
-pub struct LlamaContext {
-    context: llama::Context,
-    batch: Batch,
-    /// Width of the sliding window; 0: all positions stay.
-    n_swa: u32,
-    shares_cells: bool,
-    /// No recurrent state, which knows its present only.
-    can_cut: bool,
-    is_mrope: bool,
-}
-
-/// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
-pub(super) fn signed(n: impl TryInto<i32>) -> i32 {
-    n.try_into().unwrap_or(i32::MAX)
-}
-
-pub(super) fn decode(context: &mut llama::Context, batch: &mut Batch, rows: &[Row]) -> Result<(), DecodeError> {
-    batch.clear();
-    for row in rows {
-        batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
-    }
-    outcome(context.decode(batch))
-}
-
-fn outcome(decoded: Result<Decoded, llama::Error>) -> Result<(), DecodeError> {
-    match decoded {
-        Ok(Decoded::Done) => Ok(()),
-        Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
-        Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
-        Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
-        Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
-        Err(error) => Err(DecodeError::Broken(error.to_string())),
-    }
-}
-
-impl Context for LlamaContext {
-    type Sampler = llama::Sampler;
-
-    fn n_batch(&self) -> u32 {
-        self.context.n_batch()
-    }
-
-    fn n_cells(&self) -> u32 {
-        self.context.n_ctx()
-    }
-
-    fn n_ctx_seq(&self) -> u32 {
-        self.context.n_ctx_seq()
-    }
-
-    fn shares_cells(&self) -> bool {
-        self.shares_cells
-    }
-
-    fn can_cut(&self) -> bool {
-        self.can_cut
-    }
-
-    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
-        self.context.set_adapters(adapters).map_err(|error| error.to_string())
-    }
-
-    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        decode(&mut self.context, &mut self.batch, rows)
-    }
-
-    fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
-        let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.is_mrope);
-        outcome(self.context.decode_embeddings(EmbeddingRows {
-            rows: rows.rows,
-            positions: &positions,
-            seq: signed(rows.seq),
-            output_last: rows.output,
-            is_non_causal: rows.shape.is_non_causal,
-        }))
-    }
-
-    fn logits(&mut self, row: usize) -> Option<&[f32]> {
-        self.context.logits(signed(row))
-    }
-
-    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
-        let Some(mask) = mask else {
-            return sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string());
-        };
-        let logits = self.context.logits_mut(signed(row)).ok_or("the row has no logits")?;
-        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
-        let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
-        for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
-            if *word == 0 {
-                chunk.fill(f32::NEG_INFINITY);
-                continue;
-            }
-            for (bit, logit) in chunk.iter_mut().enumerate() {
-                if word >> bit & 1 == 0 {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        for (token, logit) in logits.iter().enumerate().filter(|(token, _)| mask[token / 32] >> (token % 32) & 1 == 1) {
-            if best.is_none() || *logit > best_logit {
-                (best, best_logit) = (Token::try_from(token).ok(), *logit);
-            }
-        }
-        let token = sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())?;
-        if allows(mask, token) {
-            return Ok(token);
-        }
-        best.ok_or_else(|| "the constraint allows no token".into())
-    }
-
-    fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
-        sampler.accept(&[token]).map_err(|error| error.to_string())
-    }
-
-    fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
-        self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
-    }
-
-    fn forget(&mut self, seq: u32, from: u32) -> bool {
-        self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false)
-    }
-
-    fn can_resume(&mut self, seq: u32, from: u32) -> bool {
-        if self.n_swa == 0 {
-            return true;
-        }
-        // Position `from` looks back n_swa positions; cells older than that may be gone, younger ones must not.
-        let oldest = self.context.seq_pos_min(signed(seq));
-        oldest >= 0 && oldest <= signed(from.saturating_sub(self.n_swa))
     }
 }

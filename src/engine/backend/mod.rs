@@ -8,6 +8,7 @@ mod encode;
 #[cfg(test)]
 mod families;
 pub mod llama;
+mod llama_context;
 mod params;
 mod projector;
 mod render;

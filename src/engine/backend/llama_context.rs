@@ -1,0 +1,149 @@
+//! A context of llama.cpp: decodes rows, hands out logits, samples under masks.
+
+use super::projector;
+use super::{Context, DecodeError, MediaRows, Row, Token, allows};
+use crate::llama::{self, Batch, Decoded, EmbeddingRows};
+
+pub struct LlamaContext {
+    context: llama::Context,
+    batch: Batch,
+    traits: Traits,
+}
+
+/// What the model's kind of memory can do.
+pub(super) struct Traits {
+    /// Width of the sliding window; 0: all positions stay.
+    pub n_swa: u32,
+    pub shares_cells: bool,
+    /// No recurrent state, which knows its present only.
+    pub can_cut: bool,
+    pub is_mrope: bool,
+}
+
+impl LlamaContext {
+    pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
+        Self { context, batch: Batch::default(), traits }
+    }
+}
+
+/// Sequence ids, positions and rows are far below 2^31: 256 sequences, a context that fits into memory.
+pub(super) fn signed(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}
+
+pub(super) fn decode(context: &mut llama::Context, batch: &mut Batch, rows: &[Row]) -> Result<(), DecodeError> {
+    batch.clear();
+    for row in rows {
+        batch.push(row.token, signed(row.pos), signed(row.seq), row.output);
+    }
+    outcome(context.decode(batch))
+}
+
+fn outcome(decoded: Result<Decoded, llama::Error>) -> Result<(), DecodeError> {
+    match decoded {
+        Ok(Decoded::Done) => Ok(()),
+        Ok(Decoded::NoKvSlot) => Err(DecodeError::NoKvSlot),
+        Ok(Decoded::Aborted) => Err(DecodeError::Aborted),
+        Ok(Decoded::InvalidBatch) => Err(DecodeError::Broken("llama.cpp refused the batch".into())),
+        Ok(Decoded::Failed(code)) => Err(DecodeError::Broken(format!("llama_decode returned {code}"))),
+        Err(error) => Err(DecodeError::Broken(error.to_string())),
+    }
+}
+
+impl Context for LlamaContext {
+    type Sampler = llama::Sampler;
+
+    fn n_batch(&self) -> u32 {
+        self.context.n_batch()
+    }
+
+    fn n_cells(&self) -> u32 {
+        self.context.n_ctx()
+    }
+
+    fn n_ctx_seq(&self) -> u32 {
+        self.context.n_ctx_seq()
+    }
+
+    fn shares_cells(&self) -> bool {
+        self.traits.shares_cells
+    }
+
+    fn can_cut(&self) -> bool {
+        self.traits.can_cut
+    }
+
+    fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
+        self.context.set_adapters(adapters).map_err(|error| error.to_string())
+    }
+
+    fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
+        decode(&mut self.context, &mut self.batch, rows)
+    }
+
+    fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.traits.is_mrope);
+        outcome(self.context.decode_embeddings(EmbeddingRows {
+            rows: rows.rows,
+            positions: &positions,
+            seq: signed(rows.seq),
+            output_last: rows.output,
+            is_non_causal: rows.shape.is_non_causal,
+        }))
+    }
+
+    fn logits(&mut self, row: usize) -> Option<&[f32]> {
+        self.context.logits(signed(row))
+    }
+
+    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
+        let Some(mask) = mask else {
+            return sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string());
+        };
+        let logits = self.context.logits_mut(signed(row)).ok_or("the row has no logits")?;
+        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
+        let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
+        for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
+            if *word == 0 {
+                chunk.fill(f32::NEG_INFINITY);
+                continue;
+            }
+            for (bit, logit) in chunk.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for (token, logit) in logits.iter().enumerate().filter(|(token, _)| mask[token / 32] >> (token % 32) & 1 == 1) {
+            if best.is_none() || *logit > best_logit {
+                (best, best_logit) = (Token::try_from(token).ok(), *logit);
+            }
+        }
+        let token = sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())?;
+        if allows(mask, token) {
+            return Ok(token);
+        }
+        best.ok_or_else(|| "the constraint allows no token".into())
+    }
+
+    fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
+        sampler.accept(&[token]).map_err(|error| error.to_string())
+    }
+
+    fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
+    }
+
+    fn forget(&mut self, seq: u32, from: u32) -> bool {
+        self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false)
+    }
+
+    fn can_resume(&mut self, seq: u32, from: u32) -> bool {
+        if self.traits.n_swa == 0 {
+            return true;
+        }
+        // Position `from` looks back n_swa positions; cells older than that may be gone, younger ones must not.
+        let oldest = self.context.seq_pos_min(signed(seq));
+        oldest >= 0 && oldest <= signed(from.saturating_sub(self.traits.n_swa))
+    }
+}

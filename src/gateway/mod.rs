@@ -12,6 +12,7 @@ mod choices;
 mod error;
 mod fetch;
 mod keys;
+pub mod limits;
 mod meter;
 mod models;
 mod names;

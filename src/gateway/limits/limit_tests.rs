@@ -1,0 +1,272 @@
+//! T-L1 to T-L3 and T-L6: exact limits, in virtual time.
+
+use super::*;
+use crate::gateway::limits::core::{Core, SCOPES_MAX};
+use rand::RngExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A clock that stands where a test puts it.
+#[derive(Clone, Default)]
+pub struct TestClock(Arc<Mutex<Now>>);
+
+impl Clock for TestClock {
+    fn now(&self) -> Now {
+        *self.0.lock().unwrap()
+    }
+}
+
+impl TestClock {
+    pub fn pass(&self, time: Duration) {
+        let mut now = self.0.lock().unwrap();
+        now.mono += time;
+        now.wall_ms += i64::try_from(time.as_millis()).unwrap();
+    }
+
+    pub fn set_wall(&self, wall_ms: i64) {
+        self.0.lock().unwrap().wall_ms = wall_ms;
+    }
+}
+
+pub fn scope(kind: ScopeKind, id: &str, limits: Limits) -> Scope<'_> {
+    Scope { kind, id, limits, budget: None, created_ms: 0 }
+}
+
+fn at(ms: u64) -> Now {
+    Now { mono: Duration::from_millis(ms), wall_ms: i64::try_from(ms).unwrap() }
+}
+
+fn tokens(tokens: u64) -> Spend {
+    Spend { tokens, nusd: 0 }
+}
+
+fn rng() -> (u64, rand::rngs::StdRng) {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    (seed, rand::SeedableRng::seed_from_u64(seed))
+}
+
+/// T-L1: 100 tokens a minute, five requests of 58 to 175 tokens at once, again and again.
+#[test]
+fn no_minute_ever_holds_more_than_its_tokens() {
+    let (seed, mut rng) = rng();
+    let limits = Limits { tokens_per_minute: Some(100), ..Default::default() };
+    let key = [scope(ScopeKind::Key, "k", limits)];
+    let mut core = Core::default();
+    let mut spent: Vec<(u64, u64)> = Vec::new();
+    let mut running: Vec<(u64, Ticket, u64)> = Vec::new();
+    let mut n_too_large = 0;
+    for ms in (0..20 * 60_000u64).step_by(250) {
+        running.retain_mut(|(end, ticket, n)| {
+            if *end <= ms {
+                core.settle(ticket, tokens(*n));
+            }
+            *end > ms
+        });
+        while running.len() < 5 {
+            let estimate = rng.random_range(58..=175);
+            let mut ticket = core.admit(at(ms), &key, 0).expect("no limit of requests");
+            match core.reserve(at(ms), &mut ticket, tokens(estimate)) {
+                Ok(()) => {
+                    let actual = rng.random_range(1..=estimate);
+                    spent.push((ms, actual));
+                    running.push((ms + rng.random_range(100..5000), ticket, actual));
+                }
+                Err(refusal) => {
+                    assert_eq!((refusal.kind, refusal.limit), (LimitKind::Tokens, 100), "seed {seed}");
+                    n_too_large += u32::from(refusal.retry_after.is_none());
+                    assert_eq!(refusal.retry_after.is_none(), estimate > 100, "seed {seed}");
+                    core.release(ticket);
+                    break;
+                }
+            }
+        }
+        let in_minute: u64 = spent.iter().filter(|(began, _)| began + 60_000 > ms).map(|(_, n)| n).sum();
+        assert!(in_minute <= 100, "{in_minute} tokens in the minute before {ms}, seed {seed}");
+    }
+    let sum: u64 = spent.iter().map(|(_, n)| n).sum();
+    assert!(sum > 1000 && n_too_large > 0, "seed {seed}: {sum} tokens in 20 minutes, {n_too_large} too large");
+}
+
+/// T-L2: who asks for a little more than the limit, steadily, gets 98 to 100 % of it.
+#[test]
+fn a_steady_load_gets_all_of_its_limit() {
+    for (limit, n, every_ms) in [(500_000, 100, 10), (500_000, 4096, 300), (60, 1, 1000), (60, 1, 700), (600, 7, 90)] {
+        let limits = Limits { tokens_per_minute: Some(limit), ..Default::default() };
+        let key = [scope(ScopeKind::Key, "k", limits)];
+        let mut core = Core::default();
+        let minutes = 10;
+        let mut sum = 0;
+        // The first minute holds a burst; what counts is the rate after it.
+        for ms in (0..(minutes + 1) * 60_000).step_by(every_ms) {
+            let mut ticket = core.admit(at(ms), &key, 0).unwrap();
+            let got = core.reserve(at(ms), &mut ticket, tokens(n)).is_ok();
+            if got {
+                core.settle(&mut ticket, tokens(n));
+            }
+            core.release(ticket);
+            sum += if got && ms >= 60_000 { n } else { 0 };
+        }
+        let of_limit = sum as f64 / (limit * minutes) as f64;
+        // What does not divide the limit leaves a rest that is less than one request.
+        let least = 0.98 - n as f64 / limit as f64;
+        assert!((least..=1.0).contains(&of_limit), "{limit} a minute, {n} every {every_ms} ms: {of_limit}");
+    }
+}
+
+/// T-L3: A runs, B is refused for the place and costs nothing, C may go on once A has ended and its minute is over.
+#[test]
+fn a_refused_request_costs_nothing() {
+    let limits = Limits { requests_per_minute: Some(1), n_parallel: Some(1), ..Default::default() };
+    let key = [scope(ScopeKind::Key, "k", limits)];
+    let mut core = Core::default();
+    let mut a = core.admit(at(0), &key, 0).expect("A");
+    core.reserve(at(10), &mut a, tokens(10)).expect("no limit of tokens");
+    let refusal = core.admit(at(1000), &key, 0).expect_err("B");
+    assert_eq!((refusal.kind, refusal.retry_after), (LimitKind::Requests, Some(Duration::from_secs(59))));
+    core.settle(&mut a, tokens(10));
+    core.release(a);
+    assert_eq!(core.admit(at(59_999), &key, 0).expect_err("too early").used, 1);
+    let c = core.admit(at(60_000), &key, 0).expect("C, though B was refused a second ago");
+    // C ends before anything was reserved, as a bad request does: it costs nothing either.
+    core.release(c);
+    let d = core.admit(at(60_001), &key, 0).expect("D");
+    let refusal = core.admit(at(120_100), &key, 0).expect_err("D runs");
+    assert_eq!((refusal.kind, refusal.limit, refusal.used), (LimitKind::Parallel, 1, 1));
+    core.release(d);
+    assert_eq!(core.in_use(ScopeKind::Key, "k"), (0, 0));
+}
+
+#[test]
+fn all_scopes_agree_or_none_is_touched() {
+    let free = Limits { requests_per_minute: Some(10), tokens_per_minute: Some(1000), ..Default::default() };
+    let tight = Limits { tokens_per_minute: Some(50), ..free };
+    let scopes = [scope(ScopeKind::Key, "k", free), scope(ScopeKind::Team, "t", tight)];
+    let mut core = Core::default();
+    let mut ticket = core.admit(at(0), &scopes, 0).unwrap();
+    let refusal = core.reserve(at(0), &mut ticket, tokens(51)).expect_err("the team's");
+    assert_eq!((refusal.scope, refusal.kind, refusal.requested), (ScopeKind::Team, LimitKind::Tokens, 51));
+    core.release(ticket);
+    let standing = core.standing(at(1), &scopes[..1]);
+    assert_eq!(standing.requests.map(|rate| rate.remaining), Some(10));
+    assert_eq!(standing.tokens.map(|rate| rate.remaining), Some(1000));
+    // While a request runs, what it reserved is gone; afterwards what it did not need is back.
+    let mut ticket = core.admit(at(2), &scopes, 0).unwrap();
+    core.reserve(at(2), &mut ticket, tokens(40)).unwrap();
+    let standing = core.standing(at(3), &scopes);
+    assert_eq!(standing.requests.map(|rate| (rate.limit, rate.remaining)), Some((10, 9)));
+    assert_eq!(standing.tokens.map(|rate| (rate.limit, rate.remaining)), Some((50, 10)));
+    core.settle(&mut ticket, tokens(12));
+    core.release(ticket);
+    assert_eq!(core.standing(at(4), &scopes).tokens.map(|rate| rate.remaining), Some(38));
+}
+
+#[test]
+fn a_queue_has_its_share_beyond_the_free_slots() {
+    let limits = Limits { n_queue: Some(2), ..Default::default() };
+    let key = [scope(ScopeKind::Key, "k", limits)];
+    let mut core = Core::default();
+    let mut held: Vec<Ticket> = (0..5).map(|_| core.admit(at(0), &key, 3).unwrap()).collect();
+    assert_eq!(core.admit(at(0), &key, 3).expect_err("full").kind, LimitKind::Queue);
+    for ticket in &mut held[..3] {
+        core.start(ticket);
+        core.start(ticket);
+    }
+    assert_eq!(core.in_use(ScopeKind::Key, "k"), (5, 2));
+    assert_eq!(core.admit(at(0), &key, 0).expect_err("two wait").kind, LimitKind::Queue);
+    held.into_iter().for_each(|ticket| core.release(ticket));
+    assert_eq!(core.in_use(ScopeKind::Key, "k"), (0, 0));
+}
+
+/// T-L6: whatever ends a request, its places come back.
+#[test]
+fn ten_thousand_requests_of_any_fate_leave_nothing_in_use() {
+    let (seed, mut rng) = rng();
+    let clock = TestClock::default();
+    let limiter: Limiter = Limiter::new(clock.clone());
+    let limits = Limits {
+        requests_per_minute: Some(1000),
+        tokens_per_minute: Some(100_000),
+        n_parallel: Some(20),
+        n_queue: Some(15),
+        ..Default::default()
+    };
+    let (mut held, mut n_ended) = (Vec::new(), 0);
+    std::panic::set_hook(Box::new(|_| {}));
+    while n_ended < 10_000 {
+        clock.pass(Duration::from_millis(rng.random_range(0..50)));
+        let names: Vec<String> = (0..3).map(|_| rng.random_range(0..4).to_string()).collect();
+        let scopes = [
+            scope(ScopeKind::Key, &names[0], limits),
+            scope(ScopeKind::Team, &names[1], limits),
+            scope(ScopeKind::Global, "", limits),
+        ];
+        if let Ok(permit) = limiter.admit(&scopes, rng.random_range(0..4)) {
+            held.push(permit);
+        } else {
+            n_ended += 1;
+        }
+        let n_kept = rng.random_range(0..30);
+        while held.len() > n_kept {
+            let mut permit = held.swap_remove(rng.random_range(0..held.len()));
+            n_ended += 1;
+            let fate = rng.random_range(0..5);
+            let estimate = tokens(rng.random_range(1..500));
+            let end = AssertUnwindSafe(|| {
+                if fate == 0 {
+                    return; // before it was accepted
+                }
+                if permit.reserve(estimate).is_err() {
+                    return;
+                }
+                if fate > 1 {
+                    permit.start();
+                }
+                match fate {
+                    2 => panic!("in the middle"),
+                    3 => drop(permit), // the client left
+                    _ => permit.settle(tokens(estimate.tokens / 2)),
+                }
+            });
+            let _ = catch_unwind(end);
+        }
+    }
+    let _ = std::panic::take_hook();
+    drop(held);
+    for n in 0..4 {
+        for kind in [ScopeKind::Key, ScopeKind::Team] {
+            assert_eq!(limiter.in_use(kind, &n.to_string()), (0, 0), "seed {seed}");
+        }
+    }
+    assert_eq!(limiter.in_use(ScopeKind::Global, ""), (0, 0), "seed {seed}");
+}
+
+#[test]
+fn scopes_that_clients_name_are_bounded_and_idle_ones_forgotten() {
+    let limits = Limits { requests_per_minute: Some(5), ..Default::default() };
+    let mut core = Core::default();
+    let held: Vec<Ticket> = (0..SCOPES_MAX + 100)
+        .map(|n| core.admit(at(0), &[scope(ScopeKind::EndUser, &n.to_string(), limits)], 0))
+        .filter_map(Result::ok)
+        .collect();
+    // Those beyond share one, which is soon out of requests.
+    assert_eq!((core.n_scopes(), held.len()), (SCOPES_MAX + 1, SCOPES_MAX + 5));
+    assert!(core.admit(at(0), &[scope(ScopeKind::EndUser, "late", limits)], 0).is_err());
+    core.admit(at(0), &[scope(ScopeKind::Key, "key", limits)], 0).map(|ticket| core.release(ticket)).expect("a key");
+    held.into_iter().for_each(|ticket| core.release(ticket));
+    for n in 0..SCOPES_MAX {
+        let ticket = core.admit(at(200_000), &[scope(ScopeKind::Ip, "10.0.0.1", limits)], 0).map_err(|_| n);
+        // One name costs no search; new ones do.
+        if let Ok(ticket) = ticket {
+            core.release(ticket);
+        }
+        if n % 2 == 0 {
+            let name = format!("10.1.{}.{}", n / 256, n % 256);
+            core.admit(at(200_000), &[scope(ScopeKind::Ip, &name, limits)], 0)
+                .map(|ticket| core.release(ticket))
+                .expect("a new address");
+        }
+    }
+    assert!(core.n_scopes() < SCOPES_MAX * 3 / 4, "{}", core.n_scopes());
+}

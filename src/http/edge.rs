@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri};
 use hyper::body::Incoming;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -26,7 +27,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 
 /// The whole way of one request: every connection's service.
-pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+pub(super) async fn answer(
+    app: App,
+    router: Router,
+    peer: Option<IpAddr>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
     let request_id = random_name("req_");
     let mut request = request.map(Body::new);
@@ -36,7 +42,7 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
     let allowed = origin.clone().filter(|origin| is_allowed(&app, origin));
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
-    let response = match admit(&app, &request, &request_id, origin.is_some() && allowed.is_none()) {
+    let response = match admit(&app, &request, (&request_id, peer), origin.is_some() && allowed.is_none()) {
         Ok(Admitted::Preflight) => origin::preflight(request.headers()),
         Ok(Admitted::Caller(caller)) => {
             request.extensions_mut().insert(caller);
@@ -69,7 +75,12 @@ enum Admitted {
 }
 
 /// The checks that need no more than the head, cheapest first.
-fn admit(app: &App, request: &Request<Body>, request_id: &str, foreign: bool) -> Result<Admitted, ApiError> {
+fn admit(
+    app: &App,
+    request: &Request<Body>,
+    (request_id, ip): (&str, Option<IpAddr>),
+    foreign: bool,
+) -> Result<Admitted, ApiError> {
     if !origin::host_is_allowed(&app.config, request) {
         return Err(ApiError::forbidden("This Host is not served here."));
     }
@@ -83,13 +94,13 @@ fn admit(app: &App, request: &Request<Body>, request_id: &str, foreign: bool) ->
         Default::default()
     } else {
         app.gateway
-            .authenticate(auth::presented(request.headers()))
+            .authenticate(auth::presented(request.headers()), ip)
             .map_err(|error| ApiError::of(error, Asked::Nothing))?
     };
     if app.drain.has_begun() && request.method() == Method::POST {
         return Err(ApiError::shutting_down());
     }
-    Ok(Admitted::Caller(Caller { principal, request_id: request_id.to_owned() }))
+    Ok(Admitted::Caller(Caller { principal, request_id: request_id.to_owned(), ip }))
 }
 
 fn is_allowed(app: &App, origin: &HeaderValue) -> bool {

@@ -175,6 +175,7 @@ impl Connection {
             tracing::debug!(%error, "a connection was gone before it began");
             return;
         }
+        let peer = stream.peer_addr().ok().map(|address| address.ip().to_canonical());
         let header_timeout = self.app.config.header_timeout;
         let stream = Stall::new(TokioIo::new(stream), self.app.config.body_timeout);
         let builder = builder(header_timeout);
@@ -183,7 +184,7 @@ impl Connection {
             let has_asked = Arc::clone(&has_asked);
             move |request| {
                 has_asked.store(true, Ordering::Relaxed);
-                edge::answer(Arc::clone(&self.app), self.router.clone(), request)
+                edge::answer(Arc::clone(&self.app), self.router.clone(), peer, request)
             }
         });
         let connection = builder.serve_connection(stream, service);

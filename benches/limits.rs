@@ -1,7 +1,7 @@
 //! What the limiter costs a request: its four calls, for a request of six scopes, with one thread and with two.
 
-use hearth::gateway::limits::{Limiter, Limits, Scope, ScopeKind, Spend, WallClock};
 use hearth::gateway::BudgetSpec;
+use hearth::gateway::limits::{Limiter, Limits, Scope, ScopeKind, Spend, WallClock};
 use std::time::Instant;
 
 const ROUNDS: u32 = 200_000;

@@ -20,6 +20,7 @@ mod drafter;
 mod embed;
 mod error;
 mod event;
+mod fair;
 mod fence;
 mod fold;
 mod handle;

@@ -301,6 +301,8 @@ impl<M: Model> Preparer<M> {
             partition: adapters::partition(request.partition, &adapters),
             adapters,
             class: request.class,
+            owner: request.owner,
+            charged: (0, 0),
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
             ticket: None,

@@ -89,6 +89,8 @@ pub struct GenerateRequest {
     /// KV prefixes are shared only between requests with the same partition (a tenant).
     pub partition: u64,
     pub class: Class,
+    /// Whose request it is: slots and prompt computation are shared fairly between owners. 0: nobody's in particular.
+    pub owner: u64,
     /// Requests of one family have the same prompt: it is computed once and shared. 0: none.
     pub family: u64,
     /// Scales of LoRA adapters by their index; `None`: the server's.
@@ -110,6 +112,7 @@ impl GenerateRequest {
             cache_prompt: true,
             partition: 0,
             class: Class::Interactive,
+            owner: 0,
             family: 0,
             lora: None,
         }

@@ -48,6 +48,9 @@ pub(super) struct Run<S> {
     pub cache_prompt: bool,
     pub partition: u64,
     pub class: Class,
+    pub owner: u64,
+    /// Tokens that its owner was charged for: of the prompt, and of the answer.
+    pub charged: (u32, u32),
     /// Order of acceptance: the oldest run is never parked.
     pub serial: u64,
     pub clock: Clock,
@@ -80,6 +83,15 @@ impl<S> Run<S> {
     /// Whether rows of the prompt are outputs too.
     pub fn wants_prompt_logits(&self) -> bool {
         self.echo.as_ref().is_some_and(|echo| echo.with_logprobs && echo.entries.len() < self.n_prompt as usize)
+    }
+
+    /// What was computed since this was asked last: (prompt tokens, generated tokens). `n_held`: tokens in the KV cache.
+    /// What is computed again, after the run was parked, is not told again.
+    pub fn news(&mut self, n_held: usize) -> (u32, u32) {
+        let (n_input, n_output) = ((n_held as u32).min(self.n_prompt).max(self.charged.0), self.n_generated());
+        let news = (n_input - self.charged.0, n_output.saturating_sub(self.charged.1));
+        self.charged = (n_input, n_output);
+        news
     }
 
     pub fn n_generated(&self) -> u32 {

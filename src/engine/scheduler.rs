@@ -4,8 +4,9 @@
 //! Every slot has tokens computed and tokens wanted; a plan narrows the gaps within a budget. Slots that lack one token
 //! (they are generating) always go first. Prompts share what is left of the step: the budget is a number of rows whose
 //! computation fits the gap target at the measured speed, so that running streams stall at most that long; without
-//! running streams it is larger, since nobody waits for a token. Prompts that fit into a quarter of the budget go ahead,
-//! the others take turns (least recently served first), so no slot waits for another's whole prompt.
+//! running streams it is larger, since nobody waits for a token. Prompts of the owner who was served least go first (see
+//! `fair`); of one owner those that fit into a quarter of the budget go ahead, the others take turns (least recently
+//! served first), so no slot waits for another's whole prompt.
 
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Want {
     pub cap: u32,
     /// Step at which it last got rows.
     pub served_at: u64,
+    /// Whose turn it is: lower goes first. Of prompts only; running streams all get their row.
+    pub turn: (bool, u64),
 }
 
 impl Want {
@@ -72,7 +75,7 @@ pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
     let mut room = room.min(if tiled > n_decode { tiled - n_decode } else { share_of_step });
     let short = room / 4;
     let mut prompts: Vec<&Want> = wants.iter().filter(|want| !want.is_decode).collect();
-    prompts.sort_by_key(|want| (want.gap > short, want.served_at, want.gap, want.slot));
+    prompts.sort_by_key(|want| (want.turn, want.gap > short, want.served_at, want.gap, want.slot));
     for want in prompts {
         if room == 0 {
             break;
@@ -151,6 +154,11 @@ impl Pace {
         }
     }
 
+    /// How long prompts of this many rows take, at the measured speed.
+    pub fn time_of(&self, n_rows: usize) -> Duration {
+        Duration::from_secs_f64((self.row_s * n_rows as f64).clamp(0.0, 3600.0))
+    }
+
     fn rows_in(&self, seconds: f64) -> u32 {
         let rows = seconds / self.row_s.max(1e-9);
         let most = self.n_batch.max(Self::ROWS_MIN);
@@ -169,7 +177,7 @@ mod tests {
     const BUDGET: Budget = Budget { n_batch: 512, n_prefill_shared: 64, n_prefill_alone: 256, n_cells_free: 10_000 };
 
     fn want(slot: usize, gap: u32, is_decode: bool, served_at: u64) -> Want {
-        Want { slot, gap, is_decode, cap: u32::MAX, served_at }
+        Want { slot, gap, is_decode, cap: u32::MAX, served_at, turn: (false, 0) }
     }
 
     #[test]
@@ -196,6 +204,18 @@ mod tests {
             }
         }
         assert_eq!(left, [488, 488]);
+    }
+
+    #[test]
+    fn the_least_served_owner_goes_first_whatever_the_length() {
+        let mine = Want { turn: (false, 5), ..want(0, 10, false, 0) };
+        let theirs = Want { turn: (false, 4), ..want(1, 200, false, 9) };
+        let batch = Want { turn: (true, 0), ..want(2, 10, false, 0) };
+        let shares = plan(&[mine, theirs, batch], BUDGET);
+        assert_eq!(
+            shares.iter().map(|share| (share.slot, share.n_rows)).collect::<Vec<_>>(),
+            [(1, 200), (0, 10), (2, 10)]
+        );
     }
 
     #[test]

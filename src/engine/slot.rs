@@ -37,7 +37,8 @@ impl<S> Slot<S> {
         let text = media::text_from(&run.media, self.kept.len(), run.tokens.len()) as u32;
         let is_decode = gap <= Want::FEW && run.n_generated() > 0;
         let cap = if run.wants_prompt_logits() { EXTRA_OUTPUTS } else { u32::MAX };
-        (text > 0).then_some(Want { slot, gap: text, is_decode, cap, served_at: self.served_at })
+        let turn = (false, 0);
+        (text > 0).then_some(Want { slot, gap: text, is_decode, cap, served_at: self.served_at, turn })
     }
 
     /// The position that follows the first `n` tokens; differs from `n` behind images of M-RoPE models.

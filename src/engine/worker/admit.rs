@@ -1,7 +1,9 @@
 //! Who gets a slot, from where it starts, and who gives up cells when they run out.
 
+use super::super::fair::{Holder, PATIENCE};
 use super::super::{media, slot};
 use super::*;
+use crate::chat::Class;
 use std::time::Instant;
 
 /// Leading tokens that another slot must hold beyond what this one does for sharing them to be worth it: a copy of cells'
@@ -10,32 +12,57 @@ const SHARE_MIN_POOLED: usize = 32;
 const SHARE_MIN_SPLIT: usize = 256;
 
 impl<M: Model> Worker<M> {
-    /// Gives waiting runs free slots, in order, as long as their tokens fit into free cells.
+    /// Gives waiting runs slots, the fairest first, as long as their tokens fit into free cells.
     pub(super) fn fill_slots(&mut self) {
-        while let Some(at) = self.first_startable() {
+        while let Some(at) = self.next_startable() {
             let run = &self.waiting[at];
-            let Some(index) = slot::choose(&self.slots, &run.tokens, run.partition, run.cache_prompt) else { return };
-            if self.context.shares_cells() && !self.fits_beside(run) {
-                return;
-            }
-            if let Some(run) = self.waiting.remove(at) {
-                self.start(index, run);
+            match slot::choose(&self.slots, &run.tokens, run.partition, run.cache_prompt) {
+                Some(index) => {
+                    if self.context.shares_cells() && !self.fits_beside(run) {
+                        return;
+                    }
+                    if let Some(run) = self.waiting.remove(at) {
+                        self.start(index, run);
+                    }
+                }
+                None if self.free_slot_for(at) => {}
+                None => return,
             }
         }
     }
 
-    /// The first waiting run whose prompt isn't being computed for a sibling right now.
-    fn first_startable(&self) -> Option<usize> {
+    /// Of the waiting runs whose prompt isn't being computed for a sibling right now, the one that is next.
+    fn next_startable(&self) -> Option<usize> {
         let is_computed_for_sibling = |run: &Run<M::Sampler>| {
             let siblings =
-                self.slots.iter().filter(|slot| slot.run.as_ref().is_some_and(|one| one.family == run.family));
-            let mut n_kept = siblings.map(|slot| slot.kept.len());
+                || self.slots.iter().filter(|slot| slot.run.as_ref().is_some_and(|one| one.family == run.family));
             run.family != 0
                 && run.echo.is_none()
-                && n_kept.all(|n| n + 1 < run.n_prompt as usize)
-                && self.slots.iter().any(|slot| slot.run.as_ref().is_some_and(|one| one.family == run.family))
+                && siblings().next().is_some()
+                && siblings().all(|slot| slot.kept.len() + 1 < run.n_prompt as usize)
         };
-        self.waiting.iter().position(|run| !is_computed_for_sibling(run))
+        let startable = self.waiting.iter().enumerate().filter(|(_, run)| !is_computed_for_sibling(run));
+        let ranked = startable.map(|(at, run)| (self.fair.rank(run.class, run.owner, run.serial), at));
+        ranked.min().map(|(_, at)| at)
+    }
+
+    /// Parks the run of somebody who holds more than its part, once the waiting run `at` had patience enough.
+    fn free_slot_for(&mut self, at: usize) -> bool {
+        let run = &self.waiting[at];
+        if run.clock.accepted.elapsed() < self.pace.time_of(run.tokens.len()) / PATIENCE {
+            return false;
+        }
+        let (class, owner) = (run.class, run.owner);
+        let holder = |(slot, it): (usize, &slot::Slot<M::Sampler>)| {
+            let run = it.run.as_ref()?;
+            let (n_held, serial) = (it.kept.len(), run.serial);
+            Some(Holder { slot, class: run.class, owner: run.owner, n_held, serial })
+        };
+        let holders: Vec<Holder> = self.slots.iter().enumerate().filter_map(holder).collect();
+        let Some(holder) = self.fair.overdrawn(class, owner, &holders) else { return false };
+        self.fair.displace(class, owner, holder.n_held);
+        self.park(holder.slot);
+        true
     }
 
     /// Whether the run's tokens fit into the cells that running ones leave, with room for each to grow: or it would be
@@ -56,8 +83,11 @@ impl<M: Model> Worker<M> {
 
     fn start(&mut self, index: usize, mut run: Box<Run<M::Sampler>>) {
         let keep = self.begin_at(index, &run);
+        self.fair.start(run.class, run.owner);
         let is_first = run.clock.started.is_none();
         if is_first {
+            // What is in the cache costs nothing.
+            run.news(keep);
             self.is_urgent = true;
             run.clock.started = Some(Instant::now());
             run.n_cached = (keep as u32).min(run.n_prompt);
@@ -182,12 +212,18 @@ impl<M: Model> Worker<M> {
             return false;
         }
         let Some((_, index)) = running.into_iter().max() else { return false };
+        self.park(index);
+        true
+    }
+
+    /// Takes the slot from its run, which waits again and will be computed again.
+    fn park(&mut self, index: usize) {
         self.cut(index, 0);
         if let Some(run) = self.slots[index].run.take() {
             self.lock_stats().n_parked += 1;
-            self.enqueue(run);
+            self.fair.park(run.class, run.owner);
+            self.wait(run);
         }
-        true
     }
 
     /// Empties idle slots, least recent first, until `n_rows` cells are free.

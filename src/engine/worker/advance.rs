@@ -28,6 +28,7 @@ impl<M: Model> Worker<M> {
                 self.cells.take(share.n_rows as usize, &mut slot.cells);
             }
             self.echo(share.slot, from, first, share.n_rows as usize);
+            self.charge(share.slot);
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
             if slot.kept.len() == run.tokens.len() {
@@ -42,6 +43,16 @@ impl<M: Model> Worker<M> {
             }
         }
         self.drafts = drafts;
+    }
+
+    /// Counts for the owner what was computed for the run in this slot.
+    fn charge(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let Some(run) = &mut slot.run else { return };
+        let (n_input, n_output) = run.news(slot.kept.len());
+        if n_input + n_output > 0 {
+            self.fair.charge(run.class, run.owner, n_input.into(), n_output.into());
+        }
     }
 
     /// Tells the prompt's tokens, where they are wanted: rows `row..` of the decode were those from position `from` on.
@@ -245,7 +256,9 @@ impl<M: Model> Worker<M> {
 
     /// Frees the slot; what it holds stays for a request that continues it.
     pub(super) fn end_run(&mut self, index: usize, item: impl FnOnce(&mut Run<M::Sampler>, Instant) -> Item) {
+        self.charge(index);
         let Some(mut run) = self.slots[index].run.take() else { return };
+        self.fair.end(run.class, run.owner);
         self.lock_stats().tokens_generated += u64::from(run.n_generated());
         self.is_urgent = true;
         self.out.push(item(&mut run, Instant::now()));
@@ -279,6 +292,7 @@ impl<M: Model> Worker<M> {
         for index in 0..self.slots.len() {
             self.end_run(index, |run, _| Item::Failed { id: run.id, failure: failure.clone() });
         }
+        self.fair = Fair::default();
         let waiting = self.waiting.drain(..).map(|run| run.id);
         let incoming: Vec<RequestId> = self.incoming.try_iter().map(|run| run.id).collect();
         let ids: Vec<RequestId> = waiting.chain(incoming).collect();

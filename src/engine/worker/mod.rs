@@ -22,12 +22,12 @@ use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::error::Failure;
 use super::event::SlotStats;
+use super::fair::Fair;
 use super::output::Item;
 use super::run::Run;
 use super::scheduler::{self, Pace, Share, Want};
 use super::service::{Cancels, WorkerStats};
 use super::slot::Slot;
-use crate::chat::Class;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -45,8 +45,9 @@ pub(super) struct Worker<M: Model> {
     context: M::Context,
     reopen: Reopen<M::Context>,
     slots: Vec<Slot<M::Sampler>>,
-    /// Runs without a slot, first come first; parked runs stand before everything younger.
+    /// Runs without a slot, first come first; `fair` says who is next.
     waiting: VecDeque<Box<Run<M::Sampler>>>,
+    fair: Fair,
     incoming: Receiver<Box<Run<M::Sampler>>>,
     cancels: Arc<Cancels>,
     /// The count of cancels at the last sweep.
@@ -100,6 +101,7 @@ impl<M: Model> Worker<M> {
             reopen: parts.reopen,
             slots: (0..parts.n_slots).map(|_| Slot::new()).collect(),
             waiting: VecDeque::new(),
+            fair: Fair::default(),
             incoming: parts.incoming,
             cancels: parts.cancels,
             swept: 0,
@@ -166,7 +168,7 @@ impl<M: Model> Worker<M> {
         !self.cancels.is_stopping()
     }
 
-    /// Interactive runs before batch ones, older before younger.
+    /// Takes a run that just came in.
     fn enqueue(&mut self, run: Box<Run<M::Sampler>>) {
         // Cancelled on its way here: the sweep that counted it may be over, and no other would find it.
         if run.is_cancelled() {
@@ -174,8 +176,13 @@ impl<M: Model> Worker<M> {
             self.out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
             return;
         }
-        let rank = |run: &Run<M::Sampler>| (run.class == Class::Batch, run.serial);
-        let at = self.waiting.partition_point(|other| rank(other) < rank(&run));
+        self.fair.arrive(run.class, run.owner);
+        self.wait(run);
+    }
+
+    /// Older before younger.
+    fn wait(&mut self, run: Box<Run<M::Sampler>>) {
+        let at = self.waiting.partition_point(|other| other.serial < run.serial);
         self.waiting.insert(at, run);
     }
 
@@ -190,12 +197,13 @@ impl<M: Model> Worker<M> {
                 self.end_run(index, |run, _| Item::Failed { id: run.id, failure: Failure::Cancelled });
             }
         }
-        let (out, is_urgent) = (&mut self.out, &mut self.is_urgent);
+        let (out, is_urgent, fair) = (&mut self.out, &mut self.is_urgent, &mut self.fair);
         self.waiting.retain(|run| {
             // Asked once: a cancel between two looks would drop the run without its ending.
             let is_cancelled = run.is_cancelled();
             if is_cancelled {
                 *is_urgent = true;
+                fair.leave_queue(run.class, run.owner);
                 out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
             }
             !is_cancelled
@@ -204,6 +212,11 @@ impl<M: Model> Worker<M> {
 
     fn plan(&self) -> Vec<Share> {
         let mut wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
+        for want in &mut wants {
+            if let Some(run) = self.slots[want.slot].run.as_ref().filter(|_| !want.is_decode) {
+                want.turn = self.fair.turn(run.class, run.owner);
+            }
+        }
         self.keep_one_adapter_set(&mut wants);
         let n_echoes = wants.iter().filter(|want| want.cap < u32::MAX).count().max(1) as u32;
         wants.iter_mut().filter(|want| want.cap < u32::MAX).for_each(|want| want.cap /= n_echoes);

@@ -334,10 +334,7 @@ impl Core {
 impl State {
     /// Whether one made anew would be the same. What its budget had spent is in the store by then.
     fn is_idle(&mut self, now: Mono) -> bool {
-        self.n_pins == 0
-            && now >= self.used_at + IDLE_MIN
-            && self.requests.is_empty(now)
-            && self.tokens.is_empty(now)
+        self.n_pins == 0 && now >= self.used_at + IDLE_MIN && self.requests.is_empty(now) && self.tokens.is_empty(now)
     }
 
     fn roll(&mut self, now: Now) {

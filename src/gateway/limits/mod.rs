@@ -16,8 +16,8 @@
 
 mod budget;
 mod core;
-mod permit;
 mod period;
+mod permit;
 mod refusal;
 mod scope;
 mod window;
@@ -36,4 +36,4 @@ pub use core::{Core, Rate, SCOPES_MAX, Standing, Ticket};
 pub use period::{PeriodWindow, is_zone, window};
 pub use permit::{Clock, History, Limiter, Lock, Now, Permit, WallClock, Warning};
 pub use refusal::{LimitKind, LimitRefusal};
-pub use scope::{Limits, LimitSets, Scope, ScopeKind};
+pub use scope::{LimitSets, Limits, Scope, ScopeKind};

@@ -14,15 +14,33 @@ const HELD_MS_MAX: u64 = 40 * MINUTE_MS;
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    Admit { key: usize, n_slots_free: u32 },
-    Reserve { which: usize, tokens: u64, nusd: i64 },
+    Admit {
+        key: usize,
+        n_slots_free: u32,
+    },
+    Reserve {
+        which: usize,
+        tokens: u64,
+        nusd: i64,
+    },
     /// Per cent of the reservation; more than 100: an upstream that said more than was thought.
-    Settle { which: usize, percent: u64 },
-    Start { which: usize },
+    Settle {
+        which: usize,
+        percent: u64,
+    },
+    Start {
+        which: usize,
+    },
     /// Crash, cancel or refusal: whatever ends a request without its count.
-    Drop { which: usize },
-    Pass { ms: u64 },
-    SetWall { by_ms: i64 },
+    Drop {
+        which: usize,
+    },
+    Pass {
+        ms: u64,
+    },
+    SetWall {
+        by_ms: i64,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -361,7 +379,9 @@ impl Pair {
                 };
                 let limits = self.world.limits[i];
                 let least = |had: Option<Rate>, new: Option<(u64, u64)>| match (had, new) {
-                    (Some(had), Some((remaining, limit))) if (remaining, limit) >= (had.remaining, had.limit) => Some(had),
+                    (Some(had), Some((remaining, limit))) if (remaining, limit) >= (had.remaining, had.limit) => {
+                        Some(had)
+                    }
                     (had, None) => had,
                     (_, Some((remaining, limit))) => Some(Rate { limit, remaining, reset: Duration::ZERO }),
                 };

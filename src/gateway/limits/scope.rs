@@ -135,10 +135,7 @@ mod tests {
         let named = |name: &str| LimitSpec { name: Some(name.to_owned()), ..Default::default() };
         let own = LimitSpec { rpm: Some(5), tpm: Some(0), ..named("pro") };
         let limits = sets.settle(&own, Some("default"));
-        assert_eq!(
-            (limits.requests_per_minute, limits.tokens_per_minute, limits.n_parallel),
-            (Some(5), None, Some(4))
-        );
+        assert_eq!((limits.requests_per_minute, limits.tokens_per_minute, limits.n_parallel), (Some(5), None, Some(4)));
         assert_eq!(sets.settle(&LimitSpec::default(), Some("default")).requests_per_minute, Some(3));
         assert!(sets.settle(&LimitSpec::default(), None).is_none());
         assert!(sets.settle(&named("gone"), Some("default")).is_none());

@@ -147,7 +147,7 @@ impl Server {
         let listener = TcpListener::bind((http.host, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(http::serve(listener, http, gateway, shutdown.clone()));
+        let serving = tokio::spawn(http::serve(vec![listener], http, gateway, shutdown.clone()));
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         Self { address, engine, shutdown, client, serving: Some(serving) }
     }

@@ -1,6 +1,7 @@
 //! Clients that are slow on purpose, many at once: each is cut at its limit, and everybody else is served meanwhile.
 
 use crate::support::{PATIENCE, Server, chat_body};
+use hearth::engine::EngineMode;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -114,7 +115,7 @@ async fn a_connection_without_requests_is_closed_and_one_with_a_long_answer_is_n
     closed.expect("no panic").expect("closed well");
 }
 
-/// Resident memory of this process, in bytes; the server and its engine are part of it.
+/// Resident memory of this process, in bytes; the server and the clients are part of it.
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let n_pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();
@@ -129,6 +130,8 @@ async fn slow_readers_cost_little_and_are_cut() {
         setup.http.stall_timeout = Duration::from_millis(700);
         setup.engine.n_ctx = Some(16_000_000);
         setup.engine.n_slots = N as u32;
+        // In a process of its own, so that what is measured is the front.
+        setup.mode = EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into(), args: Vec::new() };
         setup.scripted().step_us = 1000;
     })
     .await;

@@ -71,7 +71,7 @@ async fn lengths_and_encodings_that_are_not_clear_are_refused() {
     let same = post(&format!("content-length: {n}\r\ncontent-length: {n}\r\nconnection: close"), GOOD);
     assert_eq!(status(&server.raw(same).await), Some(200));
     // And a chunk's size is a number.
-    for size in ["-1", "0x1d", "1d ;", "fffffffffffffffff", ""] {
+    for size in ["-1", "0x1d", "1 d", "fffffffffffffffff", ""] {
         let answer = server.raw(post("transfer-encoding: chunked", &format!("{size}\r\n{GOOD}\r\n0\r\n\r\n"))).await;
         assert!(matches!(status(&answer), None | Some(400)), "{size}: {answer}");
     }

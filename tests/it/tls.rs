@@ -149,6 +149,7 @@ async fn the_end_of_the_certificate_is_a_metric() {
     let tls = authority.server();
     let expires = tls.expires().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     let server = Server::with(|setup| setup.http.tls = Some(tls)).await;
+    authority.client().connect(server.address).await.expect("a handshake");
     let page = server.metrics().await;
     let line = format!("hearth_tls_cert_expiry_timestamp_seconds {expires}");
     assert!(page.contains(&line), "{line} is missing in\n{page}");

@@ -93,8 +93,10 @@ pub struct GatewayConfig {
 pub struct Caller {
     pub principal: Principal,
     pub request_id: String,
-    /// The client's address, where one is known.
-    pub ip: Option<IpAddr>,
+    /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
+    pub client_request_id: Option<String>,
+    /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
+    pub client_ip: Option<IpAddr>,
 }
 
 pub struct Gateway {

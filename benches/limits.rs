@@ -35,6 +35,7 @@ fn rounds(limiter: &Limiter, budget: &BudgetSpec) -> [u64; 4] {
         n_parallel: Some(1 << 20),
         n_queue: Some(1 << 20),
         n_output: None,
+        class: None,
     };
     let names: Vec<String> = (0..1000).map(|n| format!("key-{n:012}")).collect();
     let mut sums = [0u64; 4];

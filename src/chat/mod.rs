@@ -223,6 +223,7 @@ pub struct Output {
 
 /// Which queue a request waits in: people first, batches with what is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     #[default]
     Interactive,

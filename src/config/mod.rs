@@ -9,6 +9,7 @@
 //! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
 //! are relative to the working directory, as on the command line.
 
+mod limits;
 mod names;
 mod raw;
 mod resolve;

@@ -180,7 +180,9 @@ impl Raw {
             })?;
         self.add_tables(path, text, &entries)?;
         for (key, value) in entries {
-            if super::tables::is_tables(&value) && super::tables::KINDS.contains(&key.get_ref().as_str()) {
+            if super::tables::is_tables(&value) && super::tables::KINDS.contains(&key.get_ref().as_str())
+                || value.is_table() && key.get_ref() == super::limits::KEY
+            {
                 continue;
             }
             let line = line_of(key.span().start);

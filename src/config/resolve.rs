@@ -7,6 +7,7 @@ use super::{Config, Origin};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
+use crate::gateway::limits::LimitSets;
 use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig};
 use crate::telemetry::LogConfig;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ impl Raw {
             n_created: first.n_created,
             media_hosts: self.media_hosts()?,
             responses: self.responses()?,
+            limits: LimitSets::new(self.tables.limits.clone()),
         };
         let default = LoadLimits::default();
         let load_wait = seconds(&self.load_timeout, default.load_wait);

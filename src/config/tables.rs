@@ -9,7 +9,7 @@ use super::raw::{ConfigError, Origin, article, nearest};
 use super::settings::{Raw, SETTINGS};
 use super::value::toml_texts;
 use super::{Said, Setting};
-use crate::gateway::{MODELS_MAX, NAMES_MAX};
+use crate::gateway::{LimitSpec, MODELS_MAX, NAMES_MAX};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +23,8 @@ pub(super) const KINDS: [&str; 2] = ["model", "alias"];
 pub struct Tables {
     pub models: Vec<ModelTable>,
     pub aliases: Vec<AliasTable>,
+    /// `[limits.NAME]`.
+    pub limits: BTreeMap<String, LimitSpec>,
 }
 
 /// One `[[model]]`.
@@ -76,6 +78,9 @@ impl Raw {
             line: line_of(text, error.span().map_or(0, |span| span.start)),
             message: error.message().to_owned(),
         };
+        if entries.iter().any(|(key, value)| key.get_ref() == super::limits::KEY && value.is_table()) {
+            self.add_limits(path, text)?;
+        }
         if has("model") {
             let models: Models = toml::from_str(text).map_err(broken)?;
             let tables = models.model.into_iter().map(|table| model_table(path, text, table));
@@ -112,7 +117,7 @@ impl Raw {
     }
 }
 
-fn line_of(text: &str, at: usize) -> usize {
+pub(super) fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }
 
@@ -187,7 +192,7 @@ fn text_of(value: &toml::Value, origin: Origin) -> Result<String, ConfigError> {
     }
 }
 
-fn misplaced(value: &toml::Value, origin: Origin) -> ConfigError {
+pub(super) fn misplaced(value: &toml::Value, origin: Origin) -> ConfigError {
     let message = format!("{} {} does not belong here", article(value.type_str()), value.type_str());
     ConfigError::Rule { origin, message }
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 /// **Invariant:** every request gets exactly one ending event (`is_end`), and nothing after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
-    /// Validated, rendered, tokenised, fits the context and waits for a slot: from here on only the engine can fail it.
+    /// Validated, rendered, tokenised, fits the context and waits for a slot, or for its turn to become vectors: from here
+    /// on only the engine can fail it.
     Accepted {
         n_prompt: u32,
     },

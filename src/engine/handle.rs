@@ -75,10 +75,11 @@ pub struct Tokenized {
 }
 
 /// Requests in flight and the room for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
     pub n_in_flight: u32,
     pub n_places: u32,
+    pub n_slots_free: u32,
     /// Times the engine died and was started again.
     pub n_restarts: u32,
 }
@@ -112,6 +113,7 @@ impl Engine {
         Load {
             n_in_flight: self.shared.router.in_flight().0,
             n_places: self.shared.router.n_places(),
+            n_slots_free: self.shared.router.n_slots_free(),
             n_restarts: self.shared.transport.n_restarts(),
         }
     }
@@ -145,17 +147,23 @@ impl Engine {
         }
     }
 
-    pub async fn embed(&self, request: EmbedRequest) -> Result<Vectors, Failure> {
-        match self.ask(Command::Embed(request)).await? {
-            Event::Vectors(vectors) => Ok(vectors),
-            other => Err(unexpected(&other)),
-        }
+    /// Starts making vectors; returns when the inputs are tokens and fit.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Vectorizing, Failure> {
+        self.vectorize(Command::Embed(request)).await
     }
 
-    pub async fn rerank(&self, request: RerankRequest) -> Result<Vectors, Failure> {
-        match self.ask(Command::Rerank(request)).await? {
-            Event::Vectors(vectors) => Ok(vectors),
-            other => Err(unexpected(&other)),
+    /// Starts scoring documents; as [`Engine::embed`].
+    pub async fn rerank(&self, request: RerankRequest) -> Result<Vectorizing, Failure> {
+        self.vectorize(Command::Rerank(request)).await
+    }
+
+    async fn vectorize(&self, command: Command) -> Result<Vectorizing, Failure> {
+        let mut generation = self.submit(Place::Short(command.fingerprint()), command)?;
+        match generation.next().await {
+            Some(Event::Accepted { n_prompt }) => Ok(Vectorizing { n_tokens: n_prompt, generation, ready: None }),
+            // Nothing had to be computed.
+            Some(Event::Vectors(vectors)) => Ok(Vectorizing { n_tokens: 0, generation, ready: Some(vectors) }),
+            ended => Err(ended_by(ended)),
         }
     }
 
@@ -192,7 +200,7 @@ impl Engine {
         match self.submit(Place::Short(command.fingerprint()), command)?.next().await {
             Some(Event::Failed(failure)) => Err(failure),
             Some(event) => Ok(event),
-            None => Err(Failure::Internal("the engine ended the request without an answer; this is a bug".into())),
+            None => Err(ended_by(None)),
         }
     }
 }
@@ -210,6 +218,35 @@ fn unexpected(event: &Event) -> Failure {
         Event::Failed(_) => "Failed",
     };
     Failure::Internal(format!("the engine answered with {kind}, which does not belong here; this is a bug"))
+}
+
+/// Why there is no answer of the kind that was asked for.
+fn ended_by(event: Option<Event>) -> Failure {
+    match event {
+        Some(Event::Failed(failure)) => failure,
+        Some(other) => unexpected(&other),
+        None => Failure::Internal("the engine ended the request without an answer; this is a bug".into()),
+    }
+}
+
+/// Vectors that are being made. Dropping it cancels.
+pub struct Vectorizing {
+    /// Of all inputs.
+    pub n_tokens: u32,
+    generation: Generation,
+    ready: Option<Vectors>,
+}
+
+impl Vectorizing {
+    pub async fn finish(mut self) -> Result<Vectors, Failure> {
+        if let Some(vectors) = self.ready {
+            return Ok(vectors);
+        }
+        match self.generation.next().await {
+            Some(Event::Vectors(vectors)) => Ok(vectors),
+            ended => Err(ended_by(ended)),
+        }
+    }
 }
 
 /// The receiving half of a request. Dropping it before its ending cancels the request.

@@ -190,6 +190,9 @@ impl<M: Model> Preparer<M> {
         if job.inputs.is_empty() {
             return Ok(Some(Event::Vectors(Default::default())));
         }
+        let n_tokens: usize = job.inputs.iter().map(Vec::len).sum();
+        let n_prompt = u32::try_from(n_tokens).unwrap_or(u32::MAX);
+        self.sink.emit(vec![(job.id, Event::Accepted { n_prompt })]);
         self.embedder()?.jobs.send(job).map_err(|_| Failure::ShuttingDown)?;
         Ok(None)
     }

@@ -25,9 +25,9 @@ pub enum Command {
     Cancel,
     /// Answer: `Event::Stats`.
     Stats,
-    /// Answer: `Event::Vectors`, one for each input.
+    /// Answer: `Accepted` with the tokens of all inputs, then `Event::Vectors`, one for each; of no inputs at once.
     Embed(EmbedRequest),
-    /// Answer: `Event::Vectors` of one number for each document, higher is better.
+    /// As `Embed`; the vectors are one number for each document, higher is better.
     Rerank(RerankRequest),
 }
 

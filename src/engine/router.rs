@@ -25,6 +25,8 @@ struct Entry {
     place: Place,
     /// It is being worked on: prepared, or in a slot. Only such requests can be to blame for a crash.
     active: bool,
+    /// A generation that was heard of since its acceptance: it has a slot, or had one.
+    has_slot: bool,
     started: Instant,
 }
 
@@ -44,6 +46,8 @@ pub(super) struct Router {
 struct State {
     entries: FxHashMap<RequestId, Entry>,
     n_generate: u32,
+    /// Of them, those that have a slot.
+    n_running: u32,
     n_short: u32,
     /// Mean time a generation held its place, for `Retry-After`.
     mean_hold_s: f64,
@@ -83,21 +87,29 @@ impl Router {
         }
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mailbox = Arc::new(Mailbox::default());
-        let entry = Entry { mailbox: Arc::clone(&mailbox), place, active: true, started: Instant::now() };
+        let entry =
+            Entry { mailbox: Arc::clone(&mailbox), place, active: true, has_slot: false, started: Instant::now() };
         state.entries.insert(id, entry);
         Ok((id, mailbox))
     }
 
     /// Delivers events in order. Events of unknown requests are dropped: they ended before.
     pub(super) fn dispatch(&self, events: Vec<(RequestId, Event)>) {
-        let mut state = self.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         for (id, event) in events {
             // With a slot free it starts at once, and may kill the engine before that is told.
             let waits = matches!(event, Event::Accepted { .. }) && state.n_active_but(id) >= self.n_slots as usize;
             let Some(entry) = state.entries.get_mut(&id) else { continue };
             match event {
-                Event::Accepted { .. } => entry.active = !waits,
-                Event::Progress { .. } | Event::Delta(_) => entry.active = true,
+                // Vectors wait for no slot.
+                Event::Accepted { .. } => entry.active = !waits || matches!(entry.place, Place::Short(_)),
+                Event::Progress { .. } | Event::Delta(_) => {
+                    entry.active = true;
+                    if !std::mem::replace(&mut entry.has_slot, true) {
+                        state.n_running += 1;
+                    }
+                }
                 _ => {}
             }
             if event.is_end() {
@@ -142,6 +154,11 @@ impl Router {
         self.n_places
     }
 
+    /// Slots that no generation has; whatever is on its way to one counts as having none.
+    pub(super) fn n_slots_free(&self) -> u32 {
+        self.n_slots.saturating_sub(self.lock().n_running)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,6 +177,7 @@ impl State {
         match entry.place {
             Place::Generate(_) => {
                 self.n_generate -= 1;
+                self.n_running -= u32::from(entry.has_slot);
                 let held = entry.started.elapsed().as_secs_f64();
                 self.mean_hold_s += (held - self.mean_hold_s) * 0.1;
             }

@@ -1,5 +1,6 @@
 //! How the gateway says no.
 
+use super::limits::LimitRefusal;
 use crate::chat::check::Refusal;
 use crate::engine::Failure;
 
@@ -14,6 +15,9 @@ pub enum Error {
     /// `name` is as the client wrote it, cut to a readable length.
     #[error("the model `{name}` does not exist")]
     UnknownModel { name: String },
+    /// A limit or a budget was reached by a request for this model.
+    #[error("a limit of requests for `{model}` was reached: {refusal:?}")]
+    Limited { refusal: LimitRefusal, model: String },
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("{0}")]

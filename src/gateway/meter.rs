@@ -1,6 +1,7 @@
 //! Counts a request's tokens and times as its events pass, and settles when it is dropped.
 
-use super::Caller;
+use super::limits::{Permit, Spend};
+use super::{Caller, Price};
 use crate::chat::Usage;
 use crate::engine::{Event, Failure};
 use crate::telemetry::metrics::ModelSeries;
@@ -17,6 +18,8 @@ pub(super) struct Meter {
     choices: Vec<Choice>,
     n_ended: usize,
     failed: Option<&'static str>,
+    /// What the request holds of its limits, and what its tokens cost.
+    permit: Option<(Permit, Price)>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -24,6 +27,8 @@ struct Choice {
     /// The engine's own count once it is done, what was seen until then.
     usage: Usage,
     n_seen: u32,
+    /// Prompt tokens that were computed or found in the cache.
+    n_computed: u32,
     last_token: Option<Instant>,
 }
 
@@ -39,14 +44,28 @@ impl Meter {
             choices: vec![Choice::default(); n_choices],
             n_ended: 0,
             failed: None,
+            permit: None,
         }
+    }
+
+    /// Takes the permit, to settle it at the end.
+    pub(super) fn hold(&mut self, permit: Permit, price: Price) {
+        self.permit = Some((permit, price));
     }
 
     pub(super) fn observe(&mut self, idx: usize, event: &Event) {
         let Some(choice) = self.choices.get_mut(idx) else { return };
+        if let (Some((permit, _)), Event::Progress { .. } | Event::Delta(_)) = (&mut self.permit, event)
+            && choice.n_computed == 0
+        {
+            permit.start();
+        }
         match event {
             Event::Accepted { n_prompt } => choice.usage.prompt_tokens = *n_prompt,
-            Event::Progress { n_cached, .. } => choice.usage.cached_tokens = *n_cached,
+            Event::Progress { n_cached, n_computed, .. } => {
+                choice.usage.cached_tokens = *n_cached;
+                choice.n_computed = *n_computed;
+            }
             Event::Delta(delta) if delta.n_tokens > 0 => {
                 let now = Instant::now();
                 if self.first_token.is_none() {
@@ -55,11 +74,13 @@ impl Meter {
                 }
                 self.metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
                 choice.last_token = Some(now);
+                choice.n_computed = choice.usage.prompt_tokens;
                 choice.n_seen += delta.n_tokens;
                 choice.usage.completion_tokens = choice.n_seen;
             }
             Event::Done(done) => {
                 choice.usage = done.usage;
+                choice.n_computed = done.usage.prompt_tokens;
                 // The token that ended the turn had no delta.
                 self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
                 self.n_ended += 1;
@@ -75,10 +96,25 @@ impl Meter {
 
     /// Prompts once, answers of all choices.
     pub(super) fn usage(&self) -> Usage {
+        self.sum(|choice| choice.usage.prompt_tokens)
+    }
+
+    /// What the request came to: what was computed for it, whether it was delivered or not. What the server broke costs
+    /// nothing.
+    fn spend(&self, price: Price) -> Spend {
+        if matches!(self.failed, Some("crashed" | "internal")) {
+            return Spend::default();
+        }
+        let usage = self.sum(|choice| choice.n_computed);
+        let (n_input, n_output) = (u64::from(usage.prompt_tokens), u64::from(usage.completion_tokens));
+        Spend { tokens: n_input + n_output, nusd: price.cost(n_input, usage.cached_tokens.into(), n_output) }
+    }
+
+    fn sum(&self, n_prompt: impl Fn(&Choice) -> u32) -> Usage {
         let mut sum = Usage::default();
         for (idx, choice) in self.choices.iter().enumerate() {
             if idx % self.n_per_prompt == 0 {
-                sum.prompt_tokens += choice.usage.prompt_tokens;
+                sum.prompt_tokens += n_prompt(choice);
                 sum.cached_tokens += choice.usage.cached_tokens;
             }
             sum.completion_tokens += choice.usage.completion_tokens;
@@ -92,6 +128,9 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        if let Some((permit, price)) = self.permit.take() {
+            permit.settle(self.spend(price));
+        }
         let usage = self.usage();
         self.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
         let outcome = match self.failed {

@@ -8,9 +8,11 @@
 //! context and queued. Until then a failure is a plain error; after it, only the engine can fail the request. Choices of
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
+mod admission;
 mod choices;
 mod error;
 mod fetch;
+mod generate;
 mod keys;
 pub mod limits;
 mod meter;
@@ -42,18 +44,15 @@ pub use spec::{
 pub use target::Target;
 pub use vectors::{Classified, Embedded, Scored};
 
-use crate::chat::check::{self, Refusal};
-use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
-};
+use crate::chat::check::Refusal;
+use crate::chat::{ChatPrompt, ChatRequest, CompletionRequest, Output, Prompt, Sampling, SamplingParams};
 use crate::engine::{
-    Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
-    Timings, TokenizeRequest, Tokenized, choose_adapters, fresh_family,
+    Description, Engine, EngineMode, EngineState, Failure, Load, Stats, TokenizeRequest, Tokenized, choose_adapters,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
-use choices::Choices;
 use fetch::Fetcher;
+use limits::{LimitSets, Limiter, Permit};
 use meter::Meter;
 use models::Models;
 use names::Names;
@@ -86,6 +85,8 @@ pub struct GatewayConfig {
     pub media_hosts: Vec<MediaHost>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
+    /// Named sets of limits.
+    pub limits: LimitSets,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -106,6 +107,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
+    limiter: Limiter,
     /// Keys of `--data-dir`; none: the static ones are all.
     keyring: Option<Arc<Keyring>>,
 }
@@ -161,7 +163,7 @@ impl Gateway {
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone());
-        Self { config, names, models, metrics, responses, fetcher, keyring: None }
+        Self { config, names, models, metrics, responses, fetcher, limiter: admission::limiter(), keyring: None }
     }
 
     /// With the keys of `keyring` beside the static ones.
@@ -183,7 +185,7 @@ impl Gateway {
 
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
-        let target = self.target(caller, request.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, request.model.as_deref()).await?;
         self.admit_media(&mut request.prompt, request.n, &target.description).await?;
         settle_chat(&mut request.prompt, &target);
         let work = Work {
@@ -195,12 +197,12 @@ impl Gateway {
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
-        self.start(caller, work, target).await
+        self.start(caller, work, target, permit).await
     }
 
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let target = self.target(caller, request.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, request.model.as_deref()).await?;
         let mut output = request.output;
         if request.best_of > request.n {
             // What the choices are ranked by.
@@ -215,7 +217,7 @@ impl Gateway {
             cache_prompt: request.cache_prompt,
             lora: request.lora,
         };
-        self.start(caller, work, target).await
+        self.start(caller, work, target, permit).await
     }
 
     pub async fn tokenize(
@@ -364,11 +366,12 @@ impl Gateway {
 
     /// Requests in flight and the room for them, over all loaded models.
     pub fn load(&self) -> Load {
-        let mut sum = Load { n_in_flight: 0, n_places: 0, n_restarts: 0 };
+        let mut sum = Load::default();
         for engine in (0..self.models.shared.entries.len()).filter_map(|idx| self.models.engine(idx)) {
             let load = engine.load();
             sum.n_in_flight += load.n_in_flight;
             sum.n_places += load.n_places;
+            sum.n_slots_free += load.n_slots_free;
             sum.n_restarts += load.n_restarts;
         }
         sum
@@ -407,7 +410,13 @@ impl Gateway {
         self.metrics.page(&readings)
     }
 
-    async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
+    async fn start(
+        &self,
+        caller: &Caller,
+        mut work: Work,
+        target: Target,
+        mut permit: Permit,
+    ) -> Result<Running, Error> {
         if !target.description.generates {
             return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
         }
@@ -416,14 +425,12 @@ impl Gateway {
         if work.lora.is_some() || !target.description.adapters.is_empty() {
             work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
         }
-        work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
+        self.bound_output(caller, &mut work, &target, &permit).await?;
         let series = self.metrics.model(target.id());
-        let meter = Meter::new(series, caller, work.n as usize, n_choices);
+        let mut meter = Meter::new(series, caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
-        let (choices, accepted) = match work.output.max_tokens {
-            Some(0) if !work.output.echo => count_only(work, &target).await?,
-            _ => generate(caller, work, &target).await?,
-        };
+        let (choices, accepted) = self.generate(caller, work, &target, &mut permit).await?;
+        meter.hold(permit, admission::price(&target));
         let fingerprint = fingerprint(&target);
         Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
     }
@@ -451,62 +458,6 @@ fn refuse_more_than_fits(n_choices: usize, work: &Work, engine: &Engine) -> Resu
     Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
 }
 
-/// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
-async fn generate(caller: &Caller, work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let n = work.n as usize;
-    let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
-    let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
-        prompt,
-        sampling: SamplingParams {
-            seed: check::choice_seed(work.sampling.seed, choice as u32),
-            ..work.sampling.clone()
-        },
-        output: work.output.clone(),
-        cache_prompt: work.cache_prompt,
-        partition: caller.principal.partition(),
-        class: Default::default(),
-        family,
-        lora: work.lora.clone(),
-    };
-    let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
-    let mut accepted = vec![0; generations.len()];
-    for step in [0..1, 1..n] {
-        for (p, prompt) in work.prompts.iter().enumerate() {
-            for choice in step.clone() {
-                let request = request(prompt.clone(), choice, families[p]);
-                generations[p * n + choice] = Some(target.engine.generate(request)?);
-            }
-        }
-        for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {
-            let idx = p * n + choice;
-            if let Some(generation) = &mut generations[idx] {
-                accepted[idx] = await_acceptance(generation).await?;
-            }
-        }
-    }
-    Ok((Choices::new(generations.into_iter().flatten().collect()), accepted))
-}
-
-/// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
-async fn count_only(work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let (mut accepted, mut ends) = (Vec::new(), Vec::new());
-    for prompt in work.prompts {
-        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-        let n_prompt = target.engine.tokenize(request).await?.tokens.len();
-        if n_prompt >= target.description.n_ctx as usize {
-            let (n_prompt, n_ctx) = (n_prompt as u64, target.description.n_ctx);
-            return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
-        }
-        let usage = Usage { prompt_tokens: n_prompt as u32, ..Default::default() };
-        let done = Done { finish: Finish::Length, usage, timings: Timings::default() };
-        for _ in 0..work.n {
-            accepted.push(usage.prompt_tokens);
-            ends.push(Event::Done(done.clone()));
-        }
-    }
-    Ok((Choices::ended(ends), accepted))
-}
-
 /// Stable for the same build, model and settings, so that a client can tell when answers may differ.
 fn fingerprint(target: &Target) -> String {
     let d = &target.description;
@@ -523,15 +474,6 @@ fn fingerprint(target: &Target) -> String {
     );
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
-}
-
-/// The engine's first word about a request: its prompt's tokens, or why it is refused.
-async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
-    match generation.next().await {
-        Some(Event::Accepted { n_prompt }) => Ok(n_prompt),
-        Some(Event::Failed(failure)) => Err(failure.into()),
-        _ => Err(Failure::Internal("a generation began without being accepted; this is a bug".to_owned()).into()),
-    }
 }
 
 /// Milliseconds since 1970 by the wall clock.

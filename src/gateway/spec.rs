@@ -2,6 +2,7 @@
 //!
 //! Money is in nano-USD (10⁻⁹ USD) as `i64`, never in floats; times are milliseconds since 1970.
 
+use crate::chat::Class;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -71,6 +72,8 @@ pub struct LimitSpec {
     pub queue: Option<u32>,
     /// Most tokens of one answer.
     pub output: Option<u32>,
+    /// The queue that its requests wait in.
+    pub class: Option<Class>,
 }
 
 /// What a scope may spend in a period; with no period, ever.

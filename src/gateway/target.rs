@@ -24,6 +24,11 @@ impl Target {
         &self.config.id
     }
 
+    /// The model's place among all.
+    pub(super) fn idx(&self) -> usize {
+        self.pin.idx
+    }
+
     /// Scales of the model's LoRA adapters by index, where a request says nothing.
     pub fn adapter_scales(&self) -> Vec<f32> {
         let changed = self.pin.shared.lock()[self.pin.idx].adapter_scales.clone();

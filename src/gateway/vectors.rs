@@ -1,10 +1,12 @@
 //! Vectors and scores: checks, the engine's answer, and what it cost.
 
+use super::admission::price;
+use super::limits::{Permit, Spend};
 use super::meter::word;
-use super::{Caller, Error, Gateway, Target};
+use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk};
-use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectors};
+use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectorizing, Vectors};
 use crate::telemetry::metrics::ModelSeries;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::time::Instant;
@@ -39,22 +41,24 @@ pub struct Classified {
 
 /// Queries of one score request that are with the engine at once.
 const SCORES_AT_ONCE: usize = 8;
+/// Special tokens of a pair, at most.
+const PAIR_TOKENS: usize = 8;
 
 impl Gateway {
     /// One vector for each input, cut to `dimensions` and scaled.
     ///
     /// Errors: `unsupported_operation` at `model` for one that makes none, `dimensions` out of range, and the engine's.
     pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
-        let target = self.target(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         match description.pooling {
             None => return Err(unsupported("This model can't make embeddings.")),
             Some(Pooling::Rank) => return Err(unsupported("This model scores texts and makes no embeddings.")),
             Some(_) => check_dimensions(ask.dimensions, description)?,
         }
-        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());
+        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);
         let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
-        let vectors = meter.end(target.engine.embed(request).await)?;
+        let vectors = meter.make(self, &target, target.engine.embed(request).await).await?;
         let prompt_tokens = meter.prompt_tokens;
         // Millions of numbers take a while, and others wait for this thread.
         let scale = move || {
@@ -72,32 +76,39 @@ impl Gateway {
 
     /// The vectors as the model makes them, of a model that is held already.
     pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
-        let mut meter = VectorMeter::new(self, caller, target, request.inputs.len());
-        Ok(meter.end(target.engine.embed(request).await)?)
+        let permit = self.admit(caller, target.idx()).await?;
+        let mut meter = VectorMeter::new(self, caller, target, request.inputs.len(), permit);
+        meter.make(self, target, target.engine.embed(request).await).await
     }
 
     /// A score for each document, not sorted.
     pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
-        let target = self.target(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
-        let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len());
+        let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len(), permit);
         let request = RerankRequest { query: ask.query, documents: ask.documents, n_document_max: ask.n_document_max };
-        let vectors = meter.end(target.engine.rerank(request).await)?;
+        let vectors = meter.make(self, &target, target.engine.rerank(request).await).await?;
         let scores = firsts(vectors);
         Ok(Scored { model: target.id().to_owned(), scores, prompt_tokens: meter.prompt_tokens })
     }
 
     /// A score for each pair.
     pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
-        let target = self.target(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
-        let mut meter =
-            VectorMeter::new(self, caller, &target, ask.groups.iter().map(|(_, documents)| documents.len()).sum());
-        let requests = ask.groups.into_iter().map(|(query, documents)| {
+        let n_pairs = ask.groups.iter().map(|(_, documents)| documents.len()).sum();
+        let mut meter = VectorMeter::new(self, caller, &target, n_pairs, permit);
+        // The groups are counted one by one while others are being computed, so what is reserved is what they can be at
+        // most: each byte a token, and a few between the two texts.
+        let n_bytes_max = |(query, documents): &(String, Vec<String>)| {
+            documents.iter().map(|document| (query.len() + document.len() + PAIR_TOKENS) as u64).sum::<u64>()
+        };
+        meter.reserve(self, &target, ask.groups.iter().map(n_bytes_max).sum())?;
+        let requests = ask.groups.into_iter().map(|(query, documents)| async {
             let request = RerankRequest { query, documents, n_document_max: None };
-            target.engine.rerank(request)
+            target.engine.rerank(request).await?.finish().await
         });
         let groups: Result<Vec<Vectors>, Failure> = stream::iter(requests).buffered(SCORES_AT_ONCE).try_collect().await;
         let all = groups.map(|groups| {
@@ -113,12 +124,12 @@ impl Gateway {
 
     /// The classification head's outputs for each input.
     pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
-        let target = self.target(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
-        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());
+        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);
         let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
-        let outputs = meter.end(target.engine.embed(request).await)?.vectors;
+        let outputs = meter.make(self, &target, target.engine.embed(request).await).await?.vectors;
         Ok(Classified {
             model: target.id().to_owned(),
             outputs,
@@ -162,11 +173,18 @@ struct VectorMeter {
     started: Instant,
     prompt_tokens: u64,
     outcome: &'static str,
+    /// What the request holds of its limits, and what its tokens cost; taken once it has ended well.
+    permit: Option<Permit>,
+    price: Price,
 }
 
 impl VectorMeter {
-    fn new(gateway: &Gateway, caller: &Caller, target: &Target, n_inputs: usize) -> Self {
+    fn new(gateway: &Gateway, caller: &Caller, target: &Target, n_inputs: usize, mut permit: Permit) -> Self {
+        // Vectors wait for no slot.
+        permit.start();
         Self {
+            permit: Some(permit),
+            price: price(target),
             series: gateway.metrics.model(target.id()),
             request_id: caller.request_id.clone(),
             n_inputs,
@@ -174,6 +192,30 @@ impl VectorMeter {
             prompt_tokens: 0,
             outcome: "cancelled",
         }
+    }
+
+    /// Reserves what the engine counted, then waits for the vectors. A refusal drops, and so cancels, them.
+    async fn make(
+        &mut self,
+        gateway: &Gateway,
+        target: &Target,
+        begun: Result<Vectorizing, Failure>,
+    ) -> Result<Vectors, Error> {
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(failure) => return Ok(self.end(Err(failure))?),
+        };
+        self.reserve(gateway, target, begun.n_tokens.into())?;
+        Ok(self.end(begun.finish().await)?)
+    }
+
+    fn reserve(&mut self, gateway: &Gateway, target: &Target, n_tokens: u64) -> Result<(), Error> {
+        let most = Spend { tokens: n_tokens, nusd: self.price.cost(n_tokens, 0, 0) };
+        let reserved = self.permit.as_mut().map_or(Ok(()), |permit| gateway.reserve(permit, target, most));
+        if reserved.is_err() {
+            self.outcome = "limited";
+        }
+        reserved
     }
 
     fn end(&mut self, result: Result<Vectors, Failure>) -> Result<Vectors, Failure> {
@@ -190,6 +232,11 @@ impl VectorMeter {
 
 impl Drop for VectorMeter {
     fn drop(&mut self) {
+        // A client that left has made its request, though nobody knows of how many tokens; one that failed has not.
+        if let Some(permit) = self.permit.take().filter(|_| matches!(self.outcome, "done" | "cancelled")) {
+            let tokens = self.prompt_tokens;
+            permit.settle(Spend { tokens, nusd: self.price.cost(tokens, 0, 0) });
+        }
         self.series.prompt(u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), 0);
         tracing::info!(
             request_id = self.request_id,

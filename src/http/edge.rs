@@ -4,7 +4,7 @@ use super::connection::Busy;
 use super::drain::Working;
 use super::error::{ApiError, Asked};
 use super::family::Family;
-use super::{App, HttpConfig, auth, body, origin};
+use super::{App, HttpConfig, auth, body, limited, origin};
 use crate::gateway::{Caller, Error, Principal, random_name};
 use axum::Router;
 use axum::body::Body;
@@ -55,9 +55,11 @@ pub(super) async fn answer(
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
     let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
+    let mut limited = None;
     let response = match asking.admit(&request, &request_id) {
         Ok(Admitted::Preflight) => origin::preflight(request.headers()),
         Ok(Admitted::Caller(caller)) => {
+            limited = app.gateway.standing(&caller).map(|_| caller.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
             let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind().await;
@@ -74,6 +76,9 @@ pub(super) async fn answer(
         origin::mark(response.headers_mut(), allowed);
     }
     mark(&app, response.headers_mut(), version, &request_id);
+    if let Some(standing) = limited.and_then(|caller| app.gateway.standing(&caller)) {
+        limited::mark(response.headers_mut(), &standing, family);
+    }
     if is_chunked && version < Version::HTTP_2 {
         // A length beside the chunks was thrown away; whoever believed it takes the rest for another request. So no
         // other is read here.

@@ -12,6 +12,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// What the endpoint calls its prompt; refusals of it name that field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +52,10 @@ pub(super) struct ApiError {
     /// Boxed: few errors have it, and every `Result` carries its room.
     detail: Option<Box<Detail>>,
     retry_after_s: Option<u32>,
+    /// The same to the millisecond, for the SDKs that read it.
+    retry_after_ms: Option<u64>,
     /// Whether trying again can help, where the status alone would mislead an SDK.
-    should_retry: Option<bool>,
+    pub(super) should_retry: Option<bool>,
     /// The connection is of no use afterwards.
     close: bool,
 }
@@ -65,9 +68,17 @@ pub(super) struct Told {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, kind: &'static str, code: Option<&str>, message: impl Into<String>) -> Self {
         let problem = Problem { message: message.into(), kind, param: None, code: code.map(str::to_owned) };
-        Self { status, problem, detail: None, retry_after_s: None, should_retry: None, close: false }
+        Self {
+            status,
+            problem,
+            detail: None,
+            retry_after_s: None,
+            retry_after_ms: None,
+            should_retry: None,
+            close: false,
+        }
     }
 
     fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
@@ -75,11 +86,19 @@ impl ApiError {
     }
 
     /// 503: `code` says what the server is busy with.
-    fn unavailable(code: &str, message: impl Into<String>, retry_after_s: u32) -> Self {
+    pub(super) fn unavailable(code: &str, message: impl Into<String>, retry_after_s: u32) -> Self {
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some(code), message);
         // The back-off of SDKs takes integers from 1; a longer wait than a minute makes some of them give up.
         error.retry_after_s = Some(retry_after_s.clamp(1, 60));
         error
+    }
+
+    /// Says when to try again.
+    pub(super) fn after(mut self, wait: std::time::Duration) -> Self {
+        let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
+        self.retry_after_ms = Some(ms);
+        self.retry_after_s = Some(u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX));
+        self
     }
 
     pub(super) fn param(mut self, param: impl Into<String>) -> Self {
@@ -193,6 +212,7 @@ impl ApiError {
                     .param("model")
                     .detail(Detail::UnknownModel(name))
             }
+            gateway::Error::Limited { refusal, model } => Self::limited(refusal, &model),
             gateway::Error::Refused(refusal) => Fault::from(refusal).into(),
             gateway::Error::Engine(failure) => Self::of_engine(failure, asked),
         }
@@ -260,6 +280,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(ms) = self.retry_after_ms {
+            headers.insert(RETRY_AFTER_MS, ms.into());
         }
         if let Some(should_retry) = self.should_retry {
             let value = if should_retry { "true" } else { "false" };

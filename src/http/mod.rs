@@ -19,6 +19,7 @@ mod edge;
 mod error;
 mod family;
 mod guard;
+mod limited;
 mod lora;
 mod ollama;
 mod openai;

@@ -29,6 +29,7 @@ pub struct Metrics {
     connections: IntGauge,
     rejections: IntCounterVec,
     auth_failures: IntCounterVec,
+    limit_rejections: IntCounterVec,
     tls_cert_expiry: IntGauge,
     reload_success: IntGauge,
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
@@ -142,6 +143,13 @@ impl Metrics {
                     &["reason"],
                 ),
             ),
+            limit_rejections: add(
+                r,
+                IntCounterVec::new(
+                    Opts::new("hearth_ratelimit_rejections_total", "Requests refused by a limit or a budget."),
+                    &["scope", "kind"],
+                ),
+            ),
             auth_failures: add(
                 r,
                 IntCounterVec::new(
@@ -216,6 +224,11 @@ impl Metrics {
     /// `reason` is a word of ours, never what a client wrote.
     pub fn rejected(&self, reason: &'static str) {
         self.rejections.with_label_values(&[reason]).inc();
+    }
+
+    /// A limit was reached: whose, and of what; both words are ours.
+    pub fn limited(&self, scope: &'static str, kind: &'static str) {
+        self.limit_rejections.with_label_values(&[scope, kind]).inc();
     }
 
     pub fn auth_failed(&self, reason: &'static str) {

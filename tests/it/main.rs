@@ -11,6 +11,7 @@ mod edge;
 mod embeddings;
 mod errors;
 mod hostile;
+mod limits;
 mod llama_server;
 mod lora;
 mod many_models;

@@ -67,6 +67,11 @@ pub struct TeamRecord {
 }
 
 impl Principal {
+    /// Whoever holds this key.
+    pub fn of(key: Arc<KeyRecord>) -> Self {
+        Self { partition: key.partition, key: Some(key) }
+    }
+
     /// Which tenant it is: KV prefixes, stored responses and cached answers are shared within it only. 0 where no keys are
     /// set.
     pub fn partition(&self) -> u64 {

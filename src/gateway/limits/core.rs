@@ -104,7 +104,7 @@ impl Core {
         Ok(ticket)
     }
 
-    /// Takes what the request may cost at most, from every scope or from none. From then on it counts as a request.
+    /// Takes what the request may cost at most, from every scope or from none.
     pub fn reserve(&mut self, now: Now, ticket: &mut Ticket, estimate: Spend) -> Result<(), LimitRefusal> {
         debug_assert!(ticket.reserved.is_none(), "a request is reserved for once");
         for part in &ticket.parts {
@@ -120,11 +120,10 @@ impl Core {
             part.era = state.budget.as_mut().map(|(_, budget)| budget.reserve(estimate));
         }
         ticket.reserved = Some(estimate);
-        ticket.is_kept = true;
         Ok(())
     }
 
-    /// Replaces what was reserved by what it was.
+    /// Replaces what was reserved by what it was. From then on it counts as a request.
     pub fn settle(&mut self, ticket: &mut Ticket, actual: Spend) {
         ticket.is_kept = true;
         let Some(estimate) = ticket.reserved.take() else { return };
@@ -152,12 +151,13 @@ impl Core {
         }
     }
 
-    /// Gives back what is not spent: the place always, a reservation that nobody settled, and the request itself where
-    /// nothing was ever reserved.
+    /// Gives back what is not spent: the place always; where nobody settled, the reservation and the request itself too.
     pub fn release(&mut self, mut ticket: Ticket) {
+        let is_kept = ticket.is_kept;
         if ticket.reserved.is_some() {
             self.settle(&mut ticket, Spend::default());
         }
+        ticket.is_kept = is_kept;
         self.start(&mut ticket);
         for part in &ticket.parts {
             let state = &mut self.scopes[part.at as usize];

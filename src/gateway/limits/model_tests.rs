@@ -69,6 +69,7 @@ impl World {
             n_parallel: parallel,
             n_queue: queue,
             n_output: None,
+            class: None,
         };
         Self {
             budget: BudgetSpec {
@@ -350,7 +351,7 @@ impl Pair {
         }
         self.core.release(ticket);
         (request.is_running, request.is_waiting) = (false, false);
-        request.counts = percent.is_some() || request.has_reserved;
+        request.counts = percent.is_some();
         request.spend = actual;
         for i in 0..2 {
             if !request.is_settled[i] {

@@ -42,12 +42,6 @@ impl Clock for WallClock {
     }
 }
 
-/// What was spent before this process began. May block; never called under the limiter's lock.
-pub trait History: Send + Sync {
-    /// The sum over the requests of a scope that began within `window` and have ended.
-    fn spent(&self, kind: ScopeKind, id: &str, window: PeriodWindow) -> Spend;
-}
-
 /// How the core is locked; a type of its own so that a model checker can put another in.
 pub trait Lock: Send + Sync {
     fn new(core: Core) -> Self;
@@ -144,7 +138,7 @@ pub struct Warning {
     pub id: Box<str>,
 }
 
-/// What one request holds. Dropping it gives back what was not spent.
+/// What one request holds. Dropping it, as a refusal does, gives back everything.
 #[must_use]
 pub struct Permit<L: Lock = Mutex<Core>> {
     /// `None`: nothing limits this request, or it has ended.
@@ -179,7 +173,7 @@ impl<L: Lock> Permit<L> {
         }
     }
 
-    /// The request has ended and this is what it was. Without a reservation it still counts as a request.
+    /// The request has ended and this is what it was; it counts as a request.
     pub fn settle(mut self, actual: Spend) {
         let Some(mut ticket) = self.ticket.take() else { return };
         let warnings = self.limiter.shared.core.with(|core| {

@@ -1,5 +1,6 @@
 //! Whom limits are for, and which ones.
 
+use crate::chat::Class;
 use crate::gateway::spec::{BudgetSpec, LimitSpec};
 use std::collections::BTreeMap;
 
@@ -48,11 +49,14 @@ pub struct Limits {
     pub n_queue: Option<u32>,
     /// Most tokens of one answer.
     pub n_output: Option<u32>,
+    /// The queue that requests wait in; no limit, but it goes with them.
+    pub class: Option<Class>,
 }
 
 impl Limits {
+    /// Whether nothing is limited.
     pub fn is_none(&self) -> bool {
-        *self == Self::default()
+        Self { class: None, ..*self } == Self::default()
     }
 }
 
@@ -120,6 +124,7 @@ fn settle(own: &LimitSpec, set: Option<&LimitSpec>) -> Limits {
         n_parallel: over(own.parallel, small(|set| set.parallel)),
         n_queue: over(own.queue, small(|set| set.queue)),
         n_output: over(own.output, small(|set| set.output)),
+        class: own.class.or_else(|| set.and_then(|set| set.class)),
     }
 }
 

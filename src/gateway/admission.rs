@@ -9,17 +9,16 @@
 use super::limits::WallClock;
 use super::limits::{LimitRefusal, LimitSets, Limiter, Limits, Permit, Scope, ScopeKind, Spend, Standing};
 use super::spec::BudgetSpec;
+use super::store;
 use super::{Caller, Error, Gateway, Target};
 use crate::chat::Class;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+/// Teams that the metrics name, so that their series are bounded.
+const TEAMS_SHOWN_MAX: usize = 200;
+
 /// Where everybody stands.
 pub(super) fn limiter() -> Limiter {
     Limiter::new(WallClock::default())
-}
-
-/// What the model's tokens cost.
-pub(super) fn price(_target: &Target) -> super::Price {
-    super::Price::default()
 }
 
 /// Names of scopes that have none by themselves.
@@ -104,9 +103,14 @@ impl Gateway {
 
     /// What was spent before this process, as the books have it; nothing without books.
     async fn spent(&self, kind: ScopeKind, id: &str, window: (i64, i64)) -> Result<Spend, Error> {
-        //BOOKS
-        let _ = (kind, id, window);
-        Ok(Spend::default())
+        let Some(books) = &self.books else { return Ok(Spend::default()) };
+        let (scope, id) = (kind.name(), id.to_owned());
+        let read = books.store().read(move |conn| store::spent(conn, scope, &id, window)).await;
+        let (nusd, tokens) = read.map_err(|error| {
+            tracing::error!(%error, "what a budget has spent can't be read");
+            Error::LedgerUnavailable
+        })?;
+        Ok(Spend { tokens, nusd: nusd.max(0) })
     }
 
     /// The longest answer that any of the caller's scopes allows.
@@ -131,6 +135,23 @@ impl Gateway {
         let scopes = scopes(&config.limits, caller, &names);
         let standing = (!scopes.is_empty()).then(|| self.limiter.standing(&scopes))?;
         (standing.requests.is_some() || standing.tokens.is_some()).then_some(standing)
+    }
+
+    /// (team, nano-USD) that teams with budgets have left, of those that asked for something since the start.
+    pub(super) fn budgets_left(&self) -> Vec<(String, i64)> {
+        let Some(books) = &self.books else { return Vec::new() };
+        let snapshot = books.keyring().snapshot();
+        let left = snapshot.teams.values().filter_map(|team| {
+            let max = team.spec.budget.max_nusd?;
+            let (spent, reserved, _) = self.limiter.budget(ScopeKind::Team, &team.id)?;
+            Some((team.id.clone(), max.saturating_sub(spent.nusd).saturating_sub(reserved.nusd)))
+        });
+        left.take(TEAMS_SHOWN_MAX).collect()
+    }
+
+    /// Whether there is a set of limits of this name.
+    pub fn has_limits(&self, name: &str) -> bool {
+        self.config().limits.has(name)
     }
 
     /// Forgets what a key or team spent in its budget's window of now.

@@ -18,6 +18,9 @@ pub enum Error {
     /// A limit or a budget was reached by a request for this model.
     #[error("a limit of requests for `{model}` was reached: {refusal:?}")]
     Limited { refusal: LimitRefusal, model: String },
+    /// The request's row can't be written now, so it is not answered.
+    #[error("the ledger can't be written")]
+    LedgerUnavailable,
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("{0}")]

@@ -1,6 +1,5 @@
 //! A request's choices on their way to the engine: bounded by what limits leave, reserved for before a token is made.
 
-use super::admission::price;
 use super::choices::Choices;
 use super::limits::{Permit, Spend};
 use super::{Caller, Error, Gateway, Target, Work};
@@ -111,7 +110,7 @@ impl Gateway {
             }
         }
         let n_prompts: u64 = accepted.iter().step_by(work.n.max(1) as usize).map(|n| u64::from(*n)).sum();
-        self.reserve(permit, target, Spend { tokens: n_prompts, nusd: price(target).cost(n_prompts, 0, 0) })?;
+        self.reserve(permit, target, Spend { tokens: n_prompts, nusd: target.config.price.cost(n_prompts, 0, 0) })?;
         Ok((Choices::ended(ends), accepted))
     }
 }
@@ -126,7 +125,7 @@ fn most(work: &Work, target: &Target, n_prompts: impl Iterator<Item = u32>) -> S
         n_input += u64::from(n_prompt);
         n_output += u64::from(work.output.max_tokens.unwrap_or(room).clamp(least, room)) * u64::from(work.n);
     }
-    Spend { tokens: n_input + n_output, nusd: price(target).cost(n_input, 0, n_output) }
+    Spend { tokens: n_input + n_output, nusd: target.config.price.cost(n_input, 0, n_output) }
 }
 
 async fn count(prompt: Prompt, target: &Target) -> Result<u64, Error> {

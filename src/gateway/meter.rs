@@ -1,10 +1,12 @@
 //! Counts a request's tokens and times as its events pass, and settles when it is dropped.
 
+use super::books::Entry;
 use super::limits::{Permit, Spend};
 use super::{Caller, Price};
-use crate::chat::Usage;
+use crate::chat::{Finish, Usage};
 use crate::engine::{Event, Failure};
 use crate::telemetry::metrics::ModelSeries;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) struct Meter {
@@ -20,6 +22,8 @@ pub(super) struct Meter {
     failed: Option<&'static str>,
     /// What the request holds of its limits, and what its tokens cost.
     permit: Option<(Permit, Price)>,
+    /// The request's row, where rows are kept.
+    entry: Option<Arc<Entry>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -45,6 +49,7 @@ impl Meter {
             n_ended: 0,
             failed: None,
             permit: None,
+            entry: caller.entry.clone(),
         }
     }
 
@@ -54,6 +59,7 @@ impl Meter {
     }
 
     pub(super) fn observe(&mut self, idx: usize, event: &Event) {
+        let n_choices = self.choices.len();
         let Some(choice) = self.choices.get_mut(idx) else { return };
         if let (Some((permit, _)), Event::Progress { .. } | Event::Delta(_)) = (&mut self.permit, event)
             && choice.n_computed == 0
@@ -68,7 +74,11 @@ impl Meter {
             }
             Event::Delta(delta) if delta.n_tokens > 0 => {
                 let now = Instant::now();
+                choice.n_computed = choice.usage.prompt_tokens;
                 if self.first_token.is_none() {
+                    if let Some(entry) = &self.entry {
+                        entry.first_token();
+                    }
                     self.first_token = Some(now);
                     self.metrics.first_token(now - self.started);
                 }
@@ -81,13 +91,36 @@ impl Meter {
             Event::Done(done) => {
                 choice.usage = done.usage;
                 choice.n_computed = done.usage.prompt_tokens;
+                if let Some(entry) = &self.entry {
+                    entry.queued(done.timings.queue_us / 1000);
+                    if self.n_ended + 1 == n_choices {
+                        entry.end(finish(&done.finish));
+                    }
+                }
                 // The token that ended the turn had no delta.
                 self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
                 self.n_ended += 1;
             }
-            Event::Failed(failure) => self.failed = Some(word(failure)),
+            Event::Failed(failure) => {
+                self.failed = Some(word(failure));
+                if let Some(entry) = &self.entry {
+                    entry.end(failed(failure));
+                }
+            }
             _ => {}
         }
+        if let Some(entry) = &self.entry {
+            entry.count(&self.sum(|choice| choice.n_computed));
+        }
+    }
+
+    /// Whether every choice has ended by itself.
+    pub(super) fn is_over(&self) -> bool {
+        self.failed.is_some() || self.n_ended == self.choices.len()
+    }
+
+    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref()
     }
 
     pub(super) fn n_choices(&self) -> usize {
@@ -150,6 +183,24 @@ impl Drop for Meter {
             total_ms = self.started.elapsed().as_millis() as u64,
             "generation ended"
         );
+    }
+}
+
+/// How a generation ended, as its row says it.
+fn finish(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::EndOfTurn | Finish::StopString(_) => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// How a failed one did. What a row ends with is not charged where it is the server's fault.
+fn failed(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Crashed { .. } => "engine_crash",
+        Failure::ShuttingDown => "shutdown",
+        Failure::Cancelled => "aborted",
+        _ => "failed",
     }
 }
 

@@ -1,14 +1,15 @@
 //! Vectors and scores: checks, the engine's answer, and what it cost.
 
-use super::admission::price;
+use super::books::Entry;
 use super::limits::{Permit, Spend};
 use super::meter::word;
 use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
-use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk};
+use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
 use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectorizing, Vectors};
 use crate::telemetry::metrics::ModelSeries;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Vectors in the order of their inputs.
@@ -176,6 +177,7 @@ struct VectorMeter {
     /// What the request holds of its limits, and what its tokens cost; taken once it has ended well.
     permit: Option<Permit>,
     price: Price,
+    entry: Option<Arc<Entry>>,
 }
 
 impl VectorMeter {
@@ -184,13 +186,14 @@ impl VectorMeter {
         permit.start();
         Self {
             permit: Some(permit),
-            price: price(target),
+            price: target.config.price,
             series: gateway.metrics.model(target.id()),
             request_id: caller.request_id.clone(),
             n_inputs,
             started: Instant::now(),
             prompt_tokens: 0,
             outcome: "cancelled",
+            entry: caller.entry.clone(),
         }
     }
 
@@ -223,8 +226,17 @@ impl VectorMeter {
             Ok(vectors) => {
                 self.prompt_tokens = vectors.n_tokens.iter().map(|n| u64::from(*n)).sum();
                 self.outcome = "done";
+                if let Some(entry) = &self.entry {
+                    let prompt_tokens = u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX);
+                    entry.count(&Usage { prompt_tokens, ..Usage::default() });
+                }
             }
-            Err(failure) => self.outcome = word(failure),
+            Err(failure) => {
+                self.outcome = word(failure);
+                if let (Some(entry), Failure::Crashed { .. }) = (&self.entry, failure) {
+                    entry.end("engine_crash");
+                }
+            }
         }
         result
     }

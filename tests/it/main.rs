@@ -2,6 +2,11 @@
 
 mod addresses;
 mod anthropic;
+mod books_admin;
+mod books_faults;
+mod books_keys;
+mod books_rows;
+mod budgets;
 mod clients;
 mod completions;
 mod crash;

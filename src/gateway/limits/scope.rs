@@ -104,11 +104,11 @@ impl LimitSets {
         Some(settle(set, None)).filter(|limits| !limits.is_none())
     }
 
-    /// What a key's or team's own values say over those of the set they name; `fallback`: the set where they name none.
-    /// A 0 means no limit, also over a set's. A set that is gone leaves the own values.
+    /// What a key's or team's own values say over those of the set they name; `fallback`: the set where they name none, or
+    /// one that is gone. A 0 means no limit, also over a set's.
     pub fn settle(&self, own: &LimitSpec, fallback: Option<&str>) -> Limits {
-        let name = own.name.as_deref().or(fallback);
-        settle(own, name.and_then(|name| self.sets.get(name)))
+        let find = |name: Option<&str>| name.and_then(|name| self.sets.get(name));
+        settle(own, find(own.name.as_deref()).or_else(|| find(fallback)))
     }
 }
 
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!((limits.requests_per_minute, limits.tokens_per_minute, limits.n_parallel), (Some(5), None, Some(4)));
         assert_eq!(sets.settle(&LimitSpec::default(), Some("default")).requests_per_minute, Some(3));
         assert!(sets.settle(&LimitSpec::default(), None).is_none());
-        assert!(sets.settle(&named("gone"), Some("default")).is_none());
+        assert_eq!(sets.settle(&named("gone"), Some("default")).requests_per_minute, Some(3));
         assert!(sets.of_kind(ScopeKind::Ip).is_none());
     }
 }

@@ -18,12 +18,12 @@
 //! |---|---|---|
 //! | [`http`] edge, auth | bytes and headers → principal | async task |
 //! | [`dialect`] | wire JSON → [`chat::ChatRequest`] | async task |
-//! | [`gateway`] | name → target, sampling settled → [`engine::GenerateRequest`] | async task |
+//! | [`gateway`] | name → target and permit, sampling settled → [`engine::GenerateRequest`] | async task |
 //! | [`engine`] prepare | template, tokens, sampler → run | preparer threads |
 //! | [`engine`] worker | slots → plan → batch → decode → sample → text | worker thread, owner of the context |
 //! | [`engine`] output | text → [`chat::Delta`] (thinking apart) | output thread |
 //! | [`engine`] handle | [`engine::Event`], one ending each | mailbox; dropping it cancels |
-//! | [`gateway`] meter | events counted as they pass | async task |
+//! | [`gateway`] meter | events counted as they pass; permit settled at the end | async task |
 //! | [`http`] sse, [`dialect`] | delta → chunk → bytes | async task |
 //!
 //! # Invariants

@@ -245,6 +245,8 @@ pub struct ChatRequest {
     pub cache_prompt: bool,
     /// Scales of LoRA adapters by their index; `None`: the server's.
     pub lora: Option<Vec<(u32, f32)>>,
+    /// The person or program that the client acts for, in the client's words.
+    pub end_user: Option<String>,
 }
 
 /// A text completion: one or more prompts, `n` choices of each.
@@ -263,6 +265,7 @@ pub struct CompletionRequest {
     pub include_usage: bool,
     pub cache_prompt: bool,
     pub lora: Option<Vec<(u32, f32)>>,
+    pub end_user: Option<String>,
 }
 
 /// Tokens counted by the engine for one generation.

@@ -13,6 +13,8 @@ pub struct EmbedAsk {
     /// Keep only this many numbers of each vector, before it is normalised.
     pub dimensions: Option<u32>,
     pub norm: Norm,
+    /// The person or program that the client acts for.
+    pub end_user: Option<String>,
 }
 
 /// Documents to be scored against a query.
@@ -23,6 +25,7 @@ pub struct RerankAsk {
     pub documents: Vec<String>,
     /// Tokens of a document that count; `None`: all.
     pub n_document_max: Option<u32>,
+    pub end_user: Option<String>,
 }
 
 /// Pairs of texts to be scored, each by itself.
@@ -31,6 +34,7 @@ pub struct ScoreAsk {
     pub model: Option<String>,
     /// A query and its documents; the scores come in this order, one after the other.
     pub groups: Vec<(String, Vec<String>)>,
+    pub end_user: Option<String>,
 }
 
 /// How a vector is scaled. Numbers as llama-server's `embd_normalize`.

@@ -1,7 +1,7 @@
 //! `hearth config`: check the settings, or print what they come to.
 
 use super::{Flags, plan, say};
-use crate::config::{ConfigError, Origin, Raw};
+use crate::config::{ConfigError, Origin, Raw, limit_lines};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -84,6 +84,12 @@ fn print(raw: &Raw) -> Result<()> {
         say!("\n[[alias]]  # {}", alias.origin);
         say!("name = {}", toml::Value::from(alias.name.as_str()));
         say!("model = {}", toml::Value::from(alias.model.as_str()));
+    }
+    for (name, set) in &raw.tables.limits {
+        say!("\n[limits.{}]", toml::Value::from(name.as_str()));
+        for (key, value) in limit_lines(set) {
+            say!("{key} = {value}");
+        }
     }
     Ok(())
 }

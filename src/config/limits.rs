@@ -74,6 +74,24 @@ fn set(path: &Path, text: &str, name: &str, table: Table) -> Result<LimitSpec, C
     Ok(set)
 }
 
+/// What a set says, as the file has it.
+pub fn limit_lines(set: &LimitSpec) -> Vec<(&'static str, toml::Value)> {
+    let number = |n: u64| toml::Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+    let class = set.class.map(|class| match class {
+        Class::Interactive => toml::Value::from("interactive"),
+        Class::Batch => toml::Value::from("batch"),
+    });
+    let said = [
+        ("rpm", set.rpm.map(number)),
+        ("tpm", set.tpm.map(number)),
+        ("max_parallel", set.parallel.map(u64::from).map(number)),
+        ("max_queue", set.queue.map(u64::from).map(number)),
+        ("max_output_tokens", set.output.map(u64::from).map(number)),
+        ("class", class),
+    ];
+    said.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+}
+
 fn count<T: TryFrom<i64>>(value: &toml::Value, origin: Origin) -> Result<T, ConfigError> {
     let Some(n) = value.as_integer() else { return Err(misplaced(value, origin)) };
     T::try_from(n).map_err(|_| ConfigError::Value {
@@ -117,6 +135,9 @@ mod tests {
         let default = LimitSpec { queue: Some(16), output: Some(4096), ..Default::default() };
         let sets = LimitSets::new([("pro".to_owned(), pro), ("default".to_owned(), default)].into());
         assert_eq!(config.gateway.limits, sets);
+        let lines = limit_lines(&raw(text).expect("a good file").tables.limits["pro"]);
+        let lines: Vec<String> = lines.into_iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        assert_eq!(lines.concat(), "rpm = 60\ntpm = 100000\nmax_parallel = 4\nclass = \"batch\"\n");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod settings;
 mod tables;
 mod value;
 
+pub use limits::limit_lines;
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
 

@@ -52,6 +52,18 @@ impl Object {
         }
     }
 
+    /// The person or program that the client acts for: `safety_identifier`, or else OpenAI's older `user`. Anything but a
+    /// text has no effect.
+    pub fn end_user(&mut self) -> Option<String> {
+        let (new, old) = (self.take("safety_identifier"), self.take("user"));
+        [new, old].into_iter().flatten().find_map(|value| name_of(&value))
+    }
+
+    /// The same where an API has `user` alone.
+    pub fn user(&mut self) -> Option<String> {
+        self.take("user").and_then(|value| name_of(&value))
+    }
+
     pub fn bool(&mut self, key: &str) -> Result<Option<bool>, Fault> {
         match self.take(key) {
             None => Ok(None),
@@ -129,6 +141,12 @@ impl Object {
             }
         }
     }
+}
+
+/// A client's name for somebody, cut to a length that tells them apart; `None` for what is no such name.
+pub fn name_of(value: &Value) -> Option<String> {
+    const CHARS_MAX: usize = 256;
+    value.as_str().filter(|name| !name.is_empty()).map(|name| name.chars().take(CHARS_MAX).collect())
 }
 
 /// The integer at `path`. A number without a fractional part is one, however it is written (`1.0`, `-0`).

@@ -2,7 +2,7 @@
 //! before any token, the true count at the end.
 //!
 //! # Design
-//! A request's scopes are its key, the key's user and team, its address and the whole server, as far as each has limits
+//! A request's scopes are its key, the key's user and team, whom its client acts for, its address and the whole server, as far as each has limits
 //! or a budget; see [`super::limits`]. What a budget spent before this process is asked of the books the first time that
 //! it is met, so starting is quick and nothing is summed for keys that never come.
 
@@ -25,6 +25,8 @@ pub(super) fn limiter() -> Limiter {
 struct Names {
     key: String,
     ip: String,
+    /// Empty: nobody in particular.
+    end_user: String,
 }
 
 impl Names {
@@ -33,6 +35,7 @@ impl Names {
             // A static key, by a number that tells nothing about it.
             key: format!("static-{:016x}", caller.principal.partition()),
             ip: caller.client_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            end_user: String::new(),
         }
     }
 }
@@ -59,6 +62,9 @@ fn scopes<'a>(sets: &LimitSets, caller: &'a Caller, names: &'a Names) -> Vec<Sco
     } else if caller.principal.partition() != 0 {
         add(ScopeKind::Key, &names.key, sets.settle(&Default::default(), Some(LimitSets::DEFAULT)), None, 0);
     }
+    if let (false, Some(limits)) = (names.end_user.is_empty(), sets.of_kind(ScopeKind::EndUser)) {
+        add(ScopeKind::EndUser, &names.end_user, limits, None, 0);
+    }
     if let (Some(_), Some(limits)) = (caller.client_ip, sets.of_kind(ScopeKind::Ip)) {
         add(ScopeKind::Ip, &names.ip, limits, None, 0);
     }
@@ -71,16 +77,29 @@ fn scopes<'a>(sets: &LimitSets, caller: &'a Caller, names: &'a Names) -> Vec<Sco
 impl Gateway {
     /// The model that `name` means, and the caller's permit to use it: limits first, since loading a model is work. A
     /// permit that is dropped without its count costs nothing.
-    pub(super) async fn enter(&self, caller: &Caller, name: Option<&str>) -> Result<(Target, Permit), Error> {
-        let permit = self.admit(caller, self.find(&caller.principal, name)?).await?;
+    /// `end_user`: whom the client says that it acts for.
+    pub(super) async fn enter(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        end_user: Option<&str>,
+    ) -> Result<(Target, Permit), Error> {
+        if let (Some(entry), Some(end_user)) = (&caller.entry, end_user) {
+            entry.of_end_user(end_user);
+        }
+        let permit = self.admit(caller, self.find(&caller.principal, name)?, end_user).await?;
         Ok((self.target(caller, name).await?, permit))
     }
 
     /// Takes the caller's place and request, before anything is done for it. `model`: its index.
     ///
     /// Errors: `Limited` · `LedgerUnavailable` when what a budget spent before can't be read.
-    pub(super) async fn admit(&self, caller: &Caller, model: usize) -> Result<Permit, Error> {
-        let (config, names) = (self.config(), Names::of(caller));
+    pub(super) async fn admit(&self, caller: &Caller, model: usize, end_user: Option<&str>) -> Result<Permit, Error> {
+        let (config, mut names) = (self.config(), Names::of(caller));
+        if let Some(end_user) = end_user {
+            // Two keys may use the same name for different people.
+            names.end_user = format!("{:016x}/{end_user}", caller.principal.partition());
+        }
         let scopes = scopes(&config.limits, caller, &names);
         for (scope, window) in self.limiter.lacks_history(&scopes) {
             let spent = self.spent(scope.kind, scope.id, (window.start_ms, window.end_ms)).await?;

@@ -199,7 +199,7 @@ impl Gateway {
 
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
-        let (target, permit) = self.enter(caller, request.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, request.model.as_deref(), request.end_user.as_deref()).await?;
         self.admit_media(&mut request.prompt, request.n, &target.description).await?;
         settle_chat(&mut request.prompt, &target);
         let work = Work {
@@ -216,7 +216,7 @@ impl Gateway {
 
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let (target, permit) = self.enter(caller, request.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, request.model.as_deref(), request.end_user.as_deref()).await?;
         let mut output = request.output;
         if request.best_of > request.n {
             // What the choices are ranked by.

@@ -50,7 +50,7 @@ impl Gateway {
     ///
     /// Errors: `unsupported_operation` at `model` for one that makes none, `dimensions` out of range, and the engine's.
     pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         match description.pooling {
             None => return Err(unsupported("This model can't make embeddings.")),
@@ -77,14 +77,14 @@ impl Gateway {
 
     /// The vectors as the model makes them, of a model that is held already.
     pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
-        let permit = self.admit(caller, target.idx()).await?;
+        let permit = self.admit(caller, target.idx(), None).await?;
         let mut meter = VectorMeter::new(self, caller, target, request.inputs.len(), permit);
         meter.make(self, target, target.engine.embed(request).await).await
     }
 
     /// A score for each document, not sorted.
     pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len(), permit);
@@ -96,7 +96,7 @@ impl Gateway {
 
     /// A score for each pair.
     pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let n_pairs = ask.groups.iter().map(|(_, documents)| documents.len()).sum();
@@ -125,7 +125,7 @@ impl Gateway {
 
     /// The classification head's outputs for each input.
     pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref()).await?;
+        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);

@@ -52,8 +52,8 @@ pub(super) struct ApiError {
     /// Boxed: few errors have it, and every `Result` carries its room.
     detail: Option<Box<Detail>>,
     retry_after_s: Option<u32>,
-    /// The same to the millisecond, for the SDKs that read it.
-    retry_after_ms: Option<u64>,
+    /// The same to the millisecond, for the SDKs that read it. 32 bits: every `Result` carries its room.
+    retry_after_ms: Option<u32>,
     /// Whether trying again can help, where the status alone would mislead an SDK.
     pub(super) should_retry: Option<bool>,
     /// The connection is of no use afterwards.
@@ -96,7 +96,7 @@ impl ApiError {
     /// Says when to try again.
     pub(super) fn after(mut self, wait: std::time::Duration) -> Self {
         let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
-        self.retry_after_ms = Some(ms);
+        self.retry_after_ms = Some(u32::try_from(ms).unwrap_or(u32::MAX));
         self.retry_after_s = Some(u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX));
         self
     }

@@ -116,7 +116,7 @@ async fn tokens_are_taken_for_the_most_and_given_back_at_the_end() {
     let spent = usage["total_tokens"].as_u64().expect("a count");
     assert_eq!(standing(&server, "one", "tokens").await, 600 - spent);
     // While a stream runs, the most that it may come to is taken.
-    let prompt = usage["prompt_tokens"].as_u64().unwrap() + 0;
+    let prompt = usage["prompt_tokens"].as_u64().unwrap();
     let body = chat_body("/forever", json!({ "stream": true, "max_tokens": 200 }));
     let response = send(&server, "one", "/v1/chat/completions", &body).await;
     let taken =
@@ -208,6 +208,28 @@ async fn a_key_may_wait_with_so_many_requests_and_is_told_that_the_server_is_bus
     assert_eq!(other.status(), 200, "the queue has room for others");
     drop((running, waiting, other));
     server.idle().await;
+}
+
+#[tokio::test]
+async fn whom_a_client_acts_for_is_limited_by_itself() {
+    let server = Server::with(|setup| {
+        setup.key("one");
+        let set = LimitSpec { rpm: Some(1), ..Default::default() };
+        setup.gateway.limits = LimitSets::new([("end_user".to_owned(), set)].into());
+    })
+    .await;
+    let ask = async |name: &str| chat(&server, "one", "hi", json!({ "user": name })).await.status;
+    assert_eq!((ask("ann").await, ask("ann").await, ask("bob").await), (200, 429, 200));
+    let responses = async |more: Value| {
+        post(&server, "one", "/v1/responses", with(json!({ "model": "default", "input": "hi" }), more)).await.status
+    };
+    assert_eq!(responses(json!({ "safety_identifier": "bob" })).await, 429);
+    let anthropic = json!({
+        "model": "default", "max_tokens": 5, "messages": [{ "role": "user", "content": "hi" }],
+        "metadata": { "user_id": "ann" },
+    });
+    assert_eq!(post(&server, "one", "/v1/messages", anthropic).await.status, 429);
+    assert_eq!(chat(&server, "one", "hi", json!({})).await.status, 200, "nobody in particular is not limited");
 }
 
 #[tokio::test]

@@ -4,22 +4,14 @@ use super::messages::{Found, conversation};
 use super::tools::tools;
 use crate::chat::check;
 use crate::chat::{ChatPrompt, ChatRequest, Constraint, Output, Role, Sampling, ToolChoice};
-use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, too_many};
+use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, name_of, too_many};
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
 
 /// Accepted without effect: bookkeeping and routing of Anthropic's own platform.
-const ACCEPTED: [&str; 8] = [
-    "metadata",
-    "service_tier",
-    "speed",
-    "cache_control",
-    "container",
-    "context_management",
-    "inference_geo",
-    "diagnostics",
-];
+const ACCEPTED: [&str; 7] =
+    ["service_tier", "speed", "cache_control", "container", "context_management", "inference_geo", "diagnostics"];
 const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
 
 /// A request as read.
@@ -75,6 +67,8 @@ fn read(body: &[u8], needs_limit: bool) -> Result<Read<Messages>, Fault> {
         let field = refusal.field.replacen("stop", "stop_sequences", 1);
         Fault { param: Some(field), ..refusal.into() }
     })?;
+    // Nothing else in it has an effect, so its shape is the client's own.
+    let end_user = body.take("metadata").as_ref().and_then(|metadata| name_of(metadata.get("user_id")?));
     let request = ChatRequest {
         model: body.string("model")?,
         prompt,
@@ -85,6 +79,7 @@ fn read(body: &[u8], needs_limit: bool) -> Result<Read<Messages>, Fault> {
         include_usage: true,
         cache_prompt: true,
         lora: None,
+        end_user,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Messages { request, media }, ignored })

@@ -69,7 +69,7 @@ pub struct CountTokensRest {
     /// This server calls no other: refused unless empty.
     #[schemars(extend("x-hearth" = "refused"))]
     mcp_servers: Option<Vec<Value>>,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Of it `user_id` counts: whom you act for, as in OpenAI's `user`.
     metadata: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     service_tier: Any,

@@ -76,9 +76,9 @@ pub struct Platform {
     store: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     metadata: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     user: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     safety_identifier: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     prompt_cache_key: Any,
@@ -214,7 +214,7 @@ pub struct InfillRequest {
     lora: Option<Vec<AdapterScale>>,
     #[schemars(extend("x-hearth" = "no effect"))]
     id_slot: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     user: Any,
     #[schemars(flatten)]
     sampling: Sampling,

@@ -64,7 +64,7 @@ pub struct ResponseRequest {
     /// There is no moderation here.
     #[schemars(extend("x-hearth" = "refused"))]
     moderation: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     safety_identifier: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     prompt_cache_key: Any,

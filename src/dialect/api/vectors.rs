@@ -16,7 +16,7 @@ pub struct EmbeddingsRequest {
     /// Cut each vector to this many numbers and normalise it again.
     #[schemars(range(min = 1, max = u32::MAX))]
     dimensions: Option<u32>,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     user: Any,
 }
 
@@ -140,7 +140,7 @@ pub struct RerankRest {
     /// Cut documents to this many tokens.
     #[schemars(range(min = 1, max = u32::MAX))]
     max_tokens_per_doc: Option<u32>,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     user: Any,
 }
 
@@ -172,7 +172,7 @@ pub enum ScoreTexts {
 pub struct ClassifyRequest {
     model: Option<String>,
     input: VectorInput,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// Whom you act for: kept with the request, and limited where the server says so (`[limits.end_user]`).
     user: Any,
 }
 

@@ -41,6 +41,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         include_usage: true,
         cache_prompt: true,
         lora: None,
+        end_user: None,
     };
     let keep_alive = keep_alive(&mut body)?;
     overflow(&mut body)?;

@@ -74,6 +74,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             include_usage: true,
             cache_prompt: true,
             lora: None,
+            end_user: None,
         }))
     } else {
         let prompt = match suffix.is_empty() {
@@ -91,6 +92,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             include_usage: true,
             cache_prompt: true,
             lora: None,
+            end_user: None,
         }))
     };
     let keep_alive = keep_alive(&mut body)?;

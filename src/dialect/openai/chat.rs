@@ -97,6 +97,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        end_user: body.end_user(),
     };
     body.finish(&mut ignored);
     Ok(Read { request: Chat { request, style, places }, ignored })

@@ -86,6 +86,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        end_user: body.end_user(),
     };
     body.finish(&mut ignored);
     Ok(Read { request: Completion { request, style, constraint: field }, ignored })

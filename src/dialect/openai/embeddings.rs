@@ -37,8 +37,8 @@ pub fn embeddings_request(body: &[u8]) -> Result<Read<Embeddings>, Fault> {
         Some(other) => return Err(invalid_value("encoding_format", other, "float, base64")),
     };
     let dimensions = body.integer("dimensions", 1, i64::from(u32::MAX))?.and_then(|n| u32::try_from(n).ok());
-    body.accept(&["user"]);
-    let ask = EmbedAsk { model: body.string("model")?, inputs, dimensions, ..Default::default() };
+    let ask =
+        EmbedAsk { model: body.string("model")?, inputs, dimensions, end_user: body.user(), ..Default::default() };
     body.finish(&mut ignored);
     Ok(Read { request: Embeddings { ask, encoding }, ignored })
 }
@@ -97,8 +97,7 @@ pub fn classify_request(body: &[u8]) -> Result<Read<EmbedAsk>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     let inputs = inputs(&mut body, "input", &mut ignored)?;
-    body.accept(&["user"]);
-    let ask = EmbedAsk { model: body.string("model")?, inputs, ..Default::default() };
+    let ask = EmbedAsk { model: body.string("model")?, inputs, end_user: body.user(), ..Default::default() };
     body.finish(&mut ignored);
     Ok(Read { request: ask, ignored })
 }

@@ -40,7 +40,7 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
     };
     check::output(&output)?;
     // Which slot answers is the scheduler's to say.
-    body.accept(&["id_slot", "user"]);
+    body.accept(&["id_slot"]);
     let request = CompletionRequest {
         model: body.string("model")?,
         prompts: vec![Prompt::Infill(infill)],
@@ -52,6 +52,7 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         include_usage: false,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        end_user: body.user(),
     };
     body.finish(&mut ignored);
     Ok(Read { request: Completion { request, style: TextStyle::default(), constraint: field }, ignored })

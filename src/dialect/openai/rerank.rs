@@ -35,12 +35,11 @@ pub fn rerank_request(body: &[u8]) -> Result<Read<Rerank>, Fault> {
     if body.bool("raw_scores")?.is_some_and(|raw| !raw) && is_tei {
         return Err(body.unsupported("raw_scores", "scores are the model's own"));
     }
-    body.accept(&["user"]);
     let request = Rerank {
         top_n: top_n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX),
         shown: (documents_wanted || text_wanted).then(|| documents.clone()),
         is_tei,
-        ask: RerankAsk { model: body.string("model")?, query, documents, n_document_max },
+        ask: RerankAsk { model: body.string("model")?, query, documents, n_document_max, end_user: body.user() },
     };
     body.finish(&mut ignored);
     Ok(Read { request, ignored })
@@ -110,7 +109,7 @@ pub fn score_request(body: &[u8]) -> Result<Read<ScoreAsk>, Fault> {
             return Err(Fault::new("text_1", "invalid_value", message));
         }
     };
-    let ask = ScoreAsk { model: body.string("model")?, groups };
+    let ask = ScoreAsk { model: body.string("model")?, groups, end_user: None };
     body.finish(&mut ignored);
     Ok(Read { request: ask, ignored })
 }

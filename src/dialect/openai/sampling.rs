@@ -8,11 +8,9 @@ use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
 
 /// Accepted without effect: bookkeeping of OpenAI's own platform, and hints.
-const ACCEPTED: [&str; 10] = [
+const ACCEPTED: [&str; 8] = [
     "store",
     "metadata",
-    "user",
-    "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",

@@ -5,7 +5,7 @@ use super::object::Echo;
 use super::tools::{self, Called};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, ChatRequest, Constraint, Message, Output, Role, ToolChoice};
-use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
+use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, name_of, too_many};
 use crate::dialect::openai::chat::EFFORTS;
 use crate::dialect::openai::format::{asks, constraint_name};
 use crate::dialect::openai::lora::lora;
@@ -24,8 +24,7 @@ const METADATA_KEY_MAX: usize = 64;
 const METADATA_VALUE_MAX: usize = 512;
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// Bookkeeping of OpenAI's own platform, and hints.
-const ACCEPTED: [&str; 8] = [
-    "safety_identifier",
+const ACCEPTED: [&str; 7] = [
     "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",
@@ -115,6 +114,9 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         reasoning_effort: effort.clone(),
         ..ChatPrompt::new(instructions_turn.into_iter().collect())
     };
+    let user = body.string("user")?;
+    let named = body.take("safety_identifier").as_ref().and_then(name_of);
+    let end_user = named.or_else(|| name_of(&Value::from(user.clone()?)));
     let echo = Echo {
         instructions,
         tools: tools.echo,
@@ -133,7 +135,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         store: body.bool("store")?.unwrap_or(true),
         metadata: metadata(&mut body)?,
         top_logprobs: top,
-        user: body.string("user")?,
+        user,
     };
     let chat = ChatRequest {
         model: body.string("model")?.filter(|name| !name.is_empty()),
@@ -145,6 +147,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         include_usage: true,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        end_user,
     };
     let wanted = Wanted::read(&mut body)?;
     body.accept(&ACCEPTED);

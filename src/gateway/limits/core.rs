@@ -404,7 +404,8 @@ impl State {
 
 /// Names of any length are the client's; their beginning tells them apart well enough.
 fn cut(id: &str) -> &str {
-    &id[..id.floor_char_boundary(ID_BYTES_MAX)]
+    let end = (0..=ID_BYTES_MAX.min(id.len())).rev().find(|at| id.is_char_boundary(*at));
+    &id[..end.unwrap_or(0)]
 }
 
 /// The refusal that keeps the request out the longest; of equals the first.

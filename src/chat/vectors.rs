@@ -15,6 +15,8 @@ pub struct EmbedAsk {
     pub norm: Norm,
     /// The person or program that the client acts for.
     pub end_user: Option<String>,
+    /// A vector for each token is fine, where that is how the model is served.
+    pub takes_tokens: bool,
 }
 
 /// Documents to be scored against a query.

@@ -68,7 +68,9 @@ fn accepted_fields_have_no_effect_and_unknown_ones_are_listed() {
     let known = read(accepted).unwrap();
     assert_eq!(known.ignored.header(), None);
     let plain = chat(json!({}));
-    assert_eq!(chat(json!({"user":"u","truncation":"auto","max_tool_calls":3})), plain);
+    assert_eq!(chat(json!({"truncation":"auto","max_tool_calls":3})), plain);
+    assert_eq!(chat(json!({"user":"u"})).end_user.as_deref(), Some("u"));
+    assert_eq!(chat(json!({"user":"u","safety_identifier":"s"})).end_user.as_deref(), Some("s"));
     let odd = read(json!({"provider": {}, "text": {"odd": 1}, "reasoning": {"mood": 1}})).unwrap();
     assert_eq!(odd.ignored.header().as_deref(), Some("text.odd, reasoning.mood, provider"));
 }
@@ -186,7 +188,9 @@ fn refusals_of_the_engine_name_the_clients_fields() {
         "input": [{"role":"user","content":[{"type":"input_text","text":"x"},{"type":"input_image","image_url":png}]}],
         "tools": [{"type":"web_search"},{"type":"namespace","name":"n","tools":[{"type":"function","name":"f"}]}],
     }));
-    let places = asked.unwrap().request.places;
+    let mut asked = asked.unwrap().request;
+    asked.converse(&[], "b").unwrap();
+    let places = asked.places;
     assert_eq!(places.name("media[0]"), "input[0].content[1].type");
     assert_eq!(places.name("media[7]"), "input");
     assert_eq!(places.name("tools[0].function.parameters"), "tools[1].tools[0].parameters");

@@ -442,7 +442,7 @@ proptest! {
                 }
                 Op::SetWall { by_ms } => pair.now.wall_ms += by_ms,
             }
-            if n % 10 == 0 {
+            if n % 25 == 0 {
                 pair.check();
             }
         }

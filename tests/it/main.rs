@@ -1,8 +1,9 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
 mod anthropic;
-mod clients;
+mod client_faults;
 mod completions;
+mod conformance;
 mod crash;
 mod crash_http;
 mod decoding;
@@ -24,6 +25,7 @@ mod openapi;
 mod ops;
 mod rerank;
 mod responses;
+mod signals;
 mod structured;
 mod support;
 mod templates;

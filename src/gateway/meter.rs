@@ -9,6 +9,7 @@ use std::time::Instant;
 pub(super) struct Meter {
     metrics: ModelSeries,
     request_id: String,
+    client_request_id: Option<String>,
     /// Choices of each prompt: a prompt is counted with the first of them.
     n_per_prompt: usize,
     started: Instant,
@@ -31,6 +32,7 @@ impl Meter {
         Self {
             metrics,
             request_id: caller.request_id.clone(),
+            client_request_id: caller.client_request_id.clone(),
             n_per_prompt: n_per_prompt.max(1),
             started: Instant::now(),
             first_token: None,
@@ -99,6 +101,7 @@ impl Drop for Meter {
         };
         tracing::info!(
             request_id = self.request_id,
+            client_request_id = self.client_request_id,
             outcome,
             n_choices = self.choices.len(),
             prompt_tokens = usage.prompt_tokens,
@@ -136,7 +139,12 @@ mod tests {
     #[test]
     fn prompts_count_once_and_answers_of_all_choices() {
         let metrics = Metrics::new();
-        let caller = Caller { principal: Default::default(), request_id: "req_1".into() };
+        let caller = Caller {
+            principal: Default::default(),
+            request_id: "req_1".into(),
+            client_request_id: None,
+            client_ip: None,
+        };
         let mut meter = Meter::new(metrics.model("m"), &caller, 2, 4);
         for idx in 0..4 {
             meter.observe(idx, &Event::Accepted { n_prompt: 10 });

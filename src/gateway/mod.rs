@@ -48,6 +48,7 @@ use models::Models;
 use names::Names;
 use running::Keep;
 use sha2::{Digest, Sha256};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -80,6 +81,10 @@ pub struct GatewayConfig {
 pub struct Caller {
     pub principal: Principal,
     pub request_id: String,
+    /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
+    pub client_request_id: Option<String>,
+    /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
+    pub client_ip: Option<IpAddr>,
 }
 
 pub struct Gateway {

@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod addresses;
 mod anthropic;
 mod client_faults;
 mod completions;
@@ -14,6 +15,7 @@ mod hostile;
 mod llama_server;
 mod lora;
 mod many_models;
+mod matrix;
 mod media;
 mod models;
 mod ollama;
@@ -26,9 +28,12 @@ mod ops;
 mod rerank;
 mod responses;
 mod signals;
+mod slow;
+mod smuggling;
 mod structured;
 mod support;
 mod templates;
 mod tiny_model;
+mod tls;
 mod tokenizer;
 mod tools_real;

@@ -38,7 +38,7 @@ fn refusals() -> Vec<Refused> {
 async fn refusals_are_final_and_their_codes_are_texts() {
     let server = Server::with(|setup| {
         setup.key("k");
-        setup.http.body_limit = 64 << 10;
+        setup.http.body_bytes_max = 64 << 10;
     })
     .await;
     for (method, path, body, (name, value), status) in refusals() {
@@ -134,10 +134,16 @@ async fn output_that_can_not_be_read_is_text() {
             let answer = server.post(path, with(body.clone(), json!({ "model": "default" }))).await;
             assert_eq!(answer.status, 200, "{path} {broken}: {}", answer.text);
         }
+        // A call that was begun is brought to its end by the grammar: it can be run, or there is none.
         let chat = server.chat(broken, json!({ "tools": tools })).await.json();
-        assert_eq!(chat["choices"][0]["finish_reason"], "stop", "{broken}");
+        let choice = &chat["choices"][0];
+        let calls = choice["message"]["tool_calls"].as_array().cloned().unwrap_or_default();
+        let arguments = |call: &Value| serde_json::from_str::<Value>(call["function"]["arguments"].as_str()?).ok();
+        assert!(calls.iter().all(|call| arguments(call).is_some_and(|it| it.is_object())), "{broken}: {chat}");
+        let finish = if calls.is_empty() { "stop" } else { "tool_calls" };
+        assert_eq!(choice["finish_reason"], finish, "{broken}");
         let events = server.stream_chat(broken, json!({ "tools": tools })).await;
-        assert!(events.is_done && events.finish(0) == ["stop"], "{broken}");
+        assert!(events.is_done && events.finish(0) == [finish], "{broken}");
     }
 }
 

@@ -65,23 +65,23 @@ pub fn compare(outcomes: &[Outcome]) {
 
 /// One line a group: how many of its rows each client has shown.
 fn summary(columns: &[(&str, Column)]) -> String {
-    let mut out = String::from("\n| | rows | tested | ");
+    let mut out = String::from("\n| | wire test | ");
     let joined = |all: Vec<String>| all.join(" | ") + " |\n";
     out += &joined(columns.iter().map(|(client, _)| (*client).to_owned()).collect());
-    out += &format!("|---|---|---|{}\n", "---|".repeat(columns.len()));
-    out += "| *version* | | | ";
+    out += &format!("|---|---|{}\n", "---|".repeat(columns.len()));
+    out += "| *version* | | ";
     out += &joined(columns.iter().map(|(_, it)| it.versions.iter().cloned().collect::<Vec<_>>().join(", ")).collect());
     for group in &GROUPS {
         let n_rows = group.rows.len();
-        let _ = write!(out, "| {} | {n_rows} | {n_rows} | ", group.title);
+        let _ = write!(out, "| {} | {n_rows} of {n_rows} | ", group.title);
         let n_shown = |column: &Column| group.rows.iter().filter(|(n, _)| column.rows.contains(&id(group, *n))).count();
         let shown = |n: usize| if n == 0 { String::new() } else { n.to_string() };
         out += &joined(columns.iter().map(|(_, column)| shown(n_shown(column))).collect());
     }
     let n_rows: usize = GROUPS.iter().map(|group| group.rows.len()).sum();
-    let _ = write!(out, "| *all rows* | {n_rows} | {n_rows} | ");
+    let _ = write!(out, "| *all rows* | {n_rows} of {n_rows} | ");
     out += &joined(columns.iter().map(|(_, column)| column.rows.len().to_string()).collect());
-    out += "| *checks run* | | | ";
+    out += "| *checks run* | | ";
     let n_checks = |column: &Column| column.n_checks.values().sum::<usize>().to_string();
     out += &joined(columns.iter().map(|(_, column)| n_checks(column)).collect());
     out.push('\n');
@@ -104,8 +104,8 @@ fn page(columns: &[(&str, Column)]) -> String {
     for group in &GROUPS {
         let shows = |column: &Column| group.rows.iter().any(|(n, _)| column.rows.contains(&id(group, *n)));
         let names: Vec<_> = columns.iter().filter(|(_, column)| shows(column)).collect();
-        let _ = write!(out, "\n## {}\n\n| id | what | ", group.title);
-        out += &names.iter().map(|(client, _)| format!("{client} | ")).collect::<String>();
+        let _ = write!(out, "\n## {}\n\n| id | what |", group.title);
+        out += &names.iter().map(|(client, _)| format!(" {client} |")).collect::<String>();
         let _ = writeln!(out, "\n|---|---|{}", "---|".repeat(names.len()));
         for (number, what) in group.rows {
             let id = id(group, *number);

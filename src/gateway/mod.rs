@@ -8,6 +8,7 @@
 //! context and queued. Until then a failure is a plain error; after it, only the engine can fail the request. Choices of
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
+mod books;
 mod choices;
 mod error;
 mod fetch;
@@ -20,9 +21,13 @@ mod room;
 mod running;
 mod settle;
 mod spec;
+pub mod store;
 mod target;
 mod vectors;
 
+pub use books::{
+    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+};
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use keys::{
@@ -56,7 +61,7 @@ use fetch::Fetcher;
 use meter::Meter;
 use models::Models;
 use names::Names;
-use running::Keep;
+use running::{Keep, Noted};
 use settle::{refuse_media, settle, settle_chat};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
@@ -79,6 +84,8 @@ pub struct GatewayConfig {
     pub any_model: bool,
     /// The operator's sampling defaults: under the client's, over the model's. Checked by whoever reads them.
     pub sampling: Sampling,
+    /// What the first model's tokens cost.
+    pub price: Price,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
@@ -96,6 +103,8 @@ pub struct Caller {
     pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
     pub client_ip: Option<IpAddr>,
+    /// Its row, where rows are kept.
+    pub entry: Option<Arc<Entry>>,
 }
 
 pub struct Gateway {
@@ -105,8 +114,8 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
-    /// Keys of `--data-dir`; none: the static ones are all.
-    keyring: Option<Arc<Keyring>>,
+    /// Of `--data-dir`; none: the static keys are all, and nothing is written.
+    books: Option<Arc<Books>>,
 }
 
 /// What all choices of one request have in common.
@@ -137,6 +146,7 @@ impl Gateway {
             n_created: config.n_created,
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
+            price: config.price,
             n_bytes: 0,
             outline: None,
         };
@@ -160,24 +170,28 @@ impl Gateway {
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone());
-        Self { config, names, models, metrics, responses, fetcher, keyring: None }
+        Self { config, names, models, metrics, responses, fetcher, books: None }
     }
 
-    /// With the keys of `keyring` beside the static ones.
-    pub fn with_keys(mut self, keyring: Arc<Keyring>) -> Self {
-        self.keyring = Some(keyring);
+    /// With the keys of `books` beside the static ones, and a row in them for every request.
+    pub fn with_books(mut self, books: Arc<Books>) -> Self {
+        self.books = Some(books);
         self
+    }
+
+    pub fn books(&self) -> Option<&Arc<Books>> {
+        self.books.as_ref()
     }
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
     pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
-        let Some(keyring) = &self.keyring else { return keys::authenticate(&self.config.api_keys, presented) };
+        let Some(books) = &self.books else { return keys::authenticate(&self.config.api_keys, presented) };
         if !self.config.api_keys.is_empty()
             && let Ok(principal) = keys::authenticate(&self.config.api_keys, presented)
         {
             return Ok(principal);
         }
-        keyring.authenticate(presented.unwrap_or_default(), ip, unix_ms())
+        books.keyring().authenticate(presented.unwrap_or_default(), ip, unix_ms())
     }
 
     /// Starts a chat; returns when it is certain to run.
@@ -260,7 +274,12 @@ impl Gateway {
     /// Errors: `UnknownModel`, also for one that `caller` may not use · `NotReady` while a model that is loaded at the start still loads, when a load failed or
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
-        self.models.target(self.find(&caller.principal, name)?).await
+        let idx = self.find(&caller.principal, name)?;
+        if let Some(entry) = &caller.entry {
+            let config = &self.models.shared.entries[idx].config;
+            entry.of_model(name, &config.id, config.price);
+        }
+        self.models.target(idx).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
@@ -403,6 +422,10 @@ impl Gateway {
             reading
         };
         let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        if let Some(books) = &self.books {
+            let (store, health) = (books.store(), books.store().health());
+            self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
+        }
         self.metrics.page(&readings)
     }
 
@@ -423,8 +446,13 @@ impl Gateway {
             Some(0) if !work.output.echo => count_only(work, &target).await?,
             _ => generate(caller, work, &target).await?,
         };
+        let noted = match &caller.entry {
+            Some(entry) => Noted::Waiting(entry.open().await?),
+            None => Noted::Yes,
+        };
         let fingerprint = fingerprint(&target);
-        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
+        let held = (noted, caller.principal.cut());
+        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint, held))
     }
 }
 

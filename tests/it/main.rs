@@ -2,7 +2,12 @@
 
 mod addresses;
 mod anthropic;
+mod books_admin;
+mod books_faults;
+mod books_keys;
+mod books_rows;
 mod client_faults;
+mod clients;
 mod completions;
 mod conformance;
 mod crash;

@@ -2,6 +2,7 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod governed;
 pub mod served;
 pub mod tls;
 
@@ -46,6 +47,7 @@ impl Setup {
             strict: false,
             any_model: false,
             sampling: Default::default(),
+            price: Default::default(),
             n_created: 1_790_000_000,
             media_hosts: Vec::new(),
             responses: Default::default(),

@@ -12,6 +12,7 @@ mod books;
 mod choices;
 mod error;
 mod fetch;
+mod folder;
 mod keys;
 mod meter;
 mod models;
@@ -26,19 +27,20 @@ mod target;
 mod vectors;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
+    Made, SOCKET, TeamChange, read_master,
 };
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use keys::{
-    ApiKey, Credential, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot, TeamRecord, hmac,
-    masked, random_base62,
+    ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
+    TeamRecord, hmac, masked, random_base62,
 };
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
-pub use settle::default_sampling;
+pub use settle::{default_sampling, settle};
 pub use spec::{
     AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
     nusd, usd,
@@ -62,7 +64,7 @@ use meter::Meter;
 use models::Models;
 use names::Names;
 use running::{Keep, Noted};
-use settle::{refuse_media, settle, settle_chat};
+use settle::{refuse_media, settle_chat};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -90,6 +92,8 @@ pub struct GatewayConfig {
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
     pub media_hosts: Vec<MediaHost>,
+    /// Folder whose images `file://` addresses name, with all links in its own path resolved.
+    pub media_path: Option<std::path::PathBuf>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
 }
@@ -169,7 +173,7 @@ impl Gateway {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
-        let fetcher = Fetcher::new(config.media_hosts.clone());
+        let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         Self { config, names, models, metrics, responses, fetcher, books: None }
     }
 

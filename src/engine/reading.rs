@@ -415,7 +415,7 @@ mod tests {
         let mut reader = Reader::new(Reading::Parser(Box::new(Marked)));
         let mut spelled = Vec::new();
         for piece in ["<", "x", ">", "x", " <", "b", "</x>", "c"] {
-            let entry = TokenLogprob { bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
+            let entry = TokenLogprob { id: 0, bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
             let released = Released { text: piece.into(), logprobs: vec![(0, entry)], stop: None };
             let delta = reader.push(released, 1, piece == "c");
             spelled.extend(delta.logprobs.into_iter().map(|entry| String::from_utf8(entry.bytes).unwrap()));

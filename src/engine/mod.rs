@@ -23,6 +23,7 @@ mod event;
 mod fair;
 mod fence;
 mod fold;
+mod gates;
 mod handle;
 mod infill;
 mod logprobs;

@@ -14,6 +14,7 @@ mod raw;
 mod resolve;
 mod settings;
 mod tables;
+mod upstreams;
 mod value;
 
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};

@@ -1,5 +1,7 @@
 //! Several generations as one stream of events.
 
+use super::cache::Replay;
+use super::upstream::Remote;
 use crate::engine::{Event, Generation};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -14,6 +16,10 @@ pub(super) enum Choices {
     Many(FuturesUnordered<BoxFuture<'static, Arrival>>),
     /// Nothing had to be generated.
     Ended(VecDeque<(usize, Event)>),
+    /// It was generated before.
+    Replay(Replay),
+    /// Somebody else generates.
+    Remote(Box<Remote>),
 }
 
 /// A generation with the event it had to say; `None` when it has ended.
@@ -39,6 +45,8 @@ impl Choices {
         match self {
             Choices::One(generation) => generation.next().await.map(|event| (0, event)),
             Choices::Ended(ends) => ends.pop_front(),
+            Choices::Replay(replay) => replay.next(),
+            Choices::Remote(remote) => remote.next().await,
             Choices::Many(arrivals) => loop {
                 let (idx, generation, event) = arrivals.next().await?;
                 if let Some(event) = event {

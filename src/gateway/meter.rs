@@ -1,13 +1,19 @@
 //! Counts a request's tokens and times as its events pass, and settles when it is dropped.
 
 use super::Caller;
+use super::trace::UsageSource;
+use super::upstream::Class;
 use crate::chat::Usage;
 use crate::engine::{Event, Failure};
 use crate::telemetry::metrics::ModelSeries;
 use std::time::Instant;
 
 pub(super) struct Meter {
-    metrics: ModelSeries,
+    /// `None`: what passes was counted before.
+    metrics: Option<ModelSeries>,
+    source: UsageSource,
+    /// The answer of another meter once more: not even logged.
+    is_echo: bool,
     request_id: String,
     /// Choices of each prompt: a prompt is counted with the first of them.
     n_per_prompt: usize,
@@ -29,7 +35,9 @@ struct Choice {
 impl Meter {
     pub(super) fn new(metrics: ModelSeries, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
         Self {
-            metrics,
+            metrics: Some(metrics),
+            source: UsageSource::Engine,
+            is_echo: false,
             request_id: caller.request_id.clone(),
             n_per_prompt: n_per_prompt.max(1),
             started: Instant::now(),
@@ -37,6 +45,43 @@ impl Meter {
             choices: vec![Choice::default(); n_choices],
             n_ended: 0,
             failed: None,
+        }
+    }
+
+    /// Says who counts; what comes from the cache was counted by the series when it was made.
+    pub(super) fn from(mut self, source: UsageSource) -> Self {
+        self.source = source;
+        if source == UsageSource::Cache {
+            self.metrics = None;
+        }
+        self
+    }
+
+    /// For the same answer once more.
+    pub(super) fn echo(&self) -> Self {
+        Self {
+            metrics: None,
+            source: self.source,
+            is_echo: true,
+            request_id: self.request_id.clone(),
+            n_per_prompt: self.n_per_prompt,
+            started: self.started,
+            first_token: None,
+            choices: vec![Choice::default(); self.choices.len()],
+            n_ended: 0,
+            failed: None,
+        }
+    }
+
+    /// How it went, in the words for attempts.
+    pub(super) fn class(&self) -> Class {
+        match self.failed {
+            Some("overloaded") => Class::Throttled,
+            Some("invalid" | "context_exceeded" | "quarantined") => Class::ClientFault,
+            Some("cancelled") => Class::Cancelled,
+            Some(_) => Class::Transient,
+            None if self.n_ended == self.choices.len() => Class::Ok,
+            None => Class::Cancelled,
         }
     }
 
@@ -49,9 +94,13 @@ impl Meter {
                 let now = Instant::now();
                 if self.first_token.is_none() {
                     self.first_token = Some(now);
-                    self.metrics.first_token(now - self.started);
+                    if let Some(metrics) = &self.metrics {
+                        metrics.first_token(now - self.started);
+                    }
                 }
-                self.metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                }
                 choice.last_token = Some(now);
                 choice.n_seen += delta.n_tokens;
                 choice.usage.completion_tokens = choice.n_seen;
@@ -59,7 +108,9 @@ impl Meter {
             Event::Done(done) => {
                 choice.usage = done.usage;
                 // The token that ended the turn had no delta.
-                self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                }
                 self.n_ended += 1;
             }
             Event::Failed(failure) => self.failed = Some(word(failure)),
@@ -90,8 +141,13 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        if self.is_echo {
+            return;
+        }
         let usage = self.usage();
-        self.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        if let Some(metrics) = &self.metrics {
+            metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        }
         let outcome = match self.failed {
             Some(word) => word,
             None if self.n_ended == self.choices.len() => "done",
@@ -104,6 +160,7 @@ impl Drop for Meter {
             prompt_tokens = usage.prompt_tokens,
             cached_tokens = usage.cached_tokens,
             completion_tokens = usage.completion_tokens,
+            usage_source = self.source.as_str(),
             ttft_ms = self.first_token.map(|at| (at - self.started).as_millis() as u64),
             total_ms = self.started.elapsed().as_millis() as u64,
             "generation ended"
@@ -123,6 +180,7 @@ pub(super) fn word(failure: &Failure) -> &'static str {
         Failure::Quarantined { .. } => "quarantined",
         Failure::Cancelled => "cancelled",
         Failure::Internal(_) => "internal",
+        Failure::Upstream { .. } => "upstream",
     }
 }
 
@@ -136,7 +194,7 @@ mod tests {
     #[test]
     fn prompts_count_once_and_answers_of_all_choices() {
         let metrics = Metrics::new();
-        let caller = Caller { principal: Default::default(), request_id: "req_1".into() };
+        let caller = Caller { request_id: "req_1".into(), ..Default::default() };
         let mut meter = Meter::new(metrics.model("m"), &caller, 2, 4);
         for idx in 0..4 {
             meter.observe(idx, &Event::Accepted { n_prompt: 10 });

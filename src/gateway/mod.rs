@@ -8,49 +8,62 @@
 //! context and queued. Until then a failure is a plain error; after it, only the engine can fail the request. Choices of
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
+mod answer;
+mod cache;
 mod choices;
 mod error;
 mod fetch;
+mod hints;
 mod keys;
 mod meter;
 mod models;
 mod names;
 mod responses;
 mod room;
+mod route;
 mod running;
+mod settle;
 mod target;
+mod trace;
+mod upstream;
 mod vectors;
+mod work;
 
+pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
+pub use hints::Hints;
 pub use keys::{ApiKey, Principal};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
+pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;
+pub use settle::default_sampling;
 pub use target::Target;
+pub use trace::{Attempt, Told, Trace, UsageSource};
+pub use upstream::{
+    BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
+    UpstreamStatus,
+};
 pub use vectors::{Classified, Embedded, Scored};
 
-use crate::chat::check::{self, Refusal};
-use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
-};
+use crate::chat::{ChatPrompt, Prompt, Sampling};
 use crate::engine::{
-    Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
-    Timings, TokenizeRequest, Tokenized, choose_adapters, fresh_family,
+    Description, Engine, EngineMode, EngineState, Failure, Load, Stats, TokenizeRequest, Tokenized, choose_adapters,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
-use choices::Choices;
+use cache::Cache;
 use fetch::Fetcher;
-use meter::Meter;
 use models::Models;
 use names::Names;
-use running::Keep;
-use sha2::{Digest, Sha256};
+use route::Routes;
+use settle::{refuse_media, settle_chat};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use upstream::Upstream;
 
 /// What the operator decides about the API, independent of sockets.
 #[derive(Debug, Clone)]
@@ -73,13 +86,19 @@ pub struct GatewayConfig {
     pub media_hosts: Vec<MediaHost>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
+    /// The cache of answers, and other servers that may answer.
+    pub routing: RoutingConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Caller {
     pub principal: Principal,
     pub request_id: String,
+    /// What the request's head says beside.
+    pub hints: Hints,
+    /// What becomes of it.
+    pub trace: Trace,
 }
 
 pub struct Gateway {
@@ -89,18 +108,9 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
-}
-
-/// What all choices of one request have in common.
-struct Work {
-    prompts: Vec<Prompt>,
-    sampling: SamplingParams,
-    output: Output,
-    /// Choices generated for each prompt, and how many of them are the answer.
-    n: u32,
-    n_kept: u32,
-    cache_prompt: bool,
-    lora: Option<Vec<(u32, f32)>>,
+    cache: Option<Arc<Cache>>,
+    routes: Routes,
+    upstreams: Vec<Arc<Upstream>>,
 }
 
 /// Longest wait for the engine's counters at a scrape; an engine deep in a decode answers after it.
@@ -142,7 +152,13 @@ impl Gateway {
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone());
-        Self { config, names, models, metrics, responses, fetcher }
+        let routing = &config.routing;
+        let ids: Vec<&str> = models.shared.entries.iter().map(|entry| entry.config.id.as_str()).collect();
+        let routes = Routes::new(routing, &ids);
+        let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
+        let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
+        let upstreams = routing.upstreams.iter().map(upstream).collect();
+        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams }
     }
 
     /// Whether `presented` opens the API.
@@ -150,48 +166,11 @@ impl Gateway {
         keys::authenticate(&self.config.api_keys, presented)
     }
 
-    /// Starts a chat; returns when it is certain to run.
-    pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
-        let target = self.target(request.model.as_deref()).await?;
-        self.admit_media(&mut request.prompt, request.n, &target.description).await?;
-        settle_chat(&mut request.prompt, &target);
-        let work = Work {
-            sampling: settle(request.sampling, &target),
-            prompts: vec![Prompt::Chat(request.prompt)],
-            output: request.output,
-            n: request.n,
-            n_kept: request.n,
-            cache_prompt: request.cache_prompt,
-            lora: request.lora,
-        };
-        self.start(caller, work, target).await
-    }
-
-    /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
-    pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let target = self.target(request.model.as_deref()).await?;
-        let mut output = request.output;
-        if request.best_of > request.n {
-            // What the choices are ranked by.
-            output.top_logprobs = output.top_logprobs.or(Some(0));
-        }
-        let work = Work {
-            sampling: settle(request.sampling, &target),
-            prompts: request.prompts,
-            output,
-            n: request.best_of.max(request.n),
-            n_kept: request.n,
-            cache_prompt: request.cache_prompt,
-            lora: request.lora,
-        };
-        self.start(caller, work, target).await
-    }
-
     pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
         let target = self.target(model).await?;
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
-            settle_chat(prompt, &target);
+            settle_chat(prompt, &target.config);
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
@@ -203,7 +182,7 @@ impl Gateway {
     pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
         let target = self.target(model).await?;
         self.admit_media(&mut prompt, 1, &target.description).await?;
-        settle_chat(&mut prompt, &target);
+        settle_chat(&mut prompt, &target.config);
         Ok(target.engine.render(prompt).await?)
     }
 
@@ -351,194 +330,18 @@ impl Gateway {
             reading
         };
         let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        if let Some(cache) = &self.cache {
+            self.metrics.cache_bytes(cache.n_bytes());
+        }
+        self.upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)
     }
-
-    async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
-        if !target.description.generates {
-            return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
-        }
-        let n_choices = work.prompts.len() * work.n as usize;
-        refuse_more_than_fits(n_choices, &work, &target.engine)?;
-        if work.lora.is_some() || !target.description.adapters.is_empty() {
-            work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
-        }
-        work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
-        let series = self.metrics.model(target.id());
-        let meter = Meter::new(series, caller, work.n as usize, n_choices);
-        let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
-        let (choices, accepted) = match work.output.max_tokens {
-            Some(0) if !work.output.echo => count_only(work, &target).await?,
-            _ => generate(caller, work, &target).await?,
-        };
-        let fingerprint = fingerprint(&target);
-        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
-    }
-}
-
-/// Sampling as the engine gets it when a client says nothing.
-pub fn default_sampling(target: &Target) -> SamplingParams {
-    settle(Sampling::default(), target)
-}
-
-/// The client over the operator over the template.
-fn settle_chat(prompt: &mut ChatPrompt, target: &Target) {
-    // A client that says how hard to think says that, too.
-    if prompt.reasoning_effort.is_none() {
-        prompt.enable_thinking = prompt.enable_thinking.or(target.config.thinks);
-    }
-}
-
-/// The client over the operator over the model over the built-in defaults.
-fn settle(said: Sampling, target: &Target) -> SamplingParams {
-    let said = said.over(&target.config.sampling);
-    // The model's suggestions come from a file that nobody here wrote.
-    let said = match check::sampling(&target.description.sampling) {
-        Ok(()) => said.over(&target.description.sampling),
-        Err(refusal) => {
-            tracing::warn!(field = refusal.field, "the model's sampling suggestions are out of range and unused");
-            said
-        }
-    };
-    let mut params = said.settle();
-    if params.top_p <= 0.0 {
-        // Nothing but the most likely token is left: greedy, without asking the sampler to divide by nothing.
-        params.temperature = 0.0;
-    }
-    params
 }
 
 async fn stats(engine: &Engine) -> Result<Stats, Error> {
     match tokio::time::timeout(STATS_WAIT, engine.stats()).await {
         Ok(stats) => Ok(stats?),
         Err(_) => Err(Failure::NotReady { reason: "the engine is busy".to_owned(), retry_after_s: 1 }.into()),
-    }
-}
-
-/// A request of more choices than the engine has places could wait for ever.
-fn refuse_more_than_fits(n_choices: usize, work: &Work, engine: &Engine) -> Result<(), Error> {
-    let n_places = engine.load().n_places;
-    if n_choices <= n_places as usize {
-        return Ok(());
-    }
-    let field = match work.prompts.len() {
-        2.. => "prompt",
-        _ if work.n_kept < work.n => "best_of",
-        _ => "n",
-    };
-    let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
-    Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
-}
-
-/// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
-async fn generate(caller: &Caller, work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let n = work.n as usize;
-    let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
-    let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
-        prompt,
-        sampling: SamplingParams {
-            seed: check::choice_seed(work.sampling.seed, choice as u32),
-            ..work.sampling.clone()
-        },
-        output: work.output.clone(),
-        cache_prompt: work.cache_prompt,
-        partition: caller.principal.partition(),
-        class: Default::default(),
-        family,
-        lora: work.lora.clone(),
-    };
-    let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
-    let mut accepted = vec![0; generations.len()];
-    for step in [0..1, 1..n] {
-        for (p, prompt) in work.prompts.iter().enumerate() {
-            for choice in step.clone() {
-                let request = request(prompt.clone(), choice, families[p]);
-                generations[p * n + choice] = Some(target.engine.generate(request)?);
-            }
-        }
-        for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {
-            let idx = p * n + choice;
-            if let Some(generation) = &mut generations[idx] {
-                accepted[idx] = await_acceptance(generation).await?;
-            }
-        }
-    }
-    Ok((Choices::new(generations.into_iter().flatten().collect()), accepted))
-}
-
-/// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
-async fn count_only(work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let (mut accepted, mut ends) = (Vec::new(), Vec::new());
-    for prompt in work.prompts {
-        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-        let n_prompt = target.engine.tokenize(request).await?.tokens.len();
-        if n_prompt >= target.description.n_ctx as usize {
-            let (n_prompt, n_ctx) = (n_prompt as u64, target.description.n_ctx);
-            return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
-        }
-        let usage = Usage { prompt_tokens: n_prompt as u32, ..Default::default() };
-        let done = Done { finish: Finish::Length, usage, timings: Timings::default() };
-        for _ in 0..work.n {
-            accepted.push(usage.prompt_tokens);
-            ends.push(Event::Done(done.clone()));
-        }
-    }
-    Ok((Choices::ended(ends), accepted))
-}
-
-/// Stable for the same build, model and settings, so that a client can tell when answers may differ.
-fn fingerprint(target: &Target) -> String {
-    let d = &target.description;
-    let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
-    let text = format!(
-        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
-        env!("CARGO_PKG_VERSION"),
-        d.build,
-        d.architecture,
-        d.desc,
-        target.config.sampling,
-        d.sampling,
-        (&d.adapters, target.adapter_scales()),
-    );
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
-}
-
-/// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.
-const MEDIA_BYTES_MAX: usize = 256 << 20;
-
-/// A model without a projector for it can't see an image or hear a sound. The field is `media[k]` with k counted over all
-/// messages; where that stands in the body is the dialect's to say.
-fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
-    let (mut n_bytes, mut k) = (0, 0);
-    for media in prompt.messages.iter().flat_map(|message| &message.media) {
-        let (kind, what) = match media.kind {
-            MediaKind::Image | MediaKind::RemoteImage => (MediaKind::Image, "images"),
-            MediaKind::Audio => (MediaKind::Audio, "sound"),
-        };
-        if !description.media.contains(&kind) {
-            let message = format!("This model takes no {what}, and a part of the message is one.");
-            return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
-        }
-        n_bytes += media.data.len();
-        k += 1;
-    }
-    if n_bytes.saturating_mul(n_choices as usize) <= MEDIA_BYTES_MAX {
-        return Ok(());
-    }
-    let message = format!(
-        "The images and sounds of all choices may have at most {MEDIA_BYTES_MAX} bytes, but {n_choices} choices of \
-         {n_bytes} bytes are more."
-    );
-    Err(Refusal::new("n", "integer_above_max_value", message).into())
-}
-
-/// The engine's first word about a request: its prompt's tokens, or why it is refused.
-async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
-    match generation.next().await {
-        Some(Event::Accepted { n_prompt }) => Ok(n_prompt),
-        Some(Event::Failed(failure)) => Err(failure.into()),
-        _ => Err(Failure::Internal("a generation began without being accepted; this is a bug".to_owned()).into()),
     }
 }
 

@@ -1,23 +1,31 @@
 //! A request that was accepted, as its events come in.
 
 use super::Error;
+use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::meter::Meter;
-use super::target::{Pin, Target};
+use super::target::Pin;
+use super::trace::{AttemptSlot, UsageSource};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
+use std::sync::Arc;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
 pub struct Running {
     choices: Choices,
     meter: Meter,
     keep: Keep,
+    accepted: Vec<u32>,
     model: String,
     fingerprint: String,
+    /// Copies the answer for the cache. Before `_pin` and behind `choices`: it waits for nothing.
+    recorder: Option<Recorder>,
+    /// Its place in the request's record, where an engine here answers.
+    slot: Option<AttemptSlot>,
     /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
-    _pin: Pin,
+    _pin: Option<Pin>,
 }
 
 /// Of every `of` choices of a prompt, the best `n` are the answer.
@@ -27,25 +35,74 @@ pub(super) struct Keep {
     pub n: usize,
 }
 
+/// A request that is certain to run, or has run.
+pub(super) struct Started {
+    pub choices: Choices,
+    /// Prompt tokens of each choice.
+    pub accepted: Vec<u32>,
+    pub keep: Keep,
+    /// Under which name the answer is given.
+    pub model: String,
+    pub fingerprint: String,
+    pub pin: Option<Pin>,
+}
+
+impl Started {
+    /// An answer that was made before.
+    pub(super) fn again(entry: Arc<Entry>, keep: Keep) -> Self {
+        Self {
+            accepted: entry.accepted.clone(),
+            keep,
+            model: entry.model.clone(),
+            fingerprint: entry.fingerprint.clone(),
+            choices: Choices::Replay(Replay::new(entry)),
+            pin: None,
+        }
+    }
+}
+
 impl Running {
     pub(super) fn new(
-        choices: Choices,
-        accepted: Vec<u32>,
-        keep: Keep,
+        started: Started,
         mut meter: Meter,
-        target: Target,
-        fingerprint: String,
+        recorder: Option<Recorder>,
+        slot: Option<AttemptSlot>,
     ) -> Self {
-        for (idx, n_prompt) in accepted.into_iter().enumerate() {
-            meter.observe(idx, &Event::Accepted { n_prompt });
+        let Started { choices, accepted, keep, model, fingerprint, pin } = started;
+        for (idx, n_prompt) in accepted.iter().enumerate() {
+            meter.observe(idx, &Event::Accepted { n_prompt: *n_prompt });
         }
-        Self { choices, meter, keep, model: target.id().to_owned(), fingerprint, _pin: target.into_pin() }
+        Self { choices, meter, keep, accepted, model, fingerprint, recorder, slot, _pin: pin }
+    }
+
+    /// The same answer, read to its end as `events`, once more. It is not counted again.
+    pub(super) fn again(mut self, events: Vec<(usize, Event)>) -> Self {
+        let accepted = std::mem::take(&mut self.accepted);
+        let entry = Entry::of(events, accepted, self.model.clone(), self.fingerprint.clone());
+        let started = Started::again(Arc::new(entry), self.keep);
+        Self::new(started, self.meter.echo(), None, None)
+    }
+
+    /// The answer is whole and another target is asked all the same.
+    pub(super) fn was_replaced(&self) {
+        self.slot.iter().for_each(AttemptSlot::replaced);
+    }
+
+    /// Answers carry this name from now on.
+    pub(super) fn rename(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         let (idx, event) = self.choices.next().await?;
         self.meter.observe(idx, &event);
+        if let Some(recorder) = &mut self.recorder
+            && recorder.observe(idx, &event, self.accepted.len())
+            && let Some(recorder) = self.recorder.take()
+        {
+            recorder.keep(self.accepted.clone(), &self.model, &self.fingerprint);
+        }
         Some((idx, event))
     }
 
@@ -93,6 +150,14 @@ impl Running {
 
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.settle(self.meter.class(), self.meter.usage(), UsageSource::Engine);
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::drain::Working;
 use super::error::{ApiError, Asked};
 use super::family::Family;
-use super::{App, auth, body, origin};
-use crate::gateway::{Caller, random_name};
+use super::{App, auth, body, hints, origin};
+use crate::gateway::{Caller, Trace, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -36,9 +36,11 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
     let allowed = origin.clone().filter(|origin| is_allowed(&app, origin));
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
+    let mut trace = Trace::default();
     let response = match admit(&app, &request, &request_id, origin.is_some() && allowed.is_none()) {
         Ok(Admitted::Preflight) => origin::preflight(request.headers()),
         Ok(Admitted::Caller(caller)) => {
+            trace = caller.trace.clone();
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
             let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind().await;
@@ -54,6 +56,7 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
     if origin.is_some() {
         origin::mark(response.headers_mut(), allowed);
     }
+    hints::tell(response.headers_mut(), &trace.told());
     mark(&app, response.headers_mut(), version, &request_id);
     if method == Method::POST && !is_stream(response.headers()) {
         response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
@@ -89,7 +92,8 @@ fn admit(app: &App, request: &Request<Body>, request_id: &str, foreign: bool) ->
     if app.drain.has_begun() && request.method() == Method::POST {
         return Err(ApiError::shutting_down());
     }
-    Ok(Admitted::Caller(Caller { principal, request_id: request_id.to_owned() }))
+    let hints = hints::read(request.headers());
+    Ok(Admitted::Caller(Caller { principal, request_id: request_id.to_owned(), hints, ..Default::default() }))
 }
 
 fn is_allowed(app: &App, origin: &HeaderValue) -> bool {

@@ -16,6 +16,7 @@ mod drain;
 mod edge;
 mod error;
 mod family;
+mod hints;
 mod lora;
 mod ollama;
 mod openai;

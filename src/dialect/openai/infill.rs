@@ -9,6 +9,7 @@ use super::stream::write_problem;
 use super::to_wire::json;
 use crate::chat::check;
 use crate::chat::{CompletionRequest, Delta, Finish, Infill, Output, Prompt, Usage};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, too_many};
 use crate::dialect::{Answer, Chunks, Fault, Ignored, Problem, Read};
 use crate::engine::Done;
@@ -52,6 +53,7 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         include_usage: false,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Completion { request, style: TextStyle::default(), constraint: field }, ignored })

@@ -48,6 +48,7 @@ impl Setup {
             n_created: 1_790_000_000,
             media_hosts: Vec::new(),
             responses: Default::default(),
+            routing: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }

@@ -71,7 +71,7 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let served = http::serve(listener, config.http, Arc::clone(&gateway), shutdown.clone()).await;
+    let served = http::serve(vec![listener], config.http, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
@@ -87,7 +87,8 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
 fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_keys: bool) {
     let reachable = SocketAddr::new(reachable(address.ip()), address.port());
-    say!("hearth listening on http://{address}");
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+    say!("hearth listening on {scheme}://{address}");
     let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
     let is_chat = match model {
         Some(model) => {
@@ -104,7 +105,7 @@ fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_key
     };
     // A quote in the model's name would end the shell's.
     let body = body.replace('\'', "'\\''");
-    say!("curl http://{reachable}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'");
+    say!("curl {scheme}://{reachable}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'");
 }
 
 /// An address a client on this machine can use.

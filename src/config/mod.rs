@@ -12,6 +12,7 @@
 mod names;
 mod raw;
 mod resolve;
+mod server;
 mod settings;
 mod tables;
 mod upstreams;

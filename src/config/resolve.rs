@@ -8,9 +8,7 @@ use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
-use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,9 +19,6 @@ const THREADS_MAX: u32 = 512;
 const CTX_MAX: u32 = 1 << 27;
 const BATCH_MAX: u32 = 1 << 17;
 const GAP_MS_MAX: u32 = 60_000;
-/// The most bytes of a request that are ever held at once, for all `connections_max` of them.
-/// A body has to fit into one frame to the engine with room to spare (`engine/transport/frame.rs`).
-const BODY_BYTES_MAX: usize = 128 << 20;
 const KEYS_MAX: usize = 4096;
 const KEY_BYTES_MAX: usize = 512;
 const KEY_FILE_BYTES_MAX: u64 = 4 << 20;
@@ -116,61 +111,6 @@ impl Raw {
         match text.strip_prefix("scripted:").or_else(|| (text == "scripted").then_some("")) {
             Some(settings) => scripted(settings, &self.model.origin).map(ModelSource::Scripted),
             None => Ok(ModelSource::Gguf(PathBuf::from(text))),
-        }
-    }
-
-    fn http(&self, has_keys: bool, warnings: &mut Vec<String>) -> Result<HttpConfig, ConfigError> {
-        let default = HttpConfig::default();
-        let host = self.host()?;
-        if !host.is_loopback() && !has_keys {
-            if !on(&self.insecure) {
-                return Err(rule(
-                    &self.host,
-                    format!(
-                        "{host} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure"
-                    ),
-                ));
-            }
-            warnings.push(format!("{host} can be reached by others and no key is set (--insecure)"));
-        }
-        let body_bytes_max = self.body_limit.value.map_or(default.body_bytes_max, |ByteSize(n)| n);
-        if !(1024..=BODY_BYTES_MAX).contains(&body_bytes_max) {
-            return Err(rule(
-                &self.body_limit,
-                format!("{body_bytes_max} bytes is not within 1024..={BODY_BYTES_MAX}"),
-            ));
-        }
-        let ping_interval = seconds(&self.ping_interval, default.ping_interval);
-        if ping_interval < Duration::from_millis(100) {
-            return Err(rule(&self.ping_interval, format!("{ping_interval:?} is less than 100ms")));
-        }
-        for origin in self.cors_origin.value.iter().flatten() {
-            if origin != "*" && !origin.contains("://") {
-                return Err(rule(&self.cors_origin, format!("{origin:?} is no origin such as https://example.org")));
-            }
-        }
-        Ok(HttpConfig {
-            host,
-            port: self.port.value.unwrap_or(default.port),
-            allowed_hosts: self.allowed_host.value.clone().unwrap_or_default(),
-            cors_origins: self.cors_origin.value.clone().unwrap_or_default(),
-            body_bytes_max,
-            ping_interval,
-            drain_deadline: seconds(&self.drain_timeout, default.drain_deadline),
-            expose_slots: on(&self.slots),
-            ..default
-        })
-    }
-
-    /// An address; `localhost` is the only name, since a name server must not decide who can reach the server.
-    fn host(&self) -> Result<IpAddr, ConfigError> {
-        match self.host.value.as_deref() {
-            None | Some("localhost") => Ok(IpAddr::from([127, 0, 0, 1])),
-            Some(text) => text
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .parse()
-                .map_err(|_| rule(&self.host, format!("{text:?} is no IP address (and not localhost)"))),
         }
     }
 
@@ -369,15 +309,15 @@ pub(super) fn rule<T>(said: &Said<T>, message: impl Into<String>) -> ConfigError
     ConfigError::Rule { origin: said.origin.clone(), message: message.into() }
 }
 
-fn on(said: &Said<Switch>) -> bool {
+pub(super) fn on(said: &Said<Switch>) -> bool {
     said.value == Some(Switch(true))
 }
 
-fn seconds(said: &Said<Seconds>, default: Duration) -> Duration {
+pub(super) fn seconds(said: &Said<Seconds>, default: Duration) -> Duration {
     said.value.map_or(default, |Seconds(time)| time)
 }
 
-fn within(said: &Said<u32>, default: u32, min: u32, max: u32) -> Result<u32, ConfigError> {
+pub(super) fn within(said: &Said<u32>, default: u32, min: u32, max: u32) -> Result<u32, ConfigError> {
     let n = said.value.unwrap_or(default);
     if (min..=max).contains(&n) {
         return Ok(n);
@@ -432,13 +372,13 @@ fn read_text<T>(path: &Path, n_bytes_max: u64, said: &Said<T>) -> Result<String,
 }
 
 #[cfg(unix)]
-fn is_world_readable(path: &Path) -> bool {
+pub(super) fn is_world_readable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 #[cfg(not(unix))]
-fn is_world_readable(_: &Path) -> bool {
+pub(super) fn is_world_readable(_: &Path) -> bool {
     false
 }
 

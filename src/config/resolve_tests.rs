@@ -1,6 +1,7 @@
 //! What is accepted, what is refused, and in which words.
 
 use super::*;
+use crate::http::HttpConfig;
 
 /// Settings as flags over a scripted model.
 fn resolve(flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {

@@ -11,6 +11,7 @@ use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
+use ipnet::IpNet;
 use std::path::PathBuf;
 
 macro_rules! settings {
@@ -153,7 +154,14 @@ settings! {
         api_key_file: PathBuf = None, "FILE";
         /// Serve an address that others can reach without any key
         insecure: Switch = Some("false"), "BOOL";
-        /// Further host name that requests may name on a loopback address; may be given several times
+        /// Certificate chain (PEM) to serve HTTPS with; read again when the file changes
+        tls_cert: PathBuf = None, "FILE";
+        /// Private key (PEM) of --tls-cert
+        tls_key: PathBuf = None, "FILE";
+        /// Certificates (PEM) that vouch for clients: one without a certificate by them can't connect
+        tls_client_ca: PathBuf = None, "FILE";
+        /// Further host name that requests may name on a loopback address; may be given several times. On another address
+        /// every name is taken, unless some are given
         allowed_host: Vec<String> = None, "HOST";
         /// Web origin that browsers may call from, besides local ones; may be given several times
         cors_origin: Vec<String> = None, "ORIGIN";
@@ -168,6 +176,32 @@ settings! {
         slots: Switch = Some("false"), "BOOL";
         /// Largest request body
         body_limit: ByteSize = Some("64MiB"), "BYTES";
+        /// Connections open at once; more wait
+        max_connections: u32 = Some("4096"), "N";
+        /// Connections of one client address; one more is closed. 0: any number [default: 64; on a loopback address 0]
+        max_connections_per_ip: u32 = None, "N";
+        /// Requests per second of one client address, in the long run; 0: any number
+        ip_rps: f32 = Some("0"), "N";
+        /// Requests that one address may send at once after a silence [default: twice --ip-rps]
+        ip_burst: u32 = None, "N";
+        /// Client addresses that may come in, as 192.0.2.0/24 or single ones; may be given several times [default: all]
+        ip_allow: Vec<IpNet> = None, "CIDR";
+        /// Client addresses that may not, whatever --ip-allow says
+        ip_deny: Vec<IpNet> = None, "CIDR";
+        /// Proxies whose X-Forwarded-For (or Forwarded) says where a client is; may be given several times
+        trusted_proxy: Vec<IpNet> = None, "CIDR";
+        /// Wrong keys that one address may send in a minute before it is locked out with 429; 0: any number
+        auth_fail_limit: u32 = Some("10"), "N";
+        /// How long it is locked out
+        auth_fail_ban: Seconds = Some("5m"), "TIME";
+        /// Longest wait for a TLS handshake, and for the head of a request
+        header_timeout: Seconds = Some("10"), "TIME";
+        /// Longest wait for a whole request body
+        body_timeout: Seconds = Some("60"), "TIME";
+        /// How long a connection may stay open without a request
+        idle_timeout: Seconds = Some("75"), "TIME";
+        /// How long a client may take nothing of its answer before it is cut off
+        write_stall_timeout: Seconds = Some("60"), "TIME";
         /// Pause between signs of life on a stream that has nothing to say
         ping_interval: Seconds = Some("15"), "TIME";
         /// How long running answers may go on after SIGTERM

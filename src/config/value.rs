@@ -5,6 +5,8 @@ use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
+use ipnet::IpNet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -111,6 +113,24 @@ impl Written for Vec<String> {
 
     fn to_toml(&self) -> toml::Value {
         toml::Value::Array(self.iter().cloned().map(toml::Value::String).collect())
+    }
+}
+
+/// Networks, or single addresses.
+impl Written for Vec<IpNet> {
+    const EXPECTS: &'static str = "a list of networks such as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1";
+    const IS_LIST: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let one = |text: &str| match text.parse::<IpNet>() {
+            Ok(net) => Some(net.trunc()),
+            Err(_) => text.parse::<IpAddr>().ok().map(|address| IpNet::from(address.to_canonical())),
+        };
+        texts.iter().flat_map(|text| text.split(',')).map(|text| one(text.trim())).collect()
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::Array(self.iter().map(|net| toml::Value::String(net.to_string())).collect())
     }
 }
 
@@ -392,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn networks_are_written_with_or_without_a_length() {
+        let read =
+            |text: &str| read::<Vec<IpNet>>(text).map(|nets| nets.iter().map(IpNet::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            read("192.0.2.7/24, 10.1.2.3,::ffff:10.0.0.1,fd00::/8"),
+            Some(["192.0.2.0/24", "10.1.2.3/32", "10.0.0.1/32", "fd00::/8"].map(str::to_owned).to_vec())
+        );
+        assert_eq!((read("10.0.0.0/33"), read("localhost"), read("")), (None, None, None));
+    }
+
+    #[test]
     fn a_negative_time_is_for_ever_and_a_file_may_have_a_scale() {
         assert_eq!(read::<KeepAlive>("-1"), Some(KeepAlive::Forever));
         assert_eq!(read::<KeepAlive>("-5m"), Some(KeepAlive::Forever));
@@ -420,6 +451,7 @@ mod tests {
         round(Switch(false));
         round(KeepAlive::Forever);
         round(KeepAlive::For(Duration::ZERO));
+        round(["10.0.0.0/8", "::1/128"].map(|net| net.parse::<IpNet>().expect("a network")).to_vec());
         round(vec![Lora { path: "a:b.gguf".into(), scale: 0.5 }, Lora { path: "c".into(), scale: 1.0 }]);
     }
 }

@@ -15,6 +15,7 @@ pub(super) struct Meter {
     /// The answer of another meter once more: not even logged.
     is_echo: bool,
     request_id: String,
+    client_request_id: Option<String>,
     /// Choices of each prompt: a prompt is counted with the first of them.
     n_per_prompt: usize,
     started: Instant,
@@ -39,6 +40,7 @@ impl Meter {
             source: UsageSource::Engine,
             is_echo: false,
             request_id: caller.request_id.clone(),
+            client_request_id: caller.client_request_id.clone(),
             n_per_prompt: n_per_prompt.max(1),
             started: Instant::now(),
             first_token: None,
@@ -155,6 +157,7 @@ impl Drop for Meter {
         };
         tracing::info!(
             request_id = self.request_id,
+            client_request_id = self.client_request_id,
             outcome,
             n_choices = self.choices.len(),
             prompt_tokens = usage.prompt_tokens,

@@ -60,6 +60,7 @@ use models::Models;
 use names::Names;
 use route::Routes;
 use settle::{refuse_media, settle_chat};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -99,6 +100,10 @@ pub struct Caller {
     pub hints: Hints,
     /// What becomes of it.
     pub trace: Trace,
+    /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
+    pub client_request_id: Option<String>,
+    /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
+    pub client_ip: Option<IpAddr>,
 }
 
 pub struct Gateway {

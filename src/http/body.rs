@@ -78,12 +78,13 @@ impl FromRequest<App> for JsonBody {
         let (parts, body) = request.into_parts();
         // Ollama's clients may send anything (`curl -d` sends a form's type); pages of a browser say where they are from.
         let takes_any = Family::of(parts.uri.path()) == Family::Ollama && !parts.headers.contains_key(header::ORIGIN);
-        let checked = check_head(&parts.headers, app.config.body_bytes_max);
+        let config = app.config();
+        let checked = check_head(&parts.headers, config.body_bytes_max);
         if let Err(error) = checked.and_then(|()| if takes_any { Ok(()) } else { check_type(&parts.headers) }) {
             discard(&parts.headers, body, app);
             return Err(error);
         }
-        match tokio::time::timeout(app.config.body_timeout, read(body, app)).await {
+        match tokio::time::timeout(config.body_timeout, read(body, app)).await {
             Ok(read) => read,
             Err(_) => Err(ApiError::body_timeout()),
         }
@@ -91,7 +92,7 @@ impl FromRequest<App> for JsonBody {
 }
 
 async fn read(mut body: Body, app: &App) -> Result<JsonBody, ApiError> {
-    let max = app.config.body_bytes_max;
+    let max = app.config().body_bytes_max;
     let mut share = app.bodies.open();
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -143,7 +144,7 @@ pub(super) fn discard(headers: &HeaderMap, mut body: Body, app: &App) {
     if headers.contains_key(header::EXPECT) || hyper::body::Body::is_end_stream(&body) {
         return;
     }
-    let n_max = app.config.body_bytes_max.saturating_mul(2);
+    let n_max = app.config().body_bytes_max.saturating_mul(2);
     tokio::spawn(tokio::time::timeout(WAIT, async move {
         let mut n = 0;
         while let Some(Ok(frame)) = body.frame().await {

@@ -1,10 +1,11 @@
-//! What every request passes, whatever its path: id, host, origin, key, draining, and the counting of its end.
+//! What every request passes, whatever its path: id, host, address, origin, key, draining, and the counting of its end.
 
+use super::connection::Busy;
 use super::drain::Working;
 use super::error::{ApiError, Asked};
 use super::family::Family;
-use super::{App, auth, body, hints, origin};
-use crate::gateway::{Caller, Trace, random_name};
+use super::{App, HttpConfig, auth, body, hints, origin};
+use crate::gateway::{Caller, Principal, Trace, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -14,6 +15,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri};
 use hyper::body::Incoming;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -25,19 +27,36 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 
+/// The connection that a request came by.
+pub(super) struct Via {
+    /// Who is at its other end; behind a proxy that is not the client.
+    pub(super) peer: IpAddr,
+    /// Dropped with the last of the answer.
+    pub(super) busy: Busy,
+}
+
 /// The whole way of one request: every connection's service.
-pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+pub(super) async fn answer(
+    app: App,
+    router: Router,
+    via: Via,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let config = app.config();
     let started = Instant::now();
     let request_id = random_name("req_");
     let mut request = request.map(Body::new);
     tolerate_slash(request.uri_mut());
     let (method, version, family) = (request.method().clone(), request.version(), Family::of(request.uri().path()));
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let allowed = origin.clone().filter(|origin| is_allowed(&app, origin));
+    let allowed = origin.clone().filter(|origin| is_allowed(&config, origin));
+    let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let client_ip = config.clients.address(via.peer, request.headers());
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
     let mut trace = Trace::default();
-    let response = match admit(&app, &request, &request_id, origin.is_some() && allowed.is_none()) {
+    let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
+    let response = match asking.admit(&request, &request_id) {
         Ok(Admitted::Preflight) => origin::preflight(request.headers()),
         Ok(Admitted::Caller(caller)) => {
             trace = caller.trace.clone();
@@ -58,11 +77,16 @@ pub(super) async fn answer(app: App, router: Router, request: Request<Incoming>)
     }
     hints::tell(response.headers_mut(), &trace.told());
     mark(&app, response.headers_mut(), version, &request_id);
+    if is_chunked && version < Version::HTTP_2 {
+        // A length beside the chunks was thrown away; whoever believed it takes the rest for another request. So no
+        // other is read here.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if method == Method::POST && !is_stream(response.headers()) {
         response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
     }
     let path = response.extensions().get::<MatchedPath>().cloned();
-    let end = End { app, path, status: response.status().as_u16(), started, _working: working };
+    let end = End { app, path, status: response.status().as_u16(), started, _working: working, _busy: via.busy };
     Ok(response.map(|inner| Body::new(Counted { inner, _end: end })))
 }
 
@@ -71,33 +95,90 @@ enum Admitted {
     Caller(Caller),
 }
 
-/// The checks that need no more than the head, cheapest first.
-fn admit(app: &App, request: &Request<Body>, request_id: &str, foreign: bool) -> Result<Admitted, ApiError> {
-    if !origin::host_is_allowed(&app.config, request) {
-        return Err(ApiError::forbidden("This Host is not served here."));
-    }
-    if request.method() == Method::OPTIONS {
-        return Ok(Admitted::Preflight);
-    }
-    if foreign && request.method() == Method::POST {
-        return Err(ApiError::forbidden("This Origin may not call this server."));
-    }
-    let principal = if auth::is_public(request.uri().path()) {
-        Default::default()
-    } else {
-        app.gateway
-            .authenticate(auth::presented(request.headers()))
-            .map_err(|error| ApiError::of(error, Asked::Nothing))?
-    };
-    if app.drain.has_begun() && request.method() == Method::POST {
-        return Err(ApiError::shutting_down());
-    }
-    let hints = hints::read(request.headers());
-    Ok(Admitted::Caller(Caller { principal, request_id: request_id.to_owned(), hints, ..Default::default() }))
+/// A request at the door, with what is decided about it.
+struct Asking<'a> {
+    app: &'a App,
+    config: &'a HttpConfig,
+    client_ip: IpAddr,
+    /// A web page asks that may not.
+    foreign: bool,
 }
 
-fn is_allowed(app: &App, origin: &HeaderValue) -> bool {
-    origin.to_str().is_ok_and(|origin| origin::is_allowed(&app.config, origin))
+impl Asking<'_> {
+    /// The checks that need no more than the head, cheapest first.
+    fn admit(&self, request: &Request<Body>, request_id: &str) -> Result<Admitted, ApiError> {
+        origin::check_host(self.config, request)?;
+        if !self.config.clients.admits(self.client_ip) {
+            self.app.gateway.metrics().rejected("address");
+            return Err(ApiError::forbidden("Requests from this address are not taken."));
+        }
+        let is_public = auth::is_public(request.uri().path());
+        if !is_public {
+            self.admit_rate()?;
+        }
+        if request.method() == Method::OPTIONS {
+            return Ok(Admitted::Preflight);
+        }
+        if self.foreign && request.method() == Method::POST {
+            return Err(ApiError::forbidden("This Origin may not call this server."));
+        }
+        let principal = if is_public { Default::default() } else { self.authenticate(request.headers())? };
+        if self.app.drain.has_begun() && request.method() == Method::POST {
+            return Err(ApiError::shutting_down());
+        }
+        Ok(Admitted::Caller(Caller {
+            principal,
+            request_id: request_id.to_owned(),
+            client_request_id: client_request_id(request.headers()),
+            client_ip: Some(self.client_ip),
+            hints: hints::read(request.headers()),
+            trace: Trace::default(),
+        }))
+    }
+
+    /// Refuses what comes too fast from one address, and everything from one that was locked out.
+    fn admit_rate(&self) -> Result<(), ApiError> {
+        let now = Instant::now();
+        if let Some(wait) = self.app.guard.banned(self.client_ip, now) {
+            self.app.gateway.metrics().rejected("locked_out");
+            return Err(ApiError::too_many("Too many wrong keys came from this address.", wait));
+        }
+        self.app.guard.request(self.client_ip, &self.config.clients, now).map_err(|wait| {
+            self.app.gateway.metrics().rejected("requests_per_ip");
+            ApiError::too_many("Too many requests come from this address.", wait)
+        })
+    }
+
+    /// Who asks. A wrong key counts against its address; a missing one is a mistake, not a guess.
+    fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
+        let presented = auth::presented(headers);
+        self.app.gateway.authenticate(presented).map_err(|error| {
+            let reason = if presented.is_some() { "wrong" } else { "missing" };
+            self.app.gateway.metrics().auth_failed(reason);
+            let rules = &self.config.clients;
+            if presented.is_some() && self.app.guard.failed(self.client_ip, rules, Instant::now()) {
+                let (client, ban_s) = (self.client_ip, rules.ban.as_secs());
+                tracing::warn!(
+                    %client,
+                    ban_s,
+                    "too many wrong keys: this address is locked out (if it is a proxy's, name it with --trusted-proxy)"
+                );
+            }
+            ApiError::of(error, Asked::Nothing)
+        })
+    }
+}
+
+/// The client's name for its request, if it is one that a log can take.
+fn client_request_id(headers: &HeaderMap) -> Option<String> {
+    const BYTES_MAX: usize = 128;
+    let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
+    let is_plain = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    (is_plain && (1..=BYTES_MAX).contains(&id.len())).then(|| id.to_owned())
+}
+
+fn is_allowed(config: &HttpConfig, origin: &HeaderValue) -> bool {
+    origin.to_str().is_ok_and(|origin| origin::is_allowed(config, origin))
 }
 
 fn is_stream(headers: &HeaderMap) -> bool {
@@ -111,6 +192,9 @@ fn mark(app: &App, headers: &mut HeaderMap, version: Version, request_id: &str) 
         headers.insert(X_REQUEST_ID, id.clone());
         headers.insert(REQUEST_ID, id);
     }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // What was answered is the asker's alone; streams and documents say so themselves.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if version >= Version::HTTP_2 {
         headers.remove(header::CONNECTION);
     } else if app.drain.has_begun() {
@@ -149,6 +233,7 @@ struct End {
     status: u16,
     started: Instant,
     _working: Option<Working>,
+    _busy: Busy,
 }
 
 impl Drop for End {

@@ -131,6 +131,27 @@ impl ApiError {
         Self::refused(StatusCode::FORBIDDEN, "insufficient_permissions", message)
     }
 
+    /// The `Host` of the request is missing, said twice, or no host.
+    pub(super) fn bad_host(message: &str) -> Self {
+        Self::refused(StatusCode::BAD_REQUEST, "invalid_host", message).closing()
+    }
+
+    /// The `Host` is a good one, but not of this server.
+    pub(super) fn misdirected() -> Self {
+        Self::refused(StatusCode::MISDIRECTED_REQUEST, "misdirected_request", "This Host is not served here.")
+    }
+
+    /// 429: this address, whoever uses it, may come again after `wait`. A client that tries again within a few seconds
+    /// only makes it worse where the wait is long.
+    pub(super) fn too_many(message: &str, wait: std::time::Duration) -> Self {
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        let message = format!("{message} Please try again in {seconds}s.");
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message);
+        error.retry_after_s = Some(seconds);
+        error.should_retry = (seconds > 60).then_some(false);
+        error
+    }
+
     pub(super) fn content_type(message: &str) -> Self {
         Self::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", message)
     }

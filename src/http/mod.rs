@@ -11,11 +11,14 @@
 mod anthropic;
 mod auth;
 mod body;
+mod client;
+mod connection;
 mod docs;
 mod drain;
 mod edge;
 mod error;
 mod family;
+mod guard;
 mod hints;
 mod lora;
 mod ollama;
@@ -26,17 +29,20 @@ mod responses;
 mod router;
 mod sse;
 mod stall;
+mod tls;
 mod vectors;
 
+pub use client::ClientRules;
+pub use tls::{Tls, TlsError, TlsFiles};
+
 use crate::gateway::Gateway;
+use arc_swap::ArcSwap;
+use connection::Connection;
 use drain::Drain;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use stall::Stall;
+use guard::{Guard, OpenFrom};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -47,16 +53,25 @@ use tokio_util::sync::CancellationToken;
 pub struct HttpConfig {
     pub host: IpAddr,
     pub port: u16,
-    /// Names accepted in `Host` beside loopback's when bound to loopback (a rebound DNS name is refused).
+    /// What to prove to clients that this is the server they mean; `None`: plain HTTP.
+    pub tls: Option<Tls>,
+    /// Names accepted in `Host` beside loopback's when bound to loopback (a rebound DNS name is refused). Bound to another
+    /// address, any name is, unless this lists some.
     pub allowed_hosts: Vec<String>,
     /// Web origins that may call, beside local ones and apps; `*` for all.
     pub cors_origins: Vec<String>,
+    /// What is decided by a client's address.
+    pub clients: ClientRules,
     /// Largest request body; four of this size are held at once, more are refused as overload.
     pub body_bytes_max: usize,
-    /// For a request's head, and for an idle connection.
+    /// For the TLS handshake, and for each request's head.
     pub header_timeout: Duration,
-    /// For a whole request body, and for a client to take the next bytes of its answer.
+    /// For a whole request body.
     pub body_timeout: Duration,
+    /// For a connection without a request.
+    pub idle_timeout: Duration,
+    /// For a client to take the next bytes of its answer.
+    pub stall_timeout: Duration,
     /// Longest silence of a stream before a comment is sent.
     pub ping_interval: Duration,
     /// Time that running requests have to finish after a shutdown began.
@@ -72,25 +87,58 @@ impl Default for HttpConfig {
         Self {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 8080,
+            tls: None,
             allowed_hosts: Vec::new(),
             cors_origins: Vec::new(),
+            clients: ClientRules::default(),
             body_bytes_max: 64 << 20,
-            header_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(60),
             ping_interval: Duration::from_secs(15),
             drain_deadline: Duration::from_secs(30),
-            connections_max: 1024,
+            connections_max: 4096,
             expose_slots: false,
         }
     }
 }
 
+/// The settings of a running server. Every request takes one snapshot, so a change is seen by the next one whole; host,
+/// port, `connections_max` and `expose_slots` stay as they were at the start.
+#[derive(Clone)]
+pub struct LiveHttp(Arc<ArcSwap<HttpConfig>>);
+
+impl LiveHttp {
+    pub fn now(&self) -> Arc<HttpConfig> {
+        self.0.load_full()
+    }
+
+    pub fn set(&self, config: HttpConfig) {
+        self.0.store(Arc::new(config));
+    }
+}
+
+impl From<HttpConfig> for LiveHttp {
+    fn from(config: HttpConfig) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(config)))
+    }
+}
+
 /// What every request needs.
 struct Shared {
-    config: HttpConfig,
+    live: LiveHttp,
     gateway: Arc<Gateway>,
     drain: Drain,
     bodies: body::Budget,
+    guard: Guard,
+    expose_slots: bool,
+}
+
+impl Shared {
+    fn config(&self) -> Arc<HttpConfig> {
+        self.live.now()
+    }
 }
 
 type App = Arc<Shared>;
@@ -99,34 +147,39 @@ type App = Arc<Shared>;
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (out of file descriptors, mostly), instead of a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Bytes buffered in each direction of one connection; also the limit of a request's head.
-const BUFFER_BYTES: usize = 64 << 10;
-/// Requests that one HTTP/2 connection may have open.
-const STREAMS_MAX: u32 = 128;
 
-/// Serves until `shutdown` and the drain after it; every connection is closed when this returns.
+/// Serves until `shutdown` and the drain after it; every connection is closed when this returns. `listeners`: at least
+/// one.
 pub async fn serve(
-    listener: TcpListener,
-    config: HttpConfig,
+    listeners: Vec<TcpListener>,
+    config: impl Into<LiveHttp>,
     gateway: Arc<Gateway>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
+    let live = config.into();
+    let config = live.now();
     let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
     let bodies = body::Budget::new(config.body_bytes_max.saturating_mul(4));
-    let app: App = Arc::new(Shared { drain: Drain::new(shutdown), bodies, config, gateway });
+    let (drain, expose_slots) = (Drain::new(shutdown), config.expose_slots);
+    let app: App = Arc::new(Shared { drain, bodies, live, gateway, guard: Guard::default(), expose_slots });
+    note_expiry(&app);
     let router = router::router(Arc::clone(&app));
     let close = CancellationToken::new();
     // **Bound:** `connections_max` tasks, one permit each.
     let mut connections = JoinSet::new();
-    let drained = app.drain.finished(app.config.drain_deadline);
+    let drained = app.drain.finished(config.drain_deadline);
     tokio::pin!(drained);
+    let mut turn = 0;
     loop {
         tokio::select! {
             () = &mut drained => break,
-            accepted = accept(&listener, &places) => match accepted {
-                Ok((stream, place)) => {
-                    let connection = Connection { app: Arc::clone(&app), router: router.clone(), close: close.clone() };
-                    connections.spawn(connection.serve(stream, place));
+            accepted = accept(&listeners, &places, &mut turn) => match accepted {
+                Ok((stream, peer, place)) => {
+                    if let Some(open) = admit(&app, &stream, peer) {
+                        let app = Arc::clone(&app);
+                        let connection = Connection { app, router: router.clone(), close: close.clone(), peer };
+                        connections.spawn(connection.serve(stream, (place, open)));
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -136,7 +189,7 @@ pub async fn serve(
             Some(ended) = connections.join_next() => log_panic(ended),
         }
     }
-    drop(listener);
+    drop(listeners);
     close.cancel();
     let all_closed = async { while connections.join_next().await.is_some() {} };
     // What has not closed by now is closed by force.
@@ -145,11 +198,50 @@ pub async fn serve(
     Ok(())
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+/// The next connection of any listener, once there is a place for it. `turn` says who is asked first: a listener under a
+/// flood must not keep the others waiting.
+async fn accept(
+    listeners: &[TcpListener],
+    places: &Arc<Semaphore>,
+    turn: &mut usize,
+) -> std::io::Result<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    *turn = (*turn + 1) % listeners.len().max(1);
+    let (before, first) = listeners.split_at(*turn);
+    let accepting = first.iter().chain(before).map(|listener| Box::pin(listener.accept()));
+    let (accepted, ..) = futures_util::future::select_all(accepting).await;
+    let (stream, peer) = accepted?;
+    Ok((stream, client::canonical(peer.ip()), place))
+}
+
+/// Whether a connection may go on, by its address alone: nothing was read from it yet. `None`: it is to be dropped.
+fn admit(app: &App, stream: &TcpStream, peer: IpAddr) -> Option<OpenFrom> {
+    let config = app.config();
+    let rules = &config.clients;
+    let is_proxy = rules.trusts(peer);
+    if !is_proxy && !rules.admits(peer) {
+        app.gateway.metrics().rejected("address");
+        tracing::debug!(%peer, "a connection from an address that is not admitted was closed");
+        return None;
+    }
+    let open = app.guard.connect(peer, if is_proxy { 0 } else { rules.connections_max });
+    if open.is_none() {
+        app.gateway.metrics().rejected("connections_per_ip");
+        tracing::debug!(%peer, "one connection more than an address may have was closed");
+        if config.tls.is_none() {
+            // A new socket has room for these bytes; where it has not, closing says enough.
+            let _ = stream.try_write(connection::TOO_MANY);
+        }
+    }
+    open
+}
+
+/// Tells Prometheus when the certificate ends.
+fn note_expiry(app: &App) {
+    if let Some(tls) = &app.config().tls {
+        let expires = tls.expires().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        app.gateway.metrics().certificate_expires(expires);
+    }
 }
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
@@ -157,93 +249,5 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         tracing::error!("a connection's task panicked; this is a bug");
-    }
-}
-
-/// One client connection.
-struct Connection {
-    app: App,
-    router: axum::Router,
-    close: CancellationToken,
-}
-
-impl Connection {
-    async fn serve(self, stream: TcpStream, place: OwnedSemaphorePermit) {
-        let _place = place;
-        let _open = Open::new(&self.app);
-        // Small writes (one token each) must not wait for each other's acknowledgement.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection was gone before it began");
-            return;
-        }
-        let header_timeout = self.app.config.header_timeout;
-        let stream = Stall::new(TokioIo::new(stream), self.app.config.body_timeout);
-        let builder = builder(header_timeout);
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let service = hyper::service::service_fn({
-            let has_asked = Arc::clone(&has_asked);
-            move |request| {
-                has_asked.store(true, Ordering::Relaxed);
-                edge::answer(Arc::clone(&self.app), self.router.clone(), request)
-            }
-        });
-        let connection = builder.serve_connection(stream, service);
-        tokio::pin!(connection);
-        // hyper's header timeout begins once it knows the protocol; this one also ends those who never say it.
-        let silent = tokio::time::sleep(header_timeout);
-        tokio::pin!(silent);
-        let (mut is_watched, mut is_closing) = (true, false);
-        loop {
-            tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
-                        tracing::debug!(error, "a connection ended early");
-                    }
-                    return;
-                }
-                () = silent.as_mut(), if is_watched => {
-                    is_watched = false;
-                    if !has_asked.load(Ordering::Relaxed) {
-                        return;
-                    }
-                }
-                () = self.close.cancelled(), if !is_closing => {
-                    is_closing = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-            }
-        }
-    }
-}
-
-fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .max_buf_size(BUFFER_BYTES)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(BUFFER_BYTES as u32)
-        .keep_alive_interval(Some(header_timeout))
-        .keep_alive_timeout(header_timeout);
-    builder
-}
-
-/// Counts a connection as long as it lives.
-struct Open(App);
-
-impl Open {
-    fn new(app: &App) -> Self {
-        app.gateway.metrics().connection_opened();
-        Self(Arc::clone(app))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.gateway.metrics().connection_closed();
     }
 }

@@ -1,7 +1,9 @@
 //! Who may call from a browser: `Host`, `Origin` and CORS.
 
-use super::HttpConfig;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use super::error::ApiError;
+use super::{HttpConfig, client};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use std::net::IpAddr;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
@@ -13,18 +15,54 @@ const REQUEST_HEADERS: &str = "authorization, content-type, x-api-key, anthropic
 /// Longest list of headers that a preflight gets back.
 const ASKED_BYTES_MAX: usize = 2048;
 
-/// With a loopback bind, only loopback's names and configured ones: another name that leads here was rebound.
-pub(super) fn host_is_allowed<B>(config: &HttpConfig, request: &Request<B>) -> bool {
-    if !config.host.is_loopback() {
-        return true;
+/// Refuses a request whose host is not clear, or not ours.
+///
+/// With a loopback bind, only loopback's names, configured ones and the certificate's are: another name that leads here
+/// was rebound. Elsewhere any host is ours, unless some are configured; an address can't be rebound and is always ours.
+pub(super) fn check_host<B>(config: &HttpConfig, request: &Request<B>) -> Result<(), ApiError> {
+    let Some(host) = host(request)? else { return Ok(()) };
+    let name = without_port(host.as_str());
+    let is_listed = || client::names(config).any(|listed| is_named(without_port(listed), name));
+    if config.host.is_loopback() {
+        let is_ours = is_loopback(name) || is_listed();
+        return if is_ours { Ok(()) } else { Err(ApiError::forbidden("This Host is not served here.")) };
     }
-    let host = match request.headers().get(header::HOST) {
-        Some(value) => value.to_str().ok(),
-        // HTTP/2 has it in the URI; HTTP/1.0 may have none, and no browser speaks it.
-        None => request.uri().authority().map(|authority| authority.as_str()).or(Some("localhost")),
+    let is_ours = config.allowed_hosts.is_empty() || is_loopback(name) || name.parse::<IpAddr>().is_ok() || is_listed();
+    if is_ours { Ok(()) } else { Err(ApiError::misdirected()) }
+}
+
+/// The one host that a request names; `None` for HTTP/1.0 without one, which no browser speaks. Two hosts that differ, in
+/// whatever way they are said, are how requests are smuggled past a proxy that believes the other one.
+fn host<B>(request: &Request<B>) -> Result<Option<Authority>, ApiError> {
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let (first, more) = (named.next(), named.next());
+    if more.is_some() {
+        return Err(ApiError::bad_host("The request has more than one Host."));
+    }
+    let in_header = match first {
+        Some(value) => {
+            let host = Authority::try_from(value.as_bytes()).ok().filter(|host| !host.as_str().contains('@'));
+            Some(host.ok_or_else(|| ApiError::bad_host("The Host of the request is no host."))?)
+        }
+        None => None,
     };
-    let Some(name) = host.map(without_port) else { return false };
-    is_loopback(name) || config.allowed_hosts.iter().any(|allowed| without_port(allowed).eq_ignore_ascii_case(name))
+    match (request.uri().authority(), in_header) {
+        (Some(in_uri), Some(host)) if *in_uri != host => {
+            Err(ApiError::bad_host("The request names two hosts, in its URL and in its Host."))
+        }
+        (Some(in_uri), None) if request.version() >= Version::HTTP_2 => Ok(Some(in_uri.clone())),
+        (_, None) if request.version() == Version::HTTP_10 => Ok(None),
+        (_, None) => Err(ApiError::bad_host("The request has no Host.")),
+        (_, host) => Ok(host),
+    }
+}
+
+/// Whether a name is what a certificate or the operator listed; `*.` in front stands for one label.
+fn is_named(listed: &str, name: &str) -> bool {
+    match listed.strip_prefix("*.") {
+        Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+        None => listed.eq_ignore_ascii_case(name),
+    }
 }
 
 /// Whether a web page from `origin` may call.
@@ -117,17 +155,59 @@ mod tests {
         assert!(is_allowed(&config, "https://chat.example"));
     }
 
+    fn with(hosts: &[&str], uri: &str, version: Version) -> Request<()> {
+        let mut request = Request::builder().uri(uri).version(version);
+        for host in hosts {
+            request = request.header(header::HOST, *host);
+        }
+        request.body(()).unwrap()
+    }
+
+    fn status(config: &HttpConfig, host: &str) -> u16 {
+        check_host(config, &with(&[host], "/", Version::HTTP_11)).map_or_else(|error| error.status.as_u16(), |()| 200)
+    }
+
     #[test]
-    fn a_rebound_name_is_refused_on_loopback_only() {
-        let mut config = HttpConfig { allowed_hosts: vec!["box.lan".into()], ..Default::default() };
-        let with = |host: &str| Request::builder().header(header::HOST, host).body(()).unwrap();
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "box.lan:1"] {
-            assert!(host_is_allowed(&config, &with(host)), "{host}");
+    fn a_rebound_name_is_refused_on_loopback() {
+        let config = HttpConfig { allowed_hosts: vec!["box.lan".into()], ..Default::default() };
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "box.lan:1", "Box.LAN"] {
+            assert_eq!(status(&config, host), 200, "{host}");
         }
-        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", ""] {
-            assert!(!host_is_allowed(&config, &with(host)), "{host}");
+        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "192.0.2.1"] {
+            assert_eq!(status(&config, host), 403, "{host}");
         }
-        config.host = "0.0.0.0".parse().unwrap();
-        assert!(host_is_allowed(&config, &with("evil.example")));
+        for host in ["", "a b", "localhost@evil.example", "evil.example/localhost", "localhost:80:80", "[::1"] {
+            assert_eq!(status(&config, host), 400, "{host}");
+        }
+    }
+
+    #[test]
+    fn elsewhere_the_operator_may_say_which_hosts_are_ours() {
+        let mut config = HttpConfig { host: "0.0.0.0".parse().unwrap(), ..Default::default() };
+        assert_eq!(status(&config, "any.example"), 200);
+        config.allowed_hosts = vec!["api.example".into(), "*.lan".into()];
+        for host in ["api.example:443", "box.lan", "localhost:8080", "192.0.2.1:80", "[2001:db8::1]"] {
+            assert_eq!(status(&config, host), 200, "{host}");
+        }
+        for host in ["any.example", "lan", "a.b.lan", "api.example.evil"] {
+            assert_eq!(status(&config, host), 421, "{host}");
+        }
+    }
+
+    #[test]
+    fn two_hosts_are_none() {
+        let config = HttpConfig::default();
+        let code = |hosts: &[&str], uri: &str, version| {
+            check_host(&config, &with(hosts, uri, version)).map_or_else(|error| error.status.as_u16(), |()| 200)
+        };
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        assert_eq!(code(&["localhost", "localhost"], "/", one), 400);
+        assert_eq!(code(&["localhost"], "http://evil.example/", one), 400);
+        assert_eq!(code(&["localhost"], "http://localhost/", one), 200);
+        assert_eq!(code(&[], "/", one), 400);
+        assert_eq!(code(&[], "/", Version::HTTP_10), 200);
+        assert_eq!(code(&[], "http://localhost/", two), 200);
+        assert_eq!(code(&["evil.example"], "http://localhost/", two), 400);
+        assert_eq!(code(&[], "http://evil.example/", two), 403);
     }
 }

@@ -7,7 +7,7 @@ use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
 
 pub(super) fn router(app: App) -> Router {
-    routes(app.config.expose_slots)
+    routes(app.expose_slots)
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(axum::middleware::from_fn(edge::note_route))

@@ -35,7 +35,7 @@ pub(super) fn response<C: Chunks + Send + 'static>(stream: Stream<C>, app: &App)
         chunks: stream.chunks,
         asked: stream.asked,
         has_opened: false,
-        pause: Pause::new(app.config.ping_interval),
+        pause: Pause::new(app.config().ping_interval),
         cut: app.drain.cut(),
     };
     // Boxed: the state moves with every event otherwise.

@@ -30,6 +30,10 @@ pub struct Metrics {
     gap: HistogramVec,
     connections: IntGauge,
     routing: Routing,
+    rejections: IntCounterVec,
+    auth_failures: IntCounterVec,
+    tls_cert_expiry: IntGauge,
+    reload_success: IntGauge,
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
     scraped: Mutex<Scraped>,
 }
@@ -135,6 +139,34 @@ impl Metrics {
             ),
             routing: Routing::new(r),
             connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
+            rejections: add(
+                r,
+                IntCounterVec::new(
+                    Opts::new("hearth_rejections_total", "Connections and requests refused at the door, by reason."),
+                    &["reason"],
+                ),
+            ),
+            auth_failures: add(
+                r,
+                IntCounterVec::new(
+                    Opts::new("hearth_auth_failures_total", "Requests without a key that opens the API."),
+                    &["reason"],
+                ),
+            ),
+            tls_cert_expiry: add(
+                r,
+                IntGauge::new(
+                    "hearth_tls_cert_expiry_timestamp_seconds",
+                    "When the certificate in use ends, in unix seconds; 0: no TLS.",
+                ),
+            ),
+            reload_success: add(
+                r,
+                IntGauge::new(
+                    "hearth_config_last_reload_success",
+                    "Whether the last reload of the settings was taken, 1 or 0.",
+                ),
+            ),
             scraped: Mutex::new(Scraped {
                 queue_length: gauge(r, "hearth_queue_length", "Requests accepted that wait for a slot."),
                 slots_busy: gauge(r, "hearth_slots_busy", "Slots that work on a request."),
@@ -202,6 +234,24 @@ impl Metrics {
 
     pub fn connection_closed(&self) {
         self.connections.dec();
+    }
+
+    /// `reason` is a word of ours, never what a client wrote.
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejections.with_label_values(&[reason]).inc();
+    }
+
+    pub fn auth_failed(&self, reason: &'static str) {
+        self.auth_failures.with_label_values(&[reason]).inc();
+    }
+
+    pub fn certificate_expires(&self, unix_seconds: u64) {
+        self.tls_cert_expiry.set(saturate(unix_seconds));
+    }
+
+    /// The settings in use are those that were last asked for, or a reload was refused.
+    pub fn reloaded(&self, is_taken: bool) {
+        self.reload_success.set(is_taken.into());
     }
 
     /// The page a scraper reads: `text/plain; version=0.0.4`.

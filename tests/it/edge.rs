@@ -207,7 +207,7 @@ async fn chunked_bodies_and_http_1_0_are_served() {
 #[tokio::test]
 async fn a_client_that_reads_nothing_is_let_go() {
     let server = Server::with(|setup| {
-        setup.http.body_timeout = Duration::from_millis(300);
+        setup.http.stall_timeout = Duration::from_millis(300);
         setup.engine.n_ctx = Some(4_000_000);
     })
     .await;

@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod addresses;
 mod anthropic;
 mod clients;
 mod completions;
@@ -13,6 +14,7 @@ mod hostile;
 mod llama_server;
 mod lora;
 mod many_models;
+mod matrix;
 mod media;
 mod models;
 mod ollama;
@@ -24,9 +26,12 @@ mod openapi;
 mod ops;
 mod rerank;
 mod responses;
+mod slow;
+mod smuggling;
 mod structured;
 mod support;
 mod templates;
 mod tiny_model;
+mod tls;
 mod tokenizer;
 mod tools_real;

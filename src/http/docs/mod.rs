@@ -28,14 +28,14 @@ static WRITTEN: LazyLock<[(Vec<u8>, String); 2]> = LazyLock::new(|| {
 });
 
 pub(super) async fn openapi(State(app): State<App>) -> Response {
-    let mut response = json(WRITTEN[usize::from(app.config.expose_slots)].0.clone());
+    let mut response = json(WRITTEN[usize::from(app.expose_slots)].0.clone());
     // Editors and viewers on other sites may read it: it has no secrets, and GET changes nothing.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
 pub(super) async fn page(State(app): State<App>) -> Response {
-    let mut response = Response::new(WRITTEN[usize::from(app.config.expose_slots)].1.clone().into());
+    let mut response = Response::new(WRITTEN[usize::from(app.expose_slots)].1.clone().into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -3,12 +3,13 @@
 
 pub mod bodies;
 pub mod served;
+pub mod tls;
 
 use futures_util::StreamExt;
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
 use hearth::gateway::{ApiKey, Gateway, GatewayConfig};
-use hearth::http::{self, HttpConfig};
+use hearth::http::{self, HttpConfig, LiveHttp};
 use hearth::telemetry::Metrics;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -68,6 +69,8 @@ impl Setup {
 pub struct Server {
     pub address: SocketAddr,
     pub engine: Engine,
+    pub gateway: Arc<Gateway>,
+    pub live: LiveHttp,
     pub shutdown: CancellationToken,
     pub client: reqwest::Client,
     serving: Option<JoinHandle<std::io::Result<()>>>,
@@ -148,13 +151,20 @@ impl Server {
         let listener = TcpListener::bind((http.host, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(http::serve(listener, http, gateway, shutdown.clone()));
+        let live = LiveHttp::from(http);
+        let served = http::serve(vec![listener], live.clone(), Arc::clone(&gateway), shutdown.clone());
+        let serving = tokio::spawn(served);
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        Self { address, engine, shutdown, client, serving: Some(serving) }
+        Self { address, engine, gateway, live, shutdown, client, serving: Some(serving) }
     }
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// The Prometheus page, without asking over HTTP.
+    pub async fn metrics(&self) -> String {
+        self.gateway.metrics_page().await
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -1,0 +1,128 @@
+//! Settings taken anew while the server runs: on SIGHUP, and when one of their files has changed.
+//!
+//! # Design
+//! Files are looked at each second instead of watched: that works on every filesystem, in containers whose mounts swap
+//! links, and for files that come only later. A change is taken up when a second look finds it as the first did, so that
+//! half a file, or a certificate whose key is still to come, is not read. Whatever is wrong, the old settings stay, whole.
+
+use super::Flags;
+use crate::config::{Config, Raw};
+use crate::gateway::Gateway;
+use crate::http::LiveHttp;
+use crate::telemetry;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a running server's settings are made of.
+pub(super) struct Reload {
+    pub flags: Flags,
+    /// The settings in use, as written.
+    pub raw: Raw,
+    pub http: LiveHttp,
+    pub gateway: Arc<Gateway>,
+}
+
+/// What a look at the files saw: of each the time of its last change, size and inode.
+type Look = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
+
+impl Reload {
+    /// Reloads until the server stops.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        self.gateway.metrics().reloaded(true);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut taken, mut last) = (self.look(), None);
+        loop {
+            let why = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                signalled = hangup.recv() => {
+                    if signalled.is_none() {
+                        return Ok(());
+                    }
+                    "SIGHUP"
+                }
+                _ = looks.tick() => {
+                    let now = self.look();
+                    let is_settled = last.as_ref() == Some(&now);
+                    let is_new = now != taken;
+                    last = Some(now);
+                    if !is_new || !is_settled {
+                        continue;
+                    }
+                    "a file has changed"
+                }
+            };
+            // What changes from here on is new again.
+            taken = self.look();
+            self = self.reload(why).await?;
+        }
+    }
+
+    /// Reads and checks everything, off the threads that serve. A refusal is logged and leaves all as it was.
+    async fn reload(self, why: &'static str) -> Result<Self> {
+        let read = move || {
+            let outcome = self.read();
+            (self, outcome)
+        };
+        let (mut this, outcome) = tokio::task::spawn_blocking(read).await?;
+        let is_taken = match outcome {
+            Ok((raw, config)) => {
+                this.take(raw, config);
+                tracing::info!("the settings were read anew ({why})");
+                true
+            }
+            Err(error) => {
+                tracing::error!("the settings were not read anew ({why}), the old ones stay: {error:#}");
+                false
+            }
+        };
+        this.gateway.metrics().reloaded(is_taken);
+        Ok(this)
+    }
+
+    fn read(&self) -> Result<(Raw, Config)> {
+        let raw = self.flags.gather()?;
+        self.raw.refuse_restart(&raw)?;
+        let config = raw.resolve()?;
+        telemetry::logging::check(&config.log)?;
+        Ok((raw, config))
+    }
+
+    /// From here on nothing can fail.
+    fn take(&mut self, raw: Raw, mut config: Config) {
+        config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        if let Err(error) = telemetry::logging::set_level(&config.log) {
+            tracing::error!("the log level stays: {error}");
+        }
+        // A port of 0 has become a real one.
+        config.http.port = self.http.now().port;
+        self.http.set(config.http);
+        if let Some(tls) = &self.http.now().tls {
+            self.gateway.metrics().certificate_expires(tls.expires_unix());
+        }
+        self.gateway.reload(config.gateway, config.models.into_iter().map(|model| model.config).collect());
+        self.raw = raw;
+    }
+
+    fn look(&self) -> Look {
+        let mut paths = self.raw.files();
+        paths.extend(self.flags.file());
+        // A handful of them: no reason to move to another thread.
+        paths.into_iter().map(|path| (path.clone(), seen(&path))).collect()
+    }
+}
+
+fn seen(path: &Path) -> Option<(SystemTime, u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+}

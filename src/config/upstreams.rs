@@ -7,7 +7,8 @@ use super::value::{Seconds, Written};
 use super::{Origin, ServedModel};
 use crate::dialect::remote::{Kind, Wire};
 use crate::gateway::{
-    BaseUrl, BreakerConfig, Condition, RULES_MAX, RetryConfig, RouteConfig, Secret, Timeouts, UpstreamConfig,
+    BaseUrl, BreakerConfig, Condition, Price, RULES_MAX, RetryConfig, RouteConfig, Secret, Timeouts, UpstreamConfig,
+    nusd,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub struct UpstreamTable {
     retry: RetryConfig,
     breaker: BreakerConfig,
     max_concurrency: u32,
+    price: Price,
     /// Where `name` is written.
     pub origin: Origin,
 }
@@ -57,6 +59,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
         retry: RetryConfig::default(),
         breaker: BreakerConfig::default(),
         max_concurrency: 32,
+        price: Price::default(),
         origin: Origin::Default,
     };
     for mut entry in entries {
@@ -71,6 +74,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
             "kind" => table.kind = Some(entry.word(&["openai", "anthropic", "hearth"])?),
             "ca" => table.ca = Some(entry.text()?.into()),
             "max_concurrency" => table.max_concurrency = entry.whole(1, CONCURRENCY_MAX)?,
+            "price" => price(&mut table.price, entry.inner()?)?,
             "timeouts" => timeouts(&mut table.timeouts, entry.inner()?)?,
             "retry" => retry(&mut table.retry, entry.inner()?)?,
             "breaker" => breaker(&mut table.breaker, entry.inner()?)?,
@@ -81,6 +85,22 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
     (table.name, table.base_url) = (name.ok_or_else(missing)?, base_url.ok_or_else(missing)?);
     (table.model, table.origin) = (model.ok_or_else(missing)?, origin.ok_or_else(missing)?);
     Ok(table)
+}
+
+/// Dollars for a million tokens, as numbers or, to be exact, as texts.
+fn price(price: &mut Price, entries: Vec<Entry>) -> Result<(), ConfigError> {
+    for entry in entries {
+        let part = match entry.key.as_str() {
+            "input" => &mut price.input,
+            "cached_input" => &mut price.cached_input,
+            "output" => &mut price.output,
+            _ => return Err(entry.unknown()),
+        };
+        let text = super::value::toml_texts(&entry.value, false).and_then(|texts| texts.into_iter().next());
+        let amount = text.and_then(|text| nusd(&text));
+        *part = amount.ok_or_else(|| entry.fault("dollars for a million tokens are expected, as 0.15".to_owned()))?;
+    }
+    Ok(())
 }
 
 fn timeouts(timeouts: &mut Timeouts, entries: Vec<Entry>) -> Result<(), ConfigError> {
@@ -198,6 +218,7 @@ impl Raw {
                 retry: table.retry.clone(),
                 breaker: table.breaker.clone(),
                 max_concurrency: table.max_concurrency,
+                price: table.price,
                 ca: table.ca.clone(),
             };
             upstream.check().map_err(refuse)?;
@@ -291,6 +312,7 @@ impl Entry {
 mod tests {
     use crate::config::{Config, ConfigError, Raw};
     use crate::dialect::remote::Kind;
+    use crate::gateway::Price;
     use std::time::Duration;
 
     fn resolve(text: &str) -> Result<Config, ConfigError> {
@@ -321,6 +343,7 @@ mod tests {
             retry = { attempts = 2, base = "1ms", factor = 1.5, max = "2s", budget_percent = 10, min_per_sec = 0 }
             breaker = { consecutive_failures = 3, error_rate = 0.25, min_samples = 4, window = "5s", open_for = "6s", max_open = "7s", probes = 1 }
             max_concurrency = 7
+            price = { input = 0.15, cached_input = "0.075", output = 1 }
             [[upstream]]
             name = "box"
             base_url = "http://10.0.0.2:8080/v1"
@@ -346,6 +369,8 @@ mod tests {
         assert!(routing.may_leave && routing.cache.enabled && routing.cache.ttl == Duration::from_secs(60));
         let [cloud, there] = routing.upstreams.as_slice() else { unreachable!("two upstreams") };
         assert_eq!((cloud.wire.kind, cloud.wire.newer_limit, cloud.max_concurrency), (Kind::OpenAi, true, 7));
+        let price = Price { input: 150_000_000, cached_input: 75_000_000, output: 1_000_000_000 };
+        assert_eq!((cloud.price, there.price), (price, Price::default()));
         assert!(cloud.api_key.is_some() && there.api_key.is_none());
         assert_eq!((cloud.timeouts.connect, cloud.timeouts.idle), (Duration::from_secs(1), Duration::from_millis(200)));
         assert_eq!((cloud.retry.attempts, cloud.breaker.consecutive_failures, there.retry.attempts), (2, 3, 3));
@@ -385,6 +410,7 @@ mod tests {
                 format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"home\"\nroute = [{{ target = \"home\" }}]\n"),
                 "a when and",
             ),
+            (format!("{MODEL}{upstream}price = {{ input = -1 }}\n"), "dollars for a million"),
             (format!("{MODEL}egress = \"sometimes\"\n"), "allowed or never"),
         ] {
             let got = message(text.clone());

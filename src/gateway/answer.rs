@@ -49,9 +49,12 @@ impl Gateway {
 
     async fn answer(&self, caller: &Caller, asked: Asked) -> Result<Running, Error> {
         let Some(route) = self.route(asked.model()) else {
-            let idx = self.find(asked.model())?;
+            let idx = self.find(&caller.principal, asked.model())?;
             return self.at_home(caller, asked, idx).await.map_err(Missed::into_error);
         };
+        if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
+            return Err(Error::unknown_model(asked.model().unwrap_or_default()));
+        }
         let chain = self.routes.chain(route, asked.prompt_bytes(), caller);
         if chain.is_empty() {
             return Err(Error::Stays);

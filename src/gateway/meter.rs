@@ -66,6 +66,7 @@ impl Meter {
             source: self.source,
             is_echo: true,
             request_id: self.request_id.clone(),
+            client_request_id: self.client_request_id.clone(),
             n_per_prompt: self.n_per_prompt,
             started: self.started,
             first_token: None,

@@ -23,6 +23,7 @@ mod room;
 mod route;
 mod running;
 mod settle;
+mod spec;
 mod target;
 mod trace;
 mod upstream;
@@ -33,13 +34,20 @@ pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use hints::Hints;
-pub use keys::{ApiKey, Principal};
+pub use keys::{
+    ApiKey, Credential, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot, TeamRecord, hmac,
+    masked, random_base62,
+};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;
 pub use settle::default_sampling;
+pub use spec::{
+    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
+    nusd, usd,
+};
 pub use target::Target;
 pub use trace::{Attempt, Told, Trace, UsageSource};
 pub use upstream::{
@@ -58,11 +66,11 @@ use cache::Cache;
 use fetch::Fetcher;
 use models::Models;
 use names::Names;
-use route::Routes;
+use route::{Route, Routes};
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use upstream::Upstream;
 
@@ -116,6 +124,8 @@ pub struct Gateway {
     cache: Option<Arc<Cache>>,
     routes: Routes,
     upstreams: Vec<Arc<Upstream>>,
+    /// Keys of `--data-dir`; none: the static ones are all.
+    keyring: Option<Arc<Keyring>>,
 }
 
 /// Longest wait for the engine's counters at a scrape; an engine deep in a decode answers after it.
@@ -163,16 +173,33 @@ impl Gateway {
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
         let upstreams = routing.upstreams.iter().map(upstream).collect();
-        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams }
+        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams, keyring: None }
     }
 
-    /// Whether `presented` opens the API.
-    pub fn authenticate(&self, presented: Option<&str>) -> Result<Principal, Error> {
-        keys::authenticate(&self.config.api_keys, presented)
+    /// With the keys of `keyring` beside the static ones.
+    pub fn with_keys(mut self, keyring: Arc<Keyring>) -> Self {
+        self.keyring = Some(keyring);
+        self
     }
 
-    pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
-        let target = self.target(model).await?;
+    /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
+    pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
+        let Some(keyring) = &self.keyring else { return keys::authenticate(&self.config.api_keys, presented) };
+        if !self.config.api_keys.is_empty()
+            && let Ok(principal) = keys::authenticate(&self.config.api_keys, presented)
+        {
+            return Ok(principal);
+        }
+        keyring.authenticate(presented.unwrap_or_default(), ip, unix_ms())
+    }
+
+    pub async fn tokenize(
+        &self,
+        caller: &Caller,
+        model: Option<&str>,
+        mut request: TokenizeRequest,
+    ) -> Result<(Tokenized, u32), Error> {
+        let target = self.target(caller, model).await?;
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
             settle_chat(prompt, &target.config);
@@ -180,12 +207,12 @@ impl Gateway {
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
 
-    pub async fn detokenize(&self, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
-        Ok(self.target(model).await?.engine.detokenize(tokens).await?)
+    pub async fn detokenize(&self, caller: &Caller, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
+        Ok(self.target(caller, model).await?.engine.detokenize(tokens).await?)
     }
 
-    pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
-        let target = self.target(model).await?;
+    pub async fn render(&self, caller: &Caller, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
+        let target = self.target(caller, model).await?;
         self.admit_media(&mut prompt, 1, &target.description).await?;
         settle_chat(&mut prompt, &target.config);
         Ok(target.engine.render(prompt).await?)
@@ -206,15 +233,15 @@ impl Gateway {
     /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
     /// loaded first, and the load waited for.
     ///
-    /// Errors: `UnknownModel` · `NotReady` while a model that is loaded at the start still loads, when a load failed or
+    /// Errors: `UnknownModel`, also for one that `caller` may not use · `NotReady` while a model that is loaded at the start still loads, when a load failed or
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
-    pub async fn target(&self, name: Option<&str>) -> Result<Target, Error> {
-        self.models.target(self.find(name)?).await
+    pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
+        self.models.target(self.find(&caller.principal, name)?).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
-    pub fn model(&self, name: Option<&str>) -> Result<Arc<Description>, Error> {
-        self.models.description(self.find(name)?)
+    pub fn model(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<Description>, Error> {
+        self.models.description(self.find(&caller.principal, name)?)
     }
 
     /// What is loaded of the first model, whatever it is called.
@@ -225,21 +252,30 @@ impl Gateway {
     /// The name to ask for when an API has names of its own for the served model: one that fits `pattern` and means no
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
-        name.filter(|name| self.names.find(name).is_some() || !names::fits(pattern, name))
+        let is_known = |name: &String| self.names.find(name).is_some() || self.routes.find(name).is_some();
+        name.filter(|name| is_known(name) || !names::fits(pattern, name))
     }
 
     /// Sets how long the model that `name` means stays loaded after its last request, until it is unloaded; 0 unloads it
     /// once nobody needs it. Models that the operator wants to stay do. To be called while a request holds the model (a
     /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
-    pub fn touch(&self, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
-        self.models.touch(self.find(name)?, keep_alive);
+    pub fn touch(&self, caller: &Caller, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
+        // What others serve stays as long as they like.
+        if self.route(name).is_none_or(Route::has_home) {
+            self.models.touch(self.find(&caller.principal, name)?, keep_alive);
+        }
         Ok(())
     }
 
     /// Sets the scales of a model's LoRA adapters where requests say nothing; those not named are off. Kept until the
     /// server stops, also when the model is unloaded. Errors: an id or a scale that is refused, as `lora[i]`.
-    pub async fn set_adapter_scales(&self, name: Option<&str>, asked: &[(u32, f32)]) -> Result<(), Error> {
-        let target = self.target(name).await?;
+    pub async fn set_adapter_scales(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        asked: &[(u32, f32)],
+    ) -> Result<(), Error> {
+        let target = self.target(caller, name).await?;
         let chosen = choose_adapters(&target.adapter_scales(), Some(asked))?;
         let mut scales = vec![0.0; target.description.adapters.len()];
         for (id, scale) in chosen {
@@ -254,19 +290,31 @@ impl Gateway {
         self.models.list()
     }
 
+    /// The models that `principal` may use, each with the names it may use them under: first the id, then aliases that
+    /// are no patterns. A model of which only an alias is granted has that as its first name.
+    pub fn models_for(&self, principal: &Principal) -> Vec<(Vec<String>, Listed)> {
+        let named = |listed: Listed| {
+            let id = listed.config.id.as_str();
+            let aliases = listed.config.aliases.iter().map(String::as_str).filter(|name| !is_wild(name));
+            let names = std::iter::once(id).chain(aliases).filter(|name| principal.may_use(id, name));
+            let names: Vec<String> = names.map(str::to_owned).collect();
+            (!names.is_empty()).then_some((names, listed))
+        };
+        self.models.list().into_iter().filter_map(named).collect()
+    }
+
     /// The model that `name` means, loaded or not.
-    pub fn listed(&self, name: Option<&str>) -> Result<Listed, Error> {
-        let idx = self.find(name)?;
+    pub fn listed(&self, caller: &Caller, name: Option<&str>) -> Result<Listed, Error> {
+        let idx = self.find(&caller.principal, name)?;
         self.models.list().into_iter().nth(idx).ok_or_else(|| Error::unknown_model(name.unwrap_or_default()))
     }
 
-    fn find(&self, name: Option<&str>) -> Result<usize, Error> {
+    /// A model that `principal` may not use is as unknown to it as one that isn't there.
+    fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
         let name = name.unwrap_or_default();
-        match self.names.find(name) {
-            Some(idx) => Ok(idx),
-            None if self.config.any_model => Ok(0),
-            None => Err(Error::unknown_model(name)),
-        }
+        let found = self.names.find(name).or(self.config.any_model.then_some(0));
+        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config.id, name);
+        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
     }
 
     pub fn config(&self) -> &GatewayConfig {
@@ -310,8 +358,8 @@ impl Gateway {
     }
 
     /// Counters of the model that `name` means, if it is loaded.
-    pub async fn stats(&self, name: Option<&str>) -> Result<Stats, Error> {
-        let idx = self.find(name)?;
+    pub async fn stats(&self, caller: &Caller, name: Option<&str>) -> Result<Stats, Error> {
+        let idx = self.find(&caller.principal, name)?;
         self.models.description(idx)?;
         let engine = self.models.engine(idx).ok_or(Failure::ShuttingDown)?;
         stats(&engine).await
@@ -348,6 +396,11 @@ async fn stats(engine: &Engine) -> Result<Stats, Error> {
         Ok(stats) => Ok(stats?),
         Err(_) => Err(Failure::NotReady { reason: "the engine is busy".to_owned(), retry_after_s: 1 }.into()),
     }
+}
+
+/// Milliseconds since 1970 by the wall clock.
+pub fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// A fresh name: `prefix` and 24 letters or digits (142 bits).

@@ -6,8 +6,10 @@
 
 use super::cache::CacheConfig;
 use super::names::{fits, is_wild};
+use super::settle::settle;
 use super::upstream::{UpstreamConfig, UpstreamStatus};
-use super::{Caller, Gateway, Hints};
+use super::{Caller, Gateway, Hints, Principal};
+use crate::chat::{Sampling, SamplingParams};
 
 /// Targets of one request, its alternatives included.
 pub const CHAIN_MAX: usize = 4;
@@ -266,6 +268,16 @@ impl Routes {
 }
 
 impl Route {
+    /// Whether a key may use it: granted by the alias's name, or by its target's.
+    pub(super) fn is_open_to(&self, principal: &Principal, name: &str) -> bool {
+        principal.may_use(&self.config.target, name) || principal.may_use(&self.config.name, name)
+    }
+
+    /// Whether the target is a model here.
+    pub(super) fn has_home(&self) -> bool {
+        matches!(self.target, Hop::Home(_))
+    }
+
     /// Names before patterns, and those that say more before others.
     fn weight(&self) -> (bool, usize) {
         let name = &self.config.name;
@@ -281,10 +293,30 @@ impl Gateway {
         (route.weight() >= self.names.weight(name)).then_some(route)
     }
 
+    /// Whether the name is one of an alias with targets of its own: which of them answers, a request's answer tells.
+    pub fn is_routed(&self, name: Option<&str>) -> bool {
+        self.route(name).is_some()
+    }
+
+    /// Sampling of the model that answers to a name when a request says nothing, as far as it is known now.
+    pub fn shown_sampling(&self, caller: &Caller, name: Option<&str>) -> SamplingParams {
+        let home = match self.route(name) {
+            Some(Route { target: Hop::Home(idx), .. }) => Some(*idx),
+            Some(_) => None,
+            None => self.find(&caller.principal, name).ok(),
+        };
+        let known = home.and_then(|idx| self.models.known(idx));
+        let settled = known.map(|known| settle(Sampling::default(), &known.config, &known.description));
+        settled.unwrap_or_default()
+    }
+
     /// Names of aliases that no model here answers to, for lists.
-    pub fn remote_names(&self) -> impl Iterator<Item = &str> {
-        let is_remote = |route: &&Route| matches!(route.target, Hop::Away(_)) && !is_wild(&route.config.name);
-        self.routes.routes.iter().filter(is_remote).map(|route| route.config.name.as_str())
+    pub fn remote_names(&self, principal: &Principal) -> Vec<&str> {
+        let is_remote = |route: &&Route| {
+            let name = &route.config.name;
+            matches!(route.target, Hop::Away(_)) && !is_wild(name) && route.is_open_to(principal, name)
+        };
+        self.routes.routes.iter().filter(is_remote).map(|route| route.config.name.as_str()).collect()
     }
 
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
@@ -313,6 +345,7 @@ mod tests {
             retry: Default::default(),
             breaker: Default::default(),
             max_concurrency: 1,
+            price: Default::default(),
             ca: None,
         }
     }

@@ -152,7 +152,7 @@ impl Asking<'_> {
     /// Who asks. A wrong key counts against its address; a missing one is a mistake, not a guess.
     fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
         let presented = auth::presented(headers);
-        self.app.gateway.authenticate(presented).map_err(|error| {
+        self.app.gateway.authenticate(presented, Some(self.client_ip)).map_err(|error| {
             let reason = if presented.is_some() { "wrong" } else { "missing" };
             self.app.gateway.metrics().auth_failed(reason);
             let rules = &self.config.clients;

@@ -10,7 +10,7 @@ use crate::chat::{ChatRequest, Delta, Usage};
 use crate::dialect::responses::{self, Finished, Head, Item, ResponseChunks, Whole};
 use crate::dialect::{Chunks, Fault, Problem, Read, Wanted, Watched};
 use crate::engine::{Done, Event, Failure, TokenizeRequest};
-use crate::gateway::{self, Caller, ResponseStore, Running, StoredResponse, random_name};
+use crate::gateway::{Caller, ResponseStore, Running, StoredResponse, random_name};
 use axum::Extension;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -30,12 +30,10 @@ pub(super) async fn create(
     let stream = read.stream();
     let places = read.places.clone();
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| places.name(name));
-    let target = until_cut(&app, app.gateway.target(read.model())).await?.map_err(refused)?;
-    let sampling = gateway::default_sampling(&target);
+    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
+    let sampling = app.gateway.shown_sampling(&caller, read.model());
     read.echo.temperature.get_or_insert(sampling.temperature);
     read.echo.top_p.get_or_insert(sampling.top_p);
-    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
-    drop(target);
     let head = Head { id, created_at: unix_now(), model: running.model().to_owned(), clock: unix_now };
     let mut response = if stream {
         let wanted = read.wanted;
@@ -71,7 +69,7 @@ pub(super) async fn input_tokens(
     let known = converse(&app, &caller, &mut request, "")?;
     let prompt = crate::chat::Prompt::Chat(known.chat.prompt);
     let tokenize = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(request.model(), tokenize)).await?;
+    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model(), tokenize)).await?;
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| request.places.name(name));
     let (tokenized, _) = counted.map_err(refused)?;
     let mut response = json(responses::input_tokens(tokenized.tokens.len()));

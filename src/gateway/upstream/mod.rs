@@ -23,6 +23,7 @@ pub(super) use attempt::{Call, Failed};
 pub(super) use class::{Next, Situation, next};
 pub(super) use stream::Remote;
 
+use super::Price;
 use crate::dialect::remote::Wire;
 use crate::telemetry::metrics::UpstreamSeries;
 use breaker::{Admit, Breaker, Outcome};
@@ -51,6 +52,8 @@ pub struct UpstreamConfig {
     pub breaker: BreakerConfig,
     /// Requests at once.
     pub max_concurrency: u32,
+    /// What its tokens cost.
+    pub price: Price,
     /// Certificates to trust instead of the system's, PEM.
     pub ca: Option<PathBuf>,
 }

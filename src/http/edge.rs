@@ -5,7 +5,7 @@ use super::drain::Working;
 use super::error::{ApiError, Asked};
 use super::family::Family;
 use super::{App, HttpConfig, auth, body, hints, origin};
-use crate::gateway::{Caller, Principal, Trace, random_name};
+use crate::gateway::{Caller, Error, Principal, Trace, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -153,6 +153,10 @@ impl Asking<'_> {
     fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
         let presented = auth::presented(headers);
         self.app.gateway.authenticate(presented, Some(self.client_ip)).map_err(|error| {
+            // A right key in the wrong place is no guess.
+            if error != Error::Unauthorized {
+                return ApiError::of(error, Asked::Nothing);
+            }
             let reason = if presented.is_some() { "wrong" } else { "missing" };
             self.app.gateway.metrics().auth_failed(reason);
             let rules = &self.config.clients;

@@ -325,7 +325,7 @@ mod tests {
         Raw::gather(Some(&path), |_| None, &[])?.resolve()
     }
 
-    const MODEL: &str = "model = \"scripted\"\nalias = \"home\"\n";
+    const MODEL: &str = "model = \"scripted\"\n";
 
     #[test]
     fn upstreams_and_routes_are_read_whole() {
@@ -351,14 +351,14 @@ mod tests {
             kind = "hearth"
             [[alias]]
             name = "gpt-4o-mini"
-            target = "home"
+            target = "scripted"
             fallbacks = ["box", "cloud"]
             min_logprob = -0.5
             report_model_as = "alias"
             route = [{ when = "prompt_tokens > 6000", target = "cloud" }]
             [[alias]]
             name = "plain"
-            model = "home"
+            model = "scripted"
             [[alias]]
             name = "away"
             target = "box"
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!((cloud.retry.attempts, cloud.breaker.consecutive_failures, there.retry.attempts), (2, 3, 3));
         assert_eq!((there.wire.kind, there.wire.newer_limit), (Kind::Hearth, false));
         let [mini, away] = routing.routes.as_slice() else { unreachable!("a plain alias is no route") };
-        assert_eq!((mini.target.as_str(), mini.fallbacks.len(), mini.rules.len()), ("home", 2, 1));
+        assert_eq!((mini.target.as_str(), mini.fallbacks.len(), mini.rules.len()), ("scripted", 2, 1));
         assert_eq!((mini.min_logprob, mini.reports_alias, away.never_leaves), (Some(-0.5), true, true));
         assert!(!resolve(MODEL).expect("a good file").gateway.routing.may_leave);
     }
@@ -387,9 +387,9 @@ mod tests {
         let message = |text: String| resolve(&text).expect_err("a bad file").to_string();
         for (text, words) in [
             (format!("{MODEL}[[upstream]]\nname = \"u\"\n"), "an [[upstream]] has a name, a base_url and a model"),
-            (format!("{MODEL}{upstream}nam = 1\n"), "line 7: unknown key \"nam\""),
-            (format!("{MODEL}{upstream}{upstream}"), "line 8): the name \"u\" is given twice"),
-            (format!("{MODEL}{}", upstream.replace("\"u\"", "\"home\"")), "is given twice"),
+            (format!("{MODEL}{upstream}nam = 1\n"), "line 6: unknown key \"nam\""),
+            (format!("{MODEL}{upstream}{upstream}"), "line 7): the name \"u\" is given twice"),
+            (format!("{MODEL}{}", upstream.replace("\"u\"", "\"scripted\"")), "is given twice"),
             (format!("{MODEL}{}", upstream.replace("http:", "ftp:")), "no plain http(s) address"),
             (format!("{MODEL}{upstream}api_key = \"sk-1\"\n"), "not the key itself"),
             (format!("{MODEL}{upstream}api_key = \"env:HEARTH_TEST_NOTHING\"\n"), "HEARTH_TEST_NOTHING is not set"),
@@ -399,15 +399,15 @@ mod tests {
             (format!("{MODEL}{upstream}breaker = {{ odd = 0 }}\n"), "unknown key \"odd\""),
             (format!("{MODEL}{upstream}breaker = 5\n"), "does not belong here"),
             (format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"x\"\n"), "no model or upstream named \"x\""),
-            (format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"home\"\nfallbacks = [\"x\"]\n"), "named \"x\""),
+            (format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nfallbacks = [\"x\"]\n"), "named \"x\""),
             (
                 format!(
-                    "{MODEL}[[alias]]\nname = \"a\"\ntarget = \"home\"\nroute = [{{ when = \"x > 1\", target = \"home\" }}]\n"
+                    "{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nroute = [{{ when = \"x > 1\", target = \"scripted\" }}]\n"
                 ),
                 "is none of prompt_tokens",
             ),
             (
-                format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"home\"\nroute = [{{ target = \"home\" }}]\n"),
+                format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nroute = [{{ target = \"scripted\" }}]\n"),
                 "a when and",
             ),
             (format!("{MODEL}{upstream}price = {{ input = -1 }}\n"), "dollars for a million"),

@@ -387,7 +387,7 @@ mod tests {
             ("", "three words"),
             ("prompt_tokens >", "three words"),
             ("prompt_tokens > 1 and", "three words"),
-            ("prompt_tokens ~ 1", "three words"),
+            ("prompt_tokens ~ 1", "is none of =="),
             ("prompt_tokens = 1", "is none of =="),
             ("prompt_tokens > many", "not a whole number"),
             ("prompt_tokens > '1'", "a number"),

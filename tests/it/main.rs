@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod cache;
 mod clients;
 mod completions;
 mod crash;
@@ -10,6 +11,7 @@ mod decoding;
 mod edge;
 mod embeddings;
 mod errors;
+mod faults;
 mod hostile;
 mod llama_server;
 mod lora;
@@ -35,3 +37,4 @@ mod tiny_model;
 mod tls;
 mod tokenizer;
 mod tools_real;
+mod upstreams;

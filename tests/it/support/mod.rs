@@ -2,6 +2,8 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod cloud;
+pub mod routed;
 pub mod served;
 pub mod tls;
 

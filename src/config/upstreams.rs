@@ -407,7 +407,9 @@ mod tests {
                 "is none of prompt_tokens",
             ),
             (
-                format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nroute = [{{ target = \"scripted\" }}]\n"),
+                format!(
+                    "{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nroute = [{{ target = \"scripted\" }}]\n"
+                ),
                 "a when and",
             ),
             (format!("{MODEL}{upstream}price = {{ input = -1 }}\n"), "dollars for a million"),

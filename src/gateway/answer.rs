@@ -39,12 +39,13 @@ enum Missed {
 impl Gateway {
     /// Starts a chat; returns when it is certain to run here, or when an upstream has begun to answer.
     pub async fn chat(&self, caller: &Caller, request: ChatRequest) -> Result<Running, Error> {
-        self.answer(caller, Asked::Chat(request)).await
+        // Boxed: what all targets need together is large, and every handler would carry it.
+        Box::pin(self.answer(caller, Asked::Chat(request))).await
     }
 
     /// Starts a text completion, as [`Gateway::chat`]. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        self.answer(caller, Asked::Text(request)).await
+        Box::pin(self.answer(caller, Asked::Text(request))).await
     }
 
     async fn answer(&self, caller: &Caller, asked: Asked) -> Result<Running, Error> {
@@ -259,7 +260,8 @@ impl Gateway {
         let config = cache.config();
         let entered = if is_steady || !config.deterministic_only {
             let team = caller.principal.team().filter(|_| config.scope == CacheScope::Team);
-            let tenant = Tenant { partition: caller.principal.partition(), team, namespace: ask.namespace.as_deref() };
+            let partition = if team.is_some() { 0 } else { caller.principal.partition() };
+            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref() };
             cache.enter(key(&tenant), ask).await
         } else {
             Entered::Miss(None)
@@ -368,7 +370,7 @@ async fn try_upstream(
         };
         let wait = match next(situation) {
             Next::Surface => return Err(Missed::Final(error)),
-            Next::NextTarget => return Err(Missed::Failed(error)),
+            Next::Other => return Err(Missed::Failed(error)),
             Next::Retry(wait) => wait,
         };
         let Some(pause) = upstream.retry(n) else { return Err(Missed::Failed(error)) };

@@ -190,7 +190,8 @@ fn mime(media: &Media) -> Option<&'static str> {
 /// A count that can be one: whole, not negative, not absurd. Upstreams have sent others.
 fn count(value: Option<f64>) -> Option<u32> {
     const TOKENS_MAX: f64 = 1e8;
-    value.filter(|n| n.fract() == 0.0 && (0.0..=TOKENS_MAX).contains(n)).map(|n| n as u32)
+    let whole = value.filter(|n| n.fract() == 0.0 && (0.0..=TOKENS_MAX).contains(n));
+    whole.and_then(|n| u32::try_from(n as i64).ok())
 }
 
 #[cfg(test)]

@@ -107,7 +107,8 @@ pub(in crate::gateway) struct Situation {
 pub(in crate::gateway) enum Next {
     /// Tell the client.
     Surface,
-    NextTarget,
+    /// The next target.
+    Other,
     /// The same target again, after this wait, if the retry budget allows; else the next.
     Retry(Option<Duration>),
 }
@@ -117,13 +118,13 @@ pub(in crate::gateway) fn next(it: Situation) -> Next {
     match it.class {
         _ if it.first_byte_sent => Next::Surface,
         Class::Ok | Class::ClientFault | Class::PolicyStop | Class::Cancelled => Next::Surface,
-        Class::Throttled if it.has_other_target => Next::NextTarget,
+        Class::Throttled if it.has_other_target => Next::Other,
         Class::Throttled => match it.retry_after {
             Some(wait) if wait < it.remaining && it.attempts_left > 0 => Next::Retry(Some(wait)),
-            _ => Next::NextTarget,
+            _ => Next::Other,
         },
         Class::Transient | Class::Stall if it.attempts_left > 0 => Next::Retry(None),
-        Class::Transient | Class::Stall => Next::NextTarget,
+        Class::Transient | Class::Stall => Next::Other,
     }
 }
 
@@ -190,15 +191,15 @@ mod tests {
         }
         for class in [Class::Transient, Class::Stall] {
             assert_eq!(next(Situation { class, ..base }), Next::Retry(None));
-            assert_eq!(next(Situation { class, attempts_left: 0, ..base }), Next::NextTarget);
+            assert_eq!(next(Situation { class, attempts_left: 0, ..base }), Next::Other);
         }
         let throttled = |has_other_target, wait_s: Option<u64>| {
             let retry_after = wait_s.map(Duration::from_secs);
             next(Situation { class: Class::Throttled, has_other_target, retry_after, ..base })
         };
-        assert_eq!(throttled(true, Some(1)), Next::NextTarget);
+        assert_eq!(throttled(true, Some(1)), Next::Other);
         assert_eq!(throttled(false, Some(1)), Next::Retry(Some(Duration::from_secs(1))));
-        assert_eq!(throttled(false, Some(10)), Next::NextTarget, "longer than there is time");
-        assert_eq!(throttled(false, None), Next::NextTarget);
+        assert_eq!(throttled(false, Some(10)), Next::Other, "longer than there is time");
+        assert_eq!(throttled(false, None), Next::Other);
     }
 }

@@ -43,7 +43,6 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
 pub struct Routed {
     pub gateway: Arc<Gateway>,
     pub engine: Engine,
-    pub metrics: Arc<Metrics>,
 }
 
 /// What came of one request.
@@ -89,9 +88,8 @@ impl Routed {
         if !setup.while_loading {
             ready(&engine).await;
         }
-        let metrics = Arc::new(Metrics::new());
-        let gateway = Arc::new(Gateway::new(setup.gateway, engine.clone(), Arc::clone(&metrics)));
-        Self { gateway, engine, metrics }
+        let gateway = Arc::new(Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new())));
+        Self { gateway, engine }
     }
 
     pub async fn ask(&self, request: ChatRequest) -> Came {

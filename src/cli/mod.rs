@@ -8,9 +8,12 @@
 //! before clap sees them, since clap has no flags of several letters behind one dash.
 
 mod chat;
+mod desk;
 mod engine;
 mod flags;
 mod inspect;
+mod keys;
+mod ledger;
 mod plan;
 mod progress;
 mod run;
@@ -42,6 +45,16 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
+    /// Make, list, rotate, block and revoke API keys
+    Keys(keys::Keys),
+    /// The same for teams
+    Teams(keys::Teams),
+    /// What was spent, by whom, on what
+    Spend(ledger::Spend),
+    /// Verify or export the audit chain
+    Audit(ledger::Audit),
+    /// Check the database
+    Db(ledger::Db),
     /// Check or print the settings
     Config(settings::Settings),
     /// The engine's own process, started by serve
@@ -65,6 +78,11 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Tokenize(verb) => verb.run(),
+        Verb::Keys(verb) => verb.run(),
+        Verb::Teams(verb) => verb.run(),
+        Verb::Spend(verb) => verb.run(),
+        Verb::Audit(verb) => verb.run(),
+        Verb::Db(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
         Verb::Engine(verb) => return verb.run(),
     };

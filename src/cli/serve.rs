@@ -5,8 +5,8 @@ use super::progress::{self, Show};
 use super::{Flags, runtime, say};
 use crate::config::Config;
 use crate::engine::{EngineMode, EngineState};
-use crate::gateway::{Gateway, ModelSetup};
-use crate::http;
+use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
+use crate::http::{self, Admin, AdminListener};
 use crate::telemetry::{self, LogConfig, Metrics};
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
@@ -32,7 +32,7 @@ impl Serve {
         let raw = self.flags.with("model", self.file.as_deref()).gather()?;
         let log = raw.log();
         telemetry::logging::init(&log)?;
-        let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some();
+        let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some() || raw.data_dir.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
         let runtime = runtime()?;
@@ -61,8 +61,19 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     };
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
     let metrics = Arc::new(Metrics::new());
-    let gateway = Arc::new(Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics));
+    let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
+    let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
+    if let Some(books) = &books {
+        gateway = gateway.with_books(Arc::clone(books));
+    }
+    let gateway = Arc::new(gateway);
     let shutdown = CancellationToken::new();
+    // Served until the last row is written, so that a draining server can still be looked at.
+    let admin_ends = CancellationToken::new();
+    let mut planes = JoinSet::new();
+    if let Some(books) = &books {
+        serve_admin(&mut planes, books, &gateway, config.admin_listen, &admin_ends).await?;
+    }
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
     let mut watchers = JoinSet::new();
@@ -75,12 +86,41 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
+    if let Some(books) = &books {
+        books.close().await;
+    }
+    admin_ends.cancel();
+    while planes.join_next().await.is_some() {}
     signals.abort();
     served.context("the server failed")?;
     while let Some(watched) = watchers.join_next().await {
         watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;
     }
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Starts the admin plane. **Bound:** one task for each of its at most two listeners.
+async fn serve_admin(
+    planes: &mut JoinSet<()>,
+    books: &Arc<Books>,
+    gateway: &Arc<Gateway>,
+    address: Option<SocketAddr>,
+    ends: &CancellationToken,
+) -> Result<()> {
+    let socket = books.dir().join(SOCKET);
+    let listener =
+        AdminListener::unix(&socket).with_context(|| format!("{} can't be listened on", socket.display()))?;
+    let router = http::admin_router(Arc::new(Admin { books: Arc::clone(books), gateway: Some(Arc::clone(gateway)) }));
+    planes.spawn(http::serve_admin(listener, router.clone(), ends.clone()));
+    let master = books.dir().join(MASTER);
+    tracing::info!(socket = %socket.display(), key = %master.display(), is_new = books.is_new(), "the admin API");
+    if let Some(address) = address {
+        let listener = AdminListener::tcp(address).await.with_context(|| format!("{address} can't be listened on"))?;
+        let address = listener.address().unwrap_or(address);
+        tracing::info!(%address, "the admin API, also");
+        planes.spawn(http::serve_admin(listener, router, ends.clone()));
+    }
     Ok(())
 }
 

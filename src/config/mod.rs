@@ -9,6 +9,7 @@
 //! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
 //! are relative to the working directory, as on the command line.
 
+mod money;
 mod names;
 mod raw;
 mod resolve;
@@ -22,9 +23,10 @@ pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
 
 use crate::engine::EngineConfig;
-use crate::gateway::{GatewayConfig, LoadLimits, ModelConfig};
+use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
+use std::net::SocketAddr;
 
 /// Everything a server needs to know, one struct per room.
 #[derive(Debug, Clone)]
@@ -34,6 +36,10 @@ pub struct Config {
     /// At least one; the first is meant by no name.
     pub models: Vec<ServedModel>,
     pub limits: LoadLimits,
+    /// Keys, ledger and audit; `None`: none of them.
+    pub books: Option<BooksConfig>,
+    /// An address of the admin API, beside its socket.
+    pub admin_listen: Option<SocketAddr>,
     pub log: LogConfig,
     /// Run the engine on threads of this process instead of a child.
     pub in_process: bool,

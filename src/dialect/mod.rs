@@ -22,6 +22,7 @@ pub mod remote;
 pub mod responses;
 mod watch;
 
+pub use json::parse_object;
 pub use media::MediaPlaces;
 pub use watch::{Wanted, Watched};
 

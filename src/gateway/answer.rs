@@ -5,7 +5,7 @@ use super::cache::{self, CacheResult, CacheScope, Entered, Entry, Key, Recorder,
 use super::meter::{Meter, word};
 use super::models::Known;
 use super::route::{Hop, Route};
-use super::running::{Keep, Started};
+use super::running::{Keep, Noted, Started};
 use super::settle::{settle, settle_chat};
 use super::trace::UsageSource;
 use super::upstream::{Call, Class, Failed, Next, Situation, Upstream, next};
@@ -18,6 +18,7 @@ use crate::engine::{Event, Failure, choose_adapters};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// What was asked, before it is known who answers.
 #[derive(Clone)]
@@ -83,10 +84,16 @@ impl Gateway {
                             Ok(Weighed::Sure(running)) => Ok(running),
                             Ok(Weighed::Unsure(running)) => {
                                 self.moved_on(chain, i, "unsure");
-                                doubted.get_or_insert(running);
+                                let aside = caller.entry.as_ref().map(|entry| entry.set_aside());
+                                doubted.get_or_insert((running, aside, *idx));
                                 continue;
                             }
-                            Err(failure) => Err(Missed::of(failure.into())),
+                            Err(failure) => {
+                                if let Some(entry) = &caller.entry {
+                                    entry.set_aside();
+                                }
+                                Err(Missed::of(failure.into()))
+                            }
                         },
                         missed => missed,
                     },
@@ -109,7 +116,15 @@ impl Gateway {
             }
         }
         match (doubted, last) {
-            (Some(running), _) => Ok(running),
+            (Some((running, aside, idx)), _) => {
+                if let (Some(entry), Some(aside)) = (&caller.entry, aside) {
+                    let config = &self.models.shared.entries[idx].config;
+                    entry.of_model(asked.model(), &config.id, config.price);
+                    entry.take_back(&aside);
+                }
+                caller.trace.served_by("local", &[]);
+                Ok(running)
+            }
             (None, Some(error)) => Err(error),
             (None, None) => Err(Error::Stays),
         }
@@ -122,6 +137,10 @@ impl Gateway {
     }
 
     async fn start_at_home(&self, caller: &Caller, asked: Asked, idx: usize) -> Result<Running, Error> {
+        if let Some(entry) = &caller.entry {
+            let config = &self.models.shared.entries[idx].config;
+            entry.of_model(asked.model(), &config.id, config.price);
+        }
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(asked, &target.known()).await?;
@@ -224,7 +243,7 @@ impl Gateway {
     ) -> Result<Running, Error> {
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
-        let slot = caller.trace.attempt(target.id(), false);
+        let slot = caller.trace.attempt(target.id(), false, target.config.price);
         let meter = Meter::new(self.metrics.model(target.id()), caller, work.n as usize, n_choices);
         let keep = work.keep();
         let started = match work.output.max_tokens {
@@ -232,11 +251,12 @@ impl Gateway {
             _ => work::generate(caller, work, &target).await,
         };
         let (choices, accepted) = started.inspect_err(|error| slot.failed(class_of(error), None))?;
+        let held = note(caller).await?;
         caller.trace.served_by("local", &[]);
         let fingerprint = work::fingerprint(&target);
         let model = target.id().to_owned();
         let started = Started { choices, accepted, keep, model, fingerprint, pin: Some(target.into_pin()) };
-        Ok(Running::new(started, meter, recorder, Some(slot)))
+        Ok(Running::new(started, meter, recorder, Some(slot), held))
     }
 
     /// An answer that is there already.
@@ -245,7 +265,12 @@ impl Gateway {
         let series = self.metrics.model(&entry.model);
         let meter = Meter::new(series, caller, keep.of, n_choices).from(source);
         caller.trace.served_by("cache", &[]);
-        Running::new(Started::again(entry, keep), meter, None, None)
+        if let Some(entry) = &caller.entry {
+            entry.of_cache();
+        }
+        // Nothing runs that a crash could leave uncounted.
+        let held = (Noted::Yes, caller.principal.cut());
+        Running::new(Started::again(entry, keep), meter, None, None, held)
     }
 
     /// Looks into the cache, if there is one and the request may use it.
@@ -304,7 +329,11 @@ impl Gateway {
             deadline,
             max_tokens: asked.max_tokens(),
         };
+        if let Some(entry) = &caller.entry {
+            entry.of_upstream(asked.model(), &config.name, config.price);
+        }
         let (remote, slot) = try_upstream(caller, upstream, &call, has_other).await?;
+        let held = note(caller).await.map_err(Missed::Final)?;
         let accepted = vec![remote.n_prompt(); call.n_choices];
         let meter = Meter::new(self.metrics.model(&config.name), caller, asked.keep().of, call.n_choices);
         caller.trace.served_by(&config.name, &outgoing.dropped);
@@ -316,7 +345,7 @@ impl Gateway {
             fingerprint: format!("fp_{}", config.name),
             pin: None,
         };
-        Ok(Running::new(started, meter.from(UsageSource::Estimated), recorder, None))
+        Ok(Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held))
     }
 
     /// The longest that a chain may take.
@@ -339,6 +368,15 @@ impl Gateway {
     }
 }
 
+/// Notes on disk that the request runs, where rows are kept: once, however many targets are asked.
+async fn note(caller: &Caller) -> Result<(Noted, CancellationToken), Error> {
+    let noted = match &caller.entry {
+        Some(entry) if !entry.is_running() => Noted::Waiting(entry.open().await?),
+        _ => Noted::Yes,
+    };
+    Ok((noted, caller.principal.cut()))
+}
+
 type Attempted = (super::upstream::Remote, super::trace::AttemptSlot);
 
 async fn try_upstream(
@@ -350,7 +388,7 @@ async fn try_upstream(
     upstream.note_request();
     let attempts = upstream.config.retry.attempts.max(1);
     for n in 0.. {
-        let slot = caller.trace.attempt(&upstream.config.name, true);
+        let slot = caller.trace.attempt(&upstream.config.name, true, upstream.config.price);
         let failed = match upstream.attempt(call).await {
             Ok(remote) => return Ok((remote, slot)),
             Err(failed) => failed,
@@ -411,7 +449,8 @@ async fn weigh(mut running: Running, asked: &Asked, least: f32) -> Result<Weighe
     if !is_sure {
         running.was_replaced();
     }
-    let again = running.again(events);
+    let bug = || Failure::Internal("an answer was weighed twice; this is a bug".to_owned());
+    let again = running.again(events).ok_or_else(bug)?;
     Ok(if is_sure { Weighed::Sure(again) } else { Weighed::Unsure(again) })
 }
 

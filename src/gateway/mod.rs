@@ -9,6 +9,7 @@
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
 mod answer;
+mod books;
 mod cache;
 mod choices;
 mod error;
@@ -24,12 +25,16 @@ mod route;
 mod running;
 mod settle;
 mod spec;
+pub mod store;
 mod target;
 mod trace;
 mod upstream;
 mod vectors;
 mod work;
 
+pub use books::{
+    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+};
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
@@ -89,6 +94,8 @@ pub struct GatewayConfig {
     pub any_model: bool,
     /// The operator's sampling defaults: under the client's, over the model's. Checked by whoever reads them.
     pub sampling: Sampling,
+    /// What the first model's tokens cost.
+    pub price: Price,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
@@ -112,6 +119,8 @@ pub struct Caller {
     pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
     pub client_ip: Option<IpAddr>,
+    /// Its row, where rows are kept.
+    pub entry: Option<Arc<Entry>>,
 }
 
 pub struct Gateway {
@@ -124,8 +133,8 @@ pub struct Gateway {
     cache: Option<Arc<Cache>>,
     routes: Routes,
     upstreams: Vec<Arc<Upstream>>,
-    /// Keys of `--data-dir`; none: the static ones are all.
-    keyring: Option<Arc<Keyring>>,
+    /// Of `--data-dir`; none: the static keys are all, and nothing is written.
+    books: Option<Arc<Books>>,
 }
 
 /// Longest wait for the engine's counters at a scrape; an engine deep in a decode answers after it.
@@ -144,6 +153,7 @@ impl Gateway {
             n_created: config.n_created,
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
+            price: config.price,
             n_bytes: 0,
             outline: None,
         };
@@ -173,24 +183,28 @@ impl Gateway {
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
         let upstreams = routing.upstreams.iter().map(upstream).collect();
-        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams, keyring: None }
+        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams, books: None }
     }
 
-    /// With the keys of `keyring` beside the static ones.
-    pub fn with_keys(mut self, keyring: Arc<Keyring>) -> Self {
-        self.keyring = Some(keyring);
+    /// With the keys of `books` beside the static ones, and a row in them for every request.
+    pub fn with_books(mut self, books: Arc<Books>) -> Self {
+        self.books = Some(books);
         self
+    }
+
+    pub fn books(&self) -> Option<&Arc<Books>> {
+        self.books.as_ref()
     }
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
     pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
-        let Some(keyring) = &self.keyring else { return keys::authenticate(&self.config.api_keys, presented) };
+        let Some(books) = &self.books else { return keys::authenticate(&self.config.api_keys, presented) };
         if !self.config.api_keys.is_empty()
             && let Ok(principal) = keys::authenticate(&self.config.api_keys, presented)
         {
             return Ok(principal);
         }
-        keyring.authenticate(presented.unwrap_or_default(), ip, unix_ms())
+        books.keyring().authenticate(presented.unwrap_or_default(), ip, unix_ms())
     }
 
     pub async fn tokenize(
@@ -236,7 +250,12 @@ impl Gateway {
     /// Errors: `UnknownModel`, also for one that `caller` may not use · `NotReady` while a model that is loaded at the start still loads, when a load failed or
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
-        self.models.target(self.find(&caller.principal, name)?).await
+        let idx = self.find(&caller.principal, name)?;
+        if let Some(entry) = &caller.entry {
+            let config = &self.models.shared.entries[idx].config;
+            entry.of_model(name, &config.id, config.price);
+        }
+        self.models.target(idx).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
@@ -383,6 +402,10 @@ impl Gateway {
             reading
         };
         let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        if let Some(books) = &self.books {
+            let (store, health) = (books.store(), books.store().health());
+            self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
+        }
         if let Some(cache) = &self.cache {
             self.metrics.cache_bytes(cache.n_bytes());
         }

@@ -1,9 +1,11 @@
 //! A request that was accepted, as its events come in.
 
 use super::Error;
+use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::meter::Meter;
+use super::store::StoreError;
 use super::target::Pin;
 use super::trace::{AttemptSlot, UsageSource};
 use crate::chat::Usage;
@@ -11,22 +13,44 @@ use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
 pub struct Running {
     choices: Choices,
-    meter: Meter,
+    /// Always there, but for a moment in the drop.
+    meter: Option<Meter>,
     keep: Keep,
     accepted: Vec<u32>,
     model: String,
     fingerprint: String,
-    /// Copies the answer for the cache. Before `_pin` and behind `choices`: it waits for nothing.
+    /// Copies the answer for the cache.
     recorder: Option<Recorder>,
     /// Its place in the request's record, where an engine here answers.
     slot: Option<AttemptSlot>,
+    noted: Noted,
+    /// The event that came while the commit was waited for.
+    held: Option<(usize, Event)>,
+    /// Cancelled when the key is revoked.
+    cut: CancellationToken,
     /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
-    _pin: Option<Pin>,
+    pin: Option<Pin>,
 }
+
+/// Whether the row that says that this request runs is committed. Nothing of an answer goes out before.
+#[derive(Debug)]
+pub(super) enum Noted {
+    /// There are no books, or it is.
+    Yes,
+    Waiting(oneshot::Receiver<Result<(), StoreError>>),
+    /// It can't be: the request fails.
+    No,
+}
+
+/// How long a cancelled request may take to say what it came to.
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 /// Of every `of` choices of a prompt, the best `n` are the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,20 +91,23 @@ impl Running {
         mut meter: Meter,
         recorder: Option<Recorder>,
         slot: Option<AttemptSlot>,
+        (noted, cut): (Noted, CancellationToken),
     ) -> Self {
         let Started { choices, accepted, keep, model, fingerprint, pin } = started;
         for (idx, n_prompt) in accepted.iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt: *n_prompt });
         }
-        Self { choices, meter, keep, accepted, model, fingerprint, recorder, slot, _pin: pin }
+        let meter = Some(meter);
+        Self { choices, meter, keep, accepted, model, fingerprint, recorder, slot, noted, held: None, cut, pin }
     }
 
     /// The same answer, read to its end as `events`, once more. It is not counted again.
-    pub(super) fn again(mut self, events: Vec<(usize, Event)>) -> Self {
+    pub(super) fn again(mut self, events: Vec<(usize, Event)>) -> Option<Self> {
         let accepted = std::mem::take(&mut self.accepted);
         let entry = Entry::of(events, accepted, self.model.clone(), self.fingerprint.clone());
         let started = Started::again(Arc::new(entry), self.keep);
-        Self::new(started, self.meter.echo(), None, None)
+        let meter = self.meter.as_ref()?.echo();
+        Some(Self::new(started, meter, None, None, (Noted::Yes, self.cut.clone())))
     }
 
     /// The answer is whole and another target is asked all the same.
@@ -95,15 +122,77 @@ impl Running {
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        let (idx, event) = self.choices.next().await?;
-        self.meter.observe(idx, &event);
+        if self.held.is_none() {
+            let (idx, event) = self.choices.next().await?;
+            self.observe(idx, &event);
+            self.held = Some((idx, event));
+        }
+        if matches!(self.held, Some((_, Event::Delta(_) | Event::Done(_)))) {
+            self.await_note().await;
+            if matches!(self.noted, Noted::No) {
+                let failure = Failure::NotReady { reason: "the ledger can't be written".into(), retry_after_s: 2 };
+                self.held = self.held.take().map(|(idx, _)| (idx, Event::Failed(failure)));
+            }
+        }
+        self.held.take()
+    }
+
+    fn observe(&mut self, idx: usize, event: &Event) {
+        let Some(meter) = &mut self.meter else { return };
+        if matches!(self.choices, Choices::Remote(_)) {
+            *meter.source_mut() = self.choices.source();
+        }
+        meter.observe(idx, event);
+        if meter.is_over() {
+            settle(self.slot.as_ref(), meter);
+        }
         if let Some(recorder) = &mut self.recorder
-            && recorder.observe(idx, &event, self.accepted.len())
+            && recorder.observe(idx, event, self.accepted.len())
             && let Some(recorder) = self.recorder.take()
         {
             recorder.keep(self.accepted.clone(), &self.model, &self.fingerprint);
         }
-        Some((idx, event))
+    }
+
+    /// Cancel-safe: the receiver stays where it is until it has its word.
+    async fn await_note(&mut self) {
+        if let Noted::Waiting(receiver) = &mut self.noted {
+            self.noted = match receiver.await {
+                Ok(Ok(())) => Noted::Yes,
+                _ => Noted::No,
+            };
+        }
+    }
+
+    /// Why it failed: what an event said, or the books.
+    pub fn error(&self, failure: Failure) -> Error {
+        match self.noted {
+            Noted::No => Error::LedgerUnavailable,
+            _ => failure.into(),
+        }
+    }
+
+    /// Writes the request's row, where rows are kept; to be awaited before the last byte of a stream. How it ended is what
+    /// its events said, or else `finish`.
+    ///
+    /// Errors: the row can be neither written nor kept.
+    pub async fn settle(&mut self, finish: &str) -> Result<(), Error> {
+        match self.entry().cloned() {
+            Some(entry) => {
+                entry.end(finish);
+                entry.settle().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub fn entry(&self) -> Option<&Arc<books::Entry>> {
+        self.meter.as_ref().and_then(Meter::entry)
+    }
+
+    /// Cancelled when the key of this request is revoked or blocked.
+    pub fn cut(&self) -> CancellationToken {
+        self.cut.clone()
     }
 
     /// An event that is already there, without waiting for one.
@@ -127,7 +216,7 @@ impl Running {
                     answer.timings = done.timings;
                     n_left -= 1;
                 }
-                Event::Failed(failure) => return Err(failure.into()),
+                Event::Failed(failure) => return Err(self.error(failure)),
                 _ => {}
             }
         }
@@ -135,12 +224,12 @@ impl Running {
     }
 
     pub fn n_choices(&self) -> usize {
-        self.meter.n_choices()
+        self.meter.as_ref().map_or(0, Meter::n_choices)
     }
 
     /// Tokens so far; final once every choice has ended.
     pub fn usage(&self) -> Usage {
-        self.meter.usage()
+        self.meter.as_ref().map(Meter::usage).unwrap_or_default()
     }
 
     /// The id of the model that answers, whatever name was asked for.
@@ -154,10 +243,41 @@ impl Running {
 }
 
 impl Drop for Running {
+    /// What runs is cancelled. With books, somebody stays until the engine has said what it came to, so that the row has the
+    /// engine's own count; the model stays loaded as long.
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            slot.settle(self.meter.class(), self.meter.usage(), UsageSource::Engine);
-        }
+        let Some(mut meter) = self.meter.take() else { return };
+        let slot = self.slot.take();
+        let (true, Ok(runtime)) = (meter.entry().is_some() && !meter.is_over(), tokio::runtime::Handle::try_current())
+        else {
+            if !meter.is_over() {
+                settle(slot.as_ref(), &meter);
+            }
+            return;
+        };
+        let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
+        let pin = self.pin.take();
+        choices.cancel();
+        runtime.spawn(async move {
+            let rest = async {
+                while let Some((idx, event)) = choices.next().await {
+                    meter.observe(idx, &event);
+                }
+            };
+            if tokio::time::timeout(CANCEL_WAIT, rest).await.is_err() {
+                tracing::warn!("a cancelled request did not end in time; its row has what was known");
+            }
+            settle(slot.as_ref(), &meter);
+            drop(meter);
+            drop(pin);
+        });
+    }
+}
+
+/// Notes in the request's record how an engine here did.
+fn settle(slot: Option<&AttemptSlot>, meter: &Meter) {
+    if let Some(slot) = slot {
+        slot.settle(meter.class(), meter.usage(), UsageSource::Engine);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What became of one request on its way: which target was tried, what the cache said. For headers and the ledger.
 
 use super::cache::CacheResult;
+use super::spec::Price;
 use super::upstream::Class;
 use crate::chat::Usage;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,8 @@ pub struct Attempt {
     /// What the upstream answered with, where it did.
     pub status: Option<u16>,
     pub took: Duration,
+    /// Of its tokens.
+    pub price: Price,
     pub usage: Usage,
     pub source: UsageSource,
     /// The answer was whole and not good enough, so that another target was asked.
@@ -81,7 +84,7 @@ impl Trace {
     }
 
     /// A try begins; it counts as cancelled until it is settled. Past the bound nothing is kept of it.
-    pub(super) fn attempt(&self, target: &str, is_upstream: bool) -> AttemptSlot {
+    pub(super) fn attempt(&self, target: &str, is_upstream: bool, price: Price) -> AttemptSlot {
         let mut told = self.lock();
         let idx = told.attempts.len();
         if idx < ATTEMPTS_MAX {
@@ -91,6 +94,7 @@ impl Trace {
                 class: Class::Cancelled,
                 status: None,
                 took: Duration::ZERO,
+                price,
                 usage: Usage::default(),
                 source: UsageSource::Estimated,
                 was_replaced: false,

@@ -8,6 +8,7 @@
 //! end streams with a last event. Routing is axum's; everything around it (ids, keys, hosts, draining) is one function in
 //! `edge`, so that no route can be added past it.
 
+mod admin;
 mod anthropic;
 mod auth;
 mod body;
@@ -20,6 +21,7 @@ mod error;
 mod family;
 mod guard;
 mod hints;
+mod key;
 mod lora;
 mod ollama;
 mod openai;
@@ -32,6 +34,7 @@ mod stall;
 mod tls;
 mod vectors;
 
+pub use admin::{Admin, AdminListener, admin_router, serve_admin};
 pub use client::ClientRules;
 pub use tls::{Tls, TlsError, TlsFiles};
 

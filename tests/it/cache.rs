@@ -91,7 +91,7 @@ async fn t_c1_keys_of_a_team_share_where_that_is_the_scope() {
         credential.reveal()
     };
     let keys = [key("red"), key("red"), key("blue")];
-    let keyring = Keyring::new(pepper, snapshot);
+    let keyring = Keyring::new(pepper, snapshot, true);
     let caller = |n: usize| {
         let principal = keyring.authenticate(&keys[n], None, 0).expect("a good key");
         Caller { principal, ..Default::default() }

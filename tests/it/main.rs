@@ -2,6 +2,10 @@
 
 mod addresses;
 mod anthropic;
+mod books_admin;
+mod books_faults;
+mod books_keys;
+mod books_rows;
 mod cache;
 mod clients;
 mod completions;
@@ -28,6 +32,7 @@ mod openapi;
 mod ops;
 mod rerank;
 mod responses;
+mod routed_rows;
 mod slow;
 mod smuggling;
 mod structured;

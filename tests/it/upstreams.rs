@@ -504,7 +504,7 @@ async fn a_key_that_may_not_leave_stays() {
         (key(Egress::Allowed, Some(Egress::Allowed)), true),
     ];
     let routed = burst(&cloud, loading).await;
-    let keyring = Keyring::new(pepper, snapshot);
+    let keyring = Keyring::new(pepper, snapshot, true);
     for (key, may_leave) in keys {
         let before = cloud.n_bytes();
         let principal: Principal = keyring.authenticate(&key, None, 0).expect("a good key");

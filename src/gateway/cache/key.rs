@@ -157,7 +157,9 @@ mod tests {
         match value {
             Value::Bool(is) => vec![Value::Bool(!is)],
             Value::Number(n) if n.is_f64() => vec![Value::from(n.as_f64().map_or(0.0, |n| n + 0.25))],
-            Value::Number(n) => vec![Value::from(n.as_i64().unwrap_or(0) + 1), Value::from(n.as_i64().unwrap_or(0) - 1)],
+            Value::Number(n) => {
+                vec![Value::from(n.as_i64().unwrap_or(0) + 1), Value::from(n.as_i64().unwrap_or(0) - 1)]
+            }
             Value::String(text) => vec![Value::from(format!("{text}x"))],
             _ => Vec::new(),
         }
@@ -196,7 +198,9 @@ mod tests {
         let under = |key: String, value: &Value| leaves(value).into_iter().map(move |rest| format!("/{key}{rest}"));
         match value {
             Value::Object(fields) => fields.iter().flat_map(|(key, value)| under(key.clone(), value)).collect(),
-            Value::Array(items) => items.iter().enumerate().flat_map(|(i, value)| under(i.to_string(), value)).collect(),
+            Value::Array(items) => {
+                items.iter().enumerate().flat_map(|(i, value)| under(i.to_string(), value)).collect()
+            }
             _ => vec![String::new()],
         }
     }
@@ -264,12 +268,17 @@ mod tests {
             n_created: 0,
             is_lazy: false,
             keep_alive: crate::gateway::KeepAlive::Forever,
+            price: Default::default(),
             n_bytes: 0,
             outline: None,
         };
         let same = identity(&config, &description, &[1.0]);
         assert!(same == identity(&config, &description.clone(), &[1.0]));
-        for other in [identity(&config, &other, &[1.0]), identity(&config, &template, &[1.0]), identity(&config, &description, &[0.5])] {
+        for other in [
+            identity(&config, &other, &[1.0]),
+            identity(&config, &template, &[1.0]),
+            identity(&config, &description, &[0.5]),
+        ] {
             assert!(same != other);
         }
     }

@@ -78,6 +78,21 @@ impl Remote {
         self.usage.map_or(self.n_prompt_estimated, |usage| usage.prompt_tokens)
     }
 
+    /// Breaks off; what is left is its end.
+    pub(in crate::gateway) fn cancel(&mut self) {
+        if self.body.take().is_some() {
+            self.queue.clear();
+            self.settle(Class::Cancelled);
+            self.queue.push_back((0, Event::Failed(Failure::Cancelled)));
+        }
+    }
+
+    /// Who counts: nobody, until the upstream has.
+    pub(in crate::gateway) fn source(&self) -> UsageSource {
+        let is_counted = self.usage.is_some() && self.class == Some(Class::Ok);
+        if is_counted { UsageSource::Upstream } else { UsageSource::Estimated }
+    }
+
     /// Where its end is to be noted.
     pub(in crate::gateway) fn noted_in(mut self, slot: AttemptSlot) -> Self {
         match self.class {
@@ -225,10 +240,7 @@ impl Remote {
     }
 
     fn note(&self, slot: &AttemptSlot, class: Class) {
-        // Until the end is there, the upstream has counted no more than a part.
-        let is_counted = self.usage.is_some() && class == Class::Ok;
-        let source = if is_counted { UsageSource::Upstream } else { UsageSource::Estimated };
-        slot.settle(class, self.counted(), source);
+        slot.settle(class, self.counted(), self.source());
     }
 }
 

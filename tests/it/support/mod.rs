@@ -3,6 +3,7 @@
 
 pub mod bodies;
 pub mod cloud;
+pub mod governed;
 pub mod routed;
 pub mod served;
 pub mod tls;
@@ -48,6 +49,7 @@ impl Setup {
             strict: false,
             any_model: false,
             sampling: Default::default(),
+            price: Default::default(),
             n_created: 1_790_000_000,
             media_hosts: Vec::new(),
             responses: Default::default(),

@@ -14,7 +14,7 @@ pub(super) struct Meter {
     /// `None`: what passes was counted before.
     metrics: Option<ModelSeries>,
     source: UsageSource,
-    /// The answer of another meter once more: not even logged.
+    /// The answer of another meter once more: neither counted nor logged.
     is_echo: bool,
     request_id: String,
     client_request_id: Option<String>,
@@ -151,7 +151,7 @@ impl Meter {
             }
             _ => {}
         }
-        if let Some(entry) = &self.entry {
+        if let Some(entry) = self.entry.as_ref().filter(|_| !self.is_echo) {
             entry.count(&self.sum(|choice| choice.n_computed), self.source);
         }
     }

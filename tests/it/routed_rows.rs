@@ -16,7 +16,8 @@ async fn attempts(house: &Governed) -> Vec<(String, String, i64, i64, i64)> {
                    WHERE request_id = (SELECT id FROM request ORDER BY rowid DESC LIMIT 1) ORDER BY n";
         let mut rows = conn.prepare(sql)?;
         let of = |row: &rusqlite::Row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?));
-        rows.query_map([], of)?.collect()
+        let all: rusqlite::Result<Vec<_>> = rows.query_map([], of)?.collect();
+        Ok(all?)
     });
     read.await.expect("rows can be read")
 }

@@ -78,10 +78,9 @@ impl Remote {
         self.usage.map_or(self.n_prompt_estimated, |usage| usage.prompt_tokens)
     }
 
-    /// Breaks off; what is left is its end.
+    /// Breaks off; what is left is what had come already, and its end.
     pub(in crate::gateway) fn cancel(&mut self) {
         if self.body.take().is_some() {
-            self.queue.clear();
             self.settle(Class::Cancelled);
             self.queue.push_back((0, Event::Failed(Failure::Cancelled)));
         }

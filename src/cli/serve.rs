@@ -6,7 +6,7 @@ use super::{Flags, runtime, say};
 use crate::config::Config;
 use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
-use crate::http::{self, Admin, AdminListener};
+use crate::http::{self, Admin, AdminListener, HttpConfig};
 use crate::telemetry::{self, LogConfig, Metrics};
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
@@ -45,12 +45,9 @@ impl Serve {
 
 async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()> {
     // First of all, so that a port that is taken is found before anything costs time.
-    let address = SocketAddr::new(config.http.host, config.http.port);
-    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
-    let address = listener.local_addr()?;
-    config.http.port = address.port();
+    let listeners = listen(&mut config.http).await?;
     let model = plan::settle_all(&mut config)?;
-    announce(address, &config, model.as_ref(), has_keys);
+    announce(&config, model.as_ref(), has_keys);
     drop(model);
 
     let mode = if config.in_process {
@@ -82,7 +79,7 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let served = http::serve(vec![listener], config.http, Arc::clone(&gateway), shutdown.clone()).await;
+    let served = http::serve(listeners, config.http, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
@@ -98,6 +95,18 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// On every address, all with the same port: where any free one was asked for, the first address's.
+async fn listen(http: &mut HttpConfig) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::with_capacity(http.hosts.len());
+    for host in &http.hosts {
+        let address = SocketAddr::new(*host, http.port);
+        let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
+        http.port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(listeners)
 }
 
 /// Starts the admin plane. **Bound:** one task for each of its at most two listeners.
@@ -125,10 +134,12 @@ async fn serve_admin(
 }
 
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
-fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_keys: bool) {
-    let reachable = SocketAddr::new(reachable(address.ip()), address.port());
+fn announce(config: &Config, model: Option<&Model>, has_keys: bool) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-    say!("hearth listening on {scheme}://{address}");
+    let addresses: Vec<SocketAddr> =
+        config.http.hosts.iter().map(|host| SocketAddr::new(*host, config.http.port)).collect();
+    addresses.iter().for_each(|address| say!("hearth listening on {scheme}://{address}"));
+    let Some(reachable) = addresses.first().map(|it| SocketAddr::new(reachable(it.ip()), it.port())) else { return };
     let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
     let is_chat = match model {
         Some(model) => {

@@ -9,6 +9,7 @@
 //! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
 //! are relative to the working directory, as on the command line.
 
+mod granted;
 mod money;
 mod names;
 mod raw;
@@ -21,6 +22,7 @@ mod value;
 
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
+pub use tables::GrantTable;
 
 use crate::engine::EngineConfig;
 use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};

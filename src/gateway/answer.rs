@@ -1,6 +1,7 @@
 //! Every request that generates, whoever answers it: the cache, a model here, or, where that can't and it is allowed, an
 //! upstream.
 
+use super::asked::Asked;
 use super::cache::{self, CacheResult, CacheScope, Entered, Entry, Key, Recorder, Tenant};
 use super::meter::{Meter, word};
 use super::models::Known;
@@ -13,19 +14,12 @@ use super::work::{self, Work};
 use super::{Caller, Error, Gateway, Running, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Prompt};
-use crate::dialect::remote::{Outgoing, Unsupported, Wire};
+use crate::dialect::remote::Unsupported;
 use crate::engine::{Event, Failure, choose_adapters};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// What was asked, before it is known who answers.
-#[derive(Clone)]
-pub(super) enum Asked {
-    Chat(ChatRequest),
-    Text(CompletionRequest),
-}
 
 /// Why a target gave no answer.
 enum Missed {
@@ -452,101 +446,6 @@ async fn weigh(mut running: Running, asked: &Asked, least: f32) -> Result<Weighe
     let bug = || Failure::Internal("an answer was weighed twice; this is a bug".to_owned());
     let again = running.again(events).ok_or_else(bug)?;
     Ok(if is_sure { Weighed::Sure(again) } else { Weighed::Unsure(again) })
-}
-
-impl Asked {
-    fn model(&self) -> Option<&str> {
-        match self {
-            Asked::Chat(request) => request.model.as_deref(),
-            Asked::Text(request) => request.model.as_deref(),
-        }
-    }
-
-    fn is_stream(&self) -> bool {
-        match self {
-            Asked::Chat(request) => request.stream,
-            Asked::Text(request) => request.stream,
-        }
-    }
-
-    fn cache(&self) -> &CacheAsk {
-        match self {
-            Asked::Chat(request) => &request.cache,
-            Asked::Text(request) => &request.cache,
-        }
-    }
-
-    fn output(&self) -> &crate::chat::Output {
-        match self {
-            Asked::Chat(request) => &request.output,
-            Asked::Text(request) => &request.output,
-        }
-    }
-
-    fn max_tokens(&self) -> Option<u32> {
-        self.output().max_tokens
-    }
-
-    fn n_choices(&self) -> usize {
-        match self {
-            Asked::Chat(request) => request.n as usize,
-            Asked::Text(request) => request.n as usize * request.prompts.len(),
-        }
-    }
-
-    fn keep(&self) -> Keep {
-        let n = match self {
-            Asked::Chat(request) => request.n as usize,
-            Asked::Text(request) => request.n as usize,
-        };
-        Keep { of: n, n }
-    }
-
-    /// Whether the client asked for the same answer each time.
-    fn is_steady(&self) -> bool {
-        let said = match self {
-            Asked::Chat(request) => &request.sampling,
-            Asked::Text(request) => &request.sampling,
-        };
-        said.temperature == Some(0.0) || said.seed.is_some_and(|seed| seed != u32::MAX)
-    }
-
-    fn with_logprobs(&self) -> Self {
-        let mut asked = self.clone();
-        let output = match &mut asked {
-            Asked::Chat(request) => &mut request.output,
-            Asked::Text(request) => &mut request.output,
-        };
-        output.top_logprobs = output.top_logprobs.or(Some(0));
-        asked
-    }
-
-    fn outgoing(&self, wire: &Wire) -> Result<Outgoing, Unsupported> {
-        match self {
-            Asked::Chat(request) => wire.chat(request),
-            Asked::Text(request) => wire.completion(request),
-        }
-    }
-
-    /// Bytes of the texts that the prompt is made of.
-    fn prompt_bytes(&self) -> usize {
-        match self {
-            Asked::Chat(request) => {
-                let messages = request.prompt.messages.iter().filter_map(|message| message.content.as_ref());
-                let tools = request.prompt.tools.iter().map(|tool| tool.parameters.len() + tool.name.len());
-                messages.map(String::len).sum::<usize>() + tools.sum::<usize>()
-            }
-            Asked::Text(request) => {
-                let n_bytes = |prompt: &Prompt| match prompt {
-                    Prompt::Text(text) => text.len(),
-                    Prompt::Tokens(tokens) => tokens.len() * 4,
-                    Prompt::Infill(infill) => infill.prefix.len() + infill.suffix.len() + infill.prompt.len(),
-                    Prompt::Chat(_) => 0,
-                };
-                request.prompts.iter().map(n_bytes).sum()
-            }
-        }
-    }
 }
 
 impl Missed {

@@ -9,11 +9,13 @@
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
 mod answer;
+mod asked;
 mod books;
 mod cache;
 mod choices;
 mod error;
 mod fetch;
+mod folder;
 mod hints;
 mod keys;
 mod meter;
@@ -33,15 +35,16 @@ mod vectors;
 mod work;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
+    Made, SOCKET, TeamChange, read_master,
 };
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use hints::Hints;
 pub use keys::{
-    ApiKey, Credential, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot, TeamRecord, hmac,
-    masked, random_base62,
+    ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
+    TeamRecord, hmac, masked, random_base62,
 };
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
@@ -100,6 +103,8 @@ pub struct GatewayConfig {
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
     pub media_hosts: Vec<MediaHost>,
+    /// Folder whose images `file://` addresses name, with all links in its own path resolved.
+    pub media_path: Option<std::path::PathBuf>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
     /// The cache of answers, and other servers that may answer.
@@ -176,7 +181,7 @@ impl Gateway {
         let entries = models.shared.entries.iter();
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
-        let fetcher = Fetcher::new(config.media_hosts.clone());
+        let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let routing = &config.routing;
         let ids: Vec<&str> = models.shared.entries.iter().map(|entry| entry.config.id.as_str()).collect();
         let routes = Routes::new(routing, &ids);

@@ -298,16 +298,18 @@ impl Gateway {
         self.route(name).is_some()
     }
 
-    /// Sampling of the model that answers to a name when a request says nothing, as far as it is known now.
-    pub fn shown_sampling(&self, caller: &Caller, name: Option<&str>) -> SamplingParams {
+    /// Sampling of the model that answers to a name, where a request says this, as far as the model is known now.
+    pub fn shown_sampling(&self, caller: &Caller, name: Option<&str>, said: Sampling) -> SamplingParams {
         let home = match self.route(name) {
             Some(Route { target: Hop::Home(idx), .. }) => Some(*idx),
             Some(_) => None,
             None => self.find(&caller.principal, name).ok(),
         };
         let known = home.and_then(|idx| self.models.known(idx));
-        let settled = known.map(|known| settle(Sampling::default(), &known.config, &known.description));
-        settled.unwrap_or_default()
+        match known {
+            Some(known) => settle(said, &known.config, &known.description),
+            None => said.settle(),
+        }
     }
 
     /// Names of aliases that no model here answers to, for lists.

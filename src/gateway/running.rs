@@ -200,8 +200,15 @@ impl Running {
         self.next().now_or_never().flatten()
     }
 
+    /// Its answer goes out whole, after its row was committed, so nothing has to wait for the note that it runs.
+    pub fn as_whole(mut self) -> Self {
+        self.noted = Noted::Yes;
+        self
+    }
+
     /// Everything until the end, as whole answers in the order of their index. Their size is bounded by the context.
     pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage), Error> {
+        self = self.as_whole();
         let mut answers = vec![Answer::default(); self.n_choices()];
         let mut n_left = answers.len();
         while n_left > 0 {
@@ -213,7 +220,7 @@ impl Running {
                 Event::Delta(delta) => answer.push(delta),
                 Event::Done(done) => {
                     answer.finish = done.finish;
-                    answer.timings = done.timings;
+                    (answer.usage, answer.timings) = (done.usage, done.timings);
                     n_left -= 1;
                 }
                 Event::Failed(failure) => return Err(self.error(failure)),
@@ -313,7 +320,7 @@ mod tests {
     use crate::chat::TokenLogprob;
 
     fn answer(content: &str, logprobs: &[f32]) -> Answer {
-        let entry = |logprob: &f32| TokenLogprob { bytes: Vec::new(), logprob: *logprob, top: Vec::new() };
+        let entry = |logprob: &f32| TokenLogprob { id: 0, bytes: Vec::new(), logprob: *logprob, top: Vec::new() };
         Answer { content: content.to_owned(), logprobs: logprobs.iter().map(entry).collect(), ..Default::default() }
     }
 

@@ -31,7 +31,7 @@ pub(super) async fn create(
     let places = read.places.clone();
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| places.name(name));
     let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
-    let sampling = app.gateway.shown_sampling(&caller, read.model());
+    let sampling = app.gateway.shown_sampling(&caller, read.model(), Default::default());
     read.echo.temperature.get_or_insert(sampling.temperature);
     read.echo.top_p.get_or_insert(sampling.top_p);
     let head = Head { id, created_at: unix_now(), model: running.model().to_owned(), clock: unix_now };
@@ -242,7 +242,8 @@ impl Chunks for Keeping {
     }
 }
 
-async fn collect(mut running: Running, mut whole: Whole) -> Result<Finished, gateway::Error> {
+async fn collect(running: Running, mut whole: Whole) -> Result<Finished, gateway::Error> {
+    let mut running = running.as_whole();
     while let Some((_, event)) = running.next().await {
         match event {
             Event::Delta(delta) => whole.delta(&delta),

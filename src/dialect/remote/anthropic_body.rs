@@ -24,7 +24,7 @@ pub(super) fn chat(wire: &Wire, request: &ChatRequest) -> Result<Outgoing, Unsup
         lora,
         cache: _,
     } = request;
-    let Output { max_tokens, stop, top_logprobs, echo: _, constraint, prediction: _ } = output;
+    let Output { max_tokens, stop, top_logprobs, echo: _, with_tokens: _, constraint, prediction: _ } = output;
     let unsupported = [
         ("n", *n > 1),
         ("lora", lora.is_some()),

@@ -1,10 +1,12 @@
 //! Chunks of OpenAI's chat and text completions, as other servers write them.
 
 use super::{Fault, Reported, Said, count, reported};
-use crate::chat::{Delta, Finish, TokenLogprob, ToolCallDelta, Usage};
+use crate::chat::{Delta, Finish, Likely, TokenLogprob, ToolCallDelta, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// The id of a token of another vocabulary.
+const UNKNOWN: i32 = -1;
 /// Calls of one answer.
 const CALLS_MAX: u32 = 128;
 
@@ -210,13 +212,15 @@ impl Progress {
 
 impl Entry {
     fn into_chat(self) -> Result<TokenLogprob, Fault> {
-        let pair = |token: Token| {
+        let likely = |token: Token| {
             let is_number = token.logprob.is_finite();
             let bytes = token.bytes.unwrap_or_else(|| token.token.into_bytes());
-            is_number.then_some((bytes, token.logprob.min(0.0))).ok_or(Fault::Broken("logprob"))
+            let likely = Likely { id: UNKNOWN, bytes, logprob: token.logprob.min(0.0) };
+            is_number.then_some(likely).ok_or(Fault::Broken("logprob"))
         };
-        let (bytes, logprob) = pair(self.own)?;
-        Ok(TokenLogprob { bytes, logprob, top: self.top_logprobs.into_iter().map(pair).collect::<Result<_, _>>()? })
+        let Likely { id, bytes, logprob } = likely(self.own)?;
+        let top = self.top_logprobs.into_iter().map(likely).collect::<Result<_, _>>()?;
+        Ok(TokenLogprob { id, bytes, logprob, top })
     }
 }
 

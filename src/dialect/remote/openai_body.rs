@@ -68,7 +68,8 @@ pub(super) fn chat(wire: &Wire, request: &ChatRequest) -> Result<Outgoing, Unsup
     messages(&mut body, prompt)?;
     tools(&mut body, prompt)?;
     set_sampling(&mut body, sampling)?;
-    let Output { max_tokens, stop, top_logprobs, echo: _, constraint, prediction } = output;
+    // Token ids mean something else to another vocabulary; only llama-server's endpoints ask for them.
+    let Output { max_tokens, stop, top_logprobs, echo: _, with_tokens: _, constraint, prediction } = output;
     let limit = if wire.newer_limit { "max_completion_tokens" } else { "max_tokens" };
     body.set(limit, *max_tokens);
     body.set("stop", (!stop.is_empty()).then(|| stop.clone()));
@@ -99,7 +100,7 @@ pub(super) fn completion(wire: &Wire, request: &CompletionRequest) -> Result<Out
         lora,
         cache: _,
     } = request;
-    let Output { max_tokens, stop, top_logprobs, echo, constraint, prediction: _ } = output;
+    let Output { max_tokens, stop, top_logprobs, echo, with_tokens, constraint, prediction: _ } = output;
     let unsupported = [
         ("lora", lora.is_some()),
         ("best_of", best_of != n),
@@ -113,10 +114,13 @@ pub(super) fn completion(wire: &Wire, request: &CompletionRequest) -> Result<Out
     let text = |prompt: &Prompt| match prompt {
         Prompt::Text(text) => Ok(Value::from(text.as_str())),
         // Token ids mean something else to another vocabulary.
-        Prompt::Tokens(_) | Prompt::Infill(_) | Prompt::Chat(_) => Err(Unsupported("prompt")),
+        Prompt::Tokens(_) | Prompt::Mixed(_) | Prompt::Infill(_) | Prompt::Chat(_) => Err(Unsupported("prompt")),
     };
     let mut texts: Vec<Value> = prompts.iter().map(text).collect::<Result<_, _>>()?;
     let mut body = Body::new(wire);
+    if *with_tokens {
+        body.dropped.push("return_tokens");
+    }
     let prompt = if texts.len() == 1 { texts.pop() } else { Some(Value::Array(texts)) };
     body.set("prompt", prompt);
     set_sampling(&mut body, sampling)?;

@@ -226,8 +226,8 @@ fn chunks_of_openai_become_the_answer() {
         assert_eq!((answer.content.as_str(), answer.reasoning.as_str(), fault), ("h\u{e9}", "hm", None));
         let calls: Vec<_> = answer.tool_calls.iter().map(|it| (it.name.as_str(), it.arguments.as_str())).collect();
         assert_eq!(calls, [("f", "{\"a\":1}"), ("g", "{}")]);
-        let top = vec![(b"x".to_vec(), -1.5)];
-        assert_eq!(answer.logprobs, [TokenLogprob { bytes: "h\u{e9}".into(), logprob: -0.5, top }]);
+        let top = vec![crate::chat::Likely { id: -1, bytes: b"x".to_vec(), logprob: -1.5 }];
+        assert_eq!(answer.logprobs, [TokenLogprob { id: -1, bytes: "h\u{e9}".into(), logprob: -0.5, top }]);
         let counts = Usage {
             prompt_tokens: 5,
             cached_tokens: 2,

@@ -92,8 +92,8 @@ fn digest(value: &impl Serialize) -> Key {
 mod tests {
     use super::*;
     use crate::chat::{
-        ChatPrompt, Constraint, Infill, Media, MediaKind, Message, Mirostat, ReasoningFormat, Role, SamplerKind, Tool,
-        ToolCall, ToolChoice,
+        ChatPrompt, Constraint, Infill, Media, MediaKind, Message, Mirostat, PromptPart, ReasoningFormat, Role,
+        SamplerKind, Tool, ToolCall, ToolChoice,
     };
     use serde::de::DeserializeOwned;
     use serde_json::Value;
@@ -137,6 +137,7 @@ mod tests {
             stop: vec!["s".into()],
             top_logprobs: Some(2),
             echo: true,
+            with_tokens: true,
             constraint: Some(Constraint::Regex("a".into())),
             prediction: Some("p".into()),
         };
@@ -212,6 +213,7 @@ mod tests {
         let mut n = mutate(&Prompt::Chat(chat()), of_prompt);
         n += mutate(&Prompt::Text("t".into()), of_prompt);
         n += mutate(&Prompt::Tokens(vec![1, 2]), of_prompt);
+        n += mutate(&Prompt::Mixed(vec![PromptPart::Text("t".into()), PromptPart::Token(1)]), of_prompt);
         let extra = vec![("f".into(), "x".into())];
         let infill = Infill { prefix: "a".into(), suffix: "b".into(), prompt: "c".into(), extra };
         n += mutate(&Prompt::Infill(infill), of_prompt);

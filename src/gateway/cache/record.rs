@@ -141,7 +141,7 @@ impl Entry {
 /// Estimate of an event's memory, on the high side.
 fn n_bytes(event: &Event) -> usize {
     let own = size_of::<(usize, Event)>();
-    let Event::Delta(Delta { content, reasoning, tool_calls, prompt, logprobs, n_tokens: _ }) = event else {
+    let Event::Delta(Delta { content, reasoning, tool_calls, prompt, tokens, logprobs, n_tokens: _ }) = event else {
         return own;
     };
     let calls = tool_calls.iter().map(|piece| {
@@ -149,9 +149,9 @@ fn n_bytes(event: &Event) -> usize {
         size_of_val(piece) + opening + piece.arguments.len()
     });
     let entry = |entry: &TokenLogprob| {
-        let top = entry.top.iter().map(|(bytes, _)| size_of::<(Vec<u8>, f32)>() + bytes.len());
+        let top = entry.top.iter().map(|likely| size_of_val(likely) + likely.bytes.len());
         size_of_val(entry) + entry.bytes.len() + top.sum::<usize>()
     };
     let entries = prompt.iter().chain(logprobs).map(entry);
-    own + content.len() + reasoning.len() + calls.sum::<usize>() + entries.sum::<usize>()
+    own + 4 * tokens.len() + content.len() + reasoning.len() + calls.sum::<usize>() + entries.sum::<usize>()
 }

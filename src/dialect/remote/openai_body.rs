@@ -239,6 +239,9 @@ fn tools(body: &mut Body, prompt: &ChatPrompt) -> Result<(), Unsupported> {
             function.insert("description".to_owned(), description.as_str().into());
         }
         function.insert("parameters".to_owned(), schema(&tool.parameters).ok_or(Unsupported("tools"))?);
+        if tool.strict {
+            function.insert("strict".to_owned(), true.into());
+        }
         Ok(json!({ "type": "function", "function": function }))
     };
     let all = prompt.tools.iter().map(tool).collect::<Result<Vec<_>, _>>()?;

@@ -37,7 +37,8 @@ fn full() -> ChatRequest {
             { "role": "tool", "tool_call_id": "call_1", "content": "r" },
         ],
         "tools": [
-            { "type": "function", "function": { "name": "f", "description": "d", "parameters": { "type": "object" } } },
+            { "type": "function", "function": { "name": "f", "description": "d", "strict": true,
+                "parameters": { "type": "object" } } },
             { "type": "function", "function": { "name": "g" } },
             { "type": "function", "function": { "name": "h" } },
         ],

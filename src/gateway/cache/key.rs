@@ -118,7 +118,12 @@ mod tests {
             reasoning_format: ReasoningFormat::Inline,
             add_generation_prompt: true,
             continue_final_message: false,
-            tools: vec![Tool { name: "f".into(), description: Some("d".into()), parameters: "{}".into() }],
+            tools: vec![Tool {
+                name: "f".into(),
+                description: Some("d".into()),
+                parameters: "{}".into(),
+                strict: true,
+            }],
             tool_choice: ToolChoice::Required,
             callable: Some(vec!["f".into()]),
             parallel_tool_calls: true,

@@ -11,6 +11,7 @@
 //! were running when the file could no longer be written; it is bounded, and written when a probe finds the file well.
 
 mod chain;
+mod content;
 mod forget;
 mod open;
 mod reports;
@@ -20,6 +21,7 @@ mod verify;
 mod writer;
 
 pub use chain::{Act, Link};
+pub use content::{Dek, Sealed, content, dek, erase, make_dek};
 pub use reports::{DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, days, links, logs, spend, spent, tags};
 pub use row::{Attempt, Progress, RequestRow};
 pub use verify::{Fault, Verified};

@@ -343,8 +343,10 @@ impl Drop for Unsent<'_> {
 }
 
 impl Drop for Store {
-    /// Writes what was sent, then ends the thread.
+    /// Writes what was sent, then ends the thread. Readers go first: the last connection that closes empties the
+    /// write-ahead log into the file, and a reader can't.
     fn drop(&mut self) {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.jobs = None;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {

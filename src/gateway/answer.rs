@@ -138,6 +138,7 @@ impl Gateway {
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(asked, &target.known()).await?;
+            self.capture(caller, || work.prompts.clone()).await?;
             return self.start(caller, work, target, None).await;
         }
         // What was last known of the model is enough to find an answer, even while its engine is down.
@@ -155,6 +156,7 @@ impl Gateway {
             let identity = cache::identity(&known.config, &known.description, &known.adapter_scales);
             cache::local(tenant, &known.config.id, identity, &work)
         };
+        self.capture(caller, || work.prompts.clone()).await?;
         let mut recorder = match self.enter(caller, &ask, is_steady, key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, entry, work.keep(), UsageSource::Cache)),
             Entered::Miss(recorder) => recorder,
@@ -310,6 +312,7 @@ impl Gateway {
         if let Some(field) = outgoing.dropped.first().filter(|_| self.config.strict) {
             return Err(Missed::Unfit(field));
         }
+        self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
         let ask = caller.hints.cache_over(asked.cache());
         let key = |tenant: &Tenant| cache::remote(tenant, &config.name, outgoing.path, &outgoing.body);
         let recorder = match self.enter(caller, &ask, asked.is_steady(), key).await {

@@ -84,6 +84,14 @@ impl Asked {
         }
     }
 
+    /// A copy of what is asked.
+    pub(super) fn prompts(&self) -> Vec<Prompt> {
+        match self {
+            Asked::Chat(request) => vec![Prompt::Chat(request.prompt.clone())],
+            Asked::Text(request) => request.prompts.clone(),
+        }
+    }
+
     /// Bytes of the texts that the prompt is made of.
     pub(super) fn prompt_bytes(&self) -> usize {
         match self {

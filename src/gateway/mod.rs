@@ -35,8 +35,8 @@ mod vectors;
 mod work;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
-    Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger,
+    MASTER, Made, SOCKET, TeamChange, read_master,
 };
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
@@ -416,6 +416,21 @@ impl Gateway {
         }
         self.upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)
+    }
+
+    /// Keeps the request's words, where the operator, its key and its team all allow it.
+    async fn capture(&self, caller: &Caller, prompts: impl FnOnce() -> Vec<Prompt>) -> Result<(), Error> {
+        let (Some(books), Some(entry), Some(key)) = (&self.books, &caller.entry, caller.principal.key()) else {
+            return Ok(());
+        };
+        let capture = books.capture(key).await.map_err(|error| {
+            tracing::error!(%error, "a request's words can't be kept");
+            Error::LedgerUnavailable
+        })?;
+        if let Some(capture) = capture {
+            entry.keep(capture, prompts().iter());
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 //! has it" for aliases and models. An upstream that may not be asked is not in the chain at all.
 
 use super::cache::CacheConfig;
+use super::models::Known;
 use super::names::{fits, is_wild};
 use super::settle::settle;
 use super::upstream::{UpstreamConfig, UpstreamStatus};
@@ -300,16 +301,25 @@ impl Gateway {
 
     /// Sampling of the model that answers to a name, where a request says this, as far as the model is known now.
     pub fn shown_sampling(&self, caller: &Caller, name: Option<&str>, said: Sampling) -> SamplingParams {
+        match self.known(caller, name) {
+            Some(known) => settle(said, &known.config, &known.description),
+            None => said.settle(),
+        }
+    }
+
+    /// Tokens of the context of that model; of one that is not known, more than there are.
+    pub fn shown_context(&self, caller: &Caller, name: Option<&str>) -> u32 {
+        self.known(caller, name).map_or(u32::MAX, |known| known.description.n_ctx)
+    }
+
+    /// What is known of the model here that a name means first.
+    fn known(&self, caller: &Caller, name: Option<&str>) -> Option<Known> {
         let home = match self.route(name) {
             Some(Route { target: Hop::Home(idx), .. }) => Some(*idx),
             Some(_) => None,
             None => self.find(&caller.principal, name).ok(),
         };
-        let known = home.and_then(|idx| self.models.known(idx));
-        match known {
-            Some(known) => settle(said, &known.config, &known.description),
-            None => said.settle(),
-        }
+        home.and_then(|idx| self.models.known(idx))
     }
 
     /// Names of aliases that no model here answers to, for lists.

@@ -107,6 +107,9 @@ impl Running {
         let entry = Entry::of(events, accepted, self.model.clone(), self.fingerprint.clone());
         let started = Started::again(Arc::new(entry), self.keep);
         let meter = self.meter.as_ref()?.echo();
+        if let Some(entry) = meter.entry() {
+            entry.untell();
+        }
         Some(Self::new(started, meter, None, None, (Noted::Yes, self.cut.clone())))
     }
 

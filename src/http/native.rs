@@ -42,6 +42,7 @@ async fn answer(app: &App, caller: &Caller, read: Read<Native>) -> Result<Respon
     let (stream, wanted) = (request.stream, style.wanted);
     let running = until_cut(app, app.gateway.complete(caller, request)).await?.map_err(&refused)?;
     style.sampling = app.gateway.shown_sampling(caller, name.as_deref(), said);
+    style.n_ctx = app.gateway.shown_context(caller, name.as_deref());
     let model = running.model().to_owned();
     let mut response = if stream {
         let n_choices = running.n_choices();

@@ -20,6 +20,7 @@ mod embeddings;
 mod errors;
 mod everywhere;
 mod faults;
+mod fields;
 mod hostile;
 mod llama_server;
 mod lora;

@@ -159,7 +159,7 @@ impl Events {
         }
         let (open, delta) = match block {
             Block::Text { text } => (Open::Text, text_delta(text)),
-            Block::Thinking { thinking } => (Open::Text, Delta { reasoning: thinking, ..Default::default() }),
+            Block::Thinking { thinking } => (Open::Text, thinking_delta(thinking)),
             Block::ToolUse { id, name } if self.n_calls < CALLS_MAX => {
                 self.n_calls += 1;
                 (Open::Call(false), self.call(Some((id, name)), String::new()))
@@ -180,9 +180,7 @@ impl Events {
             0,
             match (piece, open) {
                 (Piece::TextDelta { text }, Open::Text) => text_delta(text),
-                (Piece::ThinkingDelta { thinking }, Open::Text) => {
-                    Delta { n_tokens: u32::from(!thinking.is_empty()), reasoning: thinking, ..Default::default() }
-                }
+                (Piece::ThinkingDelta { thinking }, Open::Text) => thinking_delta(thinking),
                 (Piece::InputJsonDelta { partial_json }, Open::Call(has_begun)) => {
                     self.open = Some((index, Open::Call(has_begun || !partial_json.is_empty())));
                     self.call(None, partial_json)
@@ -231,6 +229,10 @@ impl Counts {
 
 fn text_delta(text: String) -> Delta {
     Delta { n_tokens: u32::from(!text.is_empty()), content: text, ..Default::default() }
+}
+
+fn thinking_delta(text: String) -> Delta {
+    Delta { n_tokens: u32::from(!text.is_empty()), reasoning: text, ..Default::default() }
 }
 
 fn finish(reason: &str, sequence: Option<String>) -> Result<Finish, Fault> {

@@ -54,15 +54,16 @@ fn rounds(limiter: &Limiter, budget: &BudgetSpec) -> [u64; 4] {
             sums[n] += u64::try_from((now - at).as_nanos()).unwrap_or(0);
             at = now;
         };
-        let Ok(mut permit) = limiter.admit(&scopes, 0) else { continue };
+        let Ok(permit) = limiter.admit(&scopes, 0) else { continue };
         lap(0);
         let reserved = permit.reserve(Spend { tokens: 900, nusd: 1000 });
         lap(1);
         limiter.standing(&scopes);
         lap(2);
-        if reserved.is_ok() {
-            permit.settle(Spend { tokens: 700, nusd: 900 });
+        if let Ok(reserved) = reserved {
+            reserved.settle(Spend { tokens: 700, nusd: 900 });
         }
+        drop(permit);
         lap(3);
     }
     sums

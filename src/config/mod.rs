@@ -18,6 +18,7 @@ mod resolve;
 mod server;
 mod settings;
 mod tables;
+mod upstreams;
 mod value;
 
 pub use limits::limit_lines;

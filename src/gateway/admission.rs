@@ -2,17 +2,23 @@
 //! before any token, the true count at the end.
 //!
 //! # Design
-//! A request's scopes are its key, the key's user and team, whom its client acts for, its address and the whole server, as far as each has limits
-//! or a budget; see [`super::limits`]. What a budget spent before this process is asked of the books the first time that
-//! it is met, so starting is quick and nothing is summed for keys that never come.
+//! A request's scopes are its key, the key's user and team, whom its client acts for, its address and the whole server, as
+//! far as each has limits or a budget; see [`super::limits`]. What a budget spent before this process is asked of the books
+//! the first time that it is met, so starting is quick and nothing is summed for keys that never come.
 
-use super::limits::WallClock;
-use super::limits::{LimitRefusal, LimitSets, Limiter, Limits, Permit, Scope, ScopeKind, Spend, Standing};
+use super::limits::{
+    LimitRefusal, LimitSets, Limiter, Limits, Permit, Reservation, Scope, ScopeKind, Spend, Standing, WallClock,
+};
 use super::spec::BudgetSpec;
 use super::store;
+use super::work::{self, Work};
 use super::{Caller, Error, Gateway, Target};
 use crate::chat::Class;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+
+/// Most tokens of an answer whose client names no number, where a limit or a budget counts.
+const OUTPUT_TOKENS: u32 = 4096;
+
 /// Teams that the metrics name, so that their series are bounded.
 const TEAMS_SHOWN_MAX: usize = 200;
 
@@ -76,25 +82,32 @@ fn scopes<'a>(sets: &LimitSets, caller: &'a Caller, names: &'a Names) -> Vec<Sco
 
 impl Gateway {
     /// The model that `name` means, and the caller's permit to use it: limits first, since loading a model is work. A
-    /// permit that is dropped without its count costs nothing.
-    /// `end_user`: whom the client says that it acts for.
-    pub(super) async fn enter(
+    /// permit without a settled reservation costs nothing. `end_user`: whom the client says that it acts for.
+    pub(super) async fn let_in(
         &self,
         caller: &Caller,
         name: Option<&str>,
         end_user: Option<&str>,
     ) -> Result<(Target, Permit), Error> {
-        if let (Some(entry), Some(end_user)) = (&caller.entry, end_user) {
-            entry.of_end_user(end_user);
-        }
-        let permit = self.admit(caller, self.find(&caller.principal, name)?, end_user).await?;
+        let idx = self.find(&caller.principal, name)?;
+        let permit = self.admit(caller, Some(idx), &self.models.shared.entries[idx].config.id, end_user).await?;
         Ok((self.target(caller, name).await?, permit))
     }
 
-    /// Takes the caller's place and request, before anything is done for it. `model`: its index.
+    /// Takes the caller's place and request, before anything is done for it. `home`: the model here that is asked first;
+    /// `name`: what to call the target in a refusal.
     ///
     /// Errors: `Limited` · `LedgerUnavailable` when what a budget spent before can't be read.
-    pub(super) async fn admit(&self, caller: &Caller, model: usize, end_user: Option<&str>) -> Result<Permit, Error> {
+    pub(super) async fn admit(
+        &self,
+        caller: &Caller,
+        home: Option<usize>,
+        name: &str,
+        end_user: Option<&str>,
+    ) -> Result<Permit, Error> {
+        if let (Some(entry), Some(end_user)) = (&caller.entry, end_user) {
+            entry.of_end_user(end_user);
+        }
         let (config, mut names) = (self.config(), Names::of(caller));
         if let Some(end_user) = end_user {
             // Two keys may use the same name for different people.
@@ -105,14 +118,14 @@ impl Gateway {
             let spent = self.spent(scope.kind, scope.id, (window.start_ms, window.end_ms)).await?;
             self.limiter.tell_history(scope.kind, scope.id, window, spent);
         }
-        let n_slots_free = self.models.engine(model).map_or(u32::MAX, |engine| engine.load().n_slots_free);
-        let admitted = self.limiter.admit(&scopes, n_slots_free);
-        admitted.map_err(|refusal| self.refused(refusal, &self.models.shared.entries[model].config.id))
+        let engine = home.and_then(|idx| self.models.engine(idx));
+        let n_slots_free = engine.map_or(u32::MAX, |engine| engine.load().n_slots_free);
+        self.limiter.admit(&scopes, n_slots_free).map_err(|refusal| self.refused(refusal, name))
     }
 
-    /// Takes the most that the request can cost. After an error the permit is to be dropped.
-    pub(super) fn reserve(&self, permit: &mut Permit, target: &Target, most: Spend) -> Result<(), Error> {
-        permit.reserve(most).map_err(|refusal| self.refused(refusal, target.id()))
+    /// Takes the most that a try at a target can cost.
+    pub(super) fn reserve(&self, permit: &Permit, target: &str, most: Spend) -> Result<Reservation, Error> {
+        permit.reserve(most).map_err(|refusal| self.refused(refusal, target))
     }
 
     fn refused(&self, refusal: LimitRefusal, model: &str) -> Error {
@@ -132,10 +145,16 @@ impl Gateway {
         Ok(Spend { tokens, nusd: nusd.max(0) })
     }
 
-    /// The longest answer that any of the caller's scopes allows.
-    pub(super) fn output_cap(&self, caller: &Caller) -> Option<u32> {
+    /// The most tokens of an answer: what was said, within the cap of the caller's scopes; where nobody says, and tokens or
+    /// money are counted, there is an end all the same.
+    pub(super) fn length(&self, caller: &Caller, permit: &Permit, said: Option<u32>) -> Option<u32> {
         let (config, names) = (self.config(), Names::of(caller));
-        scopes(&config.limits, caller, &names).iter().filter_map(|scope| scope.limits.n_output).min()
+        let cap = scopes(&config.limits, caller, &names).iter().filter_map(|scope| scope.limits.n_output).min();
+        let unsaid = || permit.counts().then_some(OUTPUT_TOKENS);
+        match (said, cap) {
+            (Some(said), Some(cap)) => Some(said.min(cap)),
+            (said, cap) => said.or(cap).or_else(unsaid),
+        }
     }
 
     /// The queue that the caller's requests wait in, and whose they are there.
@@ -177,6 +196,27 @@ impl Gateway {
     pub fn forgive(&self, kind: ScopeKind, id: &str) {
         self.limiter.forgive(kind, id);
     }
+}
+
+/// Cuts an answer whose client named no length to what limits and budgets leave; whether it was cut. What a client asks for
+/// is never cut to what is left: it is refused instead.
+pub(super) async fn cut_to_what_is_left(work: &mut Work, target: &Target, permit: &Permit) -> Result<bool, Error> {
+    let Some(left) = permit.tokens_left().filter(|_| !work.is_length_said) else { return Ok(false) };
+    let n_choices = work.n_choices() as u64;
+    if left >= u64::from(target.description.n_ctx).saturating_mul(n_choices) {
+        return Ok(false);
+    }
+    let mut n_prompts = 0;
+    for prompt in &work.prompts {
+        n_prompts += work::count(prompt.clone(), target).await? as u64;
+    }
+    let each = left.saturating_sub(n_prompts) / n_choices.max(1);
+    let each = u32::try_from(each).unwrap_or(u32::MAX).max(1);
+    let is_cut = work.output.max_tokens.is_none_or(|most| most > each);
+    if is_cut {
+        work.output.max_tokens = Some(each);
+    }
+    Ok(is_cut)
 }
 
 #[cfg(test)]

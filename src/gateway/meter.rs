@@ -1,7 +1,9 @@
 //! Counts a request's tokens and times as its events pass, and settles when it is dropped.
 
 use super::books::Entry;
-use super::limits::{Permit, Spend};
+use super::limits::{Reservation, Spend};
+use super::trace::UsageSource;
+use super::upstream::Class;
 use super::{Caller, Price};
 use crate::chat::{Finish, Usage};
 use crate::engine::{Event, Failure};
@@ -10,7 +12,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) struct Meter {
-    metrics: ModelSeries,
+    /// `None`: what passes was counted before.
+    metrics: Option<ModelSeries>,
+    source: UsageSource,
+    /// The answer of another meter once more: neither counted nor logged.
+    is_echo: bool,
     request_id: String,
     client_request_id: Option<String>,
     /// Choices of each prompt: a prompt is counted with the first of them.
@@ -20,10 +26,10 @@ pub(super) struct Meter {
     choices: Vec<Choice>,
     n_ended: usize,
     failed: Option<&'static str>,
-    /// What the request holds of its limits, and what its tokens cost.
-    permit: Option<(Permit, Price)>,
     /// The request's row, where rows are kept.
     entry: Option<Arc<Entry>>,
+    /// What is reserved for it, and what its tokens cost.
+    reserved: Option<(Reservation, Price)>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -39,7 +45,9 @@ struct Choice {
 impl Meter {
     pub(super) fn new(metrics: ModelSeries, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
         Self {
-            metrics,
+            metrics: Some(metrics),
+            source: UsageSource::Engine,
+            is_echo: false,
             request_id: caller.request_id.clone(),
             client_request_id: caller.client_request_id.clone(),
             n_per_prompt: n_per_prompt.max(1),
@@ -48,23 +56,67 @@ impl Meter {
             choices: vec![Choice::default(); n_choices],
             n_ended: 0,
             failed: None,
-            permit: None,
             entry: caller.entry.clone(),
+            reserved: None,
         }
     }
 
-    /// Takes the permit, to settle it at the end.
-    pub(super) fn hold(&mut self, permit: Permit, price: Price) {
-        self.permit = Some((permit, price));
+    /// Takes what is reserved, to settle it at the end.
+    pub(super) fn hold(&mut self, reserved: Reservation, price: Price) {
+        self.reserved = Some((reserved, price));
+    }
+
+    /// Says who counts; what comes from the cache was counted by the series when it was made.
+    pub(super) fn from(mut self, source: UsageSource) -> Self {
+        self.source = source;
+        if source == UsageSource::Cache {
+            self.metrics = None;
+        }
+        self
+    }
+
+    pub(super) fn source_mut(&mut self) -> &mut UsageSource {
+        &mut self.source
+    }
+
+    /// For the same answer once more.
+    pub(super) fn echo(&self) -> Self {
+        Self {
+            metrics: None,
+            source: self.source,
+            is_echo: true,
+            request_id: self.request_id.clone(),
+            client_request_id: self.client_request_id.clone(),
+            n_per_prompt: self.n_per_prompt,
+            started: self.started,
+            first_token: None,
+            choices: vec![Choice::default(); self.choices.len()],
+            n_ended: 0,
+            failed: None,
+            entry: self.entry.clone(),
+            reserved: None,
+        }
+    }
+
+    /// How it went, in the words for attempts.
+    pub(super) fn class(&self) -> Class {
+        match self.failed {
+            Some("overloaded") => Class::Throttled,
+            Some("invalid" | "context_exceeded" | "quarantined") => Class::ClientFault,
+            Some("cancelled") => Class::Cancelled,
+            Some(_) => Class::Transient,
+            None if self.n_ended == self.choices.len() => Class::Ok,
+            None => Class::Cancelled,
+        }
     }
 
     pub(super) fn observe(&mut self, idx: usize, event: &Event) {
         let n_choices = self.choices.len();
         let Some(choice) = self.choices.get_mut(idx) else { return };
-        if let (Some((permit, _)), Event::Progress { .. } | Event::Delta(_)) = (&mut self.permit, event)
+        if let (Some((reserved, _)), Event::Progress { .. } | Event::Delta(_)) = (&self.reserved, event)
             && choice.n_computed == 0
         {
-            permit.start();
+            reserved.start();
         }
         match event {
             Event::Accepted { n_prompt } => choice.usage.prompt_tokens = *n_prompt,
@@ -73,6 +125,9 @@ impl Meter {
                 choice.n_computed = *n_computed;
             }
             Event::Delta(delta) if delta.n_tokens > 0 => {
+                if let Some(entry) = &self.entry {
+                    entry.tell(idx, delta);
+                }
                 let now = Instant::now();
                 choice.n_computed = choice.usage.prompt_tokens;
                 if self.first_token.is_none() {
@@ -80,11 +135,14 @@ impl Meter {
                         entry.first_token();
                     }
                     self.first_token = Some(now);
-                    self.metrics.first_token(now - self.started);
+                    if let Some(metrics) = &self.metrics {
+                        metrics.first_token(now - self.started);
+                    }
                 }
-                self.metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                }
                 choice.last_token = Some(now);
-                choice.n_computed = choice.usage.prompt_tokens;
                 choice.n_seen += delta.n_tokens;
                 choice.usage.completion_tokens = choice.n_seen;
             }
@@ -98,7 +156,9 @@ impl Meter {
                     }
                 }
                 // The token that ended the turn had no delta.
-                self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                }
                 self.n_ended += 1;
             }
             Event::Failed(failure) => {
@@ -109,8 +169,8 @@ impl Meter {
             }
             _ => {}
         }
-        if let Some(entry) = &self.entry {
-            entry.count(&self.sum(|choice| choice.n_computed));
+        if let Some(entry) = self.entry.as_ref().filter(|_| !self.is_echo) {
+            entry.count(&self.sum(|choice| choice.n_computed), self.source);
         }
     }
 
@@ -132,10 +192,10 @@ impl Meter {
         self.sum(|choice| choice.usage.prompt_tokens)
     }
 
-    /// What the request came to: what was computed for it, whether it was delivered or not. What the server broke costs
+    /// What it came to, whether it was delivered or not, by the rule that rows go by: what an engine here broke costs
     /// nothing.
     fn spend(&self, price: Price) -> Spend {
-        if matches!(self.failed, Some("crashed" | "internal")) {
+        if self.failed.is_some_and(|word| !["shutting_down", "cancelled", "upstream"].contains(&word)) {
             return Spend::default();
         }
         let usage = self.sum(|choice| choice.n_computed);
@@ -161,11 +221,16 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if let Some((permit, price)) = self.permit.take() {
-            permit.settle(self.spend(price));
+        if self.is_echo {
+            return;
+        }
+        if let Some((reserved, price)) = self.reserved.take() {
+            reserved.settle(self.spend(price));
         }
         let usage = self.usage();
-        self.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        if let Some(metrics) = &self.metrics {
+            metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        }
         let outcome = match self.failed {
             Some(word) => word,
             None if self.n_ended == self.choices.len() => "done",
@@ -179,6 +244,7 @@ impl Drop for Meter {
             prompt_tokens = usage.prompt_tokens,
             cached_tokens = usage.cached_tokens,
             completion_tokens = usage.completion_tokens,
+            usage_source = self.source.as_str(),
             ttft_ms = self.first_token.map(|at| (at - self.started).as_millis() as u64),
             total_ms = self.started.elapsed().as_millis() as u64,
             "generation ended"
@@ -200,6 +266,7 @@ fn failed(failure: &Failure) -> &'static str {
         Failure::Crashed { .. } => "engine_crash",
         Failure::ShuttingDown => "shutdown",
         Failure::Cancelled => "aborted",
+        Failure::Upstream { .. } => "upstream_error",
         _ => "failed",
     }
 }
@@ -216,6 +283,7 @@ pub(super) fn word(failure: &Failure) -> &'static str {
         Failure::Quarantined { .. } => "quarantined",
         Failure::Cancelled => "cancelled",
         Failure::Internal(_) => "internal",
+        Failure::Upstream { .. } => "upstream",
     }
 }
 

@@ -1,8 +1,9 @@
 //! Vectors and scores: checks, the engine's answer, and what it cost.
 
 use super::books::Entry;
-use super::limits::{Permit, Spend};
+use super::limits::{Permit, Reservation, Spend};
 use super::meter::word;
+use super::trace::UsageSource;
 use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
@@ -52,7 +53,7 @@ impl Gateway {
     ///
     /// Errors: `unsupported_operation` at `model` for one that makes none, `dimensions` out of range, and the engine's.
     pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_vectors(description, ask.takes_tokens)?;
         check_dimensions(ask.dimensions, description)?;
@@ -81,14 +82,14 @@ impl Gateway {
     /// The vectors as the model makes them, of a model that is held already.
     pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
         require_vectors(&target.description, false)?;
-        let permit = self.admit(caller, target.idx(), None).await?;
+        let permit = self.admit(caller, Some(target.idx()), target.id(), None).await?;
         let mut meter = VectorMeter::new(self, caller, target, request.inputs.len(), permit);
         meter.make(self, target, target.engine.embed(request).await).await
     }
 
     /// A score for each document, not sorted.
     pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len(), permit);
@@ -100,7 +101,7 @@ impl Gateway {
 
     /// A score for each pair.
     pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let n_pairs = ask.groups.iter().map(|(_, documents)| documents.len()).sum();
@@ -129,7 +130,7 @@ impl Gateway {
 
     /// The classification head's outputs for each input.
     pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
-        let (target, permit) = self.enter(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);
@@ -192,18 +193,20 @@ struct VectorMeter {
     started: Instant,
     prompt_tokens: u64,
     outcome: &'static str,
-    /// What the request holds of its limits, and what its tokens cost; taken once it has ended well.
-    permit: Option<Permit>,
+    /// What the request holds of its limits, and what its tokens cost.
+    permit: Permit,
+    reserved: Option<Reservation>,
     price: Price,
     entry: Option<Arc<Entry>>,
 }
 
 impl VectorMeter {
-    fn new(gateway: &Gateway, caller: &Caller, target: &Target, n_inputs: usize, mut permit: Permit) -> Self {
+    fn new(gateway: &Gateway, caller: &Caller, target: &Target, n_inputs: usize, permit: Permit) -> Self {
         // Vectors wait for no slot.
         permit.start();
         Self {
-            permit: Some(permit),
+            permit,
+            reserved: None,
             price: target.config.price,
             series: gateway.metrics.model(target.id()),
             request_id: caller.request_id.clone(),
@@ -232,11 +235,9 @@ impl VectorMeter {
 
     fn reserve(&mut self, gateway: &Gateway, target: &Target, n_tokens: u64) -> Result<(), Error> {
         let most = Spend { tokens: n_tokens, nusd: self.price.cost(n_tokens, 0, 0) };
-        let reserved = self.permit.as_mut().map_or(Ok(()), |permit| gateway.reserve(permit, target, most));
-        if reserved.is_err() {
-            self.outcome = "limited";
-        }
-        reserved
+        let reserved = gateway.reserve(&self.permit, target.id(), most).inspect_err(|_| self.outcome = "limited")?;
+        self.reserved = Some(reserved);
+        Ok(())
     }
 
     fn end(&mut self, result: Result<Vectors, Failure>) -> Result<Vectors, Failure> {
@@ -246,7 +247,7 @@ impl VectorMeter {
                 self.outcome = "done";
                 if let Some(entry) = &self.entry {
                     let prompt_tokens = u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX);
-                    entry.count(&Usage { prompt_tokens, ..Usage::default() });
+                    entry.count(&Usage { prompt_tokens, ..Usage::default() }, UsageSource::Engine);
                 }
             }
             Err(failure) => {
@@ -263,9 +264,9 @@ impl VectorMeter {
 impl Drop for VectorMeter {
     fn drop(&mut self) {
         // A client that left has made its request, though nobody knows of how many tokens; one that failed has not.
-        if let Some(permit) = self.permit.take().filter(|_| matches!(self.outcome, "done" | "cancelled")) {
+        if let Some(reserved) = self.reserved.take().filter(|_| matches!(self.outcome, "done" | "cancelled")) {
             let tokens = self.prompt_tokens;
-            permit.settle(Spend { tokens, nusd: self.price.cost(tokens, 0, 0) });
+            reserved.settle(Spend { tokens, nusd: self.price.cost(tokens, 0, 0) });
         }
         self.series.prompt(u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), 0);
         tracing::info!(

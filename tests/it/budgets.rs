@@ -1,9 +1,11 @@
 //! Budgets of keys and teams over HTTP: never overspent, remembered over a restart, begun anew by an operator.
 
+use crate::support::cloud::{Act, Cloud, answer, head};
 use crate::support::governed::{Governed, PRICE};
-use crate::support::{chat_body, with};
+use crate::support::routed::{route, upstream};
+use crate::support::{MODEL, chat_body, with};
 use hearth::gateway::limits::LimitSets;
-use hearth::gateway::{LimitSpec, NUSD};
+use hearth::gateway::{LimitSpec, NUSD, Price};
 use serde_json::json;
 use std::path::Path;
 
@@ -159,5 +161,44 @@ async fn what_a_client_leaves_behind_is_counted_once() {
     // All the rest is there: nothing is reserved any more.
     let rest = governed.send(&key, "/v1/chat/completions", chat_body("/forever", json!({}))).await;
     assert_eq!(rest.json()["usage"]["total_tokens"].as_u64(), Some(3_000 - sum), "{}", rest.text);
+    governed.stop().await;
+}
+
+/// Of several targets the one that the budget has room for answers; what a failed try reserved is given back.
+#[tokio::test]
+async fn a_budget_that_is_too_small_for_one_target_is_enough_for_another() {
+    let cloud = Cloud::always(vec![Act::Send(answer(&["from", " afar"]).into())]).await;
+    let dead = Cloud::always(vec![Act::Send(head(500, ""))]).await;
+    let (here, there) = (cloud.base_url(), dead.base_url());
+    let governed = Governed::with(move |setup, _| {
+        setup.gateway.price = PRICE;
+        let priced = |name: &str, url: &str| {
+            let mut config = upstream(name, url);
+            config.price = Price { input: 3_000_000, cached_input: 0, output: 11_000_000 };
+            config
+        };
+        let routing = &mut setup.gateway.routing;
+        routing.may_leave = true;
+        routing.upstreams = vec![priced("cloud", &here), priced("dead", &there)];
+        routing.routes = vec![route("far", &["cloud", MODEL]), route("lost", &["dead", "dead", "cloud"])];
+    })
+    .await;
+    let key = async |max: &str| governed.key(json!({ "max_budget": max, "egress": "allowed" })).await;
+    let ask = async |key: &str, model: &str| {
+        let body = chat_body("/count 3", json!({ "model": model, "max_tokens": 50 }));
+        governed.send(key, "/v1/chat/completions", body).await
+    };
+    let (poor, _) = key("0.0000005").await;
+    let (rich, id) = key("0.0000015").await;
+    let (broke, _) = key("0.0000003").await;
+    assert_eq!(ask(&poor, "far").await.header("x-hearth-served-by"), "local");
+    assert_eq!(ask(&rich, "far").await.header("x-hearth-served-by"), "cloud");
+    let refused = ask(&broke, "far").await;
+    assert_eq!((refused.status, refused.error().2.as_deref()), (429, Some("insufficient_quota")));
+    // Two tries reserve as much as the key has; the third has room only because they gave it back.
+    assert_eq!(ask(&rich, "lost").await.header("x-hearth-served-by"), "cloud");
+    let rows = governed.rows(4).await;
+    let cost: i64 = rows.iter().filter(|row| row.key_id.as_deref() == Some(&id)).map(|row| row.cost_nusd).sum();
+    assert_eq!(spent(&governed, &id).await.0, cost);
     governed.stop().await;
 }

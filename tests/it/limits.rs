@@ -246,6 +246,20 @@ async fn an_answer_is_never_longer_than_the_cap() {
     assert_eq!(chat(&server, "one", "/count 50", json!({ "max_tokens": 2 })).await.content(), "1 ");
 }
 
+/// What the cache answers is a request, and its tokens were counted when they were made.
+#[tokio::test]
+async fn an_answer_from_the_cache_is_a_request_and_no_tokens() {
+    let set = LimitSpec { rpm: Some(3), tpm: Some(5000), ..Default::default() };
+    let server = limited_with(set, |setup| setup.gateway.routing.cache.enabled = true).await;
+    let ask = async || chat(&server, "one", "/count 3", json!({ "temperature": 0, "max_tokens": 50 })).await;
+    let made = ask().await;
+    let again = ask().await;
+    assert_eq!((made.header("x-hearth-cache"), again.header("x-hearth-cache")), ("miss", "hit"));
+    assert_eq!((left(&made, "requests"), left(&again, "requests")), (2, 1));
+    assert_eq!(left(&made, "tokens"), left(&again, "tokens"));
+    assert_eq!((ask().await.status, ask().await.status), (200, 429));
+}
+
 /// One key with many streams and one with a single one at a time share the tokens, not the streams.
 #[tokio::test]
 async fn a_key_with_many_streams_does_not_slow_another() {

@@ -3,7 +3,7 @@
 use super::chat::overflow;
 use super::keep_alive::{KeepAlive, keep_alive};
 use super::options::{images, settings, think};
-use crate::chat::{ChatPrompt, ChatRequest, CompletionRequest, Infill, Message, Prompt, Role};
+use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, CompletionRequest, Infill, Message, Prompt, Role};
 use crate::dialect::fields::Object;
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
@@ -75,6 +75,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             cache_prompt: true,
             lora: None,
             end_user: None,
+            cache: CacheAsk::default(),
         }))
     } else {
         let prompt = match suffix.is_empty() {
@@ -93,6 +94,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             cache_prompt: true,
             lora: None,
             end_user: None,
+            cache: CacheAsk::default(),
         }))
     };
     let keep_alive = keep_alive(&mut body)?;

@@ -29,12 +29,8 @@ fn key(budget: &BudgetSpec) -> [Scope<'_>; 1] {
 
 /// Takes and ends a request of `n` tokens; whether it was let in.
 fn spend(limiter: &Limiter, budget: &BudgetSpec, n: u64) -> bool {
-    let Ok(mut permit) = limiter.admit(&key(budget), 0) else { return false };
-    let is_in = permit.reserve(tokens(n)).is_ok();
-    if is_in {
-        permit.settle(tokens(n));
-    }
-    is_in
+    let Ok(permit) = limiter.admit(&key(budget), 0) else { return false };
+    permit.reserve(tokens(n)).map(|reserved| reserved.settle(tokens(n))).is_ok()
 }
 
 fn spent(limiter: &Limiter) -> u64 {
@@ -57,11 +53,11 @@ fn a_budget_is_never_overspent() {
                 for _ in 0..200 {
                     let estimate = rng.random_range(1..400);
                     let admitted = limiter.admit(&key(budget), 0);
-                    let reserved = admitted.and_then(|mut permit| permit.reserve(tokens(estimate)).map(|()| permit));
+                    let reserved = admitted.and_then(|permit| permit.reserve(tokens(estimate)));
                     let (spent, reserved_now, _) = limiter.budget(ScopeKind::Key, "k").expect("seen");
                     assert!(spent.tokens + reserved_now.tokens <= 10_000, "seed {seed}");
                     match reserved {
-                        Ok(permit) => permit.settle(tokens(rng.random_range(1..=estimate))),
+                        Ok(reserved) => reserved.settle(tokens(rng.random_range(1..=estimate))),
                         Err(refusal) => refusals.push(refusal),
                     }
                 }
@@ -84,20 +80,16 @@ fn a_budget_is_never_overspent() {
 fn money_is_reserved_too_and_what_is_free_needs_none() {
     let budget = BudgetSpec { max_nusd: Some(1000), soft_nusd: Some(500), ..Default::default() };
     let limiter: Limiter = Limiter::new(TestClock::default());
-    let mut first = limiter.admit(&key(&budget), 0).unwrap();
-    first.reserve(Spend { tokens: 5, nusd: 900 }).unwrap();
-    let mut second = limiter.admit(&key(&budget), 0).unwrap();
-    let refusal = second.reserve(Spend { tokens: 5, nusd: 101 }).expect_err("too dear");
+    let ask = |tokens, nusd| limiter.admit(&key(&budget), 0).unwrap().reserve(Spend { tokens, nusd });
+    let first = ask(5, 900).unwrap();
+    let refusal = ask(5, 101).map(drop).expect_err("too dear");
     let expected = (LimitKind::Money, 1000, 900, 101);
     assert_eq!((refusal.kind, refusal.limit, refusal.used, refusal.requested), expected);
-    let mut third = limiter.admit(&key(&budget), 0).unwrap();
-    third.reserve(Spend { tokens: 1_000_000, nusd: 0 }).expect("it is free");
+    drop(ask(1_000_000, 0).map_err(|_| "it is free").unwrap());
     // An upstream's answer may cost more than was thought; the budget remembers, and what is free goes on.
     first.settle(Spend { tokens: 5, nusd: 1300 });
-    drop((second, third));
     assert_eq!(limiter.budget(ScopeKind::Key, "k").map(|(spent, ..)| spent.nusd), Some(1300));
-    let mut fourth = limiter.admit(&key(&budget), 0).unwrap();
-    assert!(fourth.reserve(Spend { tokens: 1, nusd: 1 }).is_err() && fourth.reserve(tokens(9)).is_ok());
+    assert!(ask(1, 1).is_err() && ask(9, 0).is_ok());
 }
 
 /// T-B4: one reset at the zone's own midnight, in a night of 23 hours, one of 25, and at the end of a leap February.
@@ -184,11 +176,10 @@ fn spending_counts_where_it_was_reserved() {
     let clock = TestClock::default();
     clock.set_wall(ms("2026-05-01T10:59:00Z"));
     let limiter: Limiter = Limiter::new(clock.clone());
-    let mut long = limiter.admit(&key(&budget), 0).unwrap();
-    long.reserve(tokens(80)).unwrap();
+    let ask = |n| limiter.admit(&key(&budget), 0).unwrap().reserve(tokens(n)).ok();
+    let long = ask(80).expect("room");
     clock.pass(Duration::from_secs(120));
-    let mut next = limiter.admit(&key(&budget), 0).unwrap();
-    next.reserve(tokens(100)).expect("the new hour is whole");
+    let next = ask(100).expect("the new hour is whole");
     long.settle(tokens(75));
     assert_eq!(limiter.budget(ScopeKind::Key, "k").map(|(s, r, _)| (s.tokens, r.tokens)), Some((0, 100)));
     next.settle(tokens(40));
@@ -203,10 +194,10 @@ fn what_exceeds_a_whole_budget_is_never_let_in_and_the_rest_is_told_when() {
     let clock = TestClock::default();
     clock.set_wall(ms("2026-05-01T23:00:00Z"));
     let limiter: Limiter = Limiter::new(clock);
-    let mut permit = limiter.admit(&key(&budget), 0).unwrap();
-    assert_eq!(permit.reserve(tokens(101)).expect_err("too much").retry_after, None);
+    let permit = limiter.admit(&key(&budget), 0).unwrap();
+    assert_eq!(permit.reserve(tokens(101)).map(drop).expect_err("too much").retry_after, None);
     assert!(spend(&limiter, &budget, 60));
-    let refusal = permit.reserve(tokens(41)).expect_err("not today");
+    let refusal = permit.reserve(tokens(41)).map(drop).expect_err("not today");
     assert_eq!((refusal.used, refusal.retry_after), (60, Some(Duration::from_secs(3600))));
     assert_eq!(permit.tokens_left(), Some(40));
 }
@@ -217,13 +208,13 @@ fn a_window_that_is_come_to_twice_knows_nothing_of_the_first_stay() {
     let clock = TestClock::default();
     let limiter: Limiter = Limiter::new(clock.clone());
     clock.set_wall(ms("2026-05-01T10:30:00Z"));
-    let mut old = limiter.admit(&key(&budget), 0).unwrap();
-    old.reserve(tokens(50)).unwrap();
+    let ask = |n| limiter.admit(&key(&budget), 0).unwrap().reserve(tokens(n)).ok();
+    let old = ask(50).expect("room");
     clock.set_wall(ms("2026-05-01T20:30:00Z"));
     assert!(spend(&limiter, &budget, 10));
     clock.set_wall(ms("2026-05-01T10:40:00Z"));
-    let mut new = limiter.admit(&key(&budget), 0).unwrap();
-    new.reserve(tokens(60)).unwrap();
+    let new = ask(60).expect("room");
     old.settle(tokens(50));
     assert_eq!(limiter.budget(ScopeKind::Key, "k").map(|(s, r, _)| (s.tokens, r.tokens)), Some((10, 60)));
+    drop(new);
 }

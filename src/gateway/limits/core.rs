@@ -56,15 +56,34 @@ pub struct Ticket {
     is_waiting: bool,
     /// It counts as a request of its minute.
     is_kept: bool,
-    reserved: Option<Spend>,
 }
 
 #[derive(Debug)]
 struct Part {
     at: u32,
     request: Option<EntryId>,
+}
+
+/// What was reserved for one try of a request. Must go back by [`Core::settle`], before its ticket does.
+#[derive(Debug)]
+#[must_use]
+pub struct Held {
+    parts: Vec<HeldPart>,
+    most: Spend,
+}
+
+#[derive(Debug)]
+struct HeldPart {
+    at: u32,
     tokens: Option<EntryId>,
     era: Option<Era>,
+}
+
+impl Ticket {
+    /// It is no refusal: it counts as a request, whatever becomes of it.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+    }
 }
 
 /// What is left of a limit.
@@ -87,9 +106,9 @@ impl Core {
     /// Takes one request and one place of every scope, or of none. `n_slots_free`: requests that would not have to wait.
     pub fn admit(&mut self, now: Now, scopes: &[Scope<'_>], n_slots_free: u32) -> Result<Ticket, LimitRefusal> {
         let parts = scopes.iter().map(|scope| self.pin(now, scope));
-        let parts = parts.map(|at| Part { at, request: None, tokens: None, era: None }).collect();
-        let mut ticket = Ticket { parts, is_waiting: false, is_kept: false, reserved: None };
-        let refusals = ticket.parts.iter().filter_map(|part| self.state(part).refuse_request(now, n_slots_free));
+        let parts = parts.map(|at| Part { at, request: None }).collect();
+        let mut ticket = Ticket { parts, is_waiting: false, is_kept: false };
+        let refusals = ticket.parts.iter().filter_map(|part| self.state(part.at).refuse_request(now, n_slots_free));
         if let Some(refusal) = longest(refusals) {
             self.unpin(&ticket);
             return Err(refusal);
@@ -104,37 +123,36 @@ impl Core {
         Ok(ticket)
     }
 
-    /// Takes what the request may cost at most, from every scope or from none.
-    pub fn reserve(&mut self, now: Now, ticket: &mut Ticket, estimate: Spend) -> Result<(), LimitRefusal> {
-        debug_assert!(ticket.reserved.is_none(), "a request is reserved for once");
+    /// Takes what a try of the request may cost at most, from every scope or from none.
+    pub fn reserve(&mut self, now: Now, ticket: &Ticket, most: Spend) -> Result<Held, LimitRefusal> {
         for part in &ticket.parts {
-            self.scopes[part.at as usize].roll(now);
+            self.state(part.at).roll(now);
         }
-        let refusals = ticket.parts.iter().filter_map(|part| self.state(part).refuse_spend(now, estimate));
+        let refusals = ticket.parts.iter().filter_map(|part| self.state(part.at).refuse_spend(now, most));
         if let Some(refusal) = longest(refusals) {
             return Err(refusal);
         }
-        for part in &mut ticket.parts {
+        let parts = ticket.parts.iter().map(|part| {
             let state = &mut self.scopes[part.at as usize];
-            part.tokens = state.limits.tokens_per_minute.map(|_| state.tokens.take(now.mono, estimate.tokens));
-            part.era = state.budget.as_mut().map(|(_, budget)| budget.reserve(estimate));
-        }
-        ticket.reserved = Some(estimate);
-        Ok(())
+            HeldPart {
+                at: part.at,
+                tokens: state.limits.tokens_per_minute.map(|_| state.tokens.take(now.mono, most.tokens)),
+                era: state.budget.as_mut().map(|(_, budget)| budget.reserve(most)),
+            }
+        });
+        Ok(Held { parts: parts.collect(), most })
     }
 
-    /// Replaces what was reserved by what it was. From then on it counts as a request.
-    pub fn settle(&mut self, ticket: &mut Ticket, actual: Spend) {
-        ticket.is_kept = true;
-        let Some(estimate) = ticket.reserved.take() else { return };
-        for part in &mut ticket.parts {
+    /// Replaces what was reserved by what it was.
+    pub fn settle(&mut self, held: Held, actual: Spend) {
+        for part in held.parts {
             let state = &mut self.scopes[part.at as usize];
-            if let Some(id) = part.tokens.take() {
-                state.tokens.amend(id, estimate.tokens, actual.tokens);
+            if let Some(id) = part.tokens {
+                state.tokens.amend(id, held.most.tokens, actual.tokens);
             }
-            if let (Some((spec, budget)), Some(era)) = (&mut state.budget, part.era.take()) {
+            if let (Some((spec, budget)), Some(era)) = (&mut state.budget, part.era) {
                 let before = budget.spent().nusd;
-                budget.settle(era, estimate, actual);
+                budget.settle(era, held.most, actual);
                 if spec.soft_nusd.is_some_and(|soft| before < soft && budget.spent().nusd >= soft) {
                     self.warnings.push(Warning { kind: state.kind, id: state.id.clone() });
                 }
@@ -151,13 +169,8 @@ impl Core {
         }
     }
 
-    /// Gives back what is not spent: the place always; where nobody settled, the reservation and the request itself too.
+    /// Gives the place back, and the request itself unless it is kept.
     pub fn release(&mut self, mut ticket: Ticket) {
-        let is_kept = ticket.is_kept;
-        if ticket.reserved.is_some() {
-            self.settle(&mut ticket, Spend::default());
-        }
-        ticket.is_kept = is_kept;
         self.start(&mut ticket);
         for part in &ticket.parts {
             let state = &mut self.scopes[part.at as usize];
@@ -195,6 +208,14 @@ impl Core {
             [state.limits.tokens_per_minute, of_budget].into_iter().flatten().min()
         });
         left.min()
+    }
+
+    /// Whether any of the scopes counts what is spent, in a minute or of a budget.
+    pub fn counts(&mut self, ticket: &Ticket) -> bool {
+        ticket.parts.iter().any(|part| {
+            let state = self.state(part.at);
+            state.limits.tokens_per_minute.is_some() || state.budget.is_some()
+        })
     }
 
     /// The scopes whose earlier spending is not known yet, with the window that it counts in.
@@ -242,8 +263,8 @@ impl Core {
         std::mem::take(&mut self.warnings)
     }
 
-    fn state(&mut self, part: &Part) -> &mut State {
-        &mut self.scopes[part.at as usize]
+    fn state(&mut self, at: u32) -> &mut State {
+        &mut self.scopes[at as usize]
     }
 
     fn find(&mut self, kind: ScopeKind, id: &str) -> Option<&mut State> {

@@ -55,23 +55,23 @@ fn no_minute_ever_holds_more_than_its_tokens() {
     let key = [scope(ScopeKind::Key, "k", limits)];
     let mut core = Core::default();
     let mut spent: Vec<(u64, u64)> = Vec::new();
-    let mut running: Vec<(u64, Ticket, u64)> = Vec::new();
+    let mut running: Vec<(u64, Ticket, Held, u64)> = Vec::new();
     let mut n_too_large = 0;
     for ms in (0..20 * 60_000u64).step_by(250) {
-        running.retain_mut(|(end, ticket, n)| {
-            if *end <= ms {
-                core.settle(ticket, tokens(*n));
-            }
-            *end > ms
-        });
+        while let Some(at) = running.iter().position(|(end, ..)| *end <= ms) {
+            let (_, mut ticket, held, n) = running.swap_remove(at);
+            core.settle(held, tokens(n));
+            ticket.keep();
+            core.release(ticket);
+        }
         while running.len() < 5 {
             let estimate = rng.random_range(58..=175);
-            let mut ticket = core.admit(at(ms), &key, 0).expect("no limit of requests");
-            match core.reserve(at(ms), &mut ticket, tokens(estimate)) {
-                Ok(()) => {
+            let ticket = core.admit(at(ms), &key, 0).expect("no limit of requests");
+            match core.reserve(at(ms), &ticket, tokens(estimate)) {
+                Ok(held) => {
                     let actual = rng.random_range(1..=estimate);
                     spent.push((ms, actual));
-                    running.push((ms + rng.random_range(100..5000), ticket, actual));
+                    running.push((ms + rng.random_range(100..5000), ticket, held, actual));
                 }
                 Err(refusal) => {
                     assert_eq!((refusal.kind, refusal.limit), (LimitKind::Tokens, 100), "seed {seed}");
@@ -100,10 +100,11 @@ fn a_steady_load_gets_all_of_its_limit() {
         let mut sum = 0;
         // The first minute holds a burst; what counts is the rate after it.
         for ms in (0..(minutes + 1) * 60_000).step_by(every_ms) {
-            let mut ticket = core.admit(at(ms), &key, 0).unwrap();
-            let got = core.reserve(at(ms), &mut ticket, tokens(n)).is_ok();
-            if got {
-                core.settle(&mut ticket, tokens(n));
+            let ticket = core.admit(at(ms), &key, 0).unwrap();
+            let held = core.reserve(at(ms), &ticket, tokens(n));
+            let got = held.is_ok();
+            if let Ok(held) = held {
+                core.settle(held, tokens(n));
             }
             core.release(ticket);
             sum += if got && ms >= 60_000 { n } else { 0 };
@@ -122,10 +123,11 @@ fn a_refused_request_costs_nothing() {
     let key = [scope(ScopeKind::Key, "k", limits)];
     let mut core = Core::default();
     let mut a = core.admit(at(0), &key, 0).expect("A");
-    core.reserve(at(10), &mut a, tokens(10)).expect("no limit of tokens");
+    let held = core.reserve(at(10), &a, tokens(10)).expect("no limit of tokens");
     let refusal = core.admit(at(1000), &key, 0).expect_err("B");
     assert_eq!((refusal.kind, refusal.retry_after), (LimitKind::Requests, Some(Duration::from_secs(59))));
-    core.settle(&mut a, tokens(10));
+    core.settle(held, tokens(10));
+    a.keep();
     core.release(a);
     assert_eq!(core.admit(at(59_999), &key, 0).expect_err("too early").used, 1);
     let c = core.admit(at(60_000), &key, 0).expect("C, though B was refused a second ago");
@@ -144,8 +146,8 @@ fn all_scopes_agree_or_none_is_touched() {
     let tight = Limits { tokens_per_minute: Some(50), ..free };
     let scopes = [scope(ScopeKind::Key, "k", free), scope(ScopeKind::Team, "t", tight)];
     let mut core = Core::default();
-    let mut ticket = core.admit(at(0), &scopes, 0).unwrap();
-    let refusal = core.reserve(at(0), &mut ticket, tokens(51)).expect_err("the team's");
+    let ticket = core.admit(at(0), &scopes, 0).unwrap();
+    let refusal = core.reserve(at(0), &ticket, tokens(51)).expect_err("the team's");
     assert_eq!((refusal.scope, refusal.kind, refusal.requested), (ScopeKind::Team, LimitKind::Tokens, 51));
     core.release(ticket);
     let standing = core.standing(at(1), &scopes[..1]);
@@ -153,11 +155,16 @@ fn all_scopes_agree_or_none_is_touched() {
     assert_eq!(standing.tokens.map(|rate| rate.remaining), Some(1000));
     // While a request runs, what it reserved is gone; afterwards what it did not need is back.
     let mut ticket = core.admit(at(2), &scopes, 0).unwrap();
-    core.reserve(at(2), &mut ticket, tokens(40)).unwrap();
+    let held = core.reserve(at(2), &ticket, tokens(40)).unwrap();
     let standing = core.standing(at(3), &scopes);
     assert_eq!(standing.requests.map(|rate| (rate.limit, rate.remaining)), Some((10, 9)));
     assert_eq!(standing.tokens.map(|rate| (rate.limit, rate.remaining)), Some((50, 10)));
-    core.settle(&mut ticket, tokens(12));
+    // A second try of the same request is one more reservation.
+    let again = core.reserve(at(3), &ticket, tokens(10)).unwrap();
+    assert!(core.reserve(at(3), &ticket, tokens(1)).is_err());
+    core.settle(again, tokens(0));
+    core.settle(held, tokens(12));
+    ticket.keep();
     core.release(ticket);
     assert_eq!(core.standing(at(4), &scopes).tokens.map(|rate| rate.remaining), Some(38));
 }
@@ -209,7 +216,7 @@ fn ten_thousand_requests_of_any_fate_leave_nothing_in_use() {
         }
         let n_kept = rng.random_range(0..30);
         while held.len() > n_kept {
-            let mut permit = held.swap_remove(rng.random_range(0..held.len()));
+            let permit = held.swap_remove(rng.random_range(0..held.len()));
             n_ended += 1;
             let fate = rng.random_range(0..5);
             let estimate = tokens(rng.random_range(1..500));
@@ -217,16 +224,14 @@ fn ten_thousand_requests_of_any_fate_leave_nothing_in_use() {
                 if fate == 0 {
                     return; // before it was accepted
                 }
-                if permit.reserve(estimate).is_err() {
-                    return;
-                }
+                let Ok(reservation) = permit.reserve(estimate) else { return };
                 if fate > 1 {
-                    permit.start();
+                    reservation.start();
                 }
                 match fate {
                     2 => panic!("in the middle"),
-                    3 => drop(permit), // the client left
-                    _ => permit.settle(tokens(estimate.tokens / 2)),
+                    3 => drop((permit, reservation)), // the client left
+                    _ => reservation.settle(tokens(estimate.tokens / 2)),
                 }
             });
             let _ = catch_unwind(end);

@@ -55,17 +55,17 @@ fn request(limiter: &Limiter<Mutex<Core>>, end: End) {
     };
     let budget = BudgetSpec { max_tokens: Some(100), ..Default::default() };
     let key = Scope { budget: Some(&budget), ..scope(ScopeKind::Key, "k", limits) };
-    let Ok(mut permit) = limiter.admit(&[key], 0) else { return };
+    let Ok(permit) = limiter.admit(&[key], 0) else { return };
     let n = match end {
         End::Settled => 60,
         End::Dropped => 50,
         End::Refused => 101,
     };
     let reserved = permit.reserve(Spend { tokens: n, nusd: 0 });
-    match end {
-        End::Settled if reserved.is_ok() => permit.settle(Spend { tokens: 30, nusd: 0 }),
-        End::Refused => assert!(reserved.is_err()),
-        _ => drop(permit),
+    match (end, reserved) {
+        (End::Refused, reserved) => assert!(reserved.is_err()),
+        (End::Settled, Ok(reserved)) => reserved.settle(Spend { tokens: 30, nusd: 0 }),
+        (_, reserved) => drop((permit, reserved.is_ok())),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A request meets the [`Limiter`] twice. [`Limiter::admit`] takes a request of the minute and a place, before any work;
 //! [`Permit::reserve`], once the engine has counted the prompt, takes the most tokens and money it can cost. Then
-//! [`Permit::settle`] replaces what was reserved by what it was. Dropping a permit instead gives back everything, the
-//! request of the minute too, since a refusal costs nothing.
+//! [`Reservation::settle`] replaces what was reserved by what it was. Dropping both instead gives back everything, the
+//! request of the minute too, since a refusal costs nothing. A request that tries several targets reserves for each.
 //!
 //! **Invariant:** all scopes of a request agree or none of them is touched; within any minute a scope's requests and
 //! tokens stay under its limit; `spent + reserved` stays under the budget; every place comes back.
@@ -32,8 +32,8 @@ mod loom_tests;
 mod model_tests;
 
 pub use budget::Spend;
-pub use core::{Core, Rate, SCOPES_MAX, Standing, Ticket};
+pub use core::{Core, Held, Rate, SCOPES_MAX, Standing, Ticket};
 pub use period::{PeriodWindow, is_zone, window};
-pub use permit::{Clock, Limiter, Lock, Now, Permit, WallClock, Warning};
+pub use permit::{Clock, Limiter, Lock, Now, Permit, Reservation, WallClock, Warning};
 pub use refusal::{LimitKind, LimitRefusal};
 pub use scope::{LimitSets, Limits, Scope, ScopeKind};

@@ -229,7 +229,7 @@ struct Pair {
     core: Core,
     reference: Reference,
     now: Now,
-    tickets: Vec<(usize, Ticket)>,
+    tickets: Vec<(usize, Ticket, Option<Held>)>,
 }
 
 impl Pair {
@@ -279,7 +279,7 @@ impl Pair {
             let limit = self.world.limits[i].requests_per_minute;
             [limit.map(|_| self.reference.take(&names[i], false, began_ms)), None]
         });
-        self.tickets.push((self.reference.requests.len(), ticket));
+        self.tickets.push((self.reference.requests.len(), ticket, None));
         self.reference.requests.push(Remembered {
             names,
             began_ms,
@@ -301,7 +301,7 @@ impl Pair {
         if self.reference.requests[idx].has_reserved {
             return;
         }
-        let got = self.core.reserve(self.now, &mut self.tickets[which].1, ask);
+        let got = self.core.reserve(self.now, &self.tickets[which].1, ask);
         let names = self.reference.requests[idx].names.clone();
         let mut refusals = Vec::new();
         for (i, name) in names.iter().enumerate() {
@@ -317,10 +317,9 @@ impl Pair {
                 refusals.extend(self.reference.refuse_budget(&self.world, i, name, self.now.wall_ms, ask));
             }
         }
-        assert_eq!(got.err(), longest(&refusals), "reserve at {:?}", self.now);
-        if got.is_err() {
-            return;
-        }
+        assert_eq!(got.as_ref().err().copied(), longest(&refusals), "reserve at {:?}", self.now);
+        let Ok(held) = got else { return };
+        self.tickets[which].2 = Some(held);
         for (i, name) in names.iter().enumerate() {
             if self.world.limits[i].tokens_per_minute.is_some() {
                 let group = self.reference.take(name, true, now_ms);
@@ -339,7 +338,7 @@ impl Pair {
         if self.tickets.is_empty() {
             return;
         }
-        let (idx, mut ticket) = self.tickets.swap_remove(which % self.tickets.len());
+        let (idx, mut ticket, held) = self.tickets.swap_remove(which % self.tickets.len());
         let request = &mut self.reference.requests[idx];
         let part = percent.unwrap_or(0);
         let actual = Spend {
@@ -347,7 +346,10 @@ impl Pair {
             nusd: request.spend.nusd * i64::try_from(part).unwrap() / 100,
         };
         if percent.is_some() {
-            self.core.settle(&mut ticket, actual);
+            ticket.keep();
+        }
+        if let Some(held) = held {
+            self.core.settle(held, actual);
         }
         self.core.release(ticket);
         (request.is_running, request.is_waiting) = (false, false);
@@ -431,7 +433,7 @@ proptest! {
                 Op::Start { which } => {
                     if !pair.tickets.is_empty() {
                         let which = which % pair.tickets.len();
-                        let (idx, ticket) = &mut pair.tickets[which];
+                        let (idx, ticket, _) = &mut pair.tickets[which];
                         pair.core.start(ticket);
                         pair.reference.requests[*idx].is_waiting = false;
                     }

@@ -1,7 +1,7 @@
 //! The core behind its lock, and what a request holds of it.
 
 use super::budget::Spend;
-use super::core::{Core, Standing, Ticket};
+use super::core::{Core, Held, Standing, Ticket};
 use super::period::PeriodWindow;
 use super::refusal::LimitRefusal;
 use super::scope::{Scope, ScopeKind};
@@ -89,7 +89,7 @@ impl<L: Lock> Limiter<L> {
         } else {
             Some(self.shared.core.with(|core| core.admit(now, scopes, n_slots_free))?)
         };
-        Ok(Permit { ticket, limiter: self.clone() })
+        Ok(Permit { place: Arc::new(Place { ticket: Mutex::new(ticket), limiter: self.clone() }) })
     }
 
     /// What is left for a caller of these scopes.
@@ -138,58 +138,98 @@ pub struct Warning {
     pub id: Box<str>,
 }
 
-/// What one request holds. Dropping it, as a refusal does, gives back everything.
+/// What one request holds of its scopes, shared by all its tries. When the last part of it is dropped, the place goes back,
+/// and the request itself unless it was kept or settled: a refusal costs nothing.
 #[must_use]
 pub struct Permit<L: Lock = Mutex<Core>> {
-    /// `None`: nothing limits this request, or it has ended.
-    ticket: Option<Ticket>,
+    place: Arc<Place<L>>,
+}
+
+struct Place<L: Lock> {
+    /// `None`: nothing limits this request. Its lock is only ever held while the core's is taken.
+    ticket: Mutex<Option<Ticket>>,
     limiter: Limiter<L>,
 }
 
+/// What one try of a request may cost. Dropping it gives that back.
+#[must_use]
+pub struct Reservation<L: Lock = Mutex<Core>> {
+    /// `None`: nothing counts it, or it has ended.
+    held: Option<Held>,
+    /// Behind `held`, which goes back first.
+    place: Arc<Place<L>>,
+}
+
+impl<L: Lock> Place<L> {
+    fn with<R>(&self, work: impl FnOnce(&mut Core, &mut Ticket) -> R) -> Option<R> {
+        let mut ticket = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = ticket.as_mut()?;
+        Some(self.limiter.shared.core.with(|core| work(core, ticket)))
+    }
+}
+
 impl<L: Lock> Permit<L> {
-    /// Whether anything limits this request.
-    pub fn is_limited(&self) -> bool {
-        self.ticket.is_some()
+    /// Whether anything counts what the request spends.
+    pub fn counts(&self) -> bool {
+        self.place.with(|core, ticket| core.counts(ticket)).unwrap_or(false)
     }
 
-    /// Takes what the request may cost at most; to be called at most once. After an error the permit is to be dropped.
-    pub fn reserve(&mut self, estimate: Spend) -> Result<(), LimitRefusal> {
-        let now = self.limiter.now();
-        let Some(ticket) = &mut self.ticket else { return Ok(()) };
-        self.limiter.shared.core.with(|core| core.reserve(now, ticket, estimate))
+    /// Takes what a try may cost at most.
+    pub fn reserve(&self, most: Spend) -> Result<Reservation<L>, LimitRefusal> {
+        let now = self.place.limiter.now();
+        let held = self.place.with(|core, ticket| core.reserve(now, ticket, most)).transpose()?;
+        Ok(Reservation { held, place: Arc::clone(&self.place) })
     }
 
     /// The most tokens that a reservation may have; `None`: no end.
     pub fn tokens_left(&self) -> Option<u64> {
-        let now = self.limiter.now();
-        let ticket = self.ticket.as_ref()?;
-        self.limiter.shared.core.with(|core| core.tokens_left(now, ticket))
+        let now = self.place.limiter.now();
+        self.place.with(|core, ticket| core.tokens_left(now, ticket)).flatten()
     }
 
-    /// It has a slot: it no longer counts as waiting.
-    pub fn start(&mut self) {
-        if let Some(ticket) = &mut self.ticket {
-            self.limiter.shared.core.with(|core| core.start(ticket));
-        }
+    /// It counts as a request though nothing is spent.
+    pub fn keep(&self) {
+        self.place.with(|_, ticket| ticket.keep());
     }
 
-    /// The request has ended and this is what it was; it counts as a request.
+    /// It does not wait for a slot.
+    pub fn start(&self) {
+        self.place.with(|core, ticket| core.start(ticket));
+    }
+}
+
+impl<L: Lock> Reservation<L> {
+    /// It has a slot: its request no longer counts as waiting.
+    pub fn start(&self) {
+        self.place.with(|core, ticket| core.start(ticket));
+    }
+
+    /// The try has ended and this is what it was; its request counts as one.
     pub fn settle(mut self, actual: Spend) {
-        let Some(mut ticket) = self.ticket.take() else { return };
-        let warnings = self.limiter.shared.core.with(|core| {
-            core.settle(&mut ticket, actual);
-            core.release(ticket);
+        let Some(held) = self.held.take() else { return };
+        let warnings = self.place.with(|core, ticket| {
+            core.settle(held, actual);
+            ticket.keep();
             core.take_warnings()
         });
-        for Warning { kind, id } in warnings {
+        for Warning { kind, id } in warnings.into_iter().flatten() {
             tracing::warn!(scope = kind.name(), id = &*id, "the soft limit of a budget is passed");
         }
     }
 }
 
-impl<L: Lock> Drop for Permit<L> {
+impl<L: Lock> Drop for Reservation<L> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        if let Some(held) = self.held.take() {
+            self.place.limiter.shared.core.with(|core| core.settle(held, Spend::default()));
+        }
+    }
+}
+
+impl<L: Lock> Drop for Place<L> {
+    fn drop(&mut self) {
+        let ticket = self.ticket.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ticket) = ticket {
             self.limiter.shared.core.with(|core| core.release(ticket));
         }
     }

@@ -2,7 +2,9 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod cloud;
 pub mod governed;
+pub mod routed;
 pub mod served;
 pub mod tls;
 
@@ -53,6 +55,7 @@ impl Setup {
             media_path: None,
             responses: Default::default(),
             limits: Default::default(),
+            routing: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }

@@ -11,12 +11,15 @@ mod chat;
 mod engine;
 mod flags;
 mod inspect;
+mod notify;
 mod plan;
 mod progress;
+mod reload;
 mod run;
 mod serve;
 mod session;
 mod settings;
+mod systemd;
 mod tokenize;
 
 use anyhow::{Context as _, Result};
@@ -44,6 +47,8 @@ enum Verb {
     Tokenize(tokenize::Tokenize),
     /// Check or print the settings
     Config(settings::Settings),
+    /// Print a hardened unit for systemd
+    Systemd(systemd::Systemd),
     /// The engine's own process, started by serve
     #[command(hide = true)]
     Engine(engine::EngineProcess),
@@ -66,6 +71,7 @@ pub fn main() -> ExitCode {
         Verb::Inspect(verb) => verb.run(),
         Verb::Tokenize(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
+        Verb::Systemd(verb) => verb.run(),
         Verb::Engine(verb) => return verb.run(),
     };
     match done {

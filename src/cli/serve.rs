@@ -1,15 +1,19 @@
 //! `hearth serve`: listen, plan, load, answer, drain.
 
+use super::notify::Notify;
 use super::plan::{self, Model};
 use super::progress::{self, Show};
+use super::reload::Reload;
 use super::{Flags, runtime, say};
-use crate::config::Config;
+use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Gateway, ModelSetup};
-use crate::http;
-use crate::telemetry::{self, LogConfig, Metrics};
-use anyhow::{Context as _, Result, anyhow};
+use crate::http::{self, HttpConfig, LiveHttp};
+use crate::telemetry::{self, Metrics};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
+use listenfd::ListenFd;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -29,26 +33,33 @@ pub(super) struct Serve {
 
 impl Serve {
     pub fn run(self) -> Result<()> {
-        let raw = self.flags.with("model", self.file.as_deref()).gather()?;
+        let flags = self.flags.with("model", self.file.as_deref());
+        let raw = flags.gather()?;
         let log = raw.log();
         telemetry::logging::init(&log)?;
         let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
         let runtime = runtime()?;
-        let served = runtime.block_on(serve(config, log, has_keys));
+        let served = runtime.block_on(serve(flags, raw, config, has_keys));
         // A task that does not end (a blocked name look-up, say) must not keep the process.
         runtime.shutdown_background();
         served
     }
 }
 
-async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()> {
+async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Result<()> {
     // First of all, so that a port that is taken is found before anything costs time.
-    let address = SocketAddr::new(config.http.host, config.http.port);
-    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
+    let listener = listen(&config.http).await?;
+    // From here on it means a reload; until then it ends the process, as it does by default.
+    let hangup = signal(SignalKind::hangup())?;
+    allow_files(config.http.connections_max);
     let address = listener.local_addr()?;
-    config.http.port = address.port();
+    // systemd's socket may be another than the settings say.
+    if !raw.may_listen(address.ip(), has_keys) {
+        bail!("{address} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure");
+    }
+    (config.http.host, config.http.port) = (address.ip(), address.port());
     let model = plan::settle_all(&mut config)?;
     announce(address, &config, model.as_ref(), has_keys);
     drop(model);
@@ -57,7 +68,7 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
         EngineMode::InProcess
     } else {
         let exe = std::env::current_exe().context("hearth can't find its own executable")?;
-        EngineMode::Process { exe, args: super::engine::log_args(&log) }
+        EngineMode::Process { exe, args: super::engine::log_args(&raw.log()) }
     };
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
     let metrics = Arc::new(Metrics::new());
@@ -71,17 +82,57 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let served = http::serve(vec![listener], config.http, Arc::clone(&gateway), shutdown.clone()).await;
+    let live = LiveHttp::from(config.http);
+    let reload = Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway) };
+    let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
+    let notify = Arc::new(Notify::from(|name| std::env::var(name).ok()));
+    notify.ready();
+    let living = tokio::spawn({
+        let (notify, shutdown) = (Arc::clone(&notify), shutdown.clone());
+        async move {
+            notify.live(shutdown).await;
+            notify.stopping();
+        }
+    });
+    let served = http::serve(vec![listener], live, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
     signals.abort();
+    reloading.abort();
+    living.abort();
     served.context("the server failed")?;
     while let Some(watched) = watchers.join_next().await {
         watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The socket that systemd holds for us (`LISTEN_FDS`), or one of our own.
+async fn listen(config: &HttpConfig) -> Result<TcpListener> {
+    if let Some(listener) = ListenFd::from_env().take_tcp_listener(0).context("the socket that systemd passed on")? {
+        listener.set_nonblocking(true)?;
+        return Ok(TcpListener::from_std(listener)?);
+    }
+    let address = SocketAddr::new(config.host, config.port);
+    TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))
+}
+
+/// Lets this process have as many files open as its connections may need, if the system allows it.
+fn allow_files(connections_max: usize) {
+    /// Models, pipes, stores, logs.
+    const OTHERS: u64 = 256;
+    let wanted = connections_max as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return;
+    }
+    let current = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    let is_set = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum }).is_ok();
+    if !is_set || current < wanted {
+        tracing::warn!(files = current, "this system allows fewer open files than connections; the rest will wait");
+    }
 }
 
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.

@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn models_of_tables_are_compared_one_by_one() {
-        let old = "[[model]]\nname = \"a\"\nfile = \"scripted\"\n[[model]]\nname = \"b\"\nfile = \"scripted:load_ms=1\"\n";
+        let old =
+            "[[model]]\nname = \"a\"\nfile = \"scripted\"\n[[model]]\nname = \"b\"\nfile = \"scripted:load_ms=1\"\n";
         assert_eq!(refusal(old, &old.replace("\"b\"", "\"c\"\ntemp = 0")), None);
         assert_eq!(refusal(old, &format!("{old}[[alias]]\nname = \"x\"\nmodel = \"b\"\n")), None);
         let text = refusal(old, &old.replace("load_ms=1", "load_ms=2")).expect("refused");

@@ -26,7 +26,8 @@ impl Gateway {
     pub fn reload(&self, config: GatewayConfig, models: Vec<ModelConfig>) {
         let entries = &self.models.shared.entries;
         assert_eq!(models.len(), entries.len(), "a reload can't change how many models there are; this is a bug");
-        let models: Vec<ModelConfig> = entries.iter().zip(models).map(|(entry, new)| new.over(&entry.config())).collect();
+        let models: Vec<ModelConfig> =
+            entries.iter().zip(models).map(|(entry, new)| new.over(&entry.config())).collect();
         let live = Live::new(config, models.iter());
         for (entry, model) in entries.iter().zip(models) {
             entry.set_config(model);

@@ -12,6 +12,7 @@ mod choices;
 mod error;
 mod fetch;
 mod keys;
+mod live;
 mod meter;
 mod models;
 mod names;
@@ -41,11 +42,12 @@ use crate::engine::{
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
+use arc_swap::ArcSwap;
 use choices::Choices;
 use fetch::Fetcher;
+use live::Live;
 use meter::Meter;
 use models::Models;
-use names::Names;
 use running::Keep;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
@@ -88,8 +90,8 @@ pub struct Caller {
 }
 
 pub struct Gateway {
-    config: GatewayConfig,
-    names: Names,
+    /// What a reload swaps; each use takes the snapshot of its time.
+    live: ArcSwap<Live>,
     models: Models,
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
@@ -143,16 +145,16 @@ impl Gateway {
     }
 
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
-        let entries = models.shared.entries.iter();
-        let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone());
-        Self { config, names, models, metrics, responses, fetcher }
+        let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
+        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
+        Self { live, models, metrics, responses, fetcher }
     }
 
     /// Whether `presented` opens the API.
     pub fn authenticate(&self, presented: Option<&str>) -> Result<Principal, Error> {
-        keys::authenticate(&self.config.api_keys, presented)
+        keys::authenticate(&self.live.load().config.api_keys, presented)
     }
 
     /// Starts a chat; returns when it is certain to run.
@@ -246,7 +248,7 @@ impl Gateway {
     /// The name to ask for when an API has names of its own for the served model: one that fits `pattern` and means no
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
-        name.filter(|name| self.names.find(name).is_some() || !names::fits(pattern, name))
+        name.filter(|name| self.live.load().names.find(name).is_some() || !names::fits(pattern, name))
     }
 
     /// Sets how long the model that `name` means stays loaded after its last request, until it is unloaded; 0 unloads it
@@ -282,16 +284,17 @@ impl Gateway {
     }
 
     fn find(&self, name: Option<&str>) -> Result<usize, Error> {
-        let name = name.unwrap_or_default();
-        match self.names.find(name) {
+        let (name, live) = (name.unwrap_or_default(), self.live.load());
+        match live.names.find(name) {
             Some(idx) => Ok(idx),
-            None if self.config.any_model => Ok(0),
+            None if live.config.any_model => Ok(0),
             None => Err(Error::unknown_model(name)),
         }
     }
 
-    pub fn config(&self) -> &GatewayConfig {
-        &self.config
+    /// The settings of this moment.
+    pub fn config(&self) -> Arc<GatewayConfig> {
+        Arc::clone(&self.live.load().config)
     }
 
     pub fn responses(&self) -> &Arc<ResponseStore> {

@@ -2,7 +2,7 @@
 
 use crate::support::served::root;
 use crate::support::tls::{Authority, shown};
-use crate::support::{Answer, MODEL, PATIENCE, chat_body, with};
+use crate::support::{Answer, PATIENCE, chat_body, with};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::io::{BufRead as _, BufReader};
@@ -20,7 +20,7 @@ struct Process {
     client: reqwest::Client,
 }
 
-const BASE: &str = "model = \"scripted:step_us=500\"\nalias = \"Scripted-1\"\nport = 0\nauth_fail_limit = 0\n";
+const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\n";
 
 impl Process {
     fn start(settings: &str) -> Self {
@@ -64,7 +64,10 @@ impl Process {
 
     async fn chat(&self, key: &str, more: serde_json::Value) -> Answer {
         let request = self.client.post(format!("http://{}/v1/chat/completions", self.address)).bearer_auth(key);
-        Answer::of(request.json(&chat_body("hi", more)).send().await.expect("an answer")).await
+        Answer::of(
+            request.json(&with(chat_body("hi", json!({"model": "scripted"})), more)).send().await.expect("an answer"),
+        )
+        .await
     }
 
     async fn metric(&self, key: &str, name: &str) -> String {
@@ -82,7 +85,13 @@ impl Process {
             if answer.status == status {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "still {} and not {status}: {}\n{}", answer.status, answer.text, self.log());
+            assert!(
+                started.elapsed() < PATIENCE,
+                "still {} and not {status}: {}\n{}",
+                answer.status,
+                answer.text,
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -115,10 +124,10 @@ async fn a_hangup_takes_keys_names_and_rules_anew() {
     let server = Process::start("api_key = \"one\"\n");
     server.until("one", json!({}), 200).await;
     assert_eq!(server.metric("one", "hearth_config_last_reload_success").await, "1");
-    server.write("api_key = \"two\"\nstrict = true\nalias = \"again\"\n");
+    server.write("api_key = \"two\"\nstrict = true\nstrict = true\n");
     server.hangup();
-    // `alias` is said twice now: the file is no TOML, and the old settings stay.
-    server.until_logged("hearth.toml line 7").await;
+    // The same is said twice: the file is no TOML, and the old settings stay.
+    server.until_logged("hearth.toml line 6").await;
     assert_eq!(server.metric("one", "hearth_config_last_reload_success").await, "0");
     assert_eq!(server.chat("one", json!({})).await.status, 200);
 
@@ -134,7 +143,7 @@ async fn a_hangup_takes_keys_names_and_rules_anew() {
     server.write("api_key = \"two\"\nip_deny = \"127.0.0.0/8\"\ntrusted_proxy = \"127.0.0.1\"\n");
     server.hangup();
     server.until("two", json!({}), 403).await;
-    server.write("api_key = \"two\"\n[[alias]]\nname = \"late\"\nmodel = \"Scripted-1\"\n");
+    server.write("api_key = \"two\"\n[[alias]]\nname = \"late\"\nmodel = \"scripted\"\n");
     server.hangup();
     server.until("two", json!({"model": "late"}), 200).await;
     assert_eq!(server.chat("two", json!({"model": "whatever"})).await.status, 404);
@@ -155,7 +164,7 @@ async fn what_needs_a_restart_is_refused_by_name_and_nothing_else_is_taken() {
         server.write(&format!("api_key = \"two\"\n{line}\n"));
         server.hangup();
         server.until_logged(words).await;
-        assert!(server.log().contains("line 6): another value needs a restart"), "{}", server.log());
+        assert!(server.log().contains("line 5): another value needs a restart"), "{}", server.log());
         assert_eq!(server.chat("one", json!({})).await.status, 200);
         assert_eq!(server.chat("two", json!({})).await.status, 401);
     }
@@ -220,8 +229,7 @@ async fn a_storm_of_reloads_fails_no_request() {
         let (server, is_over, n_asked) = (Arc::clone(&server), Arc::clone(&is_over), Arc::clone(&n_asked));
         tokio::spawn(async move {
             while !is_over.load(Ordering::Relaxed) {
-                let body = with(json!({"model": MODEL}), json!({"stream": n % 2 == 0}));
-                let answer = server.chat("one", body).await;
+                let answer = server.chat("one", json!({"stream": n % 2 == 0})).await;
                 assert_eq!(answer.status, 200, "{}", answer.text);
                 assert!(n % 2 == 1 || answer.text.contains("data: [DONE]"), "{}", answer.text);
                 n_asked.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,9 @@ pub enum Error {
     /// No key, or none that opens this API.
     #[error("no valid API key was given")]
     Unauthorized,
+    /// A right key that may not be used so; the text says how.
+    #[error("{0}")]
+    Forbidden(&'static str),
     /// `name` is as the client wrote it, cut to a readable length.
     #[error("the model `{name}` does not exist")]
     UnknownModel { name: String },

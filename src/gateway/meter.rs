@@ -139,12 +139,7 @@ mod tests {
     #[test]
     fn prompts_count_once_and_answers_of_all_choices() {
         let metrics = Metrics::new();
-        let caller = Caller {
-            principal: Default::default(),
-            request_id: "req_1".into(),
-            client_request_id: None,
-            client_ip: None,
-        };
+        let caller = Caller { request_id: "req_1".into(), ..Default::default() };
         let mut meter = Meter::new(metrics.model("m"), &caller, 2, 4);
         for idx in 0..4 {
             meter.observe(idx, &Event::Accepted { n_prompt: 10 });

@@ -19,22 +19,32 @@ mod names;
 mod responses;
 mod room;
 mod running;
+mod settle;
+mod spec;
 mod target;
 mod vectors;
 
 pub use error::Error;
 pub use fetch::MediaHost;
-pub use keys::{ApiKey, Principal};
+pub use keys::{
+    ApiKey, Credential, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot, TeamRecord, hmac,
+    masked, random_base62,
+};
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
+pub use settle::default_sampling;
+pub use spec::{
+    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
+    nusd, usd,
+};
 pub use target::Target;
 pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::check::{self, Refusal};
 use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, MediaKind, Output, Prompt, Sampling, SamplingParams, Usage,
+    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
 };
 use crate::engine::{
     Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
@@ -49,10 +59,11 @@ use live::Live;
 use meter::Meter;
 use models::Models;
 use running::Keep;
+use settle::{refuse_media, settle, settle_chat};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// What the operator decides about the API, independent of sockets.
@@ -79,7 +90,7 @@ pub struct GatewayConfig {
 }
 
 /// Who asks, and under which name the log knows the request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Caller {
     pub principal: Principal,
     pub request_id: String,
@@ -96,6 +107,8 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
+    /// Keys of `--data-dir`; none: the static ones are all.
+    keyring: Option<Arc<Keyring>>,
 }
 
 /// What all choices of one request have in common.
@@ -149,17 +162,31 @@ impl Gateway {
         let fetcher = Fetcher::new(config.media_hosts.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
-        Self { live, models, metrics, responses, fetcher }
+        Self { live, models, metrics, responses, fetcher, keyring: None }
     }
 
-    /// Whether `presented` opens the API.
-    pub fn authenticate(&self, presented: Option<&str>) -> Result<Principal, Error> {
-        keys::authenticate(&self.live.load().config.api_keys, presented)
+    /// With the keys of `keyring` beside the static ones.
+    pub fn with_keys(mut self, keyring: Arc<Keyring>) -> Self {
+        self.keyring = Some(keyring);
+        self
+    }
+
+    /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
+    pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
+        let live = self.live.load();
+        let fixed = &live.config.api_keys;
+        let Some(keyring) = &self.keyring else { return keys::authenticate(fixed, presented) };
+        if !fixed.is_empty()
+            && let Ok(principal) = keys::authenticate(fixed, presented)
+        {
+            return Ok(principal);
+        }
+        keyring.authenticate(presented.unwrap_or_default(), ip, unix_ms())
     }
 
     /// Starts a chat; returns when it is certain to run.
     pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
-        let target = self.target(request.model.as_deref()).await?;
+        let target = self.target(caller, request.model.as_deref()).await?;
         self.admit_media(&mut request.prompt, request.n, &target.description).await?;
         settle_chat(&mut request.prompt, &target);
         let work = Work {
@@ -176,7 +203,7 @@ impl Gateway {
 
     /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
     pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let target = self.target(request.model.as_deref()).await?;
+        let target = self.target(caller, request.model.as_deref()).await?;
         let mut output = request.output;
         if request.best_of > request.n {
             // What the choices are ranked by.
@@ -194,8 +221,13 @@ impl Gateway {
         self.start(caller, work, target).await
     }
 
-    pub async fn tokenize(&self, model: Option<&str>, mut request: TokenizeRequest) -> Result<(Tokenized, u32), Error> {
-        let target = self.target(model).await?;
+    pub async fn tokenize(
+        &self,
+        caller: &Caller,
+        model: Option<&str>,
+        mut request: TokenizeRequest,
+    ) -> Result<(Tokenized, u32), Error> {
+        let target = self.target(caller, model).await?;
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
             settle_chat(prompt, &target);
@@ -203,12 +235,12 @@ impl Gateway {
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
 
-    pub async fn detokenize(&self, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
-        Ok(self.target(model).await?.engine.detokenize(tokens).await?)
+    pub async fn detokenize(&self, caller: &Caller, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
+        Ok(self.target(caller, model).await?.engine.detokenize(tokens).await?)
     }
 
-    pub async fn render(&self, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
-        let target = self.target(model).await?;
+    pub async fn render(&self, caller: &Caller, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
+        let target = self.target(caller, model).await?;
         self.admit_media(&mut prompt, 1, &target.description).await?;
         settle_chat(&mut prompt, &target);
         Ok(target.engine.render(prompt).await?)
@@ -229,15 +261,15 @@ impl Gateway {
     /// The model that `name` means (no name: the first), loaded and held until the target is dropped. A lazy model is
     /// loaded first, and the load waited for.
     ///
-    /// Errors: `UnknownModel` · `NotReady` while a model that is loaded at the start still loads, when a load failed or
+    /// Errors: `UnknownModel`, also for one that `caller` may not use · `NotReady` while a model that is loaded at the start still loads, when a load failed or
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
-    pub async fn target(&self, name: Option<&str>) -> Result<Target, Error> {
-        self.models.target(self.find(name)?).await
+    pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
+        self.models.target(self.find(&caller.principal, name)?).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
-    pub fn model(&self, name: Option<&str>) -> Result<Arc<Description>, Error> {
-        self.models.description(self.find(name)?)
+    pub fn model(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<Description>, Error> {
+        self.models.description(self.find(&caller.principal, name)?)
     }
 
     /// What is loaded of the first model, whatever it is called.
@@ -254,15 +286,20 @@ impl Gateway {
     /// Sets how long the model that `name` means stays loaded after its last request, until it is unloaded; 0 unloads it
     /// once nobody needs it. Models that the operator wants to stay do. To be called while a request holds the model (a
     /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
-    pub fn touch(&self, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
-        self.models.touch(self.find(name)?, keep_alive);
+    pub fn touch(&self, caller: &Caller, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
+        self.models.touch(self.find(&caller.principal, name)?, keep_alive);
         Ok(())
     }
 
     /// Sets the scales of a model's LoRA adapters where requests say nothing; those not named are off. Kept until the
     /// server stops, also when the model is unloaded. Errors: an id or a scale that is refused, as `lora[i]`.
-    pub async fn set_adapter_scales(&self, name: Option<&str>, asked: &[(u32, f32)]) -> Result<(), Error> {
-        let target = self.target(name).await?;
+    pub async fn set_adapter_scales(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        asked: &[(u32, f32)],
+    ) -> Result<(), Error> {
+        let target = self.target(caller, name).await?;
         let chosen = choose_adapters(&target.adapter_scales(), Some(asked))?;
         let mut scales = vec![0.0; target.description.adapters.len()];
         for (id, scale) in chosen {
@@ -277,19 +314,31 @@ impl Gateway {
         self.models.list()
     }
 
+    /// The models that `principal` may use, each with the names it may use them under: first the id, then aliases that
+    /// are no patterns. A model of which only an alias is granted has that as its first name.
+    pub fn models_for(&self, principal: &Principal) -> Vec<(Vec<String>, Listed)> {
+        let named = |listed: Listed| {
+            let id = listed.config.id.as_str();
+            let aliases = listed.config.aliases.iter().map(String::as_str).filter(|name| !is_wild(name));
+            let names = std::iter::once(id).chain(aliases).filter(|name| principal.may_use(id, name));
+            let names: Vec<String> = names.map(str::to_owned).collect();
+            (!names.is_empty()).then_some((names, listed))
+        };
+        self.models.list().into_iter().filter_map(named).collect()
+    }
+
     /// The model that `name` means, loaded or not.
-    pub fn listed(&self, name: Option<&str>) -> Result<Listed, Error> {
-        let idx = self.find(name)?;
+    pub fn listed(&self, caller: &Caller, name: Option<&str>) -> Result<Listed, Error> {
+        let idx = self.find(&caller.principal, name)?;
         self.models.list().into_iter().nth(idx).ok_or_else(|| Error::unknown_model(name.unwrap_or_default()))
     }
 
-    fn find(&self, name: Option<&str>) -> Result<usize, Error> {
+    /// A model that `principal` may not use is as unknown to it as one that isn't there.
+    fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
         let (name, live) = (name.unwrap_or_default(), self.live.load());
-        match live.names.find(name) {
-            Some(idx) => Ok(idx),
-            None if live.config.any_model => Ok(0),
-            None => Err(Error::unknown_model(name)),
-        }
+        let found = live.names.find(name).or(live.config.any_model.then_some(0));
+        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config().id, name);
+        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
     }
 
     /// The settings of this moment.
@@ -334,8 +383,8 @@ impl Gateway {
     }
 
     /// Counters of the model that `name` means, if it is loaded.
-    pub async fn stats(&self, name: Option<&str>) -> Result<Stats, Error> {
-        let idx = self.find(name)?;
+    pub async fn stats(&self, caller: &Caller, name: Option<&str>) -> Result<Stats, Error> {
+        let idx = self.find(&caller.principal, name)?;
         self.models.description(idx)?;
         let engine = self.models.engine(idx).ok_or(Failure::ShuttingDown)?;
         stats(&engine).await
@@ -382,38 +431,6 @@ impl Gateway {
         let fingerprint = fingerprint(&target);
         Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
     }
-}
-
-/// Sampling as the engine gets it when a client says nothing.
-pub fn default_sampling(target: &Target) -> SamplingParams {
-    settle(Sampling::default(), target)
-}
-
-/// The client over the operator over the template.
-fn settle_chat(prompt: &mut ChatPrompt, target: &Target) {
-    // A client that says how hard to think says that, too.
-    if prompt.reasoning_effort.is_none() {
-        prompt.enable_thinking = prompt.enable_thinking.or(target.config.thinks);
-    }
-}
-
-/// The client over the operator over the model over the built-in defaults.
-fn settle(said: Sampling, target: &Target) -> SamplingParams {
-    let said = said.over(&target.config.sampling);
-    // The model's suggestions come from a file that nobody here wrote.
-    let said = match check::sampling(&target.description.sampling) {
-        Ok(()) => said.over(&target.description.sampling),
-        Err(refusal) => {
-            tracing::warn!(field = refusal.field, "the model's sampling suggestions are out of range and unused");
-            said
-        }
-    };
-    let mut params = said.settle();
-    if params.top_p <= 0.0 {
-        // Nothing but the most likely token is left: greedy, without asking the sampler to divide by nothing.
-        params.temperature = 0.0;
-    }
-    params
 }
 
 async fn stats(engine: &Engine) -> Result<Stats, Error> {
@@ -512,35 +529,6 @@ fn fingerprint(target: &Target) -> String {
     digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }
 
-/// Bytes of images and sounds of all choices together: each choice carries its own copy to the engine.
-const MEDIA_BYTES_MAX: usize = 256 << 20;
-
-/// A model without a projector for it can't see an image or hear a sound. The field is `media[k]` with k counted over all
-/// messages; where that stands in the body is the dialect's to say.
-fn refuse_media(prompt: &ChatPrompt, n_choices: u32, description: &Description) -> Result<(), Error> {
-    let (mut n_bytes, mut k) = (0, 0);
-    for media in prompt.messages.iter().flat_map(|message| &message.media) {
-        let (kind, what) = match media.kind {
-            MediaKind::Image | MediaKind::RemoteImage => (MediaKind::Image, "images"),
-            MediaKind::Audio => (MediaKind::Audio, "sound"),
-        };
-        if !description.media.contains(&kind) {
-            let message = format!("This model takes no {what}, and a part of the message is one.");
-            return Err(Refusal::new(format!("media[{k}]"), "unsupported_content", message).into());
-        }
-        n_bytes += media.data.len();
-        k += 1;
-    }
-    if n_bytes.saturating_mul(n_choices as usize) <= MEDIA_BYTES_MAX {
-        return Ok(());
-    }
-    let message = format!(
-        "The images and sounds of all choices may have at most {MEDIA_BYTES_MAX} bytes, but {n_choices} choices of \
-         {n_bytes} bytes are more."
-    );
-    Err(Refusal::new("n", "integer_above_max_value", message).into())
-}
-
 /// The engine's first word about a request: its prompt's tokens, or why it is refused.
 async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
     match generation.next().await {
@@ -548,6 +536,11 @@ async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
         Some(Event::Failed(failure)) => Err(failure.into()),
         _ => Err(Failure::Internal("a generation began without being accepted; this is a bug".to_owned()).into()),
     }
+}
+
+/// Milliseconds since 1970 by the wall clock.
+pub fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// A fresh name: `prefix` and 24 letters or digits (142 bits).

@@ -45,7 +45,7 @@ impl Gateway {
     ///
     /// Errors: `unsupported_operation` at `model` for one that makes none, `dimensions` out of range, and the engine's.
     pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
-        let target = self.target(ask.model.as_deref()).await?;
+        let target = self.target(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         match description.pooling {
             None => return Err(unsupported("This model can't make embeddings.")),
@@ -78,7 +78,7 @@ impl Gateway {
 
     /// A score for each document, not sorted.
     pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
-        let target = self.target(ask.model.as_deref()).await?;
+        let target = self.target(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len());
@@ -90,7 +90,7 @@ impl Gateway {
 
     /// A score for each pair.
     pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
-        let target = self.target(ask.model.as_deref()).await?;
+        let target = self.target(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter =
@@ -113,7 +113,7 @@ impl Gateway {
 
     /// The classification head's outputs for each input.
     pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
-        let target = self.target(ask.model.as_deref()).await?;
+        let target = self.target(caller, ask.model.as_deref()).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());

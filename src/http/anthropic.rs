@@ -20,7 +20,7 @@ pub(super) async fn messages(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = read(&app, body, anthropic::messages_request).await?;
+    let (request, ignored) = read(&app, &caller, body, anthropic::messages_request).await?;
     let stream = request.stream;
     let stops = request.output.stop.clone();
     let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
@@ -38,11 +38,15 @@ pub(super) async fn messages(
     Ok(response)
 }
 
-pub(super) async fn count_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
-    let (request, ignored) = read(&app, body, anthropic::count_request).await?;
+pub(super) async fn count_tokens(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let (request, ignored) = read(&app, &caller, body, anthropic::count_request).await?;
     let prompt = Prompt::Chat(request.prompt);
     let counting = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(request.model.as_deref(), counting)).await?;
+    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model.as_deref(), counting)).await?;
     let (tokenized, _) = counted.map_err(refusal)?;
     let mut response = json(anthropic::count_response(tokenized.tokens.len()));
     list_ignored(response.headers_mut(), ignored);
@@ -52,6 +56,7 @@ pub(super) async fn count_tokens(State(app): State<App>, body: JsonBody) -> Resu
 /// The request, and the header that lists what nobody knows of it.
 async fn read(
     app: &App,
+    caller: &Caller,
     body: JsonBody,
     reader: fn(&[u8]) -> Result<Read<Messages>, Fault>,
 ) -> Result<(crate::chat::ChatRequest, Option<String>), ApiError> {
@@ -60,7 +65,7 @@ async fn read(
     // Claude Code asks for several of Anthropic's models by their names; each means what is served.
     request.model = app.gateway.stand_in(request.model, "claude-*");
     if !media.is_empty() {
-        let target = until_cut(app, app.gateway.target(request.model.as_deref())).await?.map_err(refusal)?;
+        let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?.map_err(refusal)?;
         media.refuse(&target.description.media)?;
     }
     Ok((request, ignored.header()))

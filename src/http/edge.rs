@@ -5,7 +5,7 @@ use super::drain::Working;
 use super::error::{ApiError, Asked};
 use super::family::Family;
 use super::{App, HttpConfig, auth, body, origin};
-use crate::gateway::{Caller, Principal, random_name};
+use crate::gateway::{Caller, Error, Principal, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -147,7 +147,11 @@ impl Asking<'_> {
     /// Who asks. A wrong key counts against its address; a missing one is a mistake, not a guess.
     fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, ApiError> {
         let presented = auth::presented(headers);
-        self.app.gateway.authenticate(presented).map_err(|error| {
+        self.app.gateway.authenticate(presented, Some(self.client_ip)).map_err(|error| {
+            // A right key in the wrong place is no guess.
+            if error != Error::Unauthorized {
+                return ApiError::of(error, Asked::Nothing);
+            }
             let reason = if presented.is_some() { "wrong" } else { "missing" };
             self.app.gateway.metrics().auth_failed(reason);
             let rules = &self.config.clients;

@@ -186,6 +186,7 @@ impl ApiError {
             gateway::Error::Unauthorized => {
                 Self::refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "No valid API key was given.")
             }
+            gateway::Error::Forbidden(message) => Self::forbidden(message),
             gateway::Error::UnknownModel { name } => {
                 let message = format!("The model `{name}` does not exist on this server.");
                 Self::refused(StatusCode::NOT_FOUND, "model_not_found", message)

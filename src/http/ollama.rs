@@ -36,6 +36,7 @@ pub(super) async fn chat(
     let model = request.model.clone();
     let answering = Answering {
         app: &app,
+        caller: &caller,
         model: model.as_deref(),
         started,
         shape: Shape::Chat,
@@ -65,6 +66,7 @@ pub(super) async fn generate(
     let request = read.request;
     let answering = Answering {
         app: &app,
+        caller: &caller,
         started,
         model: request.model.as_deref(),
         shape: Shape::Generate,
@@ -89,6 +91,7 @@ pub(super) async fn generate(
 /// How one request is answered.
 struct Answering<'a> {
     app: &'a App,
+    caller: &'a Caller,
     model: Option<&'a str>,
     started: Duration,
     shape: Shape,
@@ -123,10 +126,12 @@ impl Answering<'_> {
     async fn idle(self) -> Result<Response, ApiError> {
         let reason = if self.keep_alive == Some(KeepAlive::For(Duration::ZERO)) { "unload" } else { "load" };
         let gateway = &self.app.gateway;
-        let listed = gateway.listed(self.model).map_err(refusal(self.asked()))?;
+        let listed = gateway.listed(self.caller, self.model).map_err(refusal(self.asked()))?;
         // Held while the wish is noted.
         let _target = match reason {
-            "load" => Some(until_cut(self.app, gateway.target(self.model)).await?.map_err(refusal(self.asked()))?),
+            "load" => Some(
+                until_cut(self.app, gateway.target(self.caller, self.model)).await?.map_err(refusal(self.asked()))?,
+            ),
             _ => None,
         };
         self.keep()?;
@@ -139,14 +144,14 @@ impl Answering<'_> {
     }
 
     fn keep(&self) -> Result<(), ApiError> {
-        keep(self.app, self.model, self.keep_alive, self.asked())
+        keep(self.app, self.caller, self.model, self.keep_alive, self.asked())
     }
 
     async fn refuse_media(&self, media: &MediaPlaces) -> Result<(), ApiError> {
         if media.is_empty() {
             return Ok(());
         }
-        let target = until_cut(self.app, self.app.gateway.target(self.model)).await?;
+        let target = until_cut(self.app, self.app.gateway.target(self.caller, self.model)).await?;
         Ok(media.refuse(&target.map_err(refusal(self.asked()))?.description.media)?)
     }
 
@@ -197,9 +202,9 @@ async fn vectors(app: App, caller: &Caller, read: Read<Embed>, started: Duration
     refuse_if_strict(&app, &read.ignored)?;
     let Embed { model, request, form, keep_alive } = read.request;
     let asked = Asked::Input;
-    let target = until_cut(&app, app.gateway.target(model.as_deref())).await?.map_err(refusal(asked))?;
+    let target = until_cut(&app, app.gateway.target(caller, model.as_deref())).await?.map_err(refusal(asked))?;
     let load = now().saturating_sub(started);
-    keep(&app, model.as_deref(), keep_alive, asked)?;
+    keep(&app, caller, model.as_deref(), keep_alive, asked)?;
     form.check(target.description.n_embd_out)?;
     let vectors = if request.inputs.is_empty() {
         Vectors::default()
@@ -216,28 +221,39 @@ async fn vectors(app: App, caller: &Caller, read: Read<Embed>, started: Duration
 }
 
 /// How long the model stays, where the client has a wish; to be called while the request holds it.
-fn keep(app: &App, model: Option<&str>, wish: Option<KeepAlive>, asked: Asked) -> Result<(), ApiError> {
+fn keep(
+    app: &App,
+    caller: &Caller,
+    model: Option<&str>,
+    wish: Option<KeepAlive>,
+    asked: Asked,
+) -> Result<(), ApiError> {
     let keep_alive = match wish {
         None => return Ok(()),
         Some(KeepAlive::Forever) => gateway::KeepAlive::Forever,
         Some(KeepAlive::For(time)) => gateway::KeepAlive::For(time),
     };
-    app.gateway.touch(model, keep_alive).map_err(refusal(asked))
+    app.gateway.touch(caller, model, keep_alive).map_err(refusal(asked))
 }
 
-pub(super) async fn tags(State(app): State<App>) -> Result<Response, ApiError> {
-    listed(&app, ollama::tags_response, |_| true)
+pub(super) async fn tags(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
+    listed(&app, &caller, ollama::tags_response, |_| true)
 }
 
-pub(super) async fn ps(State(app): State<App>) -> Result<Response, ApiError> {
-    listed(&app, ollama::ps_response, |model| model.status == ModelStatus::Loaded)
+pub(super) async fn ps(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
+    listed(&app, &caller, ollama::ps_response, |model| model.status == ModelStatus::Loaded)
 }
 
 /// The models of which something is known; where none is, why.
-fn listed(app: &App, write: fn(&[Served]) -> Vec<u8>, is_meant: fn(&Listed) -> bool) -> Result<Response, ApiError> {
-    let all = app.gateway.models();
+fn listed(
+    app: &App,
+    caller: &Caller,
+    write: fn(&[Served]) -> Vec<u8>,
+    is_meant: fn(&Listed) -> bool,
+) -> Result<Response, ApiError> {
+    let all: Vec<Listed> = app.gateway.models_for(&caller.principal).into_iter().map(|(_, listed)| listed).collect();
     let known: Vec<Served> = all.iter().filter(|model| is_meant(model)).filter_map(served).collect();
-    if known.is_empty() && all.iter().all(|model| model.description.is_none()) {
+    if known.is_empty() && !all.is_empty() && all.iter().all(|model| model.description.is_none()) {
         app.gateway.description().map_err(refusal(Asked::Nothing))?;
     }
     Ok(json(write(&known)))
@@ -252,13 +268,17 @@ fn served(listed: &Listed) -> Option<Served<'_>> {
     })
 }
 
-pub(super) async fn show(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn show(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(ollama::named_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let name = read.request.as_deref();
-    let mut model = app.gateway.listed(name).map_err(refusal(Asked::Nothing))?;
+    let mut model = app.gateway.listed(&caller, name).map_err(refusal(Asked::Nothing))?;
     if model.description.is_none() {
-        model.description = Some(app.gateway.model(name).map_err(refusal(Asked::Nothing))?);
+        model.description = Some(app.gateway.model(&caller, name).map_err(refusal(Asked::Nothing))?);
     }
     let body = served(&model).map(|served| ollama::show_response(&served));
     let mut response = json(body.ok_or_else(ApiError::internal)?);
@@ -271,13 +291,17 @@ pub(super) async fn version() -> Response {
 }
 
 /// What is served is there; nothing else can be had.
-pub(super) async fn pull(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn pull(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(ollama::pull_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let (name, stream) = read.request;
-    match app.gateway.listed(name.as_deref()) {
+    match app.gateway.listed(&caller, name.as_deref()) {
         Ok(_) => {}
-        Err(gateway::Error::UnknownModel { .. }) => return Err(refuse(State(app)).await),
+        Err(gateway::Error::UnknownModel { .. }) => return Err(refuse(State(app), Extension(caller)).await),
         Err(other) => return Err(refusal(Asked::Nothing)(other)),
     }
     let mut response = json(ollama::pull_rows(stream));
@@ -289,9 +313,9 @@ pub(super) async fn pull(State(app): State<App>, body: JsonBody) -> Result<Respo
 }
 
 /// Models are the operator's to choose, with files.
-pub(super) async fn refuse(State(app): State<App>) -> ApiError {
-    let models = app.gateway.models();
-    let names: Vec<&str> = models.iter().map(|model| model.config.id.as_str()).collect();
+pub(super) async fn refuse(State(app): State<App>, Extension(caller): Extension<Caller>) -> ApiError {
+    let models = app.gateway.models_for(&caller.principal);
+    let names: Vec<&str> = models.iter().filter_map(|(names, _)| names.first()).map(String::as_str).collect();
     let what = if names.len() == 1 { "one model" } else { "its own models" };
     let names = names.join(", ");
     ApiError::forbidden(&format!("this server serves {what} ({names}); models can't be managed over the API"))

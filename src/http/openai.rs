@@ -8,7 +8,7 @@ use super::sse::{self, Stream};
 use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, ModelEntry, TextChunks};
 use crate::dialect::{Ignored, Watched};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{self, Caller, Listed, ModelStatus, Running, is_wild, random_name};
+use crate::gateway::{self, Caller, Listed, ModelStatus, Running, random_name};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -94,13 +94,17 @@ fn refused_prompt(field: Option<String>) -> impl Fn(gateway::Error) -> ApiError 
 }
 
 /// How many tokens a chat would have, without answering it.
-pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn input_tokens(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let Chat { request, places, .. } = read.request;
     let prompt = crate::chat::Prompt::Chat(request.prompt);
     let count = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(request.model.as_deref(), count)).await?;
+    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model.as_deref(), count)).await?;
     let (tokenized, _) =
         counted.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
     let mut response = json(openai::input_tokens_response(tokenized.tokens.len()));
@@ -108,33 +112,33 @@ pub(super) async fn input_tokens(State(app): State<App>, body: JsonBody) -> Resu
     Ok(response)
 }
 
-/// Every model under its id and, as models of their own, its other names: clients let people choose from this list.
-/// Patterns are left out, since nobody can ask for `gpt-*`.
-pub(super) async fn models(State(app): State<App>) -> Result<Response, ApiError> {
-    let models = app.gateway.models();
-    refuse_while_loading(&app, models.iter())?;
-    let names = |model: &'_ Listed| {
-        let aliases = model.config.aliases.iter().filter(|name| !is_wild(name)).cloned();
-        std::iter::once(model.config.id.clone()).chain(aliases).collect::<Vec<_>>()
-    };
-    let named: Vec<(Vec<String>, &Listed)> = models.iter().map(|model| (names(model), model)).collect();
+/// Every model that the caller may use under its id and, as models of their own, its other names: clients let people
+/// choose from this list. Patterns are left out, since nobody can ask for `gpt-*`.
+pub(super) async fn models(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
+    let named = app.gateway.models_for(&caller.principal);
+    refuse_while_loading(&app, named.iter().map(|(_, model)| model))?;
     let entries: Vec<ModelEntry> =
         named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model))).collect();
     Ok(json(openai::model_list(&entries)))
 }
 
 /// While nothing is there yet of what is asked about, a client that retries is better off than one that reads half.
-fn refuse_while_loading<'a>(app: &App, mut models: impl Iterator<Item = &'a Listed>) -> Result<(), ApiError> {
+fn refuse_while_loading<'a>(app: &App, models: impl Iterator<Item = &'a Listed>) -> Result<(), ApiError> {
     let Some(refusal) = app.gateway.unready().and_then(|(_, state)| state.refusal()) else { return Ok(()) };
-    if models.all(|model| model.status == ModelStatus::Loading) {
+    let mut models = models.peekable();
+    if models.peek().is_some() && models.all(|model| model.status == ModelStatus::Loading) {
         return Err(ApiError::of(refusal.into(), Asked::Nothing));
     }
     Ok(())
 }
 
 /// The model that any of its names means, under its id.
-pub(super) async fn model(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let model = app.gateway.listed(Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
+pub(super) async fn model(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let model = app.gateway.listed(&caller, Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
     refuse_while_loading(&app, std::iter::once(&model))?;
     Ok(json(openai::model_object(entry(&model.config.id, &model))))
 }

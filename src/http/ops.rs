@@ -8,7 +8,8 @@ use super::openai::{json, refuse_if_strict};
 use crate::chat::{MediaKind, Mirostat, Prompt, SamplerKind, SamplingParams};
 use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
-use crate::gateway::default_sampling;
+use crate::gateway::{Caller, default_sampling};
+use axum::Extension;
 use axum::extract::{FromRequestParts, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
@@ -108,11 +109,15 @@ impl Which {
 }
 
 /// llama-server's properties; of the model's path, only the file's name.
-pub(super) async fn props(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
+pub(super) async fn props(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    which: Which,
+) -> Result<Response, ApiError> {
     let refuse = |error| ApiError::of(error, Asked::Nothing);
     // Asking for properties is no reason to load a model.
-    app.gateway.model(which.name()).map_err(refuse)?;
-    let target = app.gateway.target(which.name()).await.map_err(refuse)?;
+    app.gateway.model(&caller, which.name()).map_err(refuse)?;
+    let target = app.gateway.target(&caller, which.name()).await.map_err(refuse)?;
     let params = sampling_props(&default_sampling(&target));
     let model = &target.description;
     let body = json!({
@@ -165,9 +170,13 @@ fn sampling_props(p: &SamplingParams) -> Value {
 }
 
 /// What each slot does now; counts only, no text.
-pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Response, ApiError> {
-    let stats = app.gateway.stats(which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
-    let n_ctx = app.gateway.model(which.name()).map(|model| model.n_ctx).unwrap_or_default();
+pub(super) async fn slots(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    which: Which,
+) -> Result<Response, ApiError> {
+    let stats = app.gateway.stats(&caller, which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
+    let n_ctx = app.gateway.model(&caller, which.name()).map(|model| model.n_ctx).unwrap_or_default();
     let slot = |slot: &crate::engine::SlotStats| {
         json!({
             "id": slot.slot,
@@ -184,13 +193,17 @@ pub(super) async fn slots(State(app): State<App>, which: Which) -> Result<Respon
     Ok(json(slots.to_string().into_bytes()))
 }
 
-pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn tokenize(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(openai::tokenize_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let openai::Tokenize { model, request, places } = read.request;
     let with_pieces = request.with_pieces;
     let asked = if matches!(request.prompt, Prompt::Chat(_)) { Asked::Messages } else { Asked::Content };
-    let tokenized = until_cut(&app, app.gateway.tokenize(model.as_deref(), request)).await?;
+    let tokenized = until_cut(&app, app.gateway.tokenize(&caller, model.as_deref(), request)).await?;
     let (tokenized, n_ctx) = tokenized.map_err(|error| ApiError::of(error, asked).renamed(|name| places.name(name)))?;
     let pieces = with_pieces.then_some(tokenized.pieces.as_slice());
     let mut response = json(openai::tokenize_response(&tokenized.tokens, pieces, n_ctx));
@@ -198,22 +211,30 @@ pub(super) async fn tokenize(State(app): State<App>, body: JsonBody) -> Result<R
     Ok(response)
 }
 
-pub(super) async fn detokenize(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn detokenize(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(openai::detokenize_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let (model, tokens) = read.request;
-    let text = until_cut(&app, app.gateway.detokenize(model.as_deref(), tokens)).await?;
+    let text = until_cut(&app, app.gateway.detokenize(&caller, model.as_deref(), tokens)).await?;
     let text = text.map_err(|error| ApiError::of(error, Asked::Tokens))?;
     let mut response = json(openai::detokenize_response(&text));
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
 }
 
-pub(super) async fn apply_template(State(app): State<App>, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn apply_template(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     let read = body.read(openai::render_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let openai::Render { model, prompt, places } = read.request;
-    let prompt = until_cut(&app, app.gateway.render(model.as_deref(), prompt)).await?;
+    let prompt = until_cut(&app, app.gateway.render(&caller, model.as_deref(), prompt)).await?;
     let prompt = prompt.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
     let mut response = json(openai::render_response(&prompt));
     list_ignored(response.headers_mut(), read.ignored.header());

@@ -30,7 +30,7 @@ pub(super) async fn create(
     let stream = read.stream();
     let places = read.places.clone();
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| places.name(name));
-    let target = until_cut(&app, app.gateway.target(read.model())).await?.map_err(refused)?;
+    let target = until_cut(&app, app.gateway.target(&caller, read.model())).await?.map_err(refused)?;
     let sampling = gateway::default_sampling(&target);
     read.echo.temperature.get_or_insert(sampling.temperature);
     read.echo.top_p.get_or_insert(sampling.top_p);
@@ -71,7 +71,7 @@ pub(super) async fn input_tokens(
     let known = converse(&app, &caller, &mut request, "")?;
     let prompt = crate::chat::Prompt::Chat(known.chat.prompt);
     let tokenize = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(request.model(), tokenize)).await?;
+    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model(), tokenize)).await?;
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| request.places.name(name));
     let (tokenized, _) = counted.map_err(refused)?;
     let mut response = json(responses::input_tokens(tokenized.tokens.len()));

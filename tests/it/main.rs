@@ -32,6 +32,7 @@ mod slow;
 mod smuggling;
 mod structured;
 mod support;
+mod systemd;
 mod templates;
 mod tiny_model;
 mod tls;

@@ -5,7 +5,7 @@ use crate::support::served::root;
 use crate::support::{Answer, PATIENCE, Server, Setup, chat_body};
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode};
-use hearth::gateway::{Gateway, KeepAlive, LoadLimits, ModelConfig, ModelSetup};
+use hearth::gateway::{Caller, Gateway, KeepAlive, LoadLimits, ModelConfig, ModelSetup};
 use hearth::http::HttpConfig;
 use hearth::telemetry::Metrics;
 use serde_json::json;
@@ -228,8 +228,8 @@ async fn a_client_may_say_how_long_a_model_stays_but_not_against_the_operator() 
     stays.config.keep_alive = KeepAlive::Forever;
     let house = House::of(vec![stays, goes], LoadLimits::default()).await;
     for model in ["stays", "goes"] {
-        let target = house.gateway.target(Some(model)).await.expect("it loads");
-        house.gateway.touch(Some(model), KeepAlive::For(Duration::ZERO)).expect("a known name");
+        let target = house.gateway.target(&Caller::default(), Some(model)).await.expect("it loads");
+        house.gateway.touch(&Caller::default(), Some(model), KeepAlive::For(Duration::ZERO)).expect("a known name");
         assert_eq!(target.id(), model);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(house.loaded().await.contains(&model.to_owned()), "held while the target lives");
@@ -237,9 +237,9 @@ async fn a_client_may_say_how_long_a_model_stays_but_not_against_the_operator() 
     house.until_loaded(&["stays"]).await;
     // Said until the model is unloaded, and no longer.
     house.ask("goes").await.content();
-    let listed = house.gateway.listed(Some("goes")).expect("a known name");
+    let listed = house.gateway.listed(&Caller::default(), Some("goes")).expect("a known name");
     assert!(listed.expires_in.is_some_and(|time| time > Duration::from_secs(500)), "{:?}", listed.expires_in);
-    assert!(house.gateway.touch(Some("nobody"), KeepAlive::Forever).is_err());
+    assert!(house.gateway.touch(&Caller::default(), Some("nobody"), KeepAlive::Forever).is_err());
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod process;
 pub mod served;
 pub mod tls;
 

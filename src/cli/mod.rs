@@ -8,9 +8,12 @@
 //! before clap sees them, since clap has no flags of several letters behind one dash.
 
 mod chat;
+mod desk;
 mod engine;
 mod flags;
 mod inspect;
+mod keys;
+mod ledger;
 mod notify;
 mod plan;
 mod progress;
@@ -45,6 +48,16 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
+    /// Make, list, rotate, block and revoke API keys
+    Keys(keys::Keys),
+    /// The same for teams
+    Teams(keys::Teams),
+    /// What was spent, by whom, on what
+    Spend(ledger::Spend),
+    /// Verify or export the audit chain
+    Audit(ledger::Audit),
+    /// Check the database
+    Db(ledger::Db),
     /// Check or print the settings
     Config(settings::Settings),
     /// Print a hardened unit for systemd
@@ -70,6 +83,11 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Tokenize(verb) => verb.run(),
+        Verb::Keys(verb) => verb.run(),
+        Verb::Teams(verb) => verb.run(),
+        Verb::Spend(verb) => verb.run(),
+        Verb::Audit(verb) => verb.run(),
+        Verb::Db(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
         Verb::Systemd(verb) => verb.run(),
         Verb::Engine(verb) => return verb.run(),

@@ -93,7 +93,8 @@ impl Reload {
         self.raw.refuse_restart(&raw)?;
         let config = raw.resolve()?;
         telemetry::logging::check(&config.log)?;
-        if !raw.may_listen(self.http.now().host, !config.gateway.api_keys.is_empty()) {
+        let has_keys = !config.gateway.api_keys.is_empty() || config.books.is_some();
+        if !raw.may_listen(self.http.now().host, has_keys) {
             bail!("without a key this server would be open to all who can reach it");
         }
         Ok((raw, config))

@@ -7,8 +7,8 @@ use super::reload::Reload;
 use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
-use crate::gateway::{Gateway, ModelSetup};
-use crate::http::{self, HttpConfig, LiveHttp};
+use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
+use crate::http::{self, Admin, AdminListener, HttpConfig, LiveHttp};
 use crate::telemetry::{self, Metrics};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
@@ -37,7 +37,7 @@ impl Serve {
         let raw = flags.gather()?;
         let log = raw.log();
         telemetry::logging::init(&log)?;
-        let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some();
+        let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some() || raw.data_dir.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
         let runtime = runtime()?;
@@ -72,8 +72,19 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     };
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
     let metrics = Arc::new(Metrics::new());
-    let gateway = Arc::new(Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics));
+    let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
+    let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
+    if let Some(books) = &books {
+        gateway = gateway.with_books(Arc::clone(books));
+    }
+    let gateway = Arc::new(gateway);
     let shutdown = CancellationToken::new();
+    // Served until the last row is written, so that a draining server can still be looked at.
+    let admin_ends = CancellationToken::new();
+    let mut planes = JoinSet::new();
+    if let Some(books) = &books {
+        serve_admin(&mut planes, books, &gateway, config.admin_listen, &admin_ends).await?;
+    }
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
     let mut watchers = JoinSet::new();
@@ -98,6 +109,11 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
+    if let Some(books) = &books {
+        books.close().await;
+    }
+    admin_ends.cancel();
+    while planes.join_next().await.is_some() {}
     signals.abort();
     reloading.abort();
     living.abort();
@@ -133,6 +149,30 @@ fn allow_files(connections_max: usize) {
     if !is_set || current < wanted {
         tracing::warn!(files = current, "this system allows fewer open files than connections; the rest will wait");
     }
+}
+
+/// Starts the admin plane. **Bound:** one task for each of its at most two listeners.
+async fn serve_admin(
+    planes: &mut JoinSet<()>,
+    books: &Arc<Books>,
+    gateway: &Arc<Gateway>,
+    address: Option<SocketAddr>,
+    ends: &CancellationToken,
+) -> Result<()> {
+    let socket = books.dir().join(SOCKET);
+    let listener =
+        AdminListener::unix(&socket).with_context(|| format!("{} can't be listened on", socket.display()))?;
+    let router = http::admin_router(Arc::new(Admin { books: Arc::clone(books), gateway: Some(Arc::clone(gateway)) }));
+    planes.spawn(http::serve_admin(listener, router.clone(), ends.clone()));
+    let master = books.dir().join(MASTER);
+    tracing::info!(socket = %socket.display(), key = %master.display(), is_new = books.is_new(), "the admin API");
+    if let Some(address) = address {
+        let listener = AdminListener::tcp(address).await.with_context(|| format!("{address} can't be listened on"))?;
+        let address = listener.address().unwrap_or(address);
+        tracing::info!(%address, "the admin API, also");
+        planes.spawn(http::serve_admin(listener, router, ends.clone()));
+    }
+    Ok(())
 }
 
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.

@@ -10,6 +10,7 @@
 //! are relative to the working directory, as on the command line. A reload gathers and checks all of it again;
 //! `reload.rs` lists the settings that a running server takes, and a change of any other is refused by name.
 
+mod money;
 mod names;
 mod raw;
 mod reload;
@@ -23,9 +24,10 @@ pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
 
 use crate::engine::EngineConfig;
-use crate::gateway::{GatewayConfig, LoadLimits, ModelConfig};
+use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
+use std::net::SocketAddr;
 
 /// Everything a server needs to know, one struct per room.
 #[derive(Debug, Clone)]
@@ -35,6 +37,10 @@ pub struct Config {
     /// At least one; the first is meant by no name.
     pub models: Vec<ServedModel>,
     pub limits: LoadLimits,
+    /// Keys, ledger and audit; `None`: none of them.
+    pub books: Option<BooksConfig>,
+    /// An address of the admin API, beside its socket.
+    pub admin_listen: Option<SocketAddr>,
     pub log: LogConfig,
     /// Run the engine on threads of this process instead of a child.
     pub in_process: bool,

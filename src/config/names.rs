@@ -61,6 +61,7 @@ impl Raw {
             n_created: n_created(&engine.source),
             is_lazy,
             keep_alive: self.keep_alive.value.unwrap_or(by_load),
+            price: self.price(),
             n_bytes: 0,
             outline: None,
         };

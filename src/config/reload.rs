@@ -5,7 +5,7 @@ use super::settings::Raw;
 use std::path::PathBuf;
 
 /// Settings that a reload changes. Of everything else a change is refused, by name: it needs a restart.
-const LIVE: [&str; 51] = [
+const LIVE: [&str; 54] = [
     "alias",
     "api_key",
     "api_key_file",
@@ -33,6 +33,9 @@ const LIVE: [&str; 51] = [
     "log_level",
     "n_predict",
     "reasoning",
+    "price_input",
+    "price_cached_input",
+    "price_output",
     "temp",
     "top_k",
     "top_p",

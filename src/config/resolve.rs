@@ -30,7 +30,9 @@ impl Raw {
     pub fn resolve(&self) -> Result<Config, ConfigError> {
         let mut warnings = Vec::new();
         let api_keys = self.api_keys(&mut warnings)?;
-        let http = self.http(!api_keys.is_empty(), &mut warnings)?;
+        let has_keys = !api_keys.is_empty() || self.data_dir.value.is_some();
+        let http = self.http(has_keys, &mut warnings)?;
+        let (books, admin_listen) = (self.books(), self.admin_listen(&mut warnings)?);
         let models = self.models()?;
         let first = &models[0].config;
         let gateway = GatewayConfig {
@@ -40,6 +42,7 @@ impl Raw {
             strict: on(&self.strict),
             any_model: on(&self.any_model),
             sampling: first.sampling.clone(),
+            price: first.price,
             n_created: first.n_created,
             media_hosts: self.media_hosts()?,
             responses: self.responses()?,
@@ -54,7 +57,17 @@ impl Raw {
             load_wait,
             ..default
         };
-        Ok(Config { http, gateway, models, limits, log: self.log(), in_process: on(&self.in_process), warnings })
+        Ok(Config {
+            http,
+            gateway,
+            models,
+            limits,
+            books,
+            admin_listen,
+            log: self.log(),
+            in_process: on(&self.in_process),
+            warnings,
+        })
     }
 
     /// What is kept of responses, and where. The folder is made if it is missing.

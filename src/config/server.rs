@@ -34,7 +34,7 @@ impl Raw {
                 return Err(rule(
                     &self.host,
                     format!(
-                        "{host} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure"
+                        "{host} can be reached by others and no key is set: give --api-key, --api-key-file, --data-dir or --insecure"
                     ),
                 ));
             }

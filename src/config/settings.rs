@@ -3,6 +3,7 @@
 //! `n_ctx`-like abbreviations stay inside; the keys are llama-server's flag names where the meaning is the same. From the
 //! key `ctx_size` follow the flag `--ctx-size`, the variable `HEARTH_CTX_SIZE` and the key `ctx_size` in `hearth.toml`.
 
+use super::money::Usd;
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
 use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
@@ -10,8 +11,10 @@ use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
 use crate::gateway::KeepAlive;
+use crate::gateway::store::{Durability, OnFailure};
 use crate::telemetry::LogFormat;
 use ipnet::IpNet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 macro_rules! settings {
@@ -206,6 +209,27 @@ settings! {
         ping_interval: Seconds = Some("15"), "TIME";
         /// How long running answers may go on after SIGTERM
         drain_timeout: Seconds = Some("30"), "TIME";
+    }
+    "Keys and ledger": {
+        /// Folder of this server's books, made if it is missing: keys and teams, one row for each request, the audit chain.
+        /// With it every request needs a key; without it none of this exists [default: none]
+        data_dir: PathBuf = None, "DIR";
+        /// What a written row survives: power (loss of it; one fsync for each group of rows) or process (its end, kill -9 too)
+        durability: Durability = Some("power"), "power|process";
+        /// New requests while rows can't be written: reject them with 503, or degrade, which may lose rows
+        on_store_failure: OnFailure = Some("reject"), "reject|degrade";
+        /// Revoking or blocking a key also ends its running answers
+        revoke_cuts_streams: Switch = Some("true"), "BOOL";
+        /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
+        admin_listen: SocketAddr = None, "ADDR:PORT";
+    }
+    "Price": {
+        /// Dollars for a million prompt tokens; what requests cost is in their rows and counts for budgets
+        price_input: Usd = Some("0"), "USD";
+        /// Dollars for a million prompt tokens that were in the KV cache [default: as --price-input]
+        price_cached_input: Usd = None, "USD";
+        /// Dollars for a million tokens of answers
+        price_output: Usd = Some("0"), "USD";
     }
     "Responses API": {
         /// Responses kept for previous_response_id and GET /v1/responses/{id}; 0: none

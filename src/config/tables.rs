@@ -54,7 +54,7 @@ pub(super) fn is_tables(value: &toml::Value) -> bool {
 
 /// Whether a `[[model]]` may say it: the server's own settings are said once.
 fn is_of_a_model(setting: &Setting) -> bool {
-    !matches!(setting.group, "Server" | "Log")
+    !matches!(setting.group, "Server" | "Log" | "Keys and ledger")
         && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
 }
 

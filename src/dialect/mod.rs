@@ -20,6 +20,7 @@ pub mod openai;
 pub mod responses;
 mod watch;
 
+pub use json::parse_object;
 pub use media::MediaPlaces;
 pub use watch::{Wanted, Watched};
 

@@ -226,6 +226,29 @@ impl Generation {
     }
 }
 
+impl Generation {
+    /// A way to cancel it while somebody waits for its events: they go on to its ending, with all that was generated.
+    pub fn canceller(&self) -> Canceller {
+        Canceller { id: self.id, mailbox: Arc::clone(&self.mailbox), engine: Arc::clone(&self.engine) }
+    }
+}
+
+/// Cancels one generation.
+pub struct Canceller {
+    id: RequestId,
+    mailbox: Arc<Mailbox>,
+    engine: Arc<Shared>,
+}
+
+impl Canceller {
+    pub fn cancel(&self) {
+        if !self.mailbox.has_ended() {
+            // An error means that the engine is gone, and the request with it.
+            let _ = self.engine.transport.send(self.id, Command::Cancel);
+        }
+    }
+}
+
 impl Drop for Generation {
     fn drop(&mut self) {
         if !self.mailbox.has_ended() {

@@ -44,7 +44,7 @@ pub use adapters::chosen as choose_adapters;
 pub use config::EngineConfig;
 pub use error::Failure;
 pub use event::{Adapter, Description, Done, Event, Pooling, SlotStats, Stats, Timings, Vectors};
-pub use handle::{Engine, EngineState, Generation, Load, Tokenized};
+pub use handle::{Canceller, Engine, EngineState, Generation, Load, Tokenized};
 pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
 

@@ -1,6 +1,6 @@
 //! Several generations as one stream of events.
 
-use crate::engine::{Event, Generation};
+use crate::engine::{Canceller, Event, Generation};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -11,7 +11,7 @@ pub(super) enum Choices {
     /// One generation is awaited as it is: the usual case pays for nothing else.
     One(Generation),
     /// **Bound:** one future for each generation, each with its mailbox's own bound.
-    Many(FuturesUnordered<BoxFuture<'static, Arrival>>),
+    Many { arrivals: FuturesUnordered<BoxFuture<'static, Arrival>>, cancellers: Vec<Canceller> },
     /// Nothing had to be generated.
     Ended(VecDeque<(usize, Event)>),
 }
@@ -24,8 +24,10 @@ impl Choices {
         match generations.pop() {
             Some(only) if generations.is_empty() => Choices::One(only),
             last => {
-                let all = generations.into_iter().chain(last).enumerate();
-                Choices::Many(all.map(|(idx, generation)| arrival(idx, generation)).collect())
+                let all: Vec<Generation> = generations.into_iter().chain(last).collect();
+                let cancellers = all.iter().map(Generation::canceller).collect();
+                let arrivals = all.into_iter().enumerate().map(|(idx, generation)| arrival(idx, generation)).collect();
+                Choices::Many { arrivals, cancellers }
             }
         }
     }
@@ -34,12 +36,21 @@ impl Choices {
         Choices::Ended(ends.into_iter().enumerate().collect())
     }
 
+    /// Asks every generation to end; their events go on until they have.
+    pub(super) fn cancel(&self) {
+        match self {
+            Choices::One(generation) => generation.canceller().cancel(),
+            Choices::Many { cancellers, .. } => cancellers.iter().for_each(Canceller::cancel),
+            Choices::Ended(_) => {}
+        }
+    }
+
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<(usize, Event)> {
         match self {
             Choices::One(generation) => generation.next().await.map(|event| (0, event)),
             Choices::Ended(ends) => ends.pop_front(),
-            Choices::Many(arrivals) => loop {
+            Choices::Many { arrivals, .. } => loop {
                 let (idx, generation, event) = arrivals.next().await?;
                 if let Some(event) = event {
                     if !event.is_end() {

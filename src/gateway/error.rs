@@ -14,6 +14,9 @@ pub enum Error {
     /// `name` is as the client wrote it, cut to a readable length.
     #[error("the model `{name}` does not exist")]
     UnknownModel { name: String },
+    /// The request's row can't be written now, so it is not answered.
+    #[error("the ledger can't be written")]
+    LedgerUnavailable,
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("{0}")]

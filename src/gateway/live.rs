@@ -2,7 +2,7 @@
 
 use super::models::ModelConfig;
 use super::names::Names;
-use super::{Gateway, GatewayConfig};
+use super::{Error, Gateway, GatewayConfig, Principal};
 use std::sync::Arc;
 
 /// One snapshot of it. Requests that run keep what they began with.
@@ -19,6 +19,19 @@ impl Live {
 }
 
 impl Gateway {
+    /// A model that `principal` may not use is as unknown to it as one that isn't there.
+    pub(super) fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
+        let (name, live) = (name.unwrap_or_default(), self.live.load());
+        let found = live.names.find(name).or(live.config.any_model.then_some(0));
+        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config().id, name);
+        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
+    }
+
+    /// The settings of this moment.
+    pub fn config(&self) -> Arc<GatewayConfig> {
+        Arc::clone(&self.live.load().config)
+    }
+
     /// Takes other settings for the requests from now on: keys, names and aliases, strictness, sampling defaults. What an
     /// engine, a fetcher or a store was made with stays as it is.
     ///
@@ -45,6 +58,7 @@ impl ModelConfig {
             sampling: self.sampling,
             n_predict: self.n_predict,
             thinks: self.thinks,
+            price: self.price,
             ..loaded.clone()
         }
     }

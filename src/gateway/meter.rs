@@ -1,9 +1,11 @@
 //! Counts a request's tokens and times as its events pass, and settles when it is dropped.
 
 use super::Caller;
-use crate::chat::Usage;
+use super::books::Entry;
+use crate::chat::{Finish, Usage};
 use crate::engine::{Event, Failure};
 use crate::telemetry::metrics::ModelSeries;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) struct Meter {
@@ -17,6 +19,8 @@ pub(super) struct Meter {
     choices: Vec<Choice>,
     n_ended: usize,
     failed: Option<&'static str>,
+    /// The request's row, where rows are kept.
+    entry: Option<Arc<Entry>>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -24,6 +28,8 @@ struct Choice {
     /// The engine's own count once it is done, what was seen until then.
     usage: Usage,
     n_seen: u32,
+    /// Prompt tokens that were computed or found in the cache.
+    n_computed: u32,
     last_token: Option<Instant>,
 }
 
@@ -39,17 +45,26 @@ impl Meter {
             choices: vec![Choice::default(); n_choices],
             n_ended: 0,
             failed: None,
+            entry: caller.entry.clone(),
         }
     }
 
     pub(super) fn observe(&mut self, idx: usize, event: &Event) {
+        let n_choices = self.choices.len();
         let Some(choice) = self.choices.get_mut(idx) else { return };
         match event {
             Event::Accepted { n_prompt } => choice.usage.prompt_tokens = *n_prompt,
-            Event::Progress { n_cached, .. } => choice.usage.cached_tokens = *n_cached,
+            Event::Progress { n_cached, n_computed, .. } => {
+                choice.usage.cached_tokens = *n_cached;
+                choice.n_computed = *n_computed;
+            }
             Event::Delta(delta) if delta.n_tokens > 0 => {
                 let now = Instant::now();
+                choice.n_computed = choice.usage.prompt_tokens;
                 if self.first_token.is_none() {
+                    if let Some(entry) = &self.entry {
+                        entry.first_token();
+                    }
                     self.first_token = Some(now);
                     self.metrics.first_token(now - self.started);
                 }
@@ -60,13 +75,37 @@ impl Meter {
             }
             Event::Done(done) => {
                 choice.usage = done.usage;
+                choice.n_computed = done.usage.prompt_tokens;
+                if let Some(entry) = &self.entry {
+                    entry.queued(done.timings.queue_us / 1000);
+                    if self.n_ended + 1 == n_choices {
+                        entry.end(finish(&done.finish));
+                    }
+                }
                 // The token that ended the turn had no delta.
                 self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
                 self.n_ended += 1;
             }
-            Event::Failed(failure) => self.failed = Some(word(failure)),
+            Event::Failed(failure) => {
+                self.failed = Some(word(failure));
+                if let Some(entry) = &self.entry {
+                    entry.end(failed(failure));
+                }
+            }
             _ => {}
         }
+        if let Some(entry) = &self.entry {
+            entry.count(&self.sum(|choice| choice.n_computed));
+        }
+    }
+
+    /// Whether every choice has ended by itself.
+    pub(super) fn is_over(&self) -> bool {
+        self.failed.is_some() || self.n_ended == self.choices.len()
+    }
+
+    pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref()
     }
 
     pub(super) fn n_choices(&self) -> usize {
@@ -75,10 +114,14 @@ impl Meter {
 
     /// Prompts once, answers of all choices.
     pub(super) fn usage(&self) -> Usage {
+        self.sum(|choice| choice.usage.prompt_tokens)
+    }
+
+    fn sum(&self, n_prompt: impl Fn(&Choice) -> u32) -> Usage {
         let mut sum = Usage::default();
         for (idx, choice) in self.choices.iter().enumerate() {
             if idx % self.n_per_prompt == 0 {
-                sum.prompt_tokens += choice.usage.prompt_tokens;
+                sum.prompt_tokens += n_prompt(choice);
                 sum.cached_tokens += choice.usage.cached_tokens;
             }
             sum.completion_tokens += choice.usage.completion_tokens;
@@ -111,6 +154,24 @@ impl Drop for Meter {
             total_ms = self.started.elapsed().as_millis() as u64,
             "generation ended"
         );
+    }
+}
+
+/// How a generation ended, as its row says it.
+fn finish(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::EndOfTurn | Finish::StopString(_) => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// How a failed one did. What a row ends with is not charged where it is the server's fault.
+fn failed(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Crashed { .. } => "engine_crash",
+        Failure::ShuttingDown => "shutdown",
+        Failure::Cancelled => "aborted",
+        _ => "failed",
     }
 }
 

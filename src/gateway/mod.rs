@@ -8,6 +8,7 @@
 //! context and queued. Until then a failure is a plain error; after it, only the engine can fail the request. Choices of
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
+mod books;
 mod choices;
 mod error;
 mod fetch;
@@ -21,9 +22,13 @@ mod room;
 mod running;
 mod settle;
 mod spec;
+pub mod store;
 mod target;
 mod vectors;
 
+pub use books::{
+    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+};
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use keys::{
@@ -58,7 +63,7 @@ use fetch::Fetcher;
 use live::Live;
 use meter::Meter;
 use models::Models;
-use running::Keep;
+use running::{Keep, Noted};
 use settle::{refuse_media, settle, settle_chat};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
@@ -81,6 +86,8 @@ pub struct GatewayConfig {
     pub any_model: bool,
     /// The operator's sampling defaults: under the client's, over the model's. Checked by whoever reads them.
     pub sampling: Sampling,
+    /// What the first model's tokens cost.
+    pub price: Price,
     /// When the model began to be served, in unix seconds.
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
@@ -98,6 +105,8 @@ pub struct Caller {
     pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
     pub client_ip: Option<IpAddr>,
+    /// Its row, where rows are kept.
+    pub entry: Option<Arc<Entry>>,
 }
 
 pub struct Gateway {
@@ -107,8 +116,8 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
-    /// Keys of `--data-dir`; none: the static ones are all.
-    keyring: Option<Arc<Keyring>>,
+    /// Of `--data-dir`; none: the static keys are all, and nothing is written.
+    books: Option<Arc<Books>>,
 }
 
 /// What all choices of one request have in common.
@@ -139,6 +148,7 @@ impl Gateway {
             n_created: config.n_created,
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
+            price: config.price,
             n_bytes: 0,
             outline: None,
         };
@@ -162,26 +172,30 @@ impl Gateway {
         let fetcher = Fetcher::new(config.media_hosts.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
-        Self { live, models, metrics, responses, fetcher, keyring: None }
+        Self { live, models, metrics, responses, fetcher, books: None }
     }
 
-    /// With the keys of `keyring` beside the static ones.
-    pub fn with_keys(mut self, keyring: Arc<Keyring>) -> Self {
-        self.keyring = Some(keyring);
+    /// With the keys of `books` beside the static ones, and a row in them for every request.
+    pub fn with_books(mut self, books: Arc<Books>) -> Self {
+        self.books = Some(books);
         self
+    }
+
+    pub fn books(&self) -> Option<&Arc<Books>> {
+        self.books.as_ref()
     }
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
     pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
         let live = self.live.load();
         let fixed = &live.config.api_keys;
-        let Some(keyring) = &self.keyring else { return keys::authenticate(fixed, presented) };
+        let Some(books) = &self.books else { return keys::authenticate(fixed, presented) };
         if !fixed.is_empty()
             && let Ok(principal) = keys::authenticate(fixed, presented)
         {
             return Ok(principal);
         }
-        keyring.authenticate(presented.unwrap_or_default(), ip, unix_ms())
+        books.keyring().authenticate(presented.unwrap_or_default(), ip, unix_ms())
     }
 
     /// Starts a chat; returns when it is certain to run.
@@ -264,7 +278,12 @@ impl Gateway {
     /// Errors: `UnknownModel`, also for one that `caller` may not use · `NotReady` while a model that is loaded at the start still loads, when a load failed or
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
-        self.models.target(self.find(&caller.principal, name)?).await
+        let idx = self.find(&caller.principal, name)?;
+        if let Some(entry) = &caller.entry {
+            let config = &self.models.shared.entries[idx].config;
+            entry.of_model(name, &config.id, config.price);
+        }
+        self.models.target(idx).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].
@@ -333,19 +352,6 @@ impl Gateway {
         self.models.list().into_iter().nth(idx).ok_or_else(|| Error::unknown_model(name.unwrap_or_default()))
     }
 
-    /// A model that `principal` may not use is as unknown to it as one that isn't there.
-    fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
-        let (name, live) = (name.unwrap_or_default(), self.live.load());
-        let found = live.names.find(name).or(live.config.any_model.then_some(0));
-        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config().id, name);
-        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
-    }
-
-    /// The settings of this moment.
-    pub fn config(&self) -> Arc<GatewayConfig> {
-        Arc::clone(&self.live.load().config)
-    }
-
     pub fn responses(&self) -> &Arc<ResponseStore> {
         &self.responses
     }
@@ -408,6 +414,10 @@ impl Gateway {
             reading
         };
         let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        if let Some(books) = &self.books {
+            let (store, health) = (books.store(), books.store().health());
+            self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
+        }
         self.metrics.page(&readings)
     }
 
@@ -428,8 +438,13 @@ impl Gateway {
             Some(0) if !work.output.echo => count_only(work, &target).await?,
             _ => generate(caller, work, &target).await?,
         };
+        let noted = match &caller.entry {
+            Some(entry) => Noted::Waiting(entry.open().await?),
+            None => Noted::Yes,
+        };
         let fingerprint = fingerprint(&target);
-        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint))
+        let held = (noted, caller.principal.cut());
+        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint, held))
     }
 }
 

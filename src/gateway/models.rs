@@ -8,6 +8,7 @@
 
 use super::Error;
 use super::room::{Held, Room, room};
+use super::spec::Price;
 use super::target::{Pin, Target};
 use crate::chat::Sampling;
 use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure};
@@ -51,6 +52,8 @@ pub struct ModelConfig {
     pub is_lazy: bool,
     /// `Forever` is the operator's word and can't be changed by clients.
     pub keep_alive: KeepAlive,
+    /// What its tokens cost.
+    pub price: Price,
     /// Estimated bytes of memory once loaded; 0: unknown, and never in the way.
     pub n_bytes: u64,
     /// What its file says of it before it is loaded.

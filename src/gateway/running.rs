@@ -1,24 +1,49 @@
 //! A request that was accepted, as its events come in.
 
 use super::Error;
+use super::books::Entry;
 use super::choices::Choices;
 use super::meter::Meter;
+use super::store::StoreError;
 use super::target::{Pin, Target};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
 pub struct Running {
     choices: Choices,
-    meter: Meter,
+    /// Always there, but for a moment in the drop.
+    meter: Option<Meter>,
     keep: Keep,
     model: String,
     fingerprint: String,
+    noted: Noted,
+    /// The event that came while the commit was waited for.
+    held: Option<(usize, Event)>,
+    /// Cancelled when the key is revoked.
+    cut: CancellationToken,
     /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
-    _pin: Pin,
+    pin: Option<Pin>,
 }
+
+/// Whether the row that says that this request runs is committed. Nothing of an answer goes out before.
+#[derive(Debug)]
+pub(super) enum Noted {
+    /// There are no books, or it is.
+    Yes,
+    Waiting(oneshot::Receiver<Result<(), StoreError>>),
+    /// It can't be: the request fails.
+    No,
+}
+
+/// How long a cancelled request may take to say what it came to.
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 /// Of every `of` choices of a prompt, the best `n` are the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,18 +60,74 @@ impl Running {
         mut meter: Meter,
         target: Target,
         fingerprint: String,
+        (noted, cut): (Noted, CancellationToken),
     ) -> Self {
         for (idx, n_prompt) in accepted.into_iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt });
         }
-        Self { choices, meter, keep, model: target.id().to_owned(), fingerprint, _pin: target.into_pin() }
+        let model = target.id().to_owned();
+        let pin = Some(target.into_pin());
+        Self { choices, meter: Some(meter), keep, model, fingerprint, noted, held: None, cut, pin }
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        let (idx, event) = self.choices.next().await?;
-        self.meter.observe(idx, &event);
-        Some((idx, event))
+        if self.held.is_none() {
+            let (idx, event) = self.choices.next().await?;
+            if let Some(meter) = &mut self.meter {
+                meter.observe(idx, &event);
+            }
+            self.held = Some((idx, event));
+        }
+        if matches!(self.held, Some((_, Event::Delta(_) | Event::Done(_)))) {
+            self.await_note().await;
+            if matches!(self.noted, Noted::No) {
+                let failure = Failure::NotReady { reason: "the ledger can't be written".into(), retry_after_s: 2 };
+                self.held = self.held.take().map(|(idx, _)| (idx, Event::Failed(failure)));
+            }
+        }
+        self.held.take()
+    }
+
+    /// Cancel-safe: the receiver stays where it is until it has its word.
+    async fn await_note(&mut self) {
+        if let Noted::Waiting(receiver) = &mut self.noted {
+            self.noted = match receiver.await {
+                Ok(Ok(())) => Noted::Yes,
+                _ => Noted::No,
+            };
+        }
+    }
+
+    /// Why it failed: what an event said, or the books.
+    pub fn error(&self, failure: Failure) -> Error {
+        match self.noted {
+            Noted::No => Error::LedgerUnavailable,
+            _ => failure.into(),
+        }
+    }
+
+    /// Writes the request's row, where rows are kept; to be awaited before the last byte of a stream. How it ended is what
+    /// its events said, or else `finish`.
+    ///
+    /// Errors: the row can be neither written nor kept.
+    pub async fn settle(&mut self, finish: &str) -> Result<(), Error> {
+        match self.entry().cloned() {
+            Some(entry) => {
+                entry.end(finish);
+                entry.settle().await
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub fn entry(&self) -> Option<&Arc<Entry>> {
+        self.meter.as_ref().and_then(Meter::entry)
+    }
+
+    /// Cancelled when the key of this request is revoked or blocked.
+    pub fn cut(&self) -> CancellationToken {
+        self.cut.clone()
     }
 
     /// An event that is already there, without waiting for one.
@@ -70,7 +151,7 @@ impl Running {
                     answer.timings = done.timings;
                     n_left -= 1;
                 }
-                Event::Failed(failure) => return Err(failure.into()),
+                Event::Failed(failure) => return Err(self.error(failure)),
                 _ => {}
             }
         }
@@ -78,12 +159,12 @@ impl Running {
     }
 
     pub fn n_choices(&self) -> usize {
-        self.meter.n_choices()
+        self.meter.as_ref().map_or(0, Meter::n_choices)
     }
 
     /// Tokens so far; final once every choice has ended.
     pub fn usage(&self) -> Usage {
-        self.meter.usage()
+        self.meter.as_ref().map(Meter::usage).unwrap_or_default()
     }
 
     /// The id of the model that answers, whatever name was asked for.
@@ -93,6 +174,33 @@ impl Running {
 
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+}
+
+impl Drop for Running {
+    /// What runs is cancelled. With books, somebody stays until the engine has said what it came to, so that the row has the
+    /// engine's own count; the model stays loaded as long.
+    fn drop(&mut self) {
+        let Some(mut meter) = self.meter.take() else { return };
+        let (true, Ok(runtime)) = (meter.entry().is_some() && !meter.is_over(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
+        let pin = self.pin.take();
+        choices.cancel();
+        runtime.spawn(async move {
+            let rest = async {
+                while let Some((idx, event)) = choices.next().await {
+                    meter.observe(idx, &event);
+                }
+            };
+            if tokio::time::timeout(CANCEL_WAIT, rest).await.is_err() {
+                tracing::warn!("a cancelled request did not end in time; its row has what was known");
+            }
+            drop(meter);
+            drop(pin);
+        });
     }
 }
 

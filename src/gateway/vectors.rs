@@ -1,12 +1,14 @@
 //! Vectors and scores: checks, the engine's answer, and what it cost.
 
+use super::books::Entry;
 use super::meter::word;
 use super::{Caller, Error, Gateway, Target};
 use crate::chat::check::Refusal;
-use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk};
+use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
 use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectors};
 use crate::telemetry::metrics::ModelSeries;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Vectors in the order of their inputs.
@@ -162,6 +164,7 @@ struct VectorMeter {
     started: Instant,
     prompt_tokens: u64,
     outcome: &'static str,
+    entry: Option<Arc<Entry>>,
 }
 
 impl VectorMeter {
@@ -173,6 +176,7 @@ impl VectorMeter {
             started: Instant::now(),
             prompt_tokens: 0,
             outcome: "cancelled",
+            entry: caller.entry.clone(),
         }
     }
 
@@ -181,8 +185,17 @@ impl VectorMeter {
             Ok(vectors) => {
                 self.prompt_tokens = vectors.n_tokens.iter().map(|n| u64::from(*n)).sum();
                 self.outcome = "done";
+                if let Some(entry) = &self.entry {
+                    let prompt_tokens = u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX);
+                    entry.count(&Usage { prompt_tokens, ..Usage::default() });
+                }
             }
-            Err(failure) => self.outcome = word(failure),
+            Err(failure) => {
+                self.outcome = word(failure);
+                if let (Some(entry), Failure::Crashed { .. }) = (&self.entry, failure) {
+                    entry.end("engine_crash");
+                }
+            }
         }
         result
     }

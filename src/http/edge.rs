@@ -2,22 +2,23 @@
 
 use super::connection::Busy;
 use super::drain::Working;
-use super::error::{ApiError, Asked};
+use super::error::{ApiError, Asked, Told};
 use super::family::Family;
 use super::{App, HttpConfig, auth, body, origin};
-use crate::gateway::{Caller, Error, Principal, random_name};
+use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri};
 use hyper::body::Incoming;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::ServiceExt;
@@ -55,19 +56,28 @@ pub(super) async fn answer(
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
     let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
-    let response = match asking.admit(&request, &request_id) {
-        Ok(Admitted::Preflight) => origin::preflight(request.headers()),
+    let (response, entry) = match asking.admit(&request, &request_id) {
+        Ok(Admitted::Preflight) => (origin::preflight(request.headers()), None),
         Ok(Admitted::Caller(caller)) => {
+            let (cut, entry) = (caller.principal.cut(), caller.entry.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
-            let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind().await;
-            routed.map_or_else(|_| ApiError::internal().into_response(), |Ok(response)| response)
+            let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind();
+            let response = tokio::select! {
+                routed = routed => routed.map_or_else(|_| ApiError::internal().into_response(), |Ok(response)| response),
+                () = cut.cancelled() => revoked(entry.as_deref()),
+            };
+            (response, entry)
         }
         Err(error) => {
             let (parts, body) = request.into_parts();
             body::discard(&parts.headers, body, &app);
-            error.into_response()
+            (error.into_response(), None)
         }
+    };
+    let response = match &entry {
+        Some(entry) => record(entry, response).await,
+        None => response,
     };
     let mut response = family.recast(response, &request_id);
     if origin.is_some() {
@@ -83,7 +93,15 @@ pub(super) async fn answer(
         response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
     }
     let path = response.extensions().get::<MatchedPath>().cloned();
-    let end = End { app, path, status: response.status().as_u16(), started, _working: working, _busy: via.busy };
+    let end = End {
+        app,
+        path,
+        status: response.status().as_u16(),
+        started,
+        _entry: entry,
+        _working: working,
+        _busy: via.busy,
+    };
     Ok(response.map(|inner| Body::new(Counted { inner, _end: end })))
 }
 
@@ -123,11 +141,21 @@ impl Asking<'_> {
         if self.app.drain.has_begun() && request.method() == Method::POST {
             return Err(ApiError::shutting_down());
         }
+        let entry = match self.app.gateway.books() {
+            Some(books) if request.method() == Method::POST && !is_public => {
+                let refuse = |error| ApiError::of(error, Asked::Nothing);
+                books.ledger().admit().map_err(refuse)?;
+                let head = EntryHead { request_id, principal: &principal, ip: Some(self.client_ip) };
+                Some(books.ledger().enter(head))
+            }
+            _ => None,
+        };
         Ok(Admitted::Caller(Caller {
             principal,
             request_id: request_id.to_owned(),
             client_request_id: client_request_id(request.headers()),
             client_ip: Some(self.client_ip),
+            entry,
         }))
     }
 
@@ -166,6 +194,46 @@ impl Asking<'_> {
             ApiError::of(error, Asked::Nothing)
         })
     }
+}
+
+/// The key was taken away while its request ran.
+fn revoked(entry: Option<&Entry>) -> Response {
+    if let Some(entry) = entry {
+        entry.end("revoked");
+    }
+    ApiError::of(Error::Unauthorized, Asked::Nothing).into_response()
+}
+
+/// Writes the row of a request that is answered whole, before its answer goes out; a stream writes its own before its last
+/// event.
+async fn record(entry: &Entry, response: Response<Body>) -> Response<Body> {
+    let path = response.extensions().get::<MatchedPath>().cloned();
+    if path.is_none() && response.status() == StatusCode::NOT_FOUND {
+        entry.discard();
+        return response;
+    }
+    let stream = is_stream(response.headers());
+    let code = response.extensions().get::<Told>().and_then(|told| told.problem.code.as_deref());
+    entry.answered(response.status().as_u16(), code, stream);
+    if code_is(&response, "shutting_down") {
+        entry.end("shutdown");
+    }
+    // A generation that was cut goes on until the engine has said what it came to; its last holder writes the row.
+    if stream || (entry.is_running() && !response.status().is_success()) {
+        return response;
+    }
+    match entry.settle().await {
+        Ok(()) => response,
+        Err(error) => {
+            let mut refusal = ApiError::of(error, Asked::Nothing).into_response();
+            path.into_iter().for_each(|path| drop(refusal.extensions_mut().insert(path)));
+            refusal
+        }
+    }
+}
+
+fn code_is(response: &Response<Body>, code: &str) -> bool {
+    response.extensions().get::<Told>().is_some_and(|told| told.problem.code.as_deref() == Some(code))
 }
 
 /// The client's name for its request, if it is one that a log can take.
@@ -218,6 +286,10 @@ fn tolerate_slash(uri: &mut Uri) {
 /// Hands the matched route out to [`answer`], which counts under it: a client's path is no label.
 pub(super) async fn note_route(request: axum::extract::Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
+    let entry = request.extensions().get::<Caller>().and_then(|caller| caller.entry.as_deref());
+    if let (Some(entry), Some(path)) = (entry, &path) {
+        entry.at(path.as_str());
+    }
     let mut response = next.run(request).await;
     if let Some(path) = path {
         response.extensions_mut().insert(path);
@@ -231,6 +303,8 @@ struct End {
     path: Option<MatchedPath>,
     status: u16,
     started: Instant,
+    /// The last of its holders: a body that is dropped ends the request's row.
+    _entry: Option<Arc<Entry>>,
     _working: Option<Working>,
     _busy: Busy,
 }

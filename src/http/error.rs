@@ -70,7 +70,7 @@ impl ApiError {
         Self { status, problem, detail: None, retry_after_s: None, should_retry: None, close: false }
     }
 
-    fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+    pub(super) fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
         Self::new(status, INVALID, Some(code), message)
     }
 
@@ -187,6 +187,9 @@ impl ApiError {
                 Self::refused(StatusCode::UNAUTHORIZED, "invalid_api_key", "No valid API key was given.")
             }
             gateway::Error::Forbidden(message) => Self::forbidden(message),
+            gateway::Error::LedgerUnavailable => {
+                Self::unavailable("ledger_unavailable", "The server can't keep its books now; please try again.", 2)
+            }
             gateway::Error::UnknownModel { name } => {
                 let message = format!("The model `{name}` does not exist on this server.");
                 Self::refused(StatusCode::NOT_FOUND, "model_not_found", message)

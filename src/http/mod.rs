@@ -9,6 +9,7 @@
 //! function in `edge`, so that no route can be added past it. Settings are one immutable snapshot ([`LiveHttp`]), which a
 //! reload replaces whole.
 
+mod admin;
 mod anthropic;
 mod auth;
 mod body;
@@ -20,6 +21,7 @@ mod edge;
 mod error;
 mod family;
 mod guard;
+mod key;
 mod lora;
 mod ollama;
 mod openai;
@@ -32,6 +34,7 @@ mod stall;
 mod tls;
 mod vectors;
 
+pub use admin::{Admin, AdminListener, admin_router, serve_admin};
 pub use client::ClientRules;
 pub use tls::{Tls, TlsError, TlsFiles};
 

@@ -173,7 +173,7 @@ async fn whole(mut running: Running, head: &Head) -> Result<Vec<u8>, gateway::Er
                 answer.finish = done.finish;
                 return Ok(ollama::whole_response(head, &answer, &running.usage(), &done.timings));
             }
-            Some((_, Event::Failed(failure))) => return Err(failure.into()),
+            Some((_, Event::Failed(failure))) => return Err(running.error(failure)),
             Some(_) => {}
             None => {
                 return Err(Failure::Internal("a generation ended without a word; this is a bug".to_owned()).into());

@@ -43,6 +43,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
         ("shutting_down", Failure::ShuttingDown)
     } else if let Some((_, state)) = app.gateway.unready() {
         (state_word(&state), state.refusal().unwrap_or(Failure::ShuttingDown))
+    } else if app.gateway.books().is_some_and(|books| books.ledger().admit().is_err()) {
+        ("ledger_unavailable", Failure::NotReady { reason: "the ledger can't be written".into(), retry_after_s: 2 })
     } else if load.n_in_flight < load.n_places || load.n_places == 0 {
         return json(br#"{"ready":true,"state":"ready"}"#.to_vec());
     } else {

@@ -49,7 +49,7 @@ pub(super) async fn create(
         }
     } else {
         let finished = until_cut(&app, collect(running, Whole::new(head, read))).await?;
-        let finished = finished.map_err(|error| refused(error.into()))?;
+        let finished = finished.map_err(refused)?;
         let body = finished.object.clone().into_bytes();
         if let Some(keep) = keep {
             keep.store(finished);
@@ -244,14 +244,14 @@ impl Chunks for Keeping {
     }
 }
 
-async fn collect(mut running: Running, mut whole: Whole) -> Result<Finished, Failure> {
+async fn collect(mut running: Running, mut whole: Whole) -> Result<Finished, gateway::Error> {
     while let Some((_, event)) = running.next().await {
         match event {
             Event::Delta(delta) => whole.delta(&delta),
             Event::Done(done) => return Ok(whole.end(done.finish, &running.usage())),
-            Event::Failed(failure) => return Err(failure),
+            Event::Failed(failure) => return Err(running.error(failure)),
             _ => {}
         }
     }
-    Err(Failure::Internal("a generation ended without a word; this is a bug".to_owned()))
+    Err(Failure::Internal("a generation ended without a word; this is a bug".to_owned()).into())
 }

@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, docs, edge, lora, ollama, openai, ops, responses, vectors};
+use super::{App, anthropic, docs, edge, key, lora, ollama, openai, ops, responses, vectors};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
@@ -26,6 +26,7 @@ pub(super) fn routes(expose_slots: bool) -> Router<App> {
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/props", get(ops::props))
+        .route("/v1/key", get(key::own))
         .route("/lora-adapters", get(lora::list).post(lora::set))
         .route("/embedding", post(vectors::embedding))
         .route("/v2/rerank", post(vectors::rerank))

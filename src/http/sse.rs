@@ -7,7 +7,7 @@ use super::App;
 use super::error::{ApiError, Asked};
 use crate::dialect::Chunks;
 use crate::engine::{Event, Failure};
-use crate::gateway::Running;
+use crate::gateway::{self, Running};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -29,6 +29,7 @@ pub(super) struct Stream<C> {
 }
 
 pub(super) fn response<C: Chunks + Send + 'static>(stream: Stream<C>, app: &App) -> Response {
+    let revoked = stream.running.cut();
     let events = Events {
         n_running: stream.running.n_choices(),
         running: Some(stream.running),
@@ -37,6 +38,8 @@ pub(super) fn response<C: Chunks + Send + 'static>(stream: Stream<C>, app: &App)
         has_opened: false,
         pause: Pause::new(app.config().ping_interval),
         cut: app.drain.cut(),
+        revoked,
+        over: None,
     };
     // Boxed: the state moves with every event otherwise.
     let events = futures_util::stream::unfold(Box::new(events), |mut events| async move {
@@ -60,6 +63,17 @@ struct Events<C> {
     has_opened: bool,
     pause: Pause,
     cut: CancellationToken,
+    /// The key was taken away.
+    revoked: CancellationToken,
+    /// How the stream ends, once it does.
+    over: Option<Over>,
+}
+
+/// How a stream ends.
+enum Over {
+    Well,
+    /// The word is for the request's row, the error for the client.
+    Failed(&'static str, gateway::Error),
 }
 
 enum Next {
@@ -67,6 +81,7 @@ enum Next {
     Ended,
     Silence,
     Cut,
+    Revoked,
 }
 
 impl<C: Chunks> Events<C> {
@@ -80,17 +95,23 @@ impl<C: Chunks> Events<C> {
         while out.is_empty() {
             match self.wait().await? {
                 Next::Event(idx, event) => self.write(idx, event, &mut out),
-                Next::Ended => self.fail(Failure::Internal("a generation ended without a word".to_owned()), &mut out),
+                Next::Ended => {
+                    let failure = Failure::Internal("a generation ended without a word".to_owned());
+                    self.over = Some(Over::Failed("failed", failure.into()));
+                }
                 Next::Silence => {
                     out.extend_from_slice(C::KEEP_ALIVE);
                     self.pause.wrote(); // also where there is nothing that may be said
                 }
-                Next::Cut => self.fail(Failure::ShuttingDown, &mut out),
+                Next::Cut => self.over = Some(Over::Failed("shutdown", Failure::ShuttingDown.into())),
+                Next::Revoked => self.over = Some(Over::Failed("revoked", gateway::Error::Unauthorized)),
             }
+            self.end(&mut out).await;
         }
         while out.len() < WRITE_BYTES {
             let Some((idx, event)) = self.running.as_mut().and_then(Running::try_next) else { break };
             self.write(idx, event, &mut out);
+            self.end(&mut out).await;
         }
         self.pause.wrote();
         Some(out.into())
@@ -103,6 +124,7 @@ impl<C: Chunks> Events<C> {
             biased;
             event = running.next() => event.map_or(Next::Ended, |(idx, event)| Next::Event(idx, event)),
             () = self.cut.cancelled() => Next::Cut,
+            () = self.revoked.cancelled() => Next::Revoked,
             () = self.pause.over() => Next::Silence,
         })
     }
@@ -117,23 +139,41 @@ impl<C: Chunks> Events<C> {
                 self.chunks.finish(idx, &done, out);
                 self.n_running -= 1;
                 if self.n_running == 0 {
-                    self.end(out);
+                    self.over = Some(Over::Well);
                 }
             }
-            Event::Failed(failure) => self.fail(failure, out),
+            Event::Failed(failure) => {
+                let error = match &self.running {
+                    Some(running) => running.error(failure),
+                    None => failure.into(),
+                };
+                self.over = Some(Over::Failed("failed", error));
+            }
             _ => {}
         }
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) {
-        let Some(running) = self.running.take() else { return };
-        self.chunks.end(&running.usage(), out);
-    }
-
-    /// The status is long sent, so the failure is an event, and the last one.
-    fn fail(&mut self, failure: Failure, out: &mut Vec<u8>) {
-        self.running = None;
-        self.chunks.fail(&ApiError::of(failure.into(), self.asked).problem, out);
+    /// Writes the last bytes, if it is time for them, and before them the request's row: a stream whose row can't be written
+    /// did not end well.
+    async fn end(&mut self, out: &mut Vec<u8>) {
+        let Some(over) = self.over.take() else { return };
+        let Some(mut running) = self.running.take() else { return };
+        let (word, error) = match over {
+            Over::Well => match running.settle("stop").await {
+                Ok(()) => return self.chunks.end(&running.usage(), out),
+                Err(error) => ("failed", error),
+            },
+            Over::Failed(word, error) => (word, error),
+        };
+        // The status is long sent, so the failure is an event, and the last one.
+        let problem = ApiError::of(error, self.asked).problem;
+        if let Some(entry) = running.entry() {
+            // Written once the engine has said what it came to.
+            entry.end(word);
+            entry.failed_with(problem.code.as_deref());
+        }
+        drop(running);
+        self.chunks.fail(&problem, out);
     }
 }
 

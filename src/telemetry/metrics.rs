@@ -14,6 +14,7 @@ use std::time::Duration;
 /// Seconds of a whole request: from a tokenizer call to a long answer on a small device.
 const REQUEST_BUCKETS: [f64; 14] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 const TTFT_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+const COMMIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
 const GAP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
 
 /// All series. Cheap to update from any thread.
@@ -27,12 +28,21 @@ pub struct Metrics {
     ttft: HistogramVec,
     gap: HistogramVec,
     connections: IntGauge,
+    ledger_commits: Histogram,
+    ledger: LedgerGauges,
     rejections: IntCounterVec,
     auth_failures: IntCounterVec,
     tls_cert_expiry: IntGauge,
     reload_success: IntGauge,
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
     scraped: Mutex<Scraped>,
+}
+
+/// How the ledger's writer fares; set at a scrape.
+struct LedgerGauges {
+    pending: IntGauge,
+    failed: IntGauge,
+    lost: IntGauge,
 }
 
 /// The series of one model's requests, to be asked for once a request.
@@ -134,6 +144,19 @@ impl Metrics {
                     &["model"],
                 ),
             ),
+            ledger_commits: add(
+                r,
+                Histogram::with_opts(histogram(
+                    "hearth_ledger_commit_seconds",
+                    "One commit of a group of rows.",
+                    &COMMIT_BUCKETS,
+                )),
+            ),
+            ledger: LedgerGauges {
+                pending: add(r, IntGauge::new("hearth_ledger_pending", "Rows and acts that wait for a commit.")),
+                failed: add(r, IntGauge::new("hearth_ledger_failed", "Whether rows can't be written now, 0 or 1.")),
+                lost: add(r, IntGauge::new("hearth_ledger_rows_lost", "Rows that were given up since the start.")),
+            },
             connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
             rejections: add(
                 r,
@@ -203,6 +226,19 @@ impl Metrics {
             ttft: self.ttft.with_label_values(&[id]),
             gap: self.gap.with_label_values(&[id]),
         }
+    }
+
+    /// A group of rows was committed in this time.
+    pub fn ledger_committed(&self, seconds: f64) {
+        self.ledger_commits.observe(seconds);
+    }
+
+    /// (jobs that wait, whether rows can't be written, rows that were given up).
+    pub fn ledger(&self, (n_pending, is_failed, n_lost): (u64, bool, u64)) {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.ledger.pending.set(int(n_pending));
+        self.ledger.failed.set(is_failed.into());
+        self.ledger.lost.set(int(n_lost));
     }
 
     pub fn connection_opened(&self) {

@@ -8,16 +8,22 @@ use std::process::Command;
 
 /// Runs one client's script; `program` and `needs` are what it can't run without.
 fn check(program: &Path, needs: &Path, script: &str) {
+    check_with(program, needs, script, || (Served::start(), Vec::new()));
+}
+
+/// The same against a server of the test's own, with further arguments for the script.
+fn check_with(program: &Path, needs: &Path, script: &str, start: impl FnOnce() -> (Served, Vec<String>)) {
     let is_there = needs.exists() && Command::new(program).arg("--version").output().is_ok();
     if !is_there {
         assert!(std::env::var_os("HEARTH_CLIENTS").is_none(), "{} is not installed: `make test`", needs.display());
         eprintln!("skipped: {} is not installed (`make test` installs it)", needs.display());
         return;
     }
-    let served = Served::start();
+    let (served, more) = start();
     let output = Command::new(program)
         .arg(root().join("tests/clients").join(script))
         .arg(&served.url)
+        .args(more)
         .output()
         .expect("the client starts");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -29,6 +35,21 @@ fn check(program: &Path, needs: &Path, script: &str) {
 fn the_python_client_is_content() {
     let python = root().join(".venv/bin/python");
     check(&python, &python, "openai_python.py");
+}
+
+#[test]
+fn the_python_client_is_content_with_a_made_key_until_it_is_revoked() {
+    let python = root().join(".venv/bin/python");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    let admin = free.expect("a free port").to_string();
+    check_with(&python, &python, "keys_python.py", || {
+        let folder = dir.path().to_str().expect("a path of text");
+        let model = ["models/hearth-demo.gguf", "--alias", "hearth-demo"];
+        let served = Served::of(&[&model[..], &["--data-dir", folder, "--admin-listen", &admin]].concat());
+        let master = std::fs::read_to_string(dir.path().join("master.key")).expect("made at the start");
+        (served, vec![format!("http://{admin}"), master.trim().to_owned()])
+    });
 }
 
 #[test]

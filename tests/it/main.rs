@@ -2,6 +2,10 @@
 
 mod addresses;
 mod anthropic;
+mod books_admin;
+mod books_faults;
+mod books_keys;
+mod books_rows;
 mod clients;
 mod completions;
 mod crash;

@@ -27,6 +27,7 @@ fn lazy(id: &str) -> ModelSetup {
         n_created: 0,
         is_lazy: true,
         keep_alive: KeepAlive::For(Duration::from_secs(600)),
+        price: Default::default(),
         n_bytes: 0,
         outline: None,
     };

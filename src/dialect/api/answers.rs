@@ -386,6 +386,42 @@ pub struct Ready {
     state: String,
 }
 
+/// A key as its holder sees it. What is null is not limited.
+#[derive(JsonSchema)]
+pub struct OwnKey {
+    key_id: String,
+    key_name: String,
+    key_alias: Nullable<String>,
+    models: Vec<String>,
+    team_id: Nullable<String>,
+    user_id: Nullable<String>,
+    tags: Vec<String>,
+    roles: Vec<String>,
+    allowed_cidrs: Vec<String>,
+    created_at: String,
+    expires: Nullable<String>,
+    blocked: bool,
+    egress: String,
+    audit: String,
+    /// A named set of limits.
+    limits: Nullable<String>,
+    rpm_limit: Nullable<u64>,
+    tpm_limit: Nullable<u64>,
+    max_parallel_requests: Nullable<u32>,
+    max_queued_requests: Nullable<u32>,
+    max_output_tokens: Nullable<u32>,
+    /// Dollars.
+    max_budget: Nullable<f64>,
+    soft_budget: Nullable<f64>,
+    max_tokens_budget: Nullable<i64>,
+    budget_duration: Nullable<String>,
+    budget_calendar: Nullable<bool>,
+    budget_timezone: Nullable<String>,
+    /// Dollars since the key was made or last reset.
+    spend: f64,
+    spent_tokens: u64,
+}
+
 /// llama-server's properties.
 #[derive(JsonSchema)]
 pub struct Props {

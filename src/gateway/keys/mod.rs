@@ -36,6 +36,12 @@ impl fmt::Debug for ApiKey {
     }
 }
 
+impl ConstantTimeEq for ApiKey {
+    fn ct_eq(&self, other: &Self) -> Choice {
+        self.0.ct_eq(&other.0)
+    }
+}
+
 /// Who a request comes from. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Principal {

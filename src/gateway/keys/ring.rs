@@ -33,12 +33,14 @@ pub struct Keyring {
     /// What an unknown id is compared with, so that it takes as long as a known one.
     dummy: KeyHash,
     snapshot: ArcSwap<Snapshot>,
+    /// Running requests of a key that is revoked are cut.
+    cuts: bool,
 }
 
 impl Keyring {
-    pub fn new(pepper: Pepper, snapshot: Snapshot) -> Self {
+    pub fn new(pepper: Pepper, snapshot: Snapshot, cuts: bool) -> Self {
         let dummy = KeyHash(pepper.derive("no key has this hash"));
-        Self { pepper, dummy, snapshot: ArcSwap::from_pointee(snapshot) }
+        Self { pepper, dummy, snapshot: ArcSwap::from_pointee(snapshot), cuts }
     }
 
     pub fn pepper(&self) -> &Pepper {
@@ -54,7 +56,7 @@ impl Keyring {
         let next = Arc::new(next);
         let before = self.snapshot.swap(Arc::clone(&next));
         for (id, entry) in &before.keys {
-            if next.keys.get(id).is_none_or(|entry| entry.record.is_shut()) {
+            if self.cuts && next.keys.get(id).is_none_or(|entry| entry.record.is_shut()) {
                 entry.record.cut.cancel();
             }
         }
@@ -106,7 +108,7 @@ mod tests {
         let mut entry = KeyEntry { record, hash: pepper.hash(key.secret()), previous: None };
         change(&mut entry);
         let snapshot = Snapshot { keys: HashMap::from([(key.id().to_owned(), entry)]), teams: HashMap::new() };
-        (Keyring::new(pepper, snapshot), key)
+        (Keyring::new(pepper, snapshot, true), key)
     }
 
     fn with_spec(change: impl FnOnce(&mut KeySpec)) -> (Keyring, Credential) {

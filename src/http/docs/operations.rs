@@ -344,6 +344,9 @@ fn serving() -> Vec<Operation> {
             .about("503 with the reason when not.")
             .gives::<answers::Ready>()
             .public(),
+        get(SERVER, "/v1/key", "What your own key may do and has done")
+            .about("404 where the server keeps no record of keys (`--data-dir`).")
+            .gives::<answers::OwnKey>(),
         get(SERVER, "/metrics", "Counters for Prometheus").gives_text("text/plain"),
         get(SERVER, "/openapi.json", "This description")
             .gives::<std::collections::BTreeMap<String, serde_json::Value>>()

@@ -2,6 +2,7 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod governed;
 pub mod process;
 pub mod served;
 pub mod tls;
@@ -47,6 +48,7 @@ impl Setup {
             strict: false,
             any_model: false,
             sampling: Default::default(),
+            price: Default::default(),
             n_created: 1_790_000_000,
             media_hosts: Vec::new(),
             responses: Default::default(),

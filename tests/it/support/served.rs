@@ -21,7 +21,14 @@ impl Served {
 
     /// `hearth serve` with these arguments.
     pub fn of(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
+        Self::through(&[], arguments)
+    }
+
+    /// The same by way of another program, whose last arguments are the binary's path and its arguments.
+    pub fn through(before: &[&str], arguments: &[&str]) -> Self {
+        let words: Vec<&str> = before.iter().copied().chain([env!("CARGO_BIN_EXE_hearth")]).collect();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .arg("serve")
             .args(arguments)
             .args(["--port", "0"])

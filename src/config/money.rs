@@ -1,0 +1,148 @@
+//! Settings about money and the books.
+
+use super::raw::ConfigError;
+use super::resolve::rule;
+use super::settings::Raw;
+use super::value::{Switch, Written};
+use crate::gateway::store::{Durability, OnFailure};
+use crate::gateway::{BooksConfig, Price, nusd, usd};
+use std::net::SocketAddr;
+
+/// Dollars, exact to a nano-USD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usd(pub i64);
+
+impl Written for Usd {
+    const EXPECTS: &'static str = "an amount of dollars such as 0.15, with at most nine decimals";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        nusd(texts.last()?.trim()).map(Usd)
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::String(usd(self.0))
+    }
+}
+
+impl Written for SocketAddr {
+    const EXPECTS: &'static str = "an address with a port, such as 127.0.0.1:9090";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        texts.last()?.trim().parse().ok()
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::String(self.to_string())
+    }
+}
+
+impl Written for Durability {
+    const EXPECTS: &'static str = "power or process";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match texts.last()?.trim() {
+            "power" => Some(Durability::Power),
+            "process" => Some(Durability::Process),
+            _ => None,
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        let word = match self {
+            Durability::Power => "power",
+            Durability::Process => "process",
+        };
+        toml::Value::String(word.into())
+    }
+}
+
+impl Written for OnFailure {
+    const EXPECTS: &'static str = "reject or degrade";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        match texts.last()?.trim() {
+            "reject" => Some(OnFailure::Reject),
+            "degrade" => Some(OnFailure::Degrade),
+            _ => None,
+        }
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        let word = match self {
+            OnFailure::Reject => "reject",
+            OnFailure::Degrade => "degrade",
+        };
+        toml::Value::String(word.into())
+    }
+}
+
+impl Raw {
+    /// How the books are kept; `None`: there are none.
+    pub fn books(&self) -> Option<BooksConfig> {
+        Some(BooksConfig {
+            dir: self.data_dir.value.clone()?,
+            durability: self.durability.value.unwrap_or_default(),
+            on_failure: self.on_store_failure.value.unwrap_or_default(),
+            revoke_cuts_streams: self.revoke_cuts_streams.value != Some(Switch(false)),
+        })
+    }
+
+    pub(super) fn admin_listen(&self, warnings: &mut Vec<String>) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(address) = self.admin_listen.value else { return Ok(None) };
+        if self.data_dir.value.is_none() {
+            return Err(rule(&self.admin_listen, "there is nothing to administer without --data-dir"));
+        }
+        if !address.ip().is_loopback() {
+            warnings.push(format!(
+                "the admin API at {address} can be reached by others, and its keys go there in the clear"
+            ));
+        }
+        Ok(Some(address))
+    }
+
+    pub(super) fn price(&self) -> Price {
+        let nusd = |said: Option<Usd>| said.map(|Usd(n)| n);
+        let input = nusd(self.price_input.value).unwrap_or_default();
+        Price {
+            input,
+            cached_input: nusd(self.price_cached_input.value).unwrap_or(input),
+            output: nusd(self.price_output.value).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        fn round<T: Written + PartialEq + std::fmt::Debug>(value: T) {
+            let texts = super::super::value::toml_texts(&value.to_toml(), T::IS_LIST).expect("a plain value");
+            assert_eq!(T::from_texts(&texts), Some(value));
+        }
+        round(Usd(150_000_000));
+        round(Durability::Process);
+        round(OnFailure::Degrade);
+        round("127.0.0.1:9090".parse::<SocketAddr>().unwrap());
+    }
+
+    #[test]
+    fn cached_tokens_cost_as_others_where_nothing_is_said() {
+        let mut raw = Raw::default();
+        assert!(raw.price().is_free());
+        raw.price_input.value = Some(Usd(3));
+        assert_eq!(raw.price().cached_input, 3);
+        raw.price_cached_input.value = Some(Usd(0));
+        assert_eq!(raw.price(), Price { input: 3, cached_input: 0, output: 0 });
+    }
+
+    #[test]
+    fn an_admin_address_needs_books() {
+        let mut raw = Raw::default();
+        raw.admin_listen.value = Some("127.0.0.1:1".parse().unwrap());
+        assert!(raw.admin_listen(&mut Vec::new()).is_err());
+        raw.data_dir.value = Some("books".into());
+        assert!(raw.admin_listen(&mut Vec::new()).is_ok() && raw.books().is_some());
+    }
+}

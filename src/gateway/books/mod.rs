@@ -1,0 +1,164 @@
+//! What a server with `--data-dir` knows and keeps: its keys and teams, its ledger, its audit chain, in one folder.
+//!
+//! **Invariant:** a change of keys and teams is committed before it holds, and holds before it is answered; what was
+//! answered is there after a restart.
+//!
+//! # Design
+//! Keys and teams live in memory ([`Keyring`]) and on disk; requests only ever read memory. Acts are done one after
+//! another under one lock, each in a task of its own, so that an administrator who hangs up in the middle leaves memory
+//! and disk as they belong together.
+
+mod acts;
+mod files;
+mod ledger;
+mod load;
+
+pub use acts::{KeyChange, Made, TeamChange};
+pub use files::{MASTER, SOCKET, read_master};
+pub use ledger::{Entry, EntryHead, Ledger};
+
+use super::keys::{ApiKey, Keyring, Pepper, Snapshot};
+use super::store::{Act, Durability, OnFailure, Store, StoreConfig, StoreError};
+use crate::telemetry::Metrics;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use subtle::ConstantTimeEq;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// How the books are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BooksConfig {
+    pub dir: PathBuf,
+    pub durability: Durability,
+    pub on_failure: OnFailure,
+    /// Running streams end when their key is revoked or blocked.
+    pub revoke_cuts_streams: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BooksError {
+    #[error("{}: {error}", path.display())]
+    Io { path: PathBuf, error: std::io::Error },
+    #[error("{} is used by another hearth", dir.display())]
+    Locked { dir: PathBuf },
+    #[error("the system has no randomness to give")]
+    NoRandomness,
+    #[error("{} is missing, and the database beside it needs it: no key would open any more", path.display())]
+    LostSecret { path: PathBuf },
+    #[error("{} does not hold such a secret", path.display())]
+    BadSecret { path: PathBuf },
+    #[error("{}: {error}", path.display())]
+    Store { path: PathBuf, error: StoreError },
+    /// An act that can't be done; the text is for the administrator.
+    #[error("{0}")]
+    Refused(String),
+    #[error("there is no such {0}")]
+    Missing(&'static str),
+    /// Nothing was done, or it is not known: the file can't be written now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<StoreError> for BooksError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(text) => BooksError::Refused(text),
+            StoreError::Missing(what) => BooksError::Missing(what),
+            other => BooksError::Unavailable(other.to_string()),
+        }
+    }
+}
+
+pub struct Books {
+    config: BooksConfig,
+    store: Arc<Store>,
+    keyring: Arc<Keyring>,
+    ledger: Arc<Ledger>,
+    master: ApiKey,
+    /// Whether the master key was made at this start.
+    is_new: bool,
+    /// Held while keys and teams are changed.
+    changing: Arc<Mutex<()>>,
+    _lock: File,
+}
+
+impl Books {
+    /// Opens the folder, or makes it with everything in it. Must be called inside a tokio runtime.
+    pub fn open(config: BooksConfig, metrics: &Arc<Metrics>) -> Result<Arc<Self>, BooksError> {
+        let dir = &config.dir;
+        let lock = files::lock(dir)?;
+        let path = dir.join(files::DATABASE);
+        let is_first = !path.exists();
+        let pepper = Pepper::new(files::secret(dir, files::PEPPER, is_first)?);
+        let signing_key = files::secret(dir, files::SIGNING, is_first)?;
+        let (master, is_new) = files::master(dir)?;
+        let master = ApiKey::new(&master).ok_or_else(|| BooksError::BadSecret { path: dir.join(MASTER) })?;
+        let refuse = |error| BooksError::Store { path: path.clone(), error };
+        let observed = Arc::clone(metrics);
+        let store = Store::open(StoreConfig {
+            path: path.clone(),
+            durability: config.durability,
+            on_failure: config.on_failure,
+            chain_key: pepper.derive("audit chain"),
+            signing_key,
+            observe: Box::new(move |seconds| observed.ledger_committed(seconds)),
+        })
+        .map_err(refuse)?;
+        let store = Arc::new(store);
+        let snapshot = store.read_now(load::snapshot).map_err(refuse)?;
+        let keyring = Arc::new(Keyring::new(pepper, snapshot, config.revoke_cuts_streams));
+        let ledger = Ledger::start(Arc::clone(&store));
+        let changing = Arc::default();
+        Ok(Arc::new(Self { config, store, keyring, ledger, master, is_new, changing, _lock: lock }))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.config.dir
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Whether `presented` is the master key.
+    pub fn is_master(&self, presented: &str) -> bool {
+        ApiKey::new(presented).is_some_and(|presented| bool::from(presented.ct_eq(&self.master)))
+    }
+
+    /// Returns when every request that has ended has its row, or after a few seconds.
+    pub async fn close(&self) {
+        self.ledger.close().await;
+        self.store.flush().await;
+    }
+
+    /// Commits a change, then lets it hold.
+    async fn commit(
+        self: &Arc<Self>,
+        changing: OwnedMutexGuard<()>,
+        next: Snapshot,
+        act: Act,
+        apply: impl FnOnce(&rusqlite::Connection) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), BooksError> {
+        let books = Arc::clone(self);
+        let done = tokio::spawn(async move {
+            let _changing = changing;
+            books.store.change(act, apply).await?;
+            books.keyring.replace(next);
+            Ok(())
+        });
+        done.await.unwrap_or_else(|_| Err(BooksError::Unavailable("the act panicked; this is a bug".to_owned())))
+    }
+}

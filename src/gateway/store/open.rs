@@ -1,0 +1,135 @@
+//! The database file: how it is opened, what version it has, whether it is whole.
+
+use super::{Durability, StoreError};
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+use std::time::Duration;
+
+/// `hrth` in the file's header: this database is ours.
+const APPLICATION_ID: i32 = 0x6872_7468;
+/// Each step leads from its index to the next version. A database of a newer one is refused.
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+/// A damaged page of a larger file is found by `hearth db check`, not at every start.
+const QUICK_CHECK_BYTES: i64 = 64 << 20;
+/// Waiting for another connection's lock; the only other writers are SQLite's own tools.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// The one connection that writes.
+///
+/// Errors: the file is no database of ours, is of a newer version, is damaged, or can't be written.
+pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection, StoreError> {
+    let mut conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    guard(&conn)?;
+    // A statement for each of a row's tables, and the rare ones.
+    conn.set_prepared_statement_cache_capacity(32);
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "synchronous", durability.synchronous())?;
+    conn.pragma_update(None, "secure_delete", true)?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    conn.pragma_update(None, "cell_size_check", true)?;
+    // Bytes that the WAL keeps after a checkpoint.
+    conn.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    migrate(&mut conn)?;
+    Ok(conn)
+}
+
+/// A connection for reports, which can change nothing.
+pub(super) fn reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags)?;
+    guard(&conn)?;
+    conn.pragma_update(None, "query_only", true)?;
+    Ok(conn)
+}
+
+fn guard(conn: &Connection) -> Result<(), StoreError> {
+    conn.busy_timeout(BUSY)?;
+    // A schema that was tampered with must not call functions.
+    conn.pragma_update(None, "trusted_schema", false)?;
+    Ok(())
+}
+
+fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
+    let number = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let (id, version) = (number("application_id")?, number("user_version")?);
+    let n_tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let newest = MIGRATIONS.len();
+    match usize::try_from(version) {
+        Ok(0) if n_tables == 0 => {}
+        _ if id != APPLICATION_ID => return Err(StoreError::Foreign),
+        Ok(known) if known <= newest => check_quickly(conn)?,
+        _ => return Err(StoreError::Newer { version, newest: i32::try_from(newest).unwrap_or(i32::MAX) }),
+    }
+    let tx = conn.transaction()?;
+    for step in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(newest)) {
+        tx.execute_batch(step)?;
+    }
+    tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+    tx.pragma_update(None, "user_version", i32::try_from(newest).unwrap_or(i32::MAX))?;
+    tx.commit()?;
+    Ok(())
+}
+
+fn check_quickly(conn: &Connection) -> Result<(), StoreError> {
+    let number = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    if number("page_count")?.saturating_mul(number("page_size")?) > QUICK_CHECK_BYTES {
+        return Ok(());
+    }
+    match damage(conn, "quick_check(1)")?.into_iter().next() {
+        Some(reason) => Err(StoreError::Damaged { reason }),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with the file; empty: nothing. `check`: `integrity_check`, or the quicker `quick_check`.
+pub(super) fn damage(conn: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
+    let mut statement = conn.prepare(&format!("PRAGMA {check}"))?;
+    let found: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(found.into_iter().filter(|line| line != "ok").collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_file_has_the_schema_and_opens_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hearth.db");
+        for _ in 0..2 {
+            let conn = writer(&path, Durability::Power).expect("opens");
+            let boot: i64 = conn.query_row("SELECT boot FROM state", [], |row| row.get(0)).unwrap();
+            assert_eq!(boot, 0);
+            let setting = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, String>(0)).unwrap();
+            assert_eq!(setting("journal_mode"), "wal");
+            let number = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+            assert_eq!((number("synchronous"), number("secure_delete"), number("trusted_schema")), (2, 1, 0));
+        }
+        let reads = reader(&path).expect("opens");
+        assert!(reads.execute("UPDATE state SET boot = 9", []).is_err());
+    }
+
+    #[test]
+    fn what_is_not_ours_or_newer_or_damaged_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hearth.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs(x)").unwrap();
+        assert!(matches!(writer(&path, Durability::Power), Err(StoreError::Foreign)));
+        let path = dir.path().join("newer.db");
+        writer(&path, Durability::Power).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(writer(&path, Durability::Power), Err(StoreError::Newer { version: 99, .. })));
+        let path = dir.path().join("text.db");
+        std::fs::write(&path, "no database at all, but long enough to have a header of one".repeat(40)).unwrap();
+        assert!(writer(&path, Durability::Power).is_err());
+        let path = dir.path().join("damaged.db");
+        drop(writer(&path, Durability::Power).unwrap());
+        let mut bytes = std::fs::read(&path).unwrap();
+        let page = 4096;
+        bytes[page..2 * page].fill(0xa5);
+        std::fs::write(&path, bytes).unwrap();
+        assert!(writer(&path, Durability::Power).is_err());
+    }
+}

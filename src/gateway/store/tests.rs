@@ -1,0 +1,191 @@
+//! The store as a whole: groups, crashes, failures, sums.
+
+use super::*;
+use crate::gateway::spec::Price;
+use serde_json::json;
+use std::path::Path;
+
+const DAY: i64 = 86_400_000;
+
+fn open(dir: &Path) -> Arc<Store> {
+    let store = Store::open(StoreConfig {
+        path: dir.join("hearth.db"),
+        durability: Durability::Power,
+        on_failure: OnFailure::Reject,
+        chain_key: [1; 32],
+        signing_key: [2; 32],
+        observe: Box::new(|_| {}),
+    });
+    Arc::new(store.expect("it opens"))
+}
+
+fn row(n: u64) -> RequestRow {
+    RequestRow {
+        id: format!("req_{n}"),
+        t0: DAY + i64::try_from(n).expect("few"),
+        t_end: DAY + 1,
+        key_id: Some("k".into()),
+        team_id: Some("t".into()),
+        endpoint: "/v1/chat/completions".into(),
+        model: Some("m".into()),
+        status: 200,
+        finish: "stop".into(),
+        in_tok: 10,
+        out_tok: n,
+        cost_nusd: 3,
+        tags: vec!["tag".into()],
+        price: Some(Price { input: 1, cached_input: 1, output: 1 }),
+        ..RequestRow::default()
+    }
+}
+
+async fn count(store: &Arc<Store>, table: &'static str) -> i64 {
+    let read =
+        store.read(move |conn| Ok(conn.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?));
+    read.await.expect("it can be read")
+}
+
+#[tokio::test]
+async fn rows_that_come_together_share_a_commit_and_come_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let all = (0..400).map(|n| store.settle(row(n % 200)));
+    let settled = futures_util::future::join_all(all).await;
+    assert!(settled.into_iter().all(|result| result.is_ok()));
+    assert_eq!(count(&store, "request").await, 200, "a row that is there is not written again");
+    let (n_commits, n_rows) = store.health().commits();
+    assert_eq!(n_rows, 200);
+    assert!(n_commits < 200, "{n_commits}");
+    let sums = store.read(|conn| spend(conn, &LogFilter::default(), GroupBy::Key)).await.expect("sums");
+    assert_eq!((sums[0].group.as_str(), sums[0].n, sums[0].in_tok, sums[0].cost_nusd), ("k", 200, 2000, 600));
+    let tagged = store.read(|conn| tags(conn, &LogFilter::default())).await.expect("tags");
+    assert_eq!((tagged[0].tag.as_str(), tagged[0].n), ("tag", 200));
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+}
+
+#[tokio::test]
+async fn what_ran_when_the_process_died_is_settled_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let waits = store.open_row(RequestRow { finish: String::new(), ..row(1) }).await.expect("sent");
+    waits.await.expect("told").expect("committed");
+    store.progress(vec![Progress { id: "req_1".into(), in_tok: 2_000_000, cached_tok: 0, out_tok: 7 }]);
+    let done = store.open_row(row(2)).await.expect("sent");
+    done.await.expect("told").expect("committed");
+    store.settle(row(2)).await.expect("settled");
+    store.flush().await;
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(count(&store, "inflight").await, 0);
+    let rows = store.read(|conn| logs(conn, &LogFilter::default(), (10, 0))).await.expect("rows");
+    let crashed = rows.iter().find(|row| row.id == "req_1").expect("its row");
+    assert_eq!((crashed.finish.as_str(), crashed.in_tok, crashed.out_tok), ("crash", 2_000_000, 7));
+    assert_eq!(crashed.cost_nusd, 3, "two million at 1, and a bit");
+    assert_eq!(rows.len(), 2);
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+    drop(store);
+    assert_eq!(count(&open(dir.path()), "request").await, 2, "settled once");
+}
+
+#[tokio::test]
+async fn an_act_that_conflicts_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let act = || Act { actor: "test".into(), action: "test.act", object: String::new(), detail: json!({}) };
+    let bad = store.change(act(), |conn| {
+        conn.execute("INSERT INTO team(id, spec, created) VALUES ('x', '{}', 0)", [])?;
+        Err(StoreError::Conflict("no".into()))
+    });
+    let good = store.change(act(), |conn| {
+        conn.execute("INSERT INTO team(id, spec, created) VALUES ('y', '{}', 0)", [])?;
+        Ok(())
+    });
+    let (bad, settled, good) = tokio::join!(bad, store.settle(row(1)), good);
+    assert!(matches!(bad, Err(StoreError::Conflict(_))) && settled.is_ok() && good.is_ok());
+    assert_eq!(count(&store, "team").await, 1);
+    assert_eq!(count(&store, "audit").await, 3, "the start, the act that was done, the row");
+}
+
+#[tokio::test]
+async fn spending_is_exact_whatever_the_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    // A row each six hours, of ten days.
+    for n in 0..40 {
+        let row = RequestRow { t0: n * DAY / 4, cost_nusd: 1 << (n % 30), ..row(u64::try_from(n).unwrap()) };
+        store.settle(row).await.expect("settled");
+    }
+    let sum = |from: i64, until: i64| -> i64 {
+        (0..40).filter(|n| (from..until).contains(&(n * DAY / 4))).map(|n| 1_i64 << (n % 30)).sum()
+    };
+    for (from, until) in [
+        (0, i64::MAX),
+        (i64::MIN, i64::MAX),
+        (0, DAY),
+        (1, DAY),
+        (DAY / 4, DAY / 2),
+        (DAY / 4 + 1, 3 * DAY + 5),
+        (DAY, 7 * DAY),
+        (DAY - 1, 7 * DAY + 1),
+        (20 * DAY, 30 * DAY),
+    ] {
+        for (scope, id) in [("key", "k"), ("team", "t")] {
+            let got = store.read(move |conn| spent(conn, scope, id, (from, until))).await.expect("a sum");
+            assert_eq!(got.0, sum(from, until), "{scope} {from} {until}");
+        }
+    }
+    let other = store.read(|conn| spent(conn, "key", "other", (0, i64::MAX))).await.expect("a sum");
+    assert_eq!(other, (0, 0));
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.settle(row(1)).await.expect("settled");
+    // Somebody holds the file's lock for longer than the writer waits: a failure of its kind.
+    let blocker = Connection::open(dir.path().join("hearth.db")).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(store.settle(row(2)).await.is_ok(), "kept in the spill");
+    assert!(store.health().is_failed() && store.admit().is_err());
+    assert!(store.open_row(row(3)).await.expect("sent").await.expect("told").is_err(), "no new request");
+    let act = Act { actor: "test".into(), action: "test.act", object: String::new(), detail: json!({}) };
+    assert!(store.change(act, |_| Ok(())).await.is_err());
+    store.settle_later(row(4));
+    blocker.execute_batch("ROLLBACK").unwrap();
+    drop(blocker);
+    let recovered = async {
+        while store.health().is_failed() || !store.spill.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), recovered).await.expect("it recovers");
+    store.flush().await;
+    assert!(store.admit().is_ok());
+    assert_eq!(count(&store, "request").await, 3);
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+}
+
+#[tokio::test]
+async fn the_end_of_the_chain_is_signed_and_a_cut_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..3 {
+        store.settle(row(n)).await.expect("settled");
+    }
+    drop(store);
+    let path = dir.path().join("hearth.db");
+    let conn = Connection::open(&path).unwrap();
+    let n: i64 = conn.query_row("SELECT count(*) FROM checkpoint", [], |row| row.get(0)).unwrap();
+    assert_eq!(n, 1, "signed at the end");
+    // The last link and its row are cut off: the chain before is whole, the checkpoint is not.
+    conn.execute_batch("DELETE FROM request WHERE seq = 3; DELETE FROM audit WHERE seq = (SELECT max(seq) FROM audit)")
+        .unwrap();
+    drop(conn);
+    let keys = ChainKeys::new([1; 32], [2; 32]).unwrap();
+    let conn = open::reader(&path).unwrap();
+    let found = verify::verify(&conn, &keys, 1).unwrap();
+    assert!(found.fault.is_some_and(|fault| fault.reason.contains("cut")));
+    let other = ChainKeys::new([1; 32], [3; 32]).unwrap();
+    assert!(verify::verify(&conn, &other, 1).unwrap().fault.is_some_and(|fault| fault.reason.contains("signature")));
+}

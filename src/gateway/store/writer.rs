@@ -1,0 +1,301 @@
+//! The thread that writes: groups of jobs, one transaction each, and what it does when the disk says no.
+
+use super::chain::{Act, ChainKeys, Head};
+use super::row::{self, Progress, RequestRow};
+use super::spill::Spill;
+use super::verify::digest_of_rows;
+use super::{GROUP_MAX, Health, OnFailure, PROBE_EVERY, StoreConfig, StoreError, open};
+use crate::gateway::unix_ms;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use rusqlite::{Connection, TransactionBehavior};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+pub(super) struct Job {
+    pub work: Work,
+    /// Its place in the queue.
+    pub _permit: Option<OwnedSemaphorePermit>,
+}
+
+type Done = oneshot::Sender<Result<(), StoreError>>;
+type Apply = Box<dyn FnOnce(&Connection) -> Result<(), StoreError> + Send>;
+
+pub(super) enum Work {
+    Open(Box<RequestRow>, Done),
+    Settle(Box<RequestRow>, Option<Done>),
+    Progress(Vec<Progress>),
+    Change(Act, Apply, Done),
+    Flush(oneshot::Sender<()>),
+}
+
+/// Signed at the latest after this many links, or this long after one that is not.
+const SIGN_LINKS: u64 = 1000;
+const SIGN_EVERY: Duration = Duration::from_secs(60);
+
+pub(super) struct Writer {
+    config: StoreConfig,
+    keys: ChainKeys,
+    health: Arc<Health>,
+    spill: Arc<Spill>,
+    /// `None` while the file can't be written: it is opened anew by the probe.
+    conn: Option<Connection>,
+    head: Head,
+    boot: i64,
+    /// Of the last row.
+    seq: i64,
+    signed: Instant,
+}
+
+/// What a transaction leads to, once it is committed.
+struct Written {
+    head: Head,
+    seq: i64,
+    n_rows: u64,
+    checkpoint: Option<String>,
+}
+
+impl Writer {
+    pub(super) fn open(
+        config: StoreConfig,
+        keys: ChainKeys,
+        health: Arc<Health>,
+        spill: Arc<Spill>,
+    ) -> Result<Self, StoreError> {
+        let mut conn = open::writer(&config.path, config.durability)?;
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute("UPDATE state SET boot = boot + 1", [])?;
+        let (boot, seq) =
+            tx.query_row("SELECT boot, request_seq FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut writer =
+            Self { head: Head::read(&tx)?, config, keys, health, spill, conn: None, boot, seq, signed: Instant::now() };
+        let left = row::left_behind(&tx, boot)?;
+        let n_left = left.len();
+        let mut start = writer.begin();
+        let rows: Vec<&RequestRow> = left.iter().collect();
+        writer.settle(&tx, &mut start, &rows)?;
+        let act = Act {
+            actor: "server".into(),
+            action: "start",
+            object: String::new(),
+            detail: json!({ "boot": boot, "crashed": n_left }),
+        };
+        start.head.append(&tx, &writer.keys, unix_ms(), act)?;
+        tx.commit()?;
+        (writer.head, writer.seq) = (start.head, start.seq);
+        if n_left > 0 {
+            tracing::warn!(n_requests = n_left, "requests that ran when the server died were settled as crashed");
+        }
+        writer.conn = Some(conn);
+        Ok(writer)
+    }
+
+    /// Until every sender is gone.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        let mut probed = Instant::now();
+        loop {
+            let patience = match &self.conn {
+                None => PROBE_EVERY.saturating_sub(probed.elapsed()),
+                Some(_) if !self.spill.is_empty() => Duration::ZERO,
+                Some(_) => Duration::from_secs(1),
+            };
+            let first = jobs.recv_timeout(patience);
+            let is_last = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut group: Vec<Job> = first.into_iter().chain(jobs.try_iter().take(GROUP_MAX - 1)).collect();
+            if self.conn.is_none() && (is_last || probed.elapsed() >= PROBE_EVERY) {
+                probed = Instant::now();
+                self.probe();
+            }
+            if self.conn.is_none() {
+                group.drain(..).for_each(|job| self.refuse(job));
+                if is_last {
+                    break;
+                }
+                continue;
+            }
+            let is_due = self.head.n_unsigned >= SIGN_LINKS
+                || (self.head.n_unsigned > 0 && (is_last || self.signed.elapsed() >= SIGN_EVERY));
+            if !group.is_empty() || !self.spill.is_empty() || is_due {
+                self.commit(group, is_due);
+            }
+            if is_last && self.spill.is_empty() {
+                break;
+            }
+        }
+    }
+
+    fn begin(&self) -> Written {
+        Written { head: self.head.clone(), seq: self.seq, n_rows: 0, checkpoint: None }
+    }
+
+    fn commit(&mut self, mut group: Vec<Job>, sign: bool) {
+        let started = Instant::now();
+        let spilled = self.spill.first(GROUP_MAX);
+        let Some(mut conn) = self.conn.take() else { return };
+        let mut results: Vec<Option<StoreError>> = Vec::with_capacity(group.len());
+        match self.transact(&mut conn, &mut group, &spilled, sign, &mut results) {
+            Ok(written) => {
+                (self.head, self.seq) = (written.head, written.seq);
+                self.conn = Some(conn);
+                self.spill.remove(spilled.len());
+                self.health.n_commits.fetch_add(1, Ordering::Relaxed);
+                self.health.n_rows.fetch_add(written.n_rows, Ordering::Relaxed);
+                if let Some(line) = written.checkpoint {
+                    self.signed = Instant::now();
+                    tracing::info!(checkpoint = line, "audit checkpoint");
+                }
+                (self.config.observe)(started.elapsed().as_secs_f64());
+                for (job, error) in group.into_iter().zip(results) {
+                    finish(job, error.map_or(Ok(()), Err));
+                }
+            }
+            Err(error) => {
+                // Opened anew by the probe, so that nothing of a failed transaction is left in it.
+                drop(conn);
+                self.fail(&error);
+                group.into_iter().for_each(|job| self.refuse(job));
+            }
+        }
+    }
+
+    /// All jobs of a group, or none. An act that goes against what is there fails alone.
+    fn transact(
+        &self,
+        conn: &mut Connection,
+        group: &mut [Job],
+        spilled: &[RequestRow],
+        sign: bool,
+        results: &mut Vec<Option<StoreError>>,
+    ) -> Result<Written, StoreError> {
+        let now = unix_ms();
+        let mut tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut written = self.begin();
+        let mut rows: Vec<&RequestRow> = spilled.iter().collect();
+        for job in group.iter_mut() {
+            let mut failed = None;
+            match &mut job.work {
+                Work::Open(row, _) => row.open(&tx, self.boot)?,
+                Work::Settle(..) | Work::Flush(_) => {}
+                Work::Progress(of) => of.iter().try_for_each(|progress| progress.update(&tx, now))?,
+                Work::Change(act, apply, _) => {
+                    let apply = std::mem::replace(apply, Box::new(|_| Ok(())));
+                    let act = act.clone();
+                    let point = tx.savepoint()?;
+                    match apply(&point) {
+                        Ok(()) => {
+                            written.head.append(&point, &self.keys, now, act)?;
+                            point.commit()?;
+                        }
+                        Err(error) if error.is_of_the_disk() => return Err(error),
+                        // Dropping the savepoint rolls it back.
+                        Err(error) => failed = Some(error),
+                    }
+                }
+            }
+            results.push(failed);
+        }
+        // After the changes: a row may name a key that was just made.
+        rows.extend(group.iter().filter_map(|job| match &job.work {
+            Work::Settle(row, _) => Some(row.as_ref()),
+            _ => None,
+        }));
+        self.settle(&tx, &mut written, &rows)?;
+        if sign {
+            written.checkpoint = Some(written.head.sign(&tx, &self.keys, now)?);
+        }
+        tx.commit()?;
+        Ok(written)
+    }
+
+    /// Inserts rows, and one link over those that are new.
+    fn settle(&self, tx: &Connection, written: &mut Written, rows: &[&RequestRow]) -> Result<(), StoreError> {
+        let first = written.seq + 1;
+        let mut digests = Vec::with_capacity(rows.len());
+        for row in rows {
+            if row.insert(tx, self.boot, written.seq + 1)? {
+                written.seq += 1;
+                digests.push(row.digest(written.seq));
+            }
+            row.close(tx)?;
+        }
+        if digests.is_empty() {
+            return Ok(());
+        }
+        written.n_rows += digests.len() as u64;
+        tx.prepare_cached("UPDATE state SET request_seq = ?1")?.execute([written.seq])?;
+        let detail = json!({ "from": first, "to": written.seq, "digest": digest_of_rows(digests.into_iter()) });
+        let act = Act { actor: "server".into(), action: "requests", object: String::new(), detail };
+        Ok(written.head.append(tx, &self.keys, unix_ms(), act)?)
+    }
+
+    fn fail(&self, error: &StoreError) {
+        *self.health.lock() = error.to_string();
+        if !self.health.failed.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "the ledger can't be written");
+        }
+    }
+
+    /// Opens the file anew and writes a mark. What waits in the spill is written after it.
+    fn probe(&mut self) {
+        let probed = open::writer(&self.config.path, self.config.durability).and_then(|conn| {
+            conn.execute("UPDATE state SET probe = ?1", [unix_ms()])?;
+            // What an earlier transaction came to is read again: its commit may have failed after it was written.
+            let head = Head::read(&conn)?;
+            let seq = conn.query_row("SELECT request_seq FROM state", [], |row| row.get(0))?;
+            Ok((conn, head, seq))
+        });
+        match probed {
+            Ok((conn, head, seq)) => {
+                (self.conn, self.head, self.seq) = (Some(conn), head, seq);
+                self.health.failed.store(false, Ordering::Relaxed);
+                tracing::info!("the ledger can be written again");
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// A job that can't be written now.
+    fn refuse(&self, job: Job) {
+        let error = || StoreError::Unavailable(self.health.reason());
+        match job.work {
+            Work::Settle(row, done) => {
+                let spilled = self.spill.push(*row).map_err(|_| error());
+                let degrades = self.config.on_failure == OnFailure::Degrade;
+                if spilled.is_err() && (done.is_none() || degrades) {
+                    self.health.n_lost.fetch_add(1, Ordering::Relaxed);
+                }
+                let result = if degrades { Ok(()) } else { spilled };
+                done.into_iter().for_each(|done| drop(done.send(result_of(&result))));
+            }
+            Work::Open(_, done) => {
+                let result = match self.config.on_failure {
+                    OnFailure::Reject => Err(error()),
+                    OnFailure::Degrade => Ok(()),
+                };
+                drop(done.send(result));
+            }
+            Work::Change(_, _, done) => drop(done.send(Err(error()))),
+            Work::Flush(done) => drop(done.send(())),
+            Work::Progress(_) => {}
+        }
+    }
+}
+
+fn result_of(result: &Result<(), StoreError>) -> Result<(), StoreError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+    }
+}
+
+/// Tells whoever waits; an error means that nobody does any more.
+fn finish(job: Job, result: Result<(), StoreError>) {
+    match job.work {
+        Work::Open(_, done) | Work::Change(_, _, done) => drop(done.send(result)),
+        Work::Settle(_, done) => done.into_iter().for_each(|done| drop(done.send(result_of(&result)))),
+        Work::Flush(done) => drop(done.send(())),
+        Work::Progress(_) => {}
+    }
+}

@@ -1,0 +1,210 @@
+//! The admin plane: keys, teams, spend and the audit chain, on a socket of its own.
+//!
+//! **Invariant:** none of its routes is on the data plane, and every one wants the master key or a key with a role; what an
+//! identity may not see is as unknown to it as what isn't there.
+//!
+//! # Design
+//! Names and fields are LiteLLM's where it has them, so that calls people have scripted keep working. The plane has its own
+//! listener (a unix socket, or an address if one is set), its own few connections and its own bodies: a flooded data plane
+//! does not lock the administrator out, and budgets do not either. The command line uses the same router, over the socket or,
+//! with the server down, without one.
+
+mod audit;
+mod fields;
+mod keys;
+mod listen;
+mod spend;
+mod teams;
+mod wire;
+
+pub use listen::{AdminListener, serve_admin};
+pub(super) use wire::own_key;
+
+use super::auth;
+use super::error::{ApiError, Asked};
+use crate::gateway::{Books, BooksError, Gateway, KeyRecord, Role, unix_ms};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// What the plane acts on.
+pub struct Admin {
+    pub books: Arc<Books>,
+    /// `None` on the command line, where no model is served.
+    pub gateway: Option<Arc<Gateway>>,
+}
+
+type Plane = Arc<Admin>;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+enum Identity {
+    Master,
+    Key(Arc<KeyRecord>),
+}
+
+/// Where a request comes from; a unix socket has no address.
+#[derive(Debug, Clone, Copy)]
+struct Peer(Option<std::net::IpAddr>);
+
+/// Largest body of an administrator.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+pub fn admin_router(admin: Arc<Admin>) -> Router {
+    routes()
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_url)
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&admin), identify))
+        .with_state(admin)
+}
+
+/// Every path of the plane.
+fn routes() -> Router<Plane> {
+    Router::new()
+        .route("/key/generate", post(keys::generate))
+        .route("/key/update", post(keys::update))
+        .route("/key/delete", post(keys::delete))
+        .route("/key/block", post(keys::block))
+        .route("/key/unblock", post(keys::unblock))
+        .route("/key/info", get(keys::info))
+        .route("/key/list", get(keys::list))
+        .route("/key/{id}/regenerate", post(keys::regenerate))
+        .route("/key/{id}/reset_spend", post(keys::reset_spend))
+        .route("/team/new", post(teams::new))
+        .route("/team/update", post(teams::update))
+        .route("/team/delete", post(teams::delete))
+        .route("/team/block", post(teams::block))
+        .route("/team/unblock", post(teams::unblock))
+        .route("/team/info", get(teams::info))
+        .route("/team/list", get(teams::list))
+        .route("/team/{id}/reset_spend", post(teams::reset_spend))
+        .route("/spend/logs", get(spend::logs))
+        .route("/spend/keys", get(spend::keys))
+        .route("/spend/teams", get(spend::teams))
+        .route("/spend/tags", get(spend::tags))
+        .route("/global/spend/report", get(spend::report))
+        .route("/audit/events", get(audit::events))
+        .route("/audit/verify", get(audit::verify))
+        .route("/audit/export", get(audit::export))
+        .route("/db/check", get(audit::check))
+        .route("/model/info", get(audit::models))
+        .route("/metrics", get(audit::metrics))
+        .route("/health/liveliness", get(audit::live))
+        .route("/health/readiness", get(audit::ready))
+}
+
+impl Identity {
+    /// Of the audit chain.
+    fn actor(&self) -> &str {
+        match self {
+            Identity::Master => "master",
+            Identity::Key(key) => &key.id,
+        }
+    }
+
+    fn has(&self, role: Role) -> bool {
+        match self {
+            Identity::Master => true,
+            Identity::Key(key) => key.spec.has(role),
+        }
+    }
+
+    /// The one team it may act on; `None`: all of them.
+    fn only_team(&self) -> Option<&str> {
+        match self {
+            Identity::Key(key) if !key.spec.has(Role::Admin) && !key.spec.has(Role::Auditor) => {
+                key.spec.team.as_deref()
+            }
+            _ => None,
+        }
+    }
+
+    /// Everything may be changed.
+    fn may_rule(&self) -> Result<(), ApiError> {
+        if self.has(Role::Admin) { Ok(()) } else { Err(ApiError::forbidden("This needs an admin's key.")) }
+    }
+
+    /// Everything may be read.
+    fn may_look(&self) -> Result<(), ApiError> {
+        match self.has(Role::Admin) || self.has(Role::Auditor) {
+            true => Ok(()),
+            false => Err(ApiError::forbidden("This needs an admin's or an auditor's key.")),
+        }
+    }
+
+    /// Keys of some team may be changed.
+    fn may_manage(&self) -> Result<(), ApiError> {
+        match self.has(Role::Admin) || (self.has(Role::TeamAdmin) && self.only_team().is_some()) {
+            true => Ok(()),
+            false => Err(ApiError::forbidden("This needs an admin's or a team admin's key.")),
+        }
+    }
+
+    /// Something may be read: everything, or what is of its team.
+    fn may_see(&self) -> Result<(), ApiError> {
+        self.may_look().or_else(|_| self.may_manage())
+    }
+}
+
+/// Lets in who has the master key, or a key with a role of this plane.
+async fn identify(State(admin): State<Plane>, mut request: Request, next: Next) -> Response {
+    let presented = auth::presented(request.headers()).unwrap_or_default();
+    let identity = if admin.books.is_master(presented) {
+        Some(Identity::Master)
+    } else {
+        let ip = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+        admin.books.keyring().find(presented, unix_ms()).filter(|key| key.spec.admits(ip)).map(Identity::Key)
+    };
+    let Some(identity) = identity else {
+        return ApiError::of(crate::gateway::Error::Unauthorized, Asked::Nothing).into_response();
+    };
+    if let Err(error) = identity.may_see() {
+        return error.into_response();
+    }
+    request.extensions_mut().insert(identity);
+    next.run(request).await
+}
+
+async fn unknown_url(method: Method, uri: Uri) -> ApiError {
+    ApiError::unknown_url(&method, uri.path())
+}
+
+async fn wrong_method(method: Method) -> ApiError {
+    ApiError::wrong_method(&method)
+}
+
+fn refused(error: BooksError) -> ApiError {
+    match error {
+        BooksError::Refused(message) => ApiError::refused(StatusCode::BAD_REQUEST, "invalid_value", message),
+        BooksError::Missing(what) => missing(what),
+        BooksError::Unavailable(reason) => {
+            tracing::warn!(reason, "an act of an administrator was not done");
+            ApiError::of(crate::gateway::Error::LedgerUnavailable, Asked::Nothing)
+        }
+        other => {
+            tracing::error!(error = %other, "an act of an administrator failed");
+            ApiError::internal()
+        }
+    }
+}
+
+fn missing(what: &str) -> ApiError {
+    ApiError::not_found("not_found", format!("There is no such {what}."))
+}
+
+fn json(value: &Value) -> Response {
+    typed(value.to_string(), "application/json")
+}
+
+fn typed(body: String, kind: &'static str) -> Response {
+    let mut response = Response::new(body.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -280,7 +280,7 @@ impl Gateway {
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
         let idx = self.find(&caller.principal, name)?;
         if let Some(entry) = &caller.entry {
-            let config = &self.models.shared.entries[idx].config;
+            let config = self.models.shared.entries[idx].config();
             entry.of_model(name, &config.id, config.price);
         }
         self.models.target(idx).await

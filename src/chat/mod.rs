@@ -190,8 +190,16 @@ pub enum Prompt {
     Text(String),
     /// Token ids, used as they are.
     Tokens(Vec<i32>),
+    /// Texts and token ids in turn. A text at the very beginning gets BOS as the model asks, no other one does.
+    Mixed(Vec<PromptPart>),
     /// Fill in the middle, with the model's own tokens for it.
     Infill(Infill),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PromptPart {
+    Text(String),
+    Token(i32),
 }
 
 /// What stands around the text that is wanted.
@@ -216,6 +224,8 @@ pub struct Output {
     pub top_logprobs: Option<u8>,
     /// The prompt's tokens too, with their log-probabilities where `top_logprobs` asks for them.
     pub echo: bool,
+    /// The ids of the generated tokens too.
+    pub with_tokens: bool,
     pub constraint: Option<Constraint>,
     /// What the answer will probably be; a hint for speculation, without effect on the text.
     pub prediction: Option<String>,
@@ -250,7 +260,7 @@ pub struct ChatRequest {
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {
     pub model: Option<String>,
-    /// Not empty; every element is `Text`, `Tokens` or `Infill`.
+    /// Not empty; no element is `Chat`.
     pub prompts: Vec<Prompt>,
     pub sampling: Sampling,
     pub output: Output,
@@ -295,11 +305,20 @@ pub enum Finish {
 /// (minus infinity is written as -9999).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
+    pub id: i32,
     /// The token's exact bytes; not always UTF-8 by themselves.
     pub bytes: Vec<u8>,
     pub logprob: f32,
     /// The most likely tokens at this place, best first.
-    pub top: Vec<(Vec<u8>, f32)>,
+    pub top: Vec<Likely>,
+}
+
+/// A token that might have stood where another one does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Likely {
+    pub id: i32,
+    pub bytes: Vec<u8>,
+    pub logprob: f32,
 }
 
 /// A piece of one tool call. Pieces of a call come in order, and call `index` + 1 begins after `index` is complete.
@@ -327,4 +346,6 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprob>,
     /// Tokens generated since the last delta.
     pub n_tokens: u32,
+    /// Their ids, where `Output::with_tokens` asked for them; without the one that ends a turn.
+    pub tokens: Vec<i32>,
 }

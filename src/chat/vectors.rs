@@ -13,6 +13,8 @@ pub struct EmbedAsk {
     /// Keep only this many numbers of each vector, before it is normalised.
     pub dimensions: Option<u32>,
     pub norm: Norm,
+    /// A vector for each token is fine, where that is how the model is served.
+    pub takes_tokens: bool,
 }
 
 /// Documents to be scored against a query.

@@ -14,6 +14,7 @@ mod flags;
 mod inspect;
 mod keys;
 mod ledger;
+mod listen;
 mod notify;
 mod plan;
 mod progress;

@@ -94,7 +94,7 @@ impl Reload {
         let config = raw.resolve()?;
         telemetry::logging::check(&config.log)?;
         let has_keys = !config.gateway.api_keys.is_empty() || config.books.is_some();
-        if !raw.may_listen(self.http.now().host, has_keys) {
+        if !self.http.now().hosts.iter().all(|host| raw.may_listen(*host, has_keys)) {
             bail!("without a key this server would be open to all who can reach it");
         }
         Ok((raw, config))
@@ -106,9 +106,9 @@ impl Reload {
         if let Err(error) = telemetry::logging::set_level(&config.log) {
             tracing::error!("the log level stays: {error}");
         }
-        // A port of 0 has become a real one, and systemd's socket is where it is.
+        // A port of 0 has become a real one, and systemd's sockets are where they are.
         let now = self.http.now();
-        (config.http.host, config.http.port) = (now.host, now.port);
+        (config.http.hosts, config.http.port) = (now.hosts.clone(), now.port);
         self.http.set(config.http);
         if let Some(tls) = &self.http.now().tls {
             self.gateway.metrics().certificate_expires(tls.expires_unix());

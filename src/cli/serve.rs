@@ -1,5 +1,6 @@
 //! `hearth serve`: listen, plan, load, answer, drain.
 
+use super::listen;
 use super::notify::Notify;
 use super::plan::{self, Model};
 use super::progress::{self, Show};
@@ -8,12 +9,10 @@ use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
-use crate::http::{self, Admin, AdminListener, HttpConfig, LiveHttp};
+use crate::http::{self, Admin, AdminListener, LiveHttp};
 use crate::telemetry::{self, Metrics};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
-use listenfd::ListenFd;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -50,18 +49,16 @@ impl Serve {
 
 async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Result<()> {
     // First of all, so that a port that is taken is found before anything costs time.
-    let listener = listen(&config.http).await?;
+    let listeners = listen::listen(&mut config.http).await?;
     // From here on it means a reload; until then it ends the process, as it does by default.
     let hangup = signal(SignalKind::hangup())?;
-    allow_files(config.http.connections_max);
-    let address = listener.local_addr()?;
-    // systemd's socket may be another than the settings say.
-    if !raw.may_listen(address.ip(), has_keys) {
-        bail!("{address} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure");
+    listen::allow_files(config.http.connections_max);
+    // systemd's sockets may be others than the settings say.
+    if let Some(open) = config.http.hosts.iter().find(|host| !raw.may_listen(**host, has_keys)) {
+        bail!("{open} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure");
     }
-    (config.http.host, config.http.port) = (address.ip(), address.port());
     let model = plan::settle_all(&mut config)?;
-    announce(address, &config, model.as_ref(), has_keys);
+    announce(&config, model.as_ref(), has_keys);
     drop(model);
 
     let mode = if config.in_process {
@@ -105,7 +102,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
             notify.stopping();
         }
     });
-    let served = http::serve(vec![listener], live, Arc::clone(&gateway), shutdown.clone()).await;
+    let served = http::serve(listeners, live, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
@@ -123,32 +120,6 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// The socket that systemd holds for us (`LISTEN_FDS`), or one of our own.
-async fn listen(config: &HttpConfig) -> Result<TcpListener> {
-    if let Some(listener) = ListenFd::from_env().take_tcp_listener(0).context("the socket that systemd passed on")? {
-        listener.set_nonblocking(true)?;
-        return Ok(TcpListener::from_std(listener)?);
-    }
-    let address = SocketAddr::new(config.host, config.port);
-    TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))
-}
-
-/// Lets this process have as many files open as its connections may need, if the system allows it.
-fn allow_files(connections_max: usize) {
-    /// Models, pipes, stores, logs.
-    const OTHERS: u64 = 256;
-    let wanted = connections_max as u64 + OTHERS;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|now| now >= wanted) {
-        return;
-    }
-    let current = limit.maximum.map_or(wanted, |most| most.min(wanted));
-    let is_set = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum }).is_ok();
-    if !is_set || current < wanted {
-        tracing::warn!(files = current, "this system allows fewer open files than connections; the rest will wait");
-    }
 }
 
 /// Starts the admin plane. **Bound:** one task for each of its at most two listeners.
@@ -176,10 +147,12 @@ async fn serve_admin(
 }
 
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
-fn announce(address: SocketAddr, config: &Config, model: Option<&Model>, has_keys: bool) {
-    let reachable = SocketAddr::new(reachable(address.ip()), address.port());
+fn announce(config: &Config, model: Option<&Model>, has_keys: bool) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-    say!("hearth listening on {scheme}://{address}");
+    let addresses: Vec<SocketAddr> =
+        config.http.hosts.iter().map(|host| SocketAddr::new(*host, config.http.port)).collect();
+    addresses.iter().for_each(|address| say!("hearth listening on {scheme}://{address}"));
+    let Some(reachable) = addresses.first().map(|it| SocketAddr::new(reachable(it.ip()), it.port())) else { return };
     let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
     let is_chat = match model {
         Some(model) => {

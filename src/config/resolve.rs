@@ -45,6 +45,7 @@ impl Raw {
             price: first.price,
             n_created: first.n_created,
             media_hosts: self.media_hosts()?,
+            media_path: self.media_path()?,
             responses: self.responses()?,
         };
         let default = LoadLimits::default();
@@ -209,6 +210,14 @@ impl Raw {
             MediaHost::new(text).ok_or_else(|| rule(&self.media_host, format!("\"{text}\" is no host name or address")))
         };
         texts.map(host).collect()
+    }
+
+    /// With all links resolved: below it none is followed.
+    fn media_path(&self) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(path) = &self.media_path.value else { return Ok(None) };
+        let refuse = |why: String| rule(&self.media_path, format!("{}: {why}", path.display()));
+        let root = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        if root.is_dir() { Ok(Some(root)) } else { Err(refuse("this is no folder".to_owned())) }
     }
 
     pub(super) fn sampling(&self) -> Result<Sampling, ConfigError> {

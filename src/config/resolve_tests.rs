@@ -34,6 +34,12 @@ fn an_open_door_needs_a_key() {
     assert!(resolve(&[("host", "0.0.0.0"), ("insecure", "true")]).is_ok_and(|config| config.warnings.len() == 1));
     assert!(resolve(&[("host", "[::1]")]).is_ok());
     assert!(refusal(&[("host", "example.org")]).contains("no IP address"));
+    // One address that others can reach is enough.
+    let text = refusal(&[("host", "127.0.0.1,192.0.2.1")]);
+    assert!(text.starts_with("--host: 192.0.2.1 can be reached by others"), "{text}");
+    let hosts = resolve(&[("host", "localhost,::1")]).expect("two addresses").http.hosts;
+    assert_eq!(hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["127.0.0.1", "::1"]);
+    assert_eq!(refusal(&[("host", "127.0.0.1,localhost")]), "--host: 127.0.0.1 is given twice");
 }
 
 #[test]

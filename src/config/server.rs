@@ -8,6 +8,8 @@ use crate::http::{ClientRules, HttpConfig, Tls, TlsFiles};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+/// Addresses to listen on.
+const HOSTS_MAX: usize = 16;
 /// The most bytes of one request's body. It has to fit into one frame to the engine with room to spare
 /// (`engine/transport/frame.rs`).
 const BODY_BYTES_MAX: usize = 128 << 20;
@@ -28,9 +30,9 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 impl Raw {
     pub(super) fn http(&self, has_keys: bool, warnings: &mut Vec<String>) -> Result<HttpConfig, ConfigError> {
         let default = HttpConfig::default();
-        let host = self.host()?;
-        if !host.is_loopback() && !has_keys {
-            if !self.may_listen(host, has_keys) {
+        let hosts = self.hosts()?;
+        if let Some(host) = hosts.iter().find(|host| !host.is_loopback()).filter(|_| !has_keys) {
+            if !self.may_listen(*host, has_keys) {
                 return Err(rule(
                     &self.host,
                     format!(
@@ -53,12 +55,12 @@ impl Raw {
             }
         }
         Ok(HttpConfig {
-            host,
+            hosts,
             port: self.port.value.unwrap_or(default.port),
             tls: self.tls(warnings)?,
             allowed_hosts: self.allowed_host.value.clone().unwrap_or_default(),
             cors_origins: self.cors_origin.value.clone().unwrap_or_default(),
-            clients: self.clients(host)?,
+            clients: self.clients(open.is_none())?,
             body_bytes_max,
             header_timeout: timeout(&self.header_timeout, default.header_timeout)?,
             body_timeout: timeout(&self.body_timeout, default.body_timeout)?,
@@ -77,16 +79,25 @@ impl Raw {
         address.is_loopback() || has_keys || on(&self.insecure)
     }
 
-    /// An address; `localhost` is the only name, since a name server must not decide who can reach the server.
-    fn host(&self) -> Result<IpAddr, ConfigError> {
-        match self.host.value.as_deref() {
-            None | Some("localhost") => Ok(IpAddr::from([127, 0, 0, 1])),
-            Some(text) => text
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .parse()
-                .map_err(|_| rule(&self.host, format!("{text:?} is no IP address (and not localhost)"))),
+    /// Addresses; `localhost` is the only name, since a name server must not decide who can reach the server.
+    fn hosts(&self) -> Result<Vec<IpAddr>, ConfigError> {
+        let texts = self.host.value.as_deref().unwrap_or_default();
+        if texts.is_empty() || texts.len() > HOSTS_MAX {
+            return Err(rule(&self.host, format!("{} addresses are not within 1..={HOSTS_MAX}", texts.len())));
         }
+        let mut hosts = Vec::with_capacity(texts.len());
+        for text in texts {
+            let host = match text.as_str() {
+                "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+                text => text.trim_start_matches('[').trim_end_matches(']').parse(),
+            };
+            let host = host.map_err(|_| rule(&self.host, format!("{text:?} is no IP address (and not localhost)")))?;
+            if hosts.contains(&host) {
+                return Err(rule(&self.host, format!("{host} is given twice")));
+            }
+            hosts.push(host);
+        }
+        Ok(hosts)
     }
 
     /// The certificate and its key, read; both or none.
@@ -116,10 +127,10 @@ impl Raw {
         Ok(Some(tls))
     }
 
-    fn clients(&self, host: IpAddr) -> Result<ClientRules, ConfigError> {
+    fn clients(&self, is_local: bool) -> Result<ClientRules, ConfigError> {
         let default = ClientRules::default();
         // All clients of a loopback address are this machine's own.
-        let connections = if host.is_loopback() { 0 } else { CONNECTIONS_PER_IP };
+        let connections = if is_local { 0 } else { CONNECTIONS_PER_IP };
         let rate = self.ip_rps.value.unwrap_or_default();
         if rate != 0.0 && !(REQUESTS_PER_SECOND_MIN..=REQUESTS_PER_SECOND_MAX).contains(&rate) {
             let range = format!("{REQUESTS_PER_SECOND_MIN}..={REQUESTS_PER_SECOND_MAX}");

@@ -90,8 +90,9 @@ settings! {
         lora: Vec<Lora> = None, "FILE[:SCALE]";
         /// Make embeddings: auto where the model is an encoder or its file names a pooling; on with a chat model too
         embeddings: EmbedMode = Some("auto"), "auto|on|off";
-        /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean]
-        pooling: Pooling = None, "mean|cls|last|rank";
+        /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean];
+        /// none: they don't, and only POST /embedding gives them
+        pooling: Pooling = None, "none|mean|cls|last|rank";
         /// Serve a model with a classification head for reranking, as --pooling rank
         rerank: Switch = Some("false"), "BOOL";
     }
@@ -147,8 +148,8 @@ settings! {
         in_process: Switch = Some("false"), "BOOL";
     }
     "Server": {
-        /// Address to listen on; one that others can reach needs a key or --insecure
-        host: String = Some("127.0.0.1"), "ADDR";
+        /// Address to listen on; one that others can reach needs a key or --insecure. May be given several times
+        host: Vec<String> = Some("127.0.0.1"), "ADDR";
         /// Port to listen on; 0: any free one
         port: u16 = Some("8080"), "PORT";
         /// Key that clients must send; may be given several times
@@ -175,6 +176,8 @@ settings! {
         /// Hosts that images are fetched from when a message names them by address (`example.com`, `*.example.com`, an IP
         /// address, each with `:port` where it isn't 80 or 443). A private address must be listed itself [default: none]
         media_host: Vec<String> = None, "HOST";
+        /// Folder whose images messages may name as file://PATH, the path being one below it; links are not followed
+        media_path: PathBuf = None, "DIR";
         /// Serve GET /slots
         slots: Switch = Some("false"), "BOOL";
         /// Largest request body

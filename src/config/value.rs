@@ -314,8 +314,8 @@ words! {
     ];
     Reasoning, "one of on, off, auto", ["auto" => Reasoning::Auto, "on" => Reasoning::On, "off" => Reasoning::Off];
     LoadWhen, "start or lazy", ["start" => LoadWhen::Start, "lazy" => LoadWhen::Lazy];
-    Pooling, "one of mean, cls, last, rank", [
-        "mean" => Pooling::Mean, "cls" => Pooling::Cls, "last" => Pooling::Last, "rank" => Pooling::Rank,
+    Pooling, "one of none, mean, cls, last, rank", [
+        "none" => Pooling::None, "mean" => Pooling::Mean, "cls" => Pooling::Cls, "last" => Pooling::Last, "rank" => Pooling::Rank,
     ];
     LogFormat, "one of auto, human, json", [
         "auto" => LogFormat::Auto, "human" => LogFormat::Human, "json" => LogFormat::Json,

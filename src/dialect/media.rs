@@ -30,6 +30,12 @@ impl MediaPlaces {
         Ok(())
     }
 
+    /// Where the client wrote what the engine and the gateway call `media[k]`.
+    pub fn name(&self, field: &str) -> Option<&str> {
+        let index = field.strip_prefix("media[")?.strip_suffix(']')?;
+        self.0.get(index.parse::<usize>().ok()?).map(|(_, path)| path.as_str())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -54,10 +60,10 @@ pub(super) fn unsupported(path: &str, why: &str) -> Fault {
 /// Longest address of an image elsewhere.
 const URL_BYTES_MAX: usize = 8 << 10;
 
-/// Whether the text is an address that an image may be fetched from, where the operator allows that.
-pub(super) fn is_web(url: &str) -> bool {
+/// Whether the text is an address that an image may be had from, where the operator allows that.
+pub(super) fn is_elsewhere(url: &str) -> bool {
     let starts = |scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
-    url.len() <= URL_BYTES_MAX && (starts("http://") || starts("https://"))
+    url.len() <= URL_BYTES_MAX && ["http://", "https://", "file://"].into_iter().any(starts)
 }
 
 /// What stands behind `data:TYPE;base64,` (the type in lower case), or `None` where the text is no data URL.
@@ -117,6 +123,8 @@ mod tests {
         assert_eq!(places.refuse(&[MediaKind::Image, MediaKind::Audio]), Ok(()));
         assert_eq!(places.refuse(&[MediaKind::Image]).unwrap_err().param.as_deref(), Some("b"));
         assert_eq!(places.refuse(&[]).unwrap_err().code, Some("unsupported_content"));
+        let names = ["media[1]", "media[2]", "media[]", "messages"].map(|field| places.name(field));
+        assert_eq!(names, [Some("b"), None, None, None]);
         (2..MEDIA_MAX).for_each(|_| places.add(MediaKind::Image, "c".into()).unwrap());
         assert!(places.add(MediaKind::Image, "d".into()).is_err());
     }

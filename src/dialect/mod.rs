@@ -70,7 +70,11 @@ pub struct Answer {
     pub logprobs: Vec<TokenLogprob>,
     /// The prompt's tokens, where they were asked for; see [`Delta::prompt`].
     pub prompt: Vec<TokenLogprob>,
+    /// Ids of the tokens, where they were asked for.
+    pub tokens: Vec<i32>,
     pub finish: Finish,
+    /// Of this choice alone.
+    pub usage: Usage,
     pub timings: Timings,
 }
 
@@ -82,7 +86,9 @@ impl Default for Answer {
             tool_calls: Vec::new(),
             logprobs: Vec::new(),
             prompt: Vec::new(),
+            tokens: Vec::new(),
             finish: Finish::Length,
+            usage: Usage::default(),
             timings: Timings::default(),
         }
     }
@@ -94,6 +100,7 @@ impl Answer {
         self.reasoning.push_str(&delta.reasoning);
         self.logprobs.extend(delta.logprobs);
         self.prompt.extend(delta.prompt);
+        self.tokens.extend(delta.tokens);
         for piece in delta.tool_calls {
             if let Some((id, name)) = piece.opening {
                 self.tool_calls.push(ToolCall { id, name, arguments: String::new() });

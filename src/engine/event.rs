@@ -50,7 +50,8 @@ pub struct Done {
     pub timings: Timings,
 }
 
-/// One vector for each input, in their order, as the model made them (not normalised).
+/// One vector for each input, in their order, as the model made them (not normalised); with `Pooling::None` those of the
+/// input's tokens one behind the other.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Vectors {
     pub vectors: Vec<Vec<f32>>,
@@ -118,9 +119,11 @@ pub struct Description {
     pub build: String,
 }
 
-/// How the vectors of an input's tokens become one. Source: enum llama_pooling_type, llama.h.
+/// How the vectors of an input's tokens become one, if they do. Source: enum llama_pooling_type, llama.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Pooling {
+    /// They stay what they are: one for each token.
+    None,
     Mean,
     Cls,
     Last,

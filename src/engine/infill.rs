@@ -1,9 +1,9 @@
-//! Fill in the middle, as the model was trained for it.
+//! Prompts that are put together: fill in the middle, as the model was trained for it, and texts between token ids.
 
 use super::backend::{Model, Token};
 use super::error::Failure;
 use super::prepare::Preparer;
-use crate::chat::Infill;
+use crate::chat::{Infill, PromptPart};
 
 impl<M: Model> Preparer<M> {
     /// The text around the gap in the model's own form, other files before it as far as they fit.
@@ -49,5 +49,18 @@ impl<M: Model> Preparer<M> {
         }
         tokens.extend(around);
         Ok(tokens)
+    }
+
+    pub(super) fn mixed(&self, parts: &[PromptPart]) -> Result<Vec<Token>, Failure> {
+        let n_bytes = |part: &PromptPart| if let PromptPart::Text(text) = part { text.len() } else { 0 };
+        self.refuse_hopeless(parts.iter().map(n_bytes).sum())?;
+        let mut tokens = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            match part {
+                PromptPart::Text(text) => tokens.extend(self.model.tokenize(text, i == 0, true)?),
+                PromptPart::Token(token) => tokens.push(*token),
+            }
+        }
+        self.checked(tokens)
     }
 }

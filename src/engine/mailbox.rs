@@ -54,6 +54,7 @@ impl Mailbox {
                     last.prompt.extend(more.prompt);
                     last.tool_calls.extend(more.tool_calls);
                     last.n_tokens += more.n_tokens;
+                    last.tokens.extend(more.tokens);
                 }
                 (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) if is_behind => *last = event,
                 (_, event) => state.queue.push_back(event),

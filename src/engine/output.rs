@@ -1,6 +1,7 @@
 //! From what a worker has to say to events: a thread of its own, so that reading answers and writing frames cost the
 //! worker nothing.
 
+use super::backend::Token;
 use super::error::Failure;
 use super::event::{Done, Event, Timings};
 use super::reading::Reader;
@@ -30,6 +31,8 @@ pub(super) enum Item {
     Token {
         id: RequestId,
         released: Released,
+        /// Where its id is wanted.
+        token: Option<Token>,
     },
     /// The prompt's tokens; comes before any of the answer's.
     Prompt {
@@ -83,9 +86,10 @@ fn to_events(item: Item, readers: &mut FxHashMap<RequestId, Box<Reader>>, events
         Item::Progress { id, n_prompt, n_computed, n_cached } => {
             events.push((id, Event::Progress { n_prompt, n_computed, n_cached }));
         }
-        Item::Token { id, released } => {
+        Item::Token { id, released, token } => {
             if let Some(reader) = readers.get_mut(&id) {
-                events.push((id, Event::Delta(reader.push(released, 1, false))));
+                let delta = Delta { tokens: token.into_iter().collect(), ..reader.push(released, 1, false) };
+                events.push((id, Event::Delta(delta)));
             }
         }
         Item::Prompt { id, entries } => {

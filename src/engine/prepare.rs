@@ -200,13 +200,14 @@ impl<M: Model> Preparer<M> {
             Prompt::Chat(_) => {} // bounded by the context
             Prompt::Text(text) => refuse_long("content", text.len(), most)?,
             Prompt::Tokens(tokens) => refuse_long("prompt", tokens.len(), most)?,
-            Prompt::Infill(_) => {} // bounded by the context
+            Prompt::Infill(_) | Prompt::Mixed(_) => {} // bounded by the context
         }
         let mut tokens = match &request.prompt {
             Prompt::Chat(chat) => self.chat_tokens(chat)?.0.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
             Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
             Prompt::Infill(infill) => self.infill(infill)?,
+            Prompt::Mixed(parts) => self.mixed(parts)?,
         };
         let pieces = if request.with_pieces {
             tokens.iter().map(|token| self.model.piece(*token).to_vec()).collect()
@@ -247,6 +248,7 @@ impl<M: Model> Preparer<M> {
             }
             Prompt::Tokens(tokens) => Ready::plain(self.checked(tokens)?),
             Prompt::Infill(infill) => Ready::plain(self.infill(&infill)?),
+            Prompt::Mixed(parts) => Ready::plain(self.mixed(&parts)?),
         };
         let mut tokens = std::mem::take(&mut ready.tokens);
         if tokens.is_empty() {
@@ -290,6 +292,7 @@ impl<M: Model> Preparer<M> {
             sampler,
             logit_bias: request.sampling.logit_bias,
             top_logprobs: request.output.top_logprobs,
+            with_tokens: request.output.with_tokens,
             text: TextBuilder::new(stops),
             gate,
             drafter,
@@ -404,7 +407,7 @@ impl<M: Model> Preparer<M> {
         Ok(())
     }
 
-    fn checked(&self, tokens: Vec<Token>) -> Result<Vec<Token>, Failure> {
+    pub(super) fn checked(&self, tokens: Vec<Token>) -> Result<Vec<Token>, Failure> {
         let n_vocab = self.n_vocab;
         match tokens.iter().find(|token| u32::try_from(**token).map_or(true, |token| token >= n_vocab)) {
             None => Ok(tokens),

@@ -342,7 +342,7 @@ mod tests {
         let mut reader = Reader::new(tags(false));
         let mut spelled = Vec::new();
         for piece in ["<think>", "a", "</think>", "\n", "b", "c"] {
-            let entry = TokenLogprob { bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
+            let entry = TokenLogprob { id: 0, bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
             let released = Released { text: piece.into(), logprobs: vec![(0, entry)], stop: None };
             spelled.extend(reader.push(released, 1, piece == "c").logprobs.into_iter().flat_map(|entry| entry.bytes));
         }

@@ -32,6 +32,8 @@ pub(super) struct Run<S> {
     pub sampler: S,
     pub logit_bias: Vec<(Token, f32)>,
     pub top_logprobs: Option<u8>,
+    /// Ids of the generated tokens are told.
+    pub with_tokens: bool,
     pub text: TextBuilder,
     /// What the answer must be; away while its mask is computed.
     pub gate: Option<Box<Gate>>,

@@ -483,6 +483,7 @@ impl Loading {
             }
         })?;
         let shape = embed::InputShape {
+            is_per_token: pooling == Pooling::None,
             n_max: description.n_embed_max,
             n_vocab: description.n_vocab,
             n_embd: description.n_embd_out,

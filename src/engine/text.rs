@@ -132,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry(bytes: &[u8]) -> Option<TokenLogprob> {
-        Some(TokenLogprob { bytes: bytes.to_vec(), logprob: -1.0, top: Vec::new() })
+        Some(TokenLogprob { id: 0, bytes: bytes.to_vec(), logprob: -1.0, top: Vec::new() })
     }
 
     #[test]

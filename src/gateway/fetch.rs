@@ -1,9 +1,10 @@
-//! Images that clients name by address, fetched where the operator allows it and nowhere else.
+//! Images that clients name by address, fetched (or read from disk) where the operator allows it and nowhere else.
 //!
 //! **Invariant:** a connection is made only to an address that was checked, never to a name that may resolve differently
 //! the next time; redirects are checked like first addresses.
 
 use super::Error;
+use super::folder::{self, Folder};
 use crate::chat::check::Refusal;
 use crate::chat::{ChatPrompt, Media, MediaKind};
 use crate::engine::media::ITEMS_MAX;
@@ -11,6 +12,7 @@ use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -68,8 +70,16 @@ impl MediaHost {
 /// Fetches images for one gateway.
 pub(super) struct Fetcher {
     hosts: Vec<MediaHost>,
+    folder: Option<Folder>,
     turns: Semaphore,
     tls: OnceLock<Result<Arc<ClientConfig>, String>>,
+}
+
+/// Where an image is.
+enum Place {
+    Web(Uri),
+    /// Below the operator's folder.
+    File(PathBuf),
 }
 
 /// Where one request goes.
@@ -81,8 +91,9 @@ struct Target {
 }
 
 impl Fetcher {
-    pub fn new(hosts: Vec<MediaHost>) -> Self {
-        Self { hosts, turns: Semaphore::new(FETCHES_MAX), tls: OnceLock::new() }
+    /// `folder`: with all links resolved.
+    pub fn new(hosts: Vec<MediaHost>, folder: Option<PathBuf>) -> Self {
+        Self { hosts, folder: folder.map(Folder), turns: Semaphore::new(FETCHES_MAX), tls: OnceLock::new() }
     }
 
     /// Puts the images in the place of their addresses.
@@ -98,8 +109,10 @@ impl Fetcher {
         }
         // Nothing is fetched for a request that is refused anyway.
         for (index, media) in &all {
-            let uri = uri_of(&media.data).map_err(|reason| refuse(*index, "invalid_image_url", &reason))?;
-            self.target(&uri).map_err(|reason| refuse(*index, "unsupported_content", &reason))?;
+            let place = self.place(&media.data).map_err(|(code, reason)| refuse(*index, code, &reason))?;
+            if let Place::Web(uri) = place {
+                self.target(&uri).map_err(|reason| refuse(*index, "unsupported_content", &reason))?;
+            }
         }
         let fetch = async {
             let mut room = REQUEST_BYTES_MAX;
@@ -117,7 +130,13 @@ impl Fetcher {
 
     async fn fetch(&self, address: &[u8], n_bytes_max: usize) -> Result<Vec<u8>, String> {
         let _turn = self.turns.acquire().await.map_err(|_| "the server is shutting down")?;
-        let mut uri = uri_of(address)?;
+        let mut uri = match self.place(address).map_err(|(_, reason)| reason)? {
+            Place::Web(uri) => uri,
+            Place::File(path) => {
+                let read = tokio::task::spawn_blocking(move || folder::read(&path, n_bytes_max)).await;
+                return read.map_err(|_| "reading it failed")?;
+            }
+        };
         for _ in 0..=REDIRECTS_MAX {
             let target = self.target(&uri)?;
             match self.get(&target, n_bytes_max).await? {
@@ -126,6 +145,21 @@ impl Fetcher {
             }
         }
         Err(format!("it is redirected more than {REDIRECTS_MAX} times"))
+    }
+
+    /// Errors: a code and a reason.
+    fn place(&self, address: &[u8]) -> Result<Place, (&'static str, String)> {
+        const SCHEME: &[u8] = b"file://";
+        let is_file = address.get(..SCHEME.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME));
+        if !is_file {
+            return uri_of(address).map(Place::Web).map_err(|reason| ("invalid_image_url", reason));
+        }
+        let Some(folder) = &self.folder else {
+            return Err(("unsupported_content", "this server reads no files; send it as a data: URL".into()));
+        };
+        let path = std::str::from_utf8(&address[SCHEME.len()..]).ok().and_then(|path| folder.below(path));
+        path.map(Place::File)
+            .ok_or(("invalid_image_url", "its path leads out of the folder that images are read from".into()))
     }
 
     /// What an address asks for, if that is allowed.
@@ -311,7 +345,7 @@ mod tests {
     use super::*;
 
     fn fetcher(hosts: &[&str]) -> Fetcher {
-        Fetcher::new(hosts.iter().map(|host| MediaHost::new(host).expect(host)).collect())
+        Fetcher::new(hosts.iter().map(|host| MediaHost::new(host).expect(host)).collect(), None)
     }
 
     fn allows(fetcher: &Fetcher, address: &str) -> bool {

@@ -12,6 +12,7 @@ mod books;
 mod choices;
 mod error;
 mod fetch;
+mod folder;
 mod keys;
 mod live;
 mod meter;
@@ -39,7 +40,7 @@ pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSe
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use running::Running;
-pub use settle::default_sampling;
+pub use settle::{default_sampling, settle};
 pub use spec::{
     AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
     nusd, usd,
@@ -64,7 +65,7 @@ use live::Live;
 use meter::Meter;
 use models::Models;
 use running::{Keep, Noted};
-use settle::{refuse_media, settle, settle_chat};
+use settle::{refuse_media, settle_chat};
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub struct GatewayConfig {
     pub n_created: u64,
     /// Where images may be fetched from; none: nowhere.
     pub media_hosts: Vec<MediaHost>,
+    /// Folder whose images `file://` addresses name, with all links in its own path resolved.
+    pub media_path: Option<std::path::PathBuf>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
 }
@@ -169,7 +172,7 @@ impl Gateway {
 
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
-        let fetcher = Fetcher::new(config.media_hosts.clone());
+        let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
         Self { live, models, metrics, responses, fetcher, books: None }

@@ -148,7 +148,7 @@ impl Running {
                 Event::Delta(delta) => answer.push(delta),
                 Event::Done(done) => {
                     answer.finish = done.finish;
-                    answer.timings = done.timings;
+                    (answer.usage, answer.timings) = (done.usage, done.timings);
                     n_left -= 1;
                 }
                 Event::Failed(failure) => return Err(self.error(failure)),
@@ -236,7 +236,7 @@ mod tests {
     use crate::chat::TokenLogprob;
 
     fn answer(content: &str, logprobs: &[f32]) -> Answer {
-        let entry = |logprob: &f32| TokenLogprob { bytes: Vec::new(), logprob: *logprob, top: Vec::new() };
+        let entry = |logprob: &f32| TokenLogprob { id: 0, bytes: Vec::new(), logprob: *logprob, top: Vec::new() };
         Answer { content: content.to_owned(), logprobs: logprobs.iter().map(entry).collect(), ..Default::default() }
     }
 

@@ -19,7 +19,7 @@ pub(super) fn settle_chat(prompt: &mut ChatPrompt, target: &Target) {
 }
 
 /// The client over the operator over the model over the built-in defaults.
-pub(super) fn settle(said: Sampling, target: &Target) -> SamplingParams {
+pub fn settle(said: Sampling, target: &Target) -> SamplingParams {
     let said = said.over(&target.config.sampling);
     // The model's suggestions come from a file that nobody here wrote.
     let said = match check::sampling(&target.description.sampling) {

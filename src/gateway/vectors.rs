@@ -17,6 +17,8 @@ pub struct Embedded {
     /// The served id, whatever name was asked for.
     pub model: String,
     pub vectors: Vec<Vec<f32>>,
+    /// Where each token has a vector of so many numbers: those of an input stand one behind the other, not scaled.
+    pub n_per_token: Option<usize>,
     /// Tokens of all inputs.
     pub prompt_tokens: u64,
 }
@@ -49,11 +51,9 @@ impl Gateway {
     pub async fn embed(&self, caller: &Caller, ask: EmbedAsk) -> Result<Embedded, Error> {
         let target = self.target(caller, ask.model.as_deref()).await?;
         let description = &target.description;
-        match description.pooling {
-            None => return Err(unsupported("This model can't make embeddings.")),
-            Some(Pooling::Rank) => return Err(unsupported("This model scores texts and makes no embeddings.")),
-            Some(_) => check_dimensions(ask.dimensions, description)?,
-        }
+        require_vectors(description, ask.takes_tokens)?;
+        check_dimensions(ask.dimensions, description)?;
+        let n_per_token = (description.pooling == Some(Pooling::None)).then_some(description.n_embd_out as usize);
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len());
         let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
         let vectors = meter.end(target.engine.embed(request).await)?;
@@ -61,6 +61,9 @@ impl Gateway {
         // Millions of numbers take a while, and others wait for this thread.
         let scale = move || {
             let mut vectors = vectors.vectors;
+            if n_per_token.is_some() {
+                return vectors;
+            }
             for vector in &mut vectors {
                 vector.truncate(ask.dimensions.map_or(usize::MAX, |n| n as usize));
                 ask.norm.apply(vector);
@@ -69,11 +72,12 @@ impl Gateway {
         };
         let vectors = tokio::task::spawn_blocking(scale).await;
         let vectors = vectors.map_err(|_| Failure::Internal("scaling vectors panicked; this is a bug".into()))?;
-        Ok(Embedded { model: target.id().to_owned(), vectors, prompt_tokens })
+        Ok(Embedded { model: target.id().to_owned(), vectors, n_per_token, prompt_tokens })
     }
 
     /// The vectors as the model makes them, of a model that is held already.
     pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
+        require_vectors(&target.description, false)?;
         let mut meter = VectorMeter::new(self, caller, target, request.inputs.len());
         Ok(meter.end(target.engine.embed(request).await)?)
     }
@@ -138,6 +142,20 @@ fn require_head(description: &Description) -> Result<(), Error> {
     match description.pooling {
         Some(Pooling::Rank) => Ok(()),
         _ => Err(unsupported("This model can't score texts: it has no classification head in use (--rerank).")),
+    }
+}
+
+/// `takes_tokens`: those of tokens will do.
+fn require_vectors(description: &Description, takes_tokens: bool) -> Result<(), Error> {
+    match description.pooling {
+        None => {
+            Err(unsupported("This model can't make embeddings as it is served; a chat model can with --embeddings on."))
+        }
+        Some(Pooling::Rank) => Err(unsupported("This model scores texts and makes no embeddings.")),
+        Some(Pooling::None) if !takes_tokens => Err(unsupported(
+            "This model is served without pooling (--pooling none): only POST /embedding gives vectors.",
+        )),
+        Some(_) => Ok(()),
     }
 }
 

@@ -6,11 +6,11 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
 use super::sse::{self, Stream};
-use crate::chat::Prompt;
+use crate::chat::{ChatRequest, Prompt};
 use crate::dialect::anthropic::{self, Head, MessageChunks, Messages};
-use crate::dialect::{Fault, Read};
+use crate::dialect::{Fault, MediaPlaces, Read};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{Caller, random_name};
+use crate::gateway::{self, Caller, random_name};
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
@@ -20,18 +20,19 @@ pub(super) async fn messages(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = read(&app, &caller, body, anthropic::messages_request).await?;
+    let (request, media, ignored) = read(&app, &caller, body, anthropic::messages_request).await?;
+    let refused = refusal(media);
     let stream = request.stream;
     let stops = request.output.stop.clone();
     let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
-    let running = running.map_err(refusal)?;
+    let running = running.map_err(&refused)?;
     let head = Head { id: random_name("msg_"), model: running.model().to_owned(), stops };
     let mut response = if stream {
         let chunks = MessageChunks::new(head, running.usage());
         sse::response(Stream { running, chunks, asked: Asked::Messages }, &app)
     } else {
         let answered = until_cut(&app, running.collect()).await?;
-        let (answers, usage) = answered.map_err(refusal)?;
+        let (answers, usage) = answered.map_err(&refused)?;
         json(anthropic::message_response(&head, &answers.into_iter().next().unwrap_or_default(), &usage))
     };
     list_ignored(response.headers_mut(), ignored);
@@ -43,34 +44,36 @@ pub(super) async fn count_tokens(
     Extension(caller): Extension<Caller>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = read(&app, &caller, body, anthropic::count_request).await?;
+    let (request, media, ignored) = read(&app, &caller, body, anthropic::count_request).await?;
     let prompt = Prompt::Chat(request.prompt);
     let counting = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
     let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model.as_deref(), counting)).await?;
-    let (tokenized, _) = counted.map_err(refusal)?;
+    let (tokenized, _) = counted.map_err(refusal(media))?;
     let mut response = json(anthropic::count_response(tokenized.tokens.len()));
     list_ignored(response.headers_mut(), ignored);
     Ok(response)
 }
 
-/// The request, and the header that lists what nobody knows of it.
+/// The request, where its images stand, and the header that lists what nobody knows of it.
 async fn read(
     app: &App,
     caller: &Caller,
     body: JsonBody,
     reader: fn(&[u8]) -> Result<Read<Messages>, Fault>,
-) -> Result<(crate::chat::ChatRequest, Option<String>), ApiError> {
+) -> Result<(ChatRequest, MediaPlaces, Option<String>), ApiError> {
     let Read { request: Messages { mut request, media }, ignored } = body.read(reader).await?;
     refuse_if_strict(app, &ignored)?;
     // Claude Code asks for several of Anthropic's models by their names; each means what is served.
     request.model = app.gateway.stand_in(request.model, "claude-*");
     if !media.is_empty() {
-        let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?.map_err(refusal)?;
+        let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?;
+        let target = target.map_err(refusal(MediaPlaces::default()))?;
         media.refuse(&target.description.media)?;
     }
-    Ok((request, ignored.header()))
+    Ok((request, media, ignored.header()))
 }
 
-fn refusal(error: crate::gateway::Error) -> ApiError {
-    ApiError::of(error, Asked::Messages).renamed(anthropic::field_name)
+fn refusal(media: MediaPlaces) -> impl Fn(gateway::Error) -> ApiError {
+    let name = move |field: &str| media.name(field).map_or_else(|| anthropic::field_name(field), str::to_owned);
+    move |error| ApiError::of(error, Asked::Messages).renamed(&name)
 }

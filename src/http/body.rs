@@ -9,7 +9,6 @@ use http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// Bytes of request bodies held at once over all connections; what does not fit is refused as overload.
 pub(super) struct Budget {
@@ -79,10 +78,9 @@ impl FromRequest<App> for JsonBody {
         // Ollama's clients may send anything (`curl -d` sends a form's type); pages of a browser say where they are from.
         let takes_any = Family::of(parts.uri.path()) == Family::Ollama && !parts.headers.contains_key(header::ORIGIN);
         let config = app.config();
-        let checked = check_head(&parts.headers, config.body_bytes_max);
-        if let Err(error) = checked.and_then(|()| if takes_any { Ok(()) } else { check_type(&parts.headers) }) {
-            discard(&parts.headers, body, app);
-            return Err(error);
+        check_head(&parts.headers, config.body_bytes_max)?;
+        if !takes_any {
+            check_type(&parts.headers)?;
         }
         match tokio::time::timeout(config.body_timeout, read(body, app)).await {
             Ok(read) => read,
@@ -98,11 +96,10 @@ async fn read(mut body: Body, app: &App) -> Result<JsonBody, ApiError> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| ApiError::broken_body())?;
         let Ok(data) = frame.into_data() else { continue };
-        let room = if bytes.len() + data.len() > max { Err(ApiError::too_large(max)) } else { share.grow(data.len()) };
-        if let Err(error) = room {
-            discard(&HeaderMap::new(), body, app);
-            return Err(error);
+        if bytes.len() + data.len() > max {
+            return Err(ApiError::too_large(max));
         }
+        share.grow(data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok(JsonBody { bytes: bytes.freeze(), _share: share })
@@ -123,9 +120,9 @@ fn check_head(headers: &HeaderMap, max: usize) -> Result<(), ApiError> {
 
 fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     match headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default()) {
-        Some(kind) if !is_json(kind) => {
-            Err(ApiError::content_type("The Content-Type of the request must be application/json."))
-        }
+        Some(kind) if !is_json(kind) => Err(ApiError::content_type(
+            "The Content-Type of the request must be application/json (curl: -H 'Content-Type: application/json').",
+        )),
         _ => Ok(()),
     }
 }
@@ -135,25 +132,6 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
 fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || kind.ends_with("+json")
-}
-
-/// Reads a refused body for a while and throws it away: a client that is still sending would otherwise see a reset
-/// connection instead of the answer. One that waits for `100 Continue` is not sending.
-pub(super) fn discard(headers: &HeaderMap, mut body: Body, app: &App) {
-    const WAIT: Duration = Duration::from_secs(5);
-    if headers.contains_key(header::EXPECT) || hyper::body::Body::is_end_stream(&body) {
-        return;
-    }
-    let n_max = app.config().body_bytes_max.saturating_mul(2);
-    tokio::spawn(tokio::time::timeout(WAIT, async move {
-        let mut n = 0;
-        while let Some(Ok(frame)) = body.frame().await {
-            n += frame.data_ref().map_or(0, Bytes::len);
-            if n > n_max {
-                return;
-            }
-        }
-    }));
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::connection::Busy;
 use super::drain::Working;
 use super::error::{ApiError, Asked, Told};
 use super::family::Family;
-use super::{App, HttpConfig, auth, body, origin};
+use super::{App, HttpConfig, auth, origin, unread};
 use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, random_name};
 use axum::Router;
 use axum::body::Body;
@@ -46,7 +46,9 @@ pub(super) async fn answer(
     let config = app.config();
     let started = Instant::now();
     let request_id = random_name("req_");
-    let mut request = request.map(Body::new);
+    let (parts, body) = request.into_parts();
+    let (body, unread) = unread::lend(&parts.headers, body);
+    let mut request = Request::from_parts(parts, Body::new(body));
     tolerate_slash(request.uri_mut());
     let (method, version, family) = (request.method().clone(), request.version(), Family::of(request.uri().path()));
     let origin = request.headers().get(header::ORIGIN).cloned();
@@ -57,7 +59,11 @@ pub(super) async fn answer(
     let working = (method == Method::POST).then(|| app.drain.working());
     let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
     let (response, entry) = match asking.admit(&request, &request_id) {
-        Ok(Admitted::Preflight) => (origin::preflight(request.headers()), None),
+        Ok(Admitted::Preflight) => {
+            let preflight = origin::preflight(request.headers());
+            drop(request);
+            (preflight, None)
+        }
         Ok(Admitted::Caller(caller)) => {
             let (cut, entry) = (caller.principal.cut(), caller.entry.clone());
             request.extensions_mut().insert(caller);
@@ -70,8 +76,7 @@ pub(super) async fn answer(
             (response, entry)
         }
         Err(error) => {
-            let (parts, body) = request.into_parts();
-            body::discard(&parts.headers, body, &app);
+            drop(request);
             (error.into_response(), None)
         }
     };
@@ -79,16 +84,15 @@ pub(super) async fn answer(
         Some(entry) => record(entry, response).await,
         None => response,
     };
+    let is_reusable = unread.settle(&app).await;
     let mut response = family.recast(response, &request_id);
     if origin.is_some() {
         origin::mark(response.headers_mut(), allowed);
     }
-    mark(&app, response.headers_mut(), version, &request_id);
-    if is_chunked && version < Version::HTTP_2 {
-        // A length beside the chunks was thrown away; whoever believed it takes the rest for another request. So no
-        // other is read here.
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
+    // A length beside the chunks was thrown away; whoever believed it takes the rest for another request. So no other is
+    // read here.
+    let is_last = !is_reusable || is_chunked || app.drain.has_begun();
+    mark(response.headers_mut(), version, &request_id, is_last);
     if method == Method::POST && !is_stream(response.headers()) {
         response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
     }
@@ -254,7 +258,7 @@ fn is_stream(headers: &HeaderMap) -> bool {
 }
 
 /// Headers of every answer.
-fn mark(app: &App, headers: &mut HeaderMap, version: Version, request_id: &str) {
+fn mark(headers: &mut HeaderMap, version: Version, request_id: &str, is_last: bool) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(X_REQUEST_ID, id.clone());
         headers.insert(REQUEST_ID, id);
@@ -264,7 +268,7 @@ fn mark(app: &App, headers: &mut HeaderMap, version: Version, request_id: &str) 
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     if version >= Version::HTTP_2 {
         headers.remove(header::CONNECTION);
-    } else if app.drain.has_begun() {
+    } else if is_last {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -114,7 +114,11 @@ impl ApiError {
 
     pub(super) fn unknown_url(method: &http::Method, path: &str) -> Self {
         let path: String = path.chars().take(128).collect();
-        Self::refused(StatusCode::NOT_FOUND, "unknown_url", format!("Unknown request URL: {method} {path}."))
+        Self::refused(
+            StatusCode::NOT_FOUND,
+            "unknown_url",
+            format!("Unknown request URL: {method} {path}. GET /docs lists what is served here."),
+        )
     }
 
     pub(super) fn wrong_method(method: &http::Method) -> Self {
@@ -191,7 +195,8 @@ impl ApiError {
                 Self::unavailable("ledger_unavailable", "The server can't keep its books now; please try again.", 2)
             }
             gateway::Error::UnknownModel { name } => {
-                let message = format!("The model `{name}` does not exist on this server.");
+                let message =
+                    format!("The model `{name}` does not exist on this server; GET /v1/models lists those that do.");
                 Self::refused(StatusCode::NOT_FOUND, "model_not_found", message)
                     .param("model")
                     .detail(Detail::UnknownModel(name))

@@ -23,6 +23,7 @@ mod family;
 mod guard;
 mod key;
 mod lora;
+mod native;
 mod ollama;
 mod openai;
 mod ops;
@@ -32,6 +33,7 @@ mod router;
 mod sse;
 mod stall;
 mod tls;
+mod unread;
 mod vectors;
 
 pub use admin::{Admin, AdminListener, admin_router, serve_admin};
@@ -54,7 +56,8 @@ use tokio_util::sync::CancellationToken;
 /// How the API is offered on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpConfig {
-    pub host: IpAddr,
+    /// Addresses to listen on, at least one.
+    pub hosts: Vec<IpAddr>,
     pub port: u16,
     /// What to prove to clients that this is the server they mean; `None`: plain HTTP.
     pub tls: Option<Tls>,
@@ -88,7 +91,7 @@ pub struct HttpConfig {
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
-            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            hosts: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             port: 8080,
             tls: None,
             allowed_hosts: Vec::new(),
@@ -104,6 +107,13 @@ impl Default for HttpConfig {
             connections_max: 4096,
             expose_slots: false,
         }
+    }
+}
+
+impl HttpConfig {
+    /// Whether nobody else can reach the server.
+    fn is_local(&self) -> bool {
+        self.hosts.iter().all(IpAddr::is_loopback)
     }
 }
 

@@ -43,13 +43,15 @@ pub(super) async fn chat(
         stream: request.stream,
         with_logprobs: request.output.top_logprobs.is_some(),
         keep_alive: chat.keep_alive,
+        media: chat.media,
     };
     let mut response = if request.prompt.messages.is_empty() {
         answering.idle().await?
     } else {
-        answering.refuse_media(&chat.media).await?;
+        answering.refuse_media().await?;
         let running = until_cut(&app, app.gateway.chat(&caller, request)).await?;
-        answering.answer(running.map_err(refusal(Asked::Messages))?).await?
+        let running = running.map_err(answering.refusal())?;
+        answering.answer(running).await?
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
@@ -73,8 +75,9 @@ pub(super) async fn generate(
         stream: request.stream,
         with_logprobs: request.with_logprobs,
         keep_alive: request.keep_alive,
+        media: request.media,
     };
-    answering.refuse_media(&request.media).await?;
+    answering.refuse_media().await?;
     let running = match request.wanted {
         Wanted::Nothing => None,
         Wanted::Chat(chat) => Some(until_cut(&app, app.gateway.chat(&caller, *chat)).await?),
@@ -82,7 +85,10 @@ pub(super) async fn generate(
     };
     let mut response = match running {
         None => answering.idle().await?,
-        Some(running) => answering.answer(running.map_err(refusal(Asked::Prompt))?).await?,
+        Some(running) => {
+            let running = running.map_err(answering.refusal())?;
+            answering.answer(running).await?
+        }
     };
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
@@ -98,6 +104,7 @@ struct Answering<'a> {
     stream: bool,
     with_logprobs: bool,
     keep_alive: Option<KeepAlive>,
+    media: MediaPlaces,
 }
 
 impl Answering<'_> {
@@ -113,13 +120,13 @@ impl Answering<'_> {
     }
 
     async fn answer(self, running: Running) -> Result<Response, ApiError> {
-        let (head, asked) = (self.head(running.model()), self.asked());
+        let (head, asked, refused) = (self.head(running.model()), self.asked(), self.refusal());
         self.keep()?;
         if self.stream {
             return Ok(sse::response(Stream { running, chunks: Rows::new(head), asked }, self.app));
         }
         let whole = until_cut(self.app, whole(running, &head)).await?;
-        Ok(json(whole.map_err(refusal(asked))?))
+        Ok(json(whole.map_err(refused)?))
     }
 
     /// Nothing was asked but that the model be there, or gone.
@@ -147,12 +154,19 @@ impl Answering<'_> {
         keep(self.app, self.caller, self.model, self.keep_alive, self.asked())
     }
 
-    async fn refuse_media(&self, media: &MediaPlaces) -> Result<(), ApiError> {
-        if media.is_empty() {
+    async fn refuse_media(&self) -> Result<(), ApiError> {
+        if self.media.is_empty() {
             return Ok(());
         }
         let target = until_cut(self.app, self.app.gateway.target(self.caller, self.model)).await?;
-        Ok(media.refuse(&target.map_err(refusal(self.asked()))?.description.media)?)
+        Ok(self.media.refuse(&target.map_err(refusal(self.asked()))?.description.media)?)
+    }
+
+    /// The gateway's or the engine's refusal, an image named where the client put it.
+    fn refusal(&self) -> impl Fn(gateway::Error) -> ApiError + use<> {
+        let (media, asked) = (self.media.clone(), self.asked());
+        let name = move |field: &str| media.name(field).map_or_else(|| ollama::field_name(field), str::to_owned);
+        move |error| ApiError::of(error, asked).renamed(&name)
     }
 
     fn asked(&self) -> Asked {

@@ -5,7 +5,7 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
-use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, InfillChunks, ModelEntry, TextChunks};
+use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, ModelEntry, TextChunks};
 use crate::dialect::{Ignored, Watched};
 use crate::engine::TokenizeRequest;
 use crate::gateway::{self, Caller, Listed, ModelStatus, Running, random_name};
@@ -64,32 +64,8 @@ pub(super) async fn complete(
     Ok(response)
 }
 
-/// The text for a gap, in llama-server's shape.
-pub(super) async fn infill(
-    State(app): State<App>,
-    Extension(caller): Extension<Caller>,
-    body: JsonBody,
-) -> Result<Response, ApiError> {
-    let read = body.read(openai::infill_request).await?;
-    refuse_if_strict(&app, &read.ignored)?;
-    let Completion { request, constraint, .. } = read.request;
-    let stream = request.stream;
-    let refused = refused_prompt(constraint);
-    let running = until_cut(&app, app.gateway.complete(&caller, request)).await?.map_err(&refused)?;
-    let model = running.model().to_owned();
-    let mut response = if stream {
-        sse::response(Stream { running, chunks: InfillChunks::new(&model), asked: Asked::Prompt }, &app)
-    } else {
-        let (answers, usage) = until_cut(&app, running.collect()).await?.map_err(&refused)?;
-        let answer = answers.first().ok_or_else(ApiError::internal)?;
-        json(openai::infill_response(&model, answer, &usage))
-    };
-    list_ignored(response.headers_mut(), read.ignored.header());
-    Ok(response)
-}
-
 /// Says no to a completion whose constraint is in `field`.
-fn refused_prompt(field: Option<String>) -> impl Fn(gateway::Error) -> ApiError {
+pub(super) fn refused_prompt(field: Option<String>) -> impl Fn(gateway::Error) -> ApiError {
     move |error| ApiError::of(error, Asked::Prompt).renamed(|name| openai::constraint_name(field.as_deref(), name))
 }
 

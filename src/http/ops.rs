@@ -5,7 +5,7 @@ use super::body::JsonBody;
 use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
-use crate::chat::{MediaKind, Mirostat, Prompt, SamplerKind, SamplingParams};
+use crate::chat::{MediaKind, Prompt};
 use crate::dialect::{Fault, openai};
 use crate::engine::{EngineState, Failure};
 use crate::gateway::{Caller, default_sampling};
@@ -120,7 +120,7 @@ pub(super) async fn props(
     // Asking for properties is no reason to load a model.
     app.gateway.model(&caller, which.name()).map_err(refuse)?;
     let target = app.gateway.target(&caller, which.name()).await.map_err(refuse)?;
-    let params = sampling_props(&default_sampling(&target));
+    let params = openai::sampling_settings(&default_sampling(&target));
     let model = &target.description;
     let body = json!({
         "default_generation_settings": { "n_ctx": model.n_ctx, "params": params },
@@ -137,38 +137,6 @@ pub(super) async fn props(
         "build_info": format!("hearth {} ({})", env!("CARGO_PKG_VERSION"), model.build),
     });
     Ok(json(body.to_string().into_bytes()))
-}
-
-/// Names as llama-server's `params`.
-fn sampling_props(p: &SamplingParams) -> Value {
-    json!({
-        "seed": p.seed,
-        "temperature": p.temperature,
-        "dynatemp_range": p.dynatemp_range,
-        "dynatemp_exponent": p.dynatemp_exponent,
-        "top_k": p.top_k,
-        "top_p": p.top_p,
-        "min_p": p.min_p,
-        "typical_p": p.typical_p,
-        "top_n_sigma": p.top_n_sigma,
-        "xtc_probability": p.xtc_probability,
-        "xtc_threshold": p.xtc_threshold,
-        "repeat_last_n": p.repeat_last_n,
-        "repeat_penalty": p.repeat_penalty,
-        "presence_penalty": p.presence_penalty,
-        "frequency_penalty": p.frequency_penalty,
-        "dry_multiplier": p.dry_multiplier,
-        "dry_base": p.dry_base,
-        "dry_allowed_length": p.dry_allowed_length,
-        "dry_penalty_last_n": p.dry_penalty_last_n,
-        "dry_sequence_breakers": p.dry_sequence_breakers,
-        "mirostat": match p.mirostat { Mirostat::Off => 0, Mirostat::V1 => 1, Mirostat::V2 => 2 },
-        "mirostat_tau": p.mirostat_tau,
-        "mirostat_eta": p.mirostat_eta,
-        "min_keep": p.min_keep,
-        "ignore_eos": p.ignore_eos,
-        "samplers": p.samplers.iter().map(|kind| SamplerKind::name(*kind)).collect::<Vec<_>>(),
-    })
 }
 
 /// What each slot does now; counts only, no text.

@@ -23,7 +23,7 @@ pub(super) fn check_host<B>(config: &HttpConfig, request: &Request<B>) -> Result
     let Some(host) = host(request)? else { return Ok(()) };
     let name = without_port(host.as_str());
     let is_listed = || client::names(config).any(|listed| is_named(without_port(listed), name));
-    if config.host.is_loopback() {
+    if config.is_local() {
         let is_ours = is_loopback(name) || is_listed();
         return if is_ours { Ok(()) } else { Err(ApiError::forbidden("This Host is not served here.")) };
     }
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn elsewhere_the_operator_may_say_which_hosts_are_ours() {
-        let mut config = HttpConfig { host: "0.0.0.0".parse().unwrap(), ..Default::default() };
+        let mut config = HttpConfig { hosts: vec!["0.0.0.0".parse().unwrap()], ..Default::default() };
         assert_eq!(status(&config, "any.example"), 200);
         config.allowed_hosts = vec!["api.example".into(), "*.lan".into()];
         for host in ["api.example:443", "box.lan", "localhost:8080", "192.0.2.1:80", "[2001:db8::1]"] {

@@ -1,7 +1,7 @@
 //! Every path, on one page.
 
 use super::error::ApiError;
-use super::{App, anthropic, docs, edge, key, lora, ollama, openai, ops, responses, vectors};
+use super::{App, anthropic, docs, edge, key, lora, native, ollama, openai, ops, responses, vectors};
 use axum::Router;
 use axum::routing::{any, delete, get, post};
 use http::{Method, Uri};
@@ -33,7 +33,8 @@ pub(super) fn routes(expose_slots: bool) -> Router<App> {
         .route("/tokenize", post(ops::tokenize))
         .route("/detokenize", post(ops::detokenize))
         .route("/apply-template", post(ops::apply_template))
-        .route("/infill", post(openai::infill));
+        .route("/completion", post(native::completion))
+        .route("/infill", post(native::infill));
     if expose_slots {
         router = router.route("/slots", get(ops::slots));
     }

@@ -36,7 +36,7 @@ pub(super) async fn embedding(
     refuse_if_strict(&app, &read.ignored)?;
     let made = until_cut(&app, app.gateway.embed(&caller, read.request)).await?;
     let made = made.map_err(|error| ApiError::of(error, Asked::Input))?;
-    respond(move || openai::embedding_response(&made.vectors), &read.ignored).await
+    respond(move || openai::embedding_response(&made.vectors, made.n_per_token), &read.ignored).await
 }
 
 pub(super) async fn rerank(

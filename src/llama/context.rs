@@ -41,6 +41,8 @@ impl KvElement {
 /// How the vectors of a sequence's tokens become one. Source: enum llama_pooling_type, llama.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolingType {
+    /// None: a vector for each output row.
+    Rows,
     Mean,
     Cls,
     Last,
@@ -51,6 +53,7 @@ pub enum PoolingType {
 impl PoolingType {
     fn raw(self) -> i32 {
         match self {
+            PoolingType::Rows => sys::LLAMA_POOLING_TYPE_NONE,
             PoolingType::Mean => sys::LLAMA_POOLING_TYPE_MEAN,
             PoolingType::Cls => sys::LLAMA_POOLING_TYPE_CLS,
             PoolingType::Last => sys::LLAMA_POOLING_TYPE_LAST,
@@ -153,7 +156,7 @@ pub struct Context {
     model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
-    /// Numbers of a pooled vector.
+    /// Numbers of a vector, pooled or not.
     n_pooled: usize,
 }
 
@@ -394,6 +397,21 @@ impl Context {
         // SAFETY: llama.cpp looks the sequence up and answers NULL for one without a vector.
         let vector = unsafe { sys::llama_get_embeddings_seq(self.raw.as_ptr(), seq) };
         if vector.is_null() || self.n_pooled == 0 {
+            return None;
+        }
+        // SAFETY: it points to n_pooled floats that stay until the next decode, which needs `&mut self`.
+        Some(unsafe { std::slice::from_raw_parts(vector, self.n_pooled) })
+    }
+
+    /// The vector of an output row of the last decode, where rows are not pooled; `None` for another row.
+    /// Shape: n_embd_out f32. Source: llama_get_embeddings_ith, llama.h.
+    pub fn row_embedding(&mut self, row: i32) -> Option<&[f32]> {
+        if self.params.pooling != Some(PoolingType::Rows) {
+            return None;
+        }
+        // SAFETY: llama.cpp answers NULL for a row that is no output of the last decode.
+        let vector = unsafe { sys::llama_get_embeddings_ith(self.raw.as_ptr(), row) };
+        if vector.is_null() {
             return None;
         }
         // SAFETY: it points to n_pooled floats that stay until the next decode, which needs `&mut self`.

@@ -192,7 +192,7 @@ async fn an_echo_tells_the_prompts_tokens_and_what_they_were_worth() {
         }
         assert_eq!((entries.len(), n_generated), (prompt.len(), max_tokens));
         assert!(entries[1..].iter().all(|entry| entry.logprob < 0.0 && entry.top.len() == 2));
-        assert!(entries[1..].iter().all(|entry| entry.top[0].1 >= entry.logprob - 1e-4));
+        assert!(entries[1..].iter().all(|entry| entry.top[0].logprob >= entry.logprob - 1e-4));
         // Greedy continuation of the prompt's first half says the same about its first token as the echo does.
         if max_tokens == 3 {
             let half = prompt.len() / 2;
@@ -200,7 +200,7 @@ async fn an_echo_tells_the_prompts_tokens_and_what_they_were_worth() {
             request.output.top_logprobs = Some(2);
             let said = answer(&engine, request).await.unwrap();
             let (again, echoed) = (&said.logprobs[0].top[0], &entries[half].top[0]);
-            assert!(again.0 == echoed.0 && (again.1 - echoed.1).abs() < 0.1, "{again:?} {echoed:?}");
+            assert!(again.id == echoed.id && (again.logprob - echoed.logprob).abs() < 0.1, "{again:?} {echoed:?}");
         }
     }
 }

@@ -1,13 +1,27 @@
 //! What surrounds every request: ids, hosts, origins, connections, slow and broken clients. Names are the contract's rows.
 
-use crate::support::{Answer, Events, Server, chat_body, read_quiet};
+use crate::support::served::{Served, http_status};
+use crate::support::{Answer, Events, PATIENCE, Server, chat_body, read_quiet};
 use serde_json::json;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn request(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Every address that was asked for is served, on one port.
+#[cfg(target_os = "linux")] // elsewhere 127.0.0.2 needs setting up
+#[test]
+fn several_addresses_are_listened_on() {
+    let served = Served::of(&["scripted:", "--host", "127.0.0.1", "--host", "127.0.0.2"]);
+    let port = served.url.rsplit(':').next().expect("a port");
+    for host in ["127.0.0.1", "127.0.0.2"] {
+        assert_eq!(http_status(&format!("{host}:{port}"), "/v1/models"), Some(200), "{host}");
+    }
+    assert_eq!(http_status(&format!("127.0.0.3:{port}"), "/v1/models"), None);
 }
 
 #[tokio::test]
@@ -104,6 +118,92 @@ async fn a_connection_serves_again_after_answers_errors_and_streams() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(!answer.to_ascii_lowercase().contains("connection: close"));
     }
+}
+
+/// One answer with a Content-Length, read off a connection that may stay open.
+async fn read_answer(socket: &mut TcpStream) -> String {
+    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    let is_whole = |answer: &str| {
+        let Some((head, body)) = answer.split_once("\r\n\r\n") else { return false };
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        length.is_none_or(|length: usize| body.len() >= length)
+    };
+    while !is_whole(&answer) {
+        let n = tokio::time::timeout(PATIENCE, socket.read(&mut buffer)).await.expect("an answer in time");
+        let n = n.expect("the connection lives");
+        assert!(n > 0, "closed after {answer:?}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+    answer
+}
+
+fn says_close(answer: &str) -> bool {
+    answer.to_ascii_lowercase().contains("connection: close\r\n")
+}
+
+/// What is refused before its body is read leaves a connection that serves on.
+#[tokio::test]
+async fn a_refusal_that_reads_no_body_leaves_the_connection_usable() {
+    let server = Server::with(|setup| setup.key("k")).await;
+    let key = "authorization: Bearer k\r\n";
+    let form = "content-type: application/x-www-form-urlencoded\r\n";
+    let body = chat_body(&"x".repeat(100_000), json!({})).to_string();
+    let mut socket = server.connect().await;
+    for (line, headers, status) in [
+        ("POST /v1/nope", key.to_owned(), 404),
+        ("PUT /nope", key.to_owned(), 404),
+        ("POST /v1/messages/nope", key.to_owned(), 404),
+        ("POST /api/nope", key.to_owned(), 404),
+        ("POST /v1/models", key.to_owned(), 405),
+        ("DELETE /v1/chat/completions", key.to_owned(), 405),
+        ("POST /v1/chat/completions", String::new(), 401),
+        ("POST /v1/messages", String::new(), 401),
+        ("POST /v1/chat/completions", format!("{key}origin: https://evil.example\r\n"), 403),
+        ("POST /v1/chat/completions", format!("{key}{form}"), 415),
+        ("POST /v1/chat/completions", format!("{key}content-encoding: gzip\r\n"), 415),
+        ("POST /v1/responses/resp_x/cancel", key.to_owned(), 400),
+        ("POST /api/create", key.to_owned(), 403),
+        ("OPTIONS /v1/chat/completions", String::new(), 204),
+        ("GET /livez", String::new(), 200),
+        ("GET /v1/models", key.to_owned(), 200),
+    ] {
+        let whole = format!("content-length: {}\r\n\r\n{body}", body.len());
+        let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        for sent in [whole, chunked] {
+            let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n{headers}{sent}");
+            socket.write_all(request.as_bytes()).await.expect("the connection lives");
+            let answer = read_answer(&mut socket).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
+            // Chunks are the last thing on a connection; see `smuggling`.
+            assert_eq!(says_close(&answer), sent.starts_with("transfer"), "{line}: {answer}");
+            if sent.starts_with("transfer") {
+                socket = server.connect().await;
+            }
+        }
+    }
+}
+
+/// A connection that will not serve on says so, and is closed then.
+#[tokio::test]
+async fn a_refusal_of_a_body_that_does_not_come_says_close() {
+    let server = Server::start().await;
+    for rest in [
+        "content-length: 100\r\n\r\n{",
+        "content-length: 100000000\r\n\r\n{",
+        "transfer-encoding: chunked\r\n\r\n5\r\n{",
+        "transfer-encoding: chunked\r\n\r\nnonsense\r\n",
+        "expect: 100-continue\r\ncontent-length: 100\r\n\r\n",
+    ] {
+        for (line, status) in [("POST /nope", 404), ("POST /health", 405)] {
+            let mut socket = server.connect().await;
+            let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n{rest}");
+            socket.write_all(request.as_bytes()).await.expect("sent");
+            let answer = read_answer(&mut socket).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && says_close(&answer), "{rest:?}: {answer}");
+        }
+    }
+    assert_eq!(server.chat("after", json!({})).await.content(), "after");
 }
 
 #[tokio::test]

@@ -247,6 +247,45 @@ async fn pooling_is_as_the_operator_says() {
     off.post("/v1/embeddings", json!({"input": "x"})).await.is_refusal("unsupported_operation", "model");
 }
 
+/// Without pooling `/embedding` gives each token's vector as the model made it, also of inputs computed in parts; their mean
+/// is what mean pooling gives. No other endpoint has vectors then.
+#[tokio::test]
+async fn without_pooling_every_token_has_its_vector() {
+    let start = |name: &'static str, pooling: Pooling| {
+        Server::with(move |setup| {
+            tiny(setup, name);
+            setup.engine.embeddings = EmbedMode::On;
+            setup.engine.pooling = Some(pooling);
+        })
+    };
+    for (name, pooled) in [("tiny-bert", Pooling::Mean), ("tiny-llama", Pooling::Last)] {
+        let (each, one) = (start(name, Pooling::None).await, start(name, pooled).await);
+        let texts = json!(["some words", "the house by the river ".repeat(30), "x"]);
+        let answer = each.post("/embedding", json!({ "input": texts })).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let answer = answer.json();
+        let raw = one.post("/embedding", json!({ "input": texts, "embd_normalize": -1 })).await.json();
+        for (i, text) in texts.as_array().expect("texts").iter().enumerate() {
+            let ask = json!({ "content": text, "add_special": true });
+            let n_tokens = each.post("/tokenize", ask).await.json()["count"].as_u64().expect("a count") as usize;
+            let vectors: Vec<Vec<f32>> = serde_json::from_value(answer[i]["embedding"].clone()).expect("vectors");
+            assert_eq!(vectors.len(), n_tokens, "{name}, text {i}");
+            let whole: Vec<Vec<f32>> = serde_json::from_value(raw[i]["embedding"].clone()).expect("one vector");
+            let expected: Vec<f32> = match pooled {
+                Pooling::Last => vectors.last().expect("a token").clone(),
+                _ => (0..whole[0].len()).map(|k| vectors.iter().map(|v| v[k]).sum::<f32>() / n_tokens as f32).collect(),
+            };
+            let size = expected.iter().map(|x| x.abs()).fold(1.0, f32::max);
+            let far = whole[0].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 2e-3 * size, "{name}, text {i}: {far}");
+        }
+        for (path, body) in [("/v1/embeddings", json!({"input": "x"})), ("/embeddings", json!({"input": "x"}))] {
+            each.post(path, body).await.is_refusal("unsupported_operation", "model");
+        }
+        assert_eq!(each.post("/api/embed", json!({"input": "x"})).await.status, 400);
+    }
+}
+
 /// A real encoder: cosine similarity of at least 0.999 with the reference of the package that carries it, for 100 texts,
 /// in single calls and in batches. `make test` makes the model.
 #[test]

@@ -258,6 +258,111 @@ async fn images_are_fetched_from_listed_hosts_only() {
     open.stop().await;
 }
 
+fn of_responses(url: &str) -> Value {
+    let parts = json!([{"type": "input_text", "text": "Look"}, {"type": "input_image", "image_url": url}]);
+    json!({"input": [{"role": "user", "content": parts}], "max_output_tokens": 2, "store": false})
+}
+
+/// With a result's image behind another one in the body, which comes before it in the conversation.
+fn of_anthropic(url: &str) -> Value {
+    let mine = json!({"type": "base64", "media_type": "image/png", "data": base64(&png(8, 8, 1))});
+    let parts = json!([
+        {"type": "image", "source": mine},
+        {"type": "tool_result", "tool_use_id": "toolu_1",
+         "content": [{"type": "image", "source": {"type": "url", "url": url}}]},
+    ]);
+    json!({"max_tokens": 2, "messages": [
+        {"role": "user", "content": "Look"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}]},
+        {"role": "user", "content": parts},
+    ]})
+}
+
+/// Responses and Messages name images by address like chats do; Ollama's API has no addresses.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_every_api_are_fetched_by_the_same_rules() {
+    let (address, n_connections) = host().await;
+    let there = format!("http://{address}/a.png");
+    let closed = server(LLAMA, |_| {}).await;
+    let answer = closed.post("/v1/responses", of_responses(&there)).await;
+    answer.is_refusal("unsupported_content", "input[0].content[1].type");
+    let names_it = |answer: &Answer, place: &str| {
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert!(answer.text.contains(place), "{}", answer.text);
+    };
+    let place = "messages[2].content[1].content[0].type";
+    names_it(&closed.post("/v1/messages", of_anthropic(&there)).await, place);
+    let ollama = json!({"messages": [{"role": "user", "content": "Look", "images": [there]}], "stream": false});
+    let answer = closed.post("/api/chat", ollama.clone()).await;
+    names_it(&answer, "messages[0].images[0]: an address is not taken here; send the image itself as base64");
+    let generate = json!({"prompt": "Look", "images": [there]});
+    names_it(&closed.post("/api/generate", generate).await, "images[0]: an address");
+    let broken = json!({"messages": [{"role": "user", "content": "a"},
+        {"role": "user", "content": "Look", "images": [base64(&png(8, 8, 1)), base64(b"no image")]}]});
+    names_it(&closed.post("/api/chat", broken).await, "messages[1].images[1]");
+    assert_eq!(n_connections.load(Ordering::SeqCst), 0, "nothing is fetched by default");
+    closed.stop().await;
+
+    let open = server(LLAMA, |setup| {
+        setup.gateway.media_hosts = vec![MediaHost::new(&address.to_string()).expect("an address")];
+    })
+    .await;
+    for (path, body) in [("/v1/responses", of_responses(&there)), ("/v1/messages", of_anthropic(&there))] {
+        let answer = open.post(path, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    assert_eq!(n_connections.load(Ordering::SeqCst), 2);
+    let answer = open.post("/v1/responses/input_tokens", of_responses(&there)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let missing = format!("http://{address}/missing.png");
+    let answer = open.post("/v1/responses", of_responses(&missing)).await;
+    answer.is_refusal("invalid_image_url", "input[0].content[1].type");
+    names_it(&open.post("/v1/messages", of_anthropic(&missing)).await, place);
+    let n_before = n_connections.load(Ordering::SeqCst);
+    let elsewhere = "http://127.0.0.2:9/a.png";
+    open.post("/v1/responses", of_responses(elsewhere)).await.is_refusal("unsupported_content", "input[0].content[1]");
+    names_it(&open.post("/v1/messages", of_anthropic(elsewhere)).await, place);
+    assert_eq!(n_connections.load(Ordering::SeqCst), n_before);
+    open.stop().await;
+}
+
+/// `file://` names what lies below the operator's folder, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_read_from_the_operators_folder_only() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let root = dir.path().canonicalize().expect("it is there");
+    std::fs::create_dir_all(root.join("in/sub")).expect("a writable folder");
+    std::fs::write(root.join("in/sub/a.png"), png(40, 30, 1)).expect("a writable folder");
+    std::fs::write(root.join("b.png"), png(40, 30, 1)).expect("a writable folder");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(root.join("b.png"), root.join("in/link.png")).expect("links can be made");
+    let closed = server(LLAMA, |_| {}).await;
+    let answer = closed.post("/v1/chat/completions", linked("file://sub/a.png")).await;
+    answer.is_refusal("unsupported_content", "messages[0].content[1].type");
+    closed.stop().await;
+
+    let open = server(LLAMA, |setup| setup.gateway.media_path = Some(root.join("in"))).await;
+    let sent = ask(&open, &body(Some(image_part(&png(40, 30, 1))), "what is it?")).await;
+    for url in ["file://sub/a.png", "file:////sub//a.png", "FILE:///sub/a.png"] {
+        assert_eq!(first_logprobs(&sent), first_logprobs(&ask(&open, &linked(url)).await), "{url}");
+    }
+    for url in [
+        "file://sub/missing.png",
+        "file://../b.png",
+        "file://sub/../../b.png",
+        "file://link.png",
+        "file://sub",
+        "file://",
+    ] {
+        let answer: Answer = open.post("/v1/chat/completions", linked(url)).await;
+        answer.is_refusal("invalid_image_url", "messages[0].content[1].type");
+        assert!(!answer.text.contains("in/"), "{}", answer.text);
+    }
+    assert_eq!(open.post("/v1/responses", of_responses("file://sub/a.png")).await.status, 200);
+    assert_eq!(open.post("/v1/messages", of_anthropic("file://sub/a.png")).await.status, 200);
+    open.stop().await;
+}
+
 type Scored<'a> = (&'a str, f64);
 
 /// Each token of an answer with its log-probability, and the likely ones there.

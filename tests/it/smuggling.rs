@@ -103,7 +103,7 @@ async fn a_request_has_one_host() {
     }
     // Another host is another matter where others can reach the server, if the operator says which are ours.
     let open = Server::with(|setup| {
-        setup.http.host = "0.0.0.0".parse().expect("an address");
+        setup.http.hosts = vec!["0.0.0.0".parse().expect("an address")];
         setup.http.allowed_hosts = vec!["api.example".into()];
     })
     .await;

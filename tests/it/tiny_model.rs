@@ -154,8 +154,12 @@ async fn greedy_sampling_takes_the_most_likely_token_and_logprobs_spell_the_text
     assert_eq!(answer.logprobs.len() as u32, answer.usage.completion_tokens);
     for entry in &answer.logprobs {
         assert_eq!(entry.top.len(), 3);
-        assert_eq!((&entry.bytes, entry.logprob), (&entry.top[0].0, entry.top[0].1), "temperature 0");
-        assert!(entry.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+        assert_eq!(
+            (entry.id, &entry.bytes, entry.logprob),
+            (entry.top[0].id, &entry.top[0].bytes, entry.top[0].logprob),
+            "temperature 0"
+        );
+        assert!(entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
     }
     let spelled: Vec<u8> = answer.logprobs.iter().flat_map(|entry| entry.bytes.clone()).collect();
     assert_eq!(String::from_utf8_lossy(&spelled), answer.text);

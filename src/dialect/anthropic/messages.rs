@@ -3,7 +3,7 @@
 use super::engine_id;
 use crate::chat::{Media, MediaKind, Message, Role, ToolCall};
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
-use crate::dialect::media::{MediaPlaces, data_url, decode, is_web, unsupported};
+use crate::dialect::media::{MediaPlaces, data_url, decode, is_elsewhere, unsupported};
 use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -26,11 +26,26 @@ pub(super) struct Found<'a> {
 struct Turn {
     role: Option<Role>,
     text: String,
-    media: Vec<Media>,
+    media: Vec<Placed>,
     reasoning: String,
     calls: Vec<ToolCall>,
     /// Results of calls: (id, text, media).
-    results: Vec<(String, String, Vec<Media>)>,
+    results: Vec<(String, String, Vec<Placed>)>,
+}
+
+/// An image, and the path of its block's type.
+#[derive(Debug)]
+struct Placed {
+    media: Media,
+    path: String,
+}
+
+impl Placed {
+    /// `n` bytes of text more stand before it.
+    fn behind(mut self, n: u32) -> Self {
+        self.media.offset = self.media.offset.saturating_add(n);
+        self
+    }
 }
 
 impl Turn {
@@ -41,7 +56,7 @@ impl Turn {
         }
         let base = offset(&self.text);
         self.text.push_str(&next.text);
-        self.media.extend(next.media.into_iter().map(|it| Media { offset: it.offset.saturating_add(base), ..it }));
+        self.media.extend(next.media.into_iter().map(|it| it.behind(base)));
         if !self.reasoning.is_empty() && !next.reasoning.is_empty() {
             self.reasoning.push('\n');
         }
@@ -50,28 +65,40 @@ impl Turn {
         self.results.extend(next.results);
     }
 
-    /// The turn as the template gets it; results come before what the user says to them. `names`: of the calls so far.
-    fn into_messages(self, names: &mut HashMap<String, String>, messages: &mut Vec<Message>) {
+    /// The turn as the template gets it; results come before what the user says to them. `names`: of the calls so far;
+    /// `places`: of the images so far, in the order of the messages.
+    fn into_messages(
+        self,
+        names: &mut HashMap<String, String>,
+        places: &mut MediaPlaces,
+        messages: &mut Vec<Message>,
+    ) -> Result<(), Fault> {
         let has_results = !self.results.is_empty();
         for (id, text, media) in self.results {
             let mut result = Message::new(Role::Tool, text);
-            (result.media, result.name) = (media, names.get(&id).cloned());
+            (result.media, result.name) = (list(media, places)?, names.get(&id).cloned());
             result.tool_call_id = Some(id);
             messages.push(result);
         }
         if has_results && self.text.is_empty() && self.media.is_empty() {
-            return;
+            return Ok(());
         }
         names.extend(self.calls.iter().map(|call| (call.id.clone(), call.name.clone())));
         let mut message = Message::new(self.role.unwrap_or(Role::User), self.text);
         if !self.calls.is_empty() {
             message.content = message.content.filter(|text| !text.is_empty());
         }
-        message.media = self.media;
+        message.media = list(self.media, places)?;
         message.reasoning = Some(self.reasoning).filter(|text| !text.is_empty());
         message.tool_calls = self.calls;
         messages.push(message);
+        Ok(())
     }
+}
+
+fn list(media: Vec<Placed>, places: &mut MediaPlaces) -> Result<Vec<Media>, Fault> {
+    let add = |Placed { media, path }| places.add(MediaKind::Image, path).map(|()| media);
+    media.into_iter().map(add).collect()
 }
 
 fn offset(text: &str) -> u32 {
@@ -104,7 +131,11 @@ pub(super) fn conversation(body: &mut Object, found: &mut Found) -> Result<Vec<M
         }
     }
     let mut names = HashMap::new();
-    turns.into_iter().for_each(|turn| turn.into_messages(&mut names, &mut messages));
+    // So far in the order of the body; the engine counts them in the order of the messages.
+    found.media = MediaPlaces::default();
+    for turn in turns {
+        turn.into_messages(&mut names, &mut found.media, &mut messages)?;
+    }
     Ok(messages)
 }
 
@@ -220,19 +251,20 @@ fn image(block: &mut Object, turn: &mut Turn, found: &mut Found) -> Result<(), F
             match data_url(&url) {
                 Some((mime, data)) if IMAGE_TYPES.contains(&mime.as_str()) => decode(&source.path("url"), data)?,
                 // The gateway decides whether it is fetched.
-                _ if is_web(&url) => {
+                _ if is_elsewhere(&url) => {
                     media_kind = MediaKind::RemoteImage;
                     url.into_bytes()
                 }
-                _ => return Err(unsupported(&type_path, "its address is no http(s) or data: URL")),
+                _ => return Err(unsupported(&type_path, "its address is no http(s), file or data: URL")),
             }
         }
         "file" => return Err(unsupported(&type_path, "no files are stored here; send the image as base64")),
         other => return Err(invalid_value(source.path("type"), other, "base64, url")),
     };
     source.finish(found.ignored);
-    found.media.add(MediaKind::Image, type_path)?;
-    turn.media.push(Media { kind: media_kind, offset: offset(&turn.text), data });
+    found.media.add(MediaKind::Image, type_path.clone())?;
+    let media = Media { kind: media_kind, offset: offset(&turn.text), data };
+    turn.media.push(Placed { media, path: type_path });
     Ok(())
 }
 
@@ -307,7 +339,7 @@ fn tool_result(block: &mut Object, turn: &mut Turn, found: &mut Found) -> Result
         // Templates have no place for it, and the model should know.
         const MARK: &str = "Error: ";
         result.text.insert_str(0, MARK);
-        result.media.iter_mut().for_each(|it| it.offset = it.offset.saturating_add(offset(MARK)));
+        result.media = result.media.into_iter().map(|it| it.behind(offset(MARK))).collect();
     }
     turn.results.push((engine_id(id), result.text, result.media));
     Ok(())

@@ -252,23 +252,52 @@ pub struct TextLogprobs {
     text_offset: Vec<u64>,
 }
 
-/// llama-server's answer. In a stream, each event but the last has a piece of the content.
+/// llama-server's answer. In a stream, each event but the last has a piece of the content. With `response_fields`, a whole
+/// answer has those alone, each under its path.
 #[derive(JsonSchema)]
-pub struct InfillAnswer {
+pub struct NativeAnswer {
     index: u32,
     content: String,
-    tokens: Vec<Value>,
+    /// Ids of the answer's tokens: in a stream, and with `return_tokens`.
+    tokens: Vec<i32>,
     id_slot: i32,
     stop: bool,
     model: Option<String>,
     tokens_predicted: u32,
     tokens_evaluated: Option<u32>,
     tokens_cached: Option<u32>,
+    /// Sampling and limits as they were settled, by the names requests use.
+    generation_settings: Option<BTreeMap<String, Value>>,
+    /// As it was sent; empty where it was no text.
+    prompt: Option<String>,
     has_new_line: Option<bool>,
     truncated: Option<bool>,
     /// `eos`, `word` or `limit`.
     stop_type: Option<String>,
     stopping_word: Option<String>,
+    /// With `n_probs`.
+    completion_probabilities: Option<Vec<TokenProbability>>,
+    timings: Option<Spent>,
+    /// In a stream with `return_progress`.
+    prompt_progress: Option<PromptProgress>,
+}
+
+/// One object, or an array of them for several prompts or choices.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+pub enum NativeAnswers {
+    One(NativeAnswer),
+    Several(Vec<NativeAnswer>),
+}
+
+#[derive(JsonSchema)]
+pub struct TokenProbability {
+    id: i32,
+    token: String,
+    bytes: Vec<u8>,
+    logprob: f64,
+    /// Of the likeliest tokens at this place, best first.
+    top_logprobs: Option<Vec<TokenProbability>>,
 }
 
 #[derive(JsonSchema)]

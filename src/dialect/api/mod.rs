@@ -13,6 +13,7 @@
 pub mod answers;
 pub mod anthropic;
 mod conversation;
+pub mod native;
 pub mod ollama;
 pub mod openai;
 pub mod responses;

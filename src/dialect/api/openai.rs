@@ -183,53 +183,6 @@ pub enum PromptInput {
 #[schemars(transparent)]
 pub struct TokenId(#[schemars(range(min = 0, max = i32::MAX))] i32);
 
-/// A gap to be filled.
-#[derive(JsonSchema)]
-#[schemars(extend("examples" = [{"input_prefix": "fn add(", "input_suffix": ") -> i32 { a + b }", "n_predict": 16}]))]
-pub struct InfillRequest {
-    model: Option<String>,
-    /// What stands before the gap.
-    input_prefix: String,
-    /// What stands after it.
-    input_suffix: String,
-    /// Other files that help; what doesn't fit the context is left out.
-    #[schemars(length(max = 1024))]
-    input_extra: Option<Vec<ExtraFile>>,
-    /// The beginning of what fills the gap.
-    prompt: Option<String>,
-    /// Most tokens of the answer. -1: no limit but the context.
-    #[schemars(range(min = -1))]
-    n_predict: Option<i64>,
-    /// Another name of `n_predict`.
-    #[schemars(range(min = -1))]
-    max_tokens: Option<i64>,
-    /// Ask `/v1/completions` with `logprobs`.
-    #[schemars(extend("x-hearth" = "refused"))]
-    n_probs: Option<i64>,
-    stop: Option<Stop>,
-    /// Send the answer as server-sent events.
-    stream: Option<bool>,
-    cache_prompt: Option<bool>,
-    #[schemars(length(max = 64))]
-    lora: Option<Vec<AdapterScale>>,
-    #[schemars(extend("x-hearth" = "no effect"))]
-    id_slot: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
-    user: Any,
-    #[schemars(flatten)]
-    sampling: Sampling,
-    #[schemars(flatten)]
-    constraints: Constraints,
-}
-
-#[derive(JsonSchema)]
-pub struct ExtraFile {
-    text: String,
-    filename: Option<String>,
-    #[schemars(extend("x-hearth" = "no effect"))]
-    time: Any,
-}
-
 /// One of `content` (llama-server: no BOS unless asked), `prompt` (vLLM: with BOS) and `messages`.
 #[derive(JsonSchema)]
 #[schemars(extend("examples" = [{"content": "hello"}, {"messages": [{"role": "user", "content": "hello"}]}]))]

@@ -1,7 +1,8 @@
 //! The types against the readers: whoever adds a field to one and forgets the other is told its path here.
 
 use super::bodies::Schemas;
-use super::{anthropic as anthropic_api, ollama as ollama_api, openai as api, responses as responses_api, vectors};
+use super::{anthropic as anthropic_api, native as native_api, ollama as ollama_api};
+use super::{openai as api, responses as responses_api, vectors};
 use crate::dialect::{anthropic, fields, ollama, openai, responses};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
@@ -48,8 +49,9 @@ fn completion() {
 }
 
 #[test]
-fn infill() {
-    check::<api::InfillRequest, _>(openai::infill_request);
+fn llama_servers_own() {
+    check::<native_api::NativeCompletionRequest, _>(openai::native_request);
+    check::<native_api::InfillRequest, _>(openai::infill_request);
 }
 
 #[test]

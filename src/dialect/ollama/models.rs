@@ -141,7 +141,7 @@ fn quantization(desc: &str) -> String {
 
 fn capabilities(model: &Description) -> Vec<&'static str> {
     use crate::chat::MediaKind;
-    let can_embed = model.pooling.is_some_and(|pooling| pooling != Pooling::Rank);
+    let can_embed = model.pooling.is_some_and(|pooling| !matches!(pooling, Pooling::Rank | Pooling::None));
     let all = [
         ("completion", model.generates),
         ("tools", model.generates && model.has_tools),

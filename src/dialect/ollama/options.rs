@@ -3,7 +3,7 @@
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, Constraint, Media, MediaKind, Mirostat, Output, Sampling};
 use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, too_many};
-use crate::dialect::media::{MediaPlaces, data_url, decode};
+use crate::dialect::media::{MediaPlaces, data_url, decode, unsupported};
 use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
 
@@ -156,7 +156,15 @@ pub(super) fn images(fields: &mut Object, places: &mut MediaPlaces) -> Result<Ve
     for (i, value) in fields.array("images")?.unwrap_or_default().into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         let Value::String(text) = &value else { return Err(invalid_type(path, "a string of base64", &value)) };
-        let data = decode(&path, data_url(text).map_or(text.as_str(), |(_, data)| data))?;
+        // Base64 has no colon, so this is an address whatever its scheme.
+        let data = match data_url(text) {
+            Some((_, data)) => data,
+            None if text.contains("://") => {
+                return Err(unsupported(&path, "an address is not taken here; send the image itself as base64"));
+            }
+            None => text,
+        };
+        let data = decode(&path, data)?;
         places.add(MediaKind::Image, path)?;
         media.push(Media { kind: MediaKind::Image, offset: 0, data });
     }

@@ -105,7 +105,7 @@ fn logprob(entry: &TokenLogprob) -> Value {
     let token = |bytes: &[u8], logprob: f32| json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes });
     let mut value = token(&entry.bytes, entry.logprob);
     if !entry.top.is_empty() {
-        value["top_logprobs"] = entry.top.iter().map(|(bytes, logprob)| token(bytes, *logprob)).collect();
+        value["top_logprobs"] = entry.top.iter().map(|other| token(&other.bytes, other.logprob)).collect();
     }
     value
 }
@@ -212,6 +212,7 @@ impl Chunks for Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::Likely;
 
     fn head(shape: Shape) -> Head {
         Head {
@@ -299,7 +300,8 @@ mod tests {
     /// OLLA-13.
     #[test]
     fn rows_carry_the_logprobs_of_their_tokens() {
-        let entry = TokenLogprob { bytes: "é".into(), logprob: -0.5, top: vec![("é".into(), -0.5)] };
+        let top = vec![Likely { id: 1, bytes: "é".into(), logprob: -0.5 }];
+        let entry = TokenLogprob { id: 1, bytes: "é".into(), logprob: -0.5, top };
         let delta = Delta { content: "é".into(), logprobs: vec![entry], ..Default::default() };
         let mut out = Vec::new();
         Rows::new(Head { with_logprobs: true, ..head(Shape::Generate) }).delta(0, &delta, &mut out);

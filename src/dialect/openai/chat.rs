@@ -75,6 +75,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     let constraint;
     (places.constraint, constraint) = asked.map(|asked| (asked.field, asked.constraint)).unzip();
     let output = Output {
+        with_tokens: false,
         max_tokens: max_tokens(&mut body)?,
         stop: stop(&mut body)?,
         top_logprobs: top_logprobs(&mut body)?,

@@ -61,6 +61,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         stop: stop(&mut body)?,
         top_logprobs: body.integer("logprobs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok()),
         echo: echo.is_some(),
+        with_tokens: false,
         constraint,
         prediction: prediction(&mut body, &mut ignored)?,
     };

@@ -75,17 +75,21 @@ pub fn embedding_request(body: &[u8]) -> Result<Read<EmbedAsk>, Fault> {
         Some(0) => Norm::MaxAbs,
         Some(p) => Norm::P(p as i32),
     };
-    let ask = EmbedAsk { model: body.string("model")?, inputs, norm, ..Default::default() };
+    let ask = EmbedAsk { model: body.string("model")?, inputs, norm, takes_tokens: true, ..Default::default() };
     body.finish(&mut ignored);
     Ok(Read { request: ask, ignored })
 }
 
 /// llama-server's answer: an array, and each vector in an array of its own because it may be one of several tokens'.
-pub fn embedding_response(vectors: &[Vec<f32>]) -> Vec<u8> {
+/// `n_per_token`: the numbers of one, where each token has its own.
+pub fn embedding_response(vectors: &[Vec<f32>], n_per_token: Option<usize>) -> Vec<u8> {
     let mut out = b"[".to_vec();
     for (index, vector) in vectors.iter().enumerate() {
         out.extend(format!("{}{{\"index\":{index},\"embedding\":[", if index == 0 { "" } else { "," }).bytes());
-        out.extend(json(vector));
+        for (i, one) in vector.chunks(n_per_token.unwrap_or(vector.len()).max(1)).enumerate() {
+            out.extend_from_slice(if i == 0 { b"" } else { b"," });
+            out.extend(json(&one));
+        }
         out.extend_from_slice(b"]}");
     }
     out.push(b']');

@@ -1,23 +1,20 @@
 //! llama-server's `POST /infill`: text for the gap between `input_prefix` and `input_suffix`, in its answer's shape.
 
-use super::completion::Completion;
-use super::completion::TextStyle;
 use super::format::constraint;
 use super::lora::lora;
+use super::native::Native;
+use super::native_answer::{NativeStyle, settings};
 use super::sampling::{Limit, sampling, stop, token_limit};
-use super::stream::write_problem;
-use super::to_wire::json;
-use crate::chat::check;
-use crate::chat::{CompletionRequest, Delta, Finish, Infill, Output, Prompt, Usage};
+use crate::chat::check::{self, TOP_LOGPROBS_MAX};
+use crate::chat::{CompletionRequest, Infill, Output, Prompt};
 use crate::dialect::fields::{Object, too_many};
-use crate::dialect::{Answer, Chunks, Fault, Ignored, Problem, Read};
-use crate::engine::Done;
-use serde_json::{Value, json};
+use crate::dialect::{Fault, Ignored, Read, Wanted};
+use serde_json::Value;
 
 /// Other files of one request; what does not fit the context is left out by the engine.
 const EXTRA_MAX: usize = 1024;
 
-pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
+pub fn infill_request(body: &[u8]) -> Result<Read<Native>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     let infill = Infill {
@@ -29,18 +26,26 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
     let sampling = sampling(&mut body)?;
     let (field, constraint) = constraint(&mut body, &mut ignored)?.map(|asked| (asked.field, asked.constraint)).unzip();
     let (own, openai) = (token_limit(&mut body, "n_predict", 0)?, token_limit(&mut body, "max_tokens", 0)?);
-    if body.integer("n_probs", 0, i64::MAX)?.is_some_and(|n| n > 0) {
-        return Err(body.unsupported("n_probs", "ask /v1/completions with logprobs"));
-    }
+    let n_probs = body.integer("n_probs", 0, TOP_LOGPROBS_MAX.into())?.and_then(|k| u8::try_from(k).ok());
+    let stream = body.bool("stream")?.unwrap_or(false);
+    let return_tokens = body.bool("return_tokens")?.unwrap_or(false);
     let output = Output {
         max_tokens: own.or(openai).and_then(Limit::tokens),
         stop: stop(&mut body)?,
+        top_logprobs: n_probs.filter(|k| *k > 0),
+        with_tokens: stream || return_tokens,
         constraint,
         ..Default::default()
     };
     check::output(&output)?;
     // Which slot answers is the scheduler's to say.
     body.accept(&["id_slot", "user"]);
+    let style = NativeStyle {
+        n: 1,
+        wanted: Wanted::read(&mut body)?,
+        settings: settings(&output, stream),
+        ..Default::default()
+    };
     let request = CompletionRequest {
         model: body.string("model")?,
         prompts: vec![Prompt::Infill(infill)],
@@ -48,13 +53,13 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         output,
         n: 1,
         best_of: 1,
-        stream: body.bool("stream")?.unwrap_or(false),
+        stream,
         include_usage: false,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
-    Ok(Read { request: Completion { request, style: TextStyle::default(), constraint: field }, ignored })
+    Ok(Read { request: Native { request, biased_texts: Vec::new(), style, constraint: field }, ignored })
 }
 
 /// `[{"filename", "text"}]`.
@@ -74,82 +79,10 @@ fn extra(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<(String, String
     values.into_iter().enumerate().map(file).collect()
 }
 
-/// The last word about an answer: the whole of it, or the end of a stream (whose `content` is empty).
-fn ending(content: &str, has_new_line: bool, model: &str, finish: &Finish, usage: &Usage) -> Value {
-    let (stop_type, stopping_word) = match finish {
-        Finish::EndOfTurn => ("eos", ""),
-        Finish::StopString(text) => ("word", text.as_str()),
-        Finish::Length => ("limit", ""),
-    };
-    json!({
-        "index": 0,
-        "content": content,
-        "tokens": [],
-        "id_slot": -1,
-        "stop": true,
-        "model": model,
-        "tokens_predicted": usage.completion_tokens,
-        "tokens_evaluated": usage.prompt_tokens,
-        "tokens_cached": usage.cached_tokens,
-        "has_new_line": has_new_line,
-        "truncated": false,
-        "stop_type": stop_type,
-        "stopping_word": stopping_word,
-    })
-}
-
-pub fn infill_response(model: &str, answer: &Answer, usage: &Usage) -> Vec<u8> {
-    json(&ending(&answer.content, answer.content.contains('\n'), model, &answer.finish, usage))
-}
-
-/// Chunks of `/infill`; the last one says how it ended, and no `[DONE]` follows.
-pub struct InfillChunks {
-    model: String,
-    n_tokens: u32,
-    has_new_line: bool,
-}
-
-impl InfillChunks {
-    pub fn new(model: &str) -> Self {
-        Self { model: model.to_owned(), n_tokens: 0, has_new_line: false }
-    }
-}
-
-fn event(value: &Value, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"data: ");
-    out.extend(json(value));
-    out.extend_from_slice(b"\n\n");
-}
-
-impl Chunks for InfillChunks {
-    /// There is nothing to announce.
-    fn open(&mut self, _out: &mut Vec<u8>) {}
-
-    fn delta(&mut self, _choice: usize, delta: &Delta, out: &mut Vec<u8>) {
-        self.n_tokens += delta.n_tokens;
-        self.has_new_line |= delta.content.contains('\n');
-        if !delta.content.is_empty() {
-            let n_tokens = self.n_tokens;
-            let chunk = json!({ "index": 0, "content": delta.content, "tokens": [], "stop": false, "id_slot": -1,
-                "tokens_predicted": n_tokens });
-            event(&chunk, out);
-        }
-    }
-
-    fn finish(&mut self, _choice: usize, done: &Done, out: &mut Vec<u8>) {
-        event(&ending("", self.has_new_line, &self.model, &done.finish, &done.usage), out);
-    }
-
-    fn end(&mut self, _usage: &Usage, _out: &mut Vec<u8>) {}
-
-    fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
-        write_problem(problem, out);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn request(more: Value) -> Result<CompletionRequest, Fault> {
         let mut body = json!({"input_prefix":"a","input_suffix":"b"});
@@ -176,7 +109,7 @@ mod tests {
             (json!({"input_extra":[{"filename":"ok"}]}), "input_extra[0].text"),
             (json!({"input_extra":[{"filename":123,"text":"abc"}]}), "input_extra[0].filename"),
             (json!({"input_extra":[{"filename":"a","text":456}]}), "input_extra[0].text"),
-            (json!({"n_probs":2}), "n_probs"),
+            (json!({"n_probs":21}), "n_probs"),
         ] {
             assert_eq!(read(more).unwrap_err().param.as_deref(), Some(param));
         }

@@ -16,7 +16,7 @@ pub(in crate::dialect) fn chat(entries: &[TokenLogprob]) -> Value {
         .iter()
         .map(|entry| {
             let mut object = token(&entry.bytes, entry.logprob);
-            let top: Vec<Value> = entry.top.iter().map(|(bytes, p)| token(bytes, *p).into()).collect();
+            let top: Vec<Value> = entry.top.iter().map(|other| token(&other.bytes, other.logprob).into()).collect();
             object.insert("top_logprobs".to_owned(), top.into());
             object.into()
         })
@@ -62,7 +62,9 @@ impl TextArrays {
     fn push(&mut self, entry: &TokenLogprob, offset: usize, is_known: bool) {
         self.tokens.push(name(&entry.bytes));
         self.offsets.push(offset);
-        let top = || entry.top.iter().map(|(bytes, p)| (name(bytes), number(*p))).collect::<Map<String, Value>>();
+        let top = || {
+            entry.top.iter().map(|other| (name(&other.bytes), number(other.logprob))).collect::<Map<String, Value>>()
+        };
         self.logprobs.push(if is_known { number(entry.logprob) } else { Value::Null });
         self.tops.push(if is_known { Value::Object(top()) } else { Value::Null });
     }
@@ -123,9 +125,11 @@ pub(in crate::dialect) fn number(value: f32) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::Likely;
 
     fn entry(bytes: &[u8], logprob: f32) -> TokenLogprob {
-        TokenLogprob { bytes: bytes.to_vec(), logprob, top: vec![(bytes.to_vec(), logprob)] }
+        let top = vec![Likely { id: 1, bytes: bytes.to_vec(), logprob }];
+        TokenLogprob { id: 1, bytes: bytes.to_vec(), logprob, top }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! OpenAI's API, with the extras that llama.cpp and vLLM clients send, and the tokenizer endpoints of llama-server.
 //!
-//! Requests: `chat`, `completion`, `infill`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` with
+//! Requests: `chat`, `completion`, `native`, `infill`, `tokenizer`, each reading bytes into plain data (`sampling`, `messages` with
 //! `parts`, `tools` and `format` are their shared parts). Answers: `wire` holds the shapes, `to_wire` fills whole
 //! answers, `stream` writes chunks, `calls` knows the shapes of tool calls.
 //!
@@ -16,6 +16,8 @@ pub(super) mod logprobs;
 pub(super) mod lora;
 mod messages;
 mod models;
+mod native;
+mod native_answer;
 pub(super) mod parts;
 mod rerank;
 pub(super) mod sampling;
@@ -32,9 +34,11 @@ pub use embeddings::{
     embeddings_request, embeddings_response,
 };
 pub use format::constraint_name;
-pub use infill::{InfillChunks, infill_request, infill_response};
+pub use infill::infill_request;
 pub use lora::{Scales, lora_request, lora_response};
 pub use models::{ModelEntry, model_list, model_object};
+pub use native::{Native, native_request};
+pub use native_answer::{NativeChunks, native_response, sampling_settings};
 pub use rerank::{Rerank, rerank_request, rerank_response, score_request, score_response};
 pub use stream::{ChatChunks, TextChunks};
 pub(in crate::dialect) use to_wire::rfc3339;

@@ -2,7 +2,7 @@
 
 use crate::chat::{Media, MediaKind, Role};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::media::is_web;
+use crate::dialect::media::is_elsewhere;
 use crate::dialect::{Fault, Ignored};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -109,7 +109,7 @@ fn linked(part: &mut Object, key: &str, kind: MediaKind, ignored: &mut Ignored) 
     };
     let type_path = part.path("type");
     let Some(file) = data_url(&url_path, &url)? else {
-        if kind == MediaKind::Image && is_web(&url) {
+        if kind == MediaKind::Image && is_elsewhere(&url) {
             return Ok(Part::Media(MediaKind::RemoteImage, url.into_bytes()));
         }
         return Err(unsupported(type_path, "this server fetches nothing; send the file as a data: URL"));
@@ -274,8 +274,8 @@ mod tests {
         let url_path = "messages[0].content[0].image_url.url";
         for (part, param, code) in [
             (image("ftp://127.0.0.1/x.png"), type_path, "unsupported_content"),
-            (image("file:///etc/passwd"), type_path, "unsupported_content"),
-            (image("file:///etc/passwd"), type_path, "unsupported_content"),
+            (image("/etc/passwd"), type_path, "unsupported_content"),
+            (json!({"type":"audio_url","audio_url":"file:///a.wav"}), type_path, "unsupported_content"),
             (image("data:image/svg+xml;base64,AQID"), type_path, "unsupported_content"),
             (image("data:audio/wav;base64,AQID"), type_path, "unsupported_content"),
             (image("data:image/png;base64,"), url_path, "invalid_value"),

@@ -102,7 +102,7 @@ fn logit_bias(body: &mut Object) -> Result<Option<Vec<(i32, f32)>>, Fault> {
 }
 
 /// -100 and less bans a token, and +100 is enough to force one; between them the value is added to the logit.
-fn clamp_bias(bias: f64) -> f32 {
+pub(super) fn clamp_bias(bias: f64) -> f32 {
     let max = check::LOGIT_BIAS_ABS_MAX;
     let bias = (bias as f32).min(max);
     if bias <= -max { f32::NEG_INFINITY } else { bias }

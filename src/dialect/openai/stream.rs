@@ -377,7 +377,7 @@ mod tests {
 
     #[test]
     fn the_prompt_comes_first_and_offsets_go_on_behind_it() {
-        let entry = |text: &str| TokenLogprob { bytes: text.into(), logprob: -1.0, top: vec![] };
+        let entry = |text: &str| TokenLogprob { id: 0, bytes: text.into(), logprob: -1.0, top: vec![] };
         let mut chunks = TextChunks::new(&head(), 1, text_style(Some(vec![Echo::Text("ab".into())])));
         let mut out = Vec::new();
         let delta = Delta {
@@ -411,7 +411,7 @@ mod tests {
         let mut chunks = TextChunks::new(&head(), 1, text_style(None));
         let mut out = Vec::new();
         for word in ["hé", "llo"] {
-            let entry = TokenLogprob { bytes: word.into(), logprob: -1.0, top: vec![] };
+            let entry = TokenLogprob { id: 0, bytes: word.into(), logprob: -1.0, top: vec![] };
             chunks.delta(0, &Delta { content: word.into(), logprobs: vec![entry], ..Default::default() }, &mut out);
         }
         let events = events(&out);

@@ -40,7 +40,7 @@ const ACCEPTED: [&str; 8] = [
 pub struct Asked {
     /// Complete but for its messages, of which only the instructions are there.
     chat: ChatRequest,
-    input: Vec<(Value, Turn)>,
+    input: Vec<Given>,
     pub(super) called: HashMap<String, Called>,
     pub echo: Echo,
     pub places: Places,
@@ -79,6 +79,15 @@ impl Places {
     }
 }
 
+/// An item as sent, with what it means.
+#[derive(Debug)]
+struct Given {
+    value: Value,
+    turn: Turn,
+    /// The path of each image's and sound's type in it.
+    media: Vec<String>,
+}
+
 /// An item that the input refers to and nobody knows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct MissingItem {
@@ -91,7 +100,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
     let mut ignored = Ignored::default();
     let mut body = Object::parse(body)?;
     refuse(&mut body)?;
-    let (input, media) = input(&mut body, &mut ignored)?;
+    let input = input(&mut body, &mut ignored)?;
     let instructions = body.string("instructions")?;
     let tools = tools::tools(&mut body, &mut ignored)?;
     let choice = tools::choice(&mut body, &tools, &mut ignored)?;
@@ -149,7 +158,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
     let wanted = Wanted::read(&mut body)?;
     body.accept(&ACCEPTED);
     body.finish(&mut ignored);
-    let places = Places { media, n_prior_media: 0, tools: tools.paths };
+    let places = Places { media: Vec::new(), n_prior_media: 0, tools: tools.paths };
     Ok(Read { request: Asked { chat, input, called: tools.called, echo, places, wanted }, ignored })
 }
 
@@ -168,7 +177,7 @@ impl Asked {
 
     /// Puts stored items where the input refers to them.
     pub fn resolve(&mut self, find: impl Fn(&str) -> Option<Arc<Item>>) -> Result<(), MissingItem> {
-        for (i, (value, turn)) in self.input.iter_mut().enumerate() {
+        for (i, Given { value, turn, media }) in self.input.iter_mut().enumerate() {
             let Turn::Reference(id) = turn else { continue };
             let missing = || MissingItem { param: format!("input[{i}].id"), id: id.chars().take(128).collect() };
             let item = find(id).ok_or_else(missing)?;
@@ -177,6 +186,7 @@ impl Asked {
             let known = items::read(String::new(), item.json.clone(), &mut found);
             *turn = known.map_err(|_| missing())?;
             *value = item.json.clone();
+            *media = vec![format!("input[{i}]"); found.media.len()];
         }
         Ok(())
     }
@@ -192,8 +202,9 @@ impl Asked {
         }
         self.places.n_prior_media = found.media.len();
         let mut listed = Vec::with_capacity(self.input.len());
-        for (n, (value, turn)) in std::mem::take(&mut self.input).into_iter().enumerate() {
+        for (n, Given { value, turn, media }) in std::mem::take(&mut self.input).into_iter().enumerate() {
             turns.push(turn);
+            self.places.media.extend(media);
             listed.push(items::complete(value, base, n));
         }
         let mut chat = self.chat.clone();
@@ -220,10 +231,7 @@ fn refuse(body: &mut Object) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Items as sent with what they mean, and the path of each image's and sound's type.
-type Input = (Vec<(Value, Turn)>, Vec<String>);
-
-fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Input, Fault> {
+fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<Given>, Fault> {
     let values = match body.take("input") {
         None => return Err(body.missing("input")),
         Some(Value::String(text)) => vec![json!({ "type": "message", "role": "user", "content": text })],
@@ -237,12 +245,15 @@ fn input(body: &mut Object, ignored: &mut Ignored) -> Result<Input, Fault> {
         return Err(too_many("input", values.len(), ITEMS_MAX));
     }
     let mut found = Found { ignored, media: Vec::new() };
-    let mut items = Vec::with_capacity(values.len());
+    let mut items: Vec<Given> = Vec::with_capacity(values.len());
+    let mut n_media = 0;
     for (i, value) in values.into_iter().enumerate() {
         let turn = items::read(format!("input[{i}]"), value.clone(), &mut found)?;
-        items.push((value, turn));
+        let media = found.media[n_media..].to_vec();
+        n_media = found.media.len();
+        items.push(Given { value, turn, media });
     }
-    Ok((items, found.media))
+    Ok(items)
 }
 
 /// What the answer's text must be.

@@ -186,7 +186,9 @@ fn refusals_of_the_engine_name_the_clients_fields() {
         "input": [{"role":"user","content":[{"type":"input_text","text":"x"},{"type":"input_image","image_url":png}]}],
         "tools": [{"type":"web_search"},{"type":"namespace","name":"n","tools":[{"type":"function","name":"f"}]}],
     }));
-    let places = asked.unwrap().request.places;
+    let mut asked = asked.unwrap().request;
+    asked.converse(&[], "b").unwrap();
+    let places = asked.places;
     assert_eq!(places.name("media[0]"), "input[0].content[1].type");
     assert_eq!(places.name("media[7]"), "input");
     assert_eq!(places.name("tools[0].function.parameters"), "tools[1].tools[0].parameters");

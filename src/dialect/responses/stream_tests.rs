@@ -1,5 +1,5 @@
 use super::*;
-use crate::chat::{TokenLogprob, ToolCallDelta};
+use crate::chat::{Likely, TokenLogprob, ToolCallDelta};
 use crate::dialect::responses::request;
 use crate::engine::Timings;
 use serde_json::{Value, json};
@@ -247,7 +247,8 @@ fn an_answer_that_says_nothing_is_an_empty_message() {
 
 #[test]
 fn logprobs_come_with_their_text_where_they_are_wanted() {
-    let entry = TokenLogprob { bytes: b"x".to_vec(), logprob: -0.5, top: vec![(b"x".to_vec(), -0.5)] };
+    let top = vec![Likely { id: 1, bytes: b"x".to_vec(), logprob: -0.5 }];
+    let entry = TokenLogprob { id: 1, bytes: b"x".to_vec(), logprob: -0.5, top };
     let delta = Delta { logprobs: vec![entry], ..said("x") };
     let wanted = json!([{"token":"x","logprob":-0.5,"bytes":[120],
         "top_logprobs":[{"token":"x","logprob":-0.5,"bytes":[120]}]}]);

@@ -27,6 +27,7 @@ const LOGIT_BYTES: u64 = 128 << 20;
 pub(super) fn pooling(model: &llama::Model, path: &Path, config: &EngineConfig) -> Result<Option<Pooling>, String> {
     let architecture = model.meta("general.architecture").unwrap_or_default();
     let own = model.meta(&format!("{architecture}.pooling_type")).and_then(|kind| match kind.trim() {
+        // A file that says 0 leaves the choice to whoever loads it.
         "1" => Some(Pooling::Mean),
         "2" => Some(Pooling::Cls),
         "3" => Some(Pooling::Last),
@@ -108,9 +109,9 @@ impl LlamaModel {
     }
 
     /// Whether the rows of an input may come in several batches: each position sees only what was before it, and only
-    /// the last one counts.
+    /// the last one counts, or each by itself.
     fn takes_parts(&self) -> bool {
-        self.model.generates() && matches!(self.pooling, Some(Pooling::Last | Pooling::Rank))
+        self.model.generates() && matches!(self.pooling, Some(Pooling::Last | Pooling::Rank | Pooling::None))
     }
 
     /// Most tokens of one input.
@@ -129,12 +130,14 @@ pub struct LlamaEncoder {
     batch: Batch,
     n_seqs: u32,
     takes_parts: bool,
+    is_pooled: bool,
 }
 
 impl LlamaEncoder {
     pub(super) fn new(model: &LlamaModel, interrupt: Interrupt) -> Result<Self, String> {
         let pooling = match model.pooling {
             None => return Err("this model makes no vectors; this is a bug".into()),
+            Some(Pooling::None) => PoolingType::Rows,
             Some(Pooling::Mean) => PoolingType::Mean,
             Some(Pooling::Cls) => PoolingType::Cls,
             Some(Pooling::Last) => PoolingType::Last,
@@ -175,7 +178,8 @@ impl LlamaEncoder {
         };
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let context = llama::Context::new(&model.model, params, interrupt).map_err(|error| error.to_string())?;
-        Ok(Self { context, batch: Batch::default(), n_seqs, takes_parts })
+        let is_pooled = model.pooling != Some(Pooling::None);
+        Ok(Self { context, batch: Batch::default(), n_seqs, takes_parts, is_pooled })
     }
 }
 
@@ -200,8 +204,16 @@ impl Encoder for LlamaEncoder {
         decode(&mut self.context, &mut self.batch, rows)
     }
 
+    fn is_pooled(&self) -> bool {
+        self.is_pooled
+    }
+
     fn vector(&mut self, seq: u32) -> Option<&[f32]> {
         self.context.pooled(signed(seq))
+    }
+
+    fn row_vector(&mut self, row: usize) -> Option<&[f32]> {
+        self.context.row_embedding(signed(row))
     }
 
     fn forget(&mut self, seq: u32) {

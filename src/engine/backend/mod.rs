@@ -194,8 +194,12 @@ pub trait Encoder {
     /// One forward pass. Rows are 1..=n_batch, positions of a sequence contiguous with what it holds.
     fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError>;
 
+    /// Whether the vectors of an input's tokens become one; else each token has its own.
+    fn is_pooled(&self) -> bool;
     /// The vector of a sequence as of the last pass.
     fn vector(&mut self, seq: u32) -> Option<&[f32]>;
+    /// The vector of one row of the last pass, where they are not pooled.
+    fn row_vector(&mut self, row: usize) -> Option<&[f32]>;
 
     /// Forgets what a sequence holds.
     fn forget(&mut self, seq: u32);

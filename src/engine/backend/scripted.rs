@@ -79,7 +79,8 @@ impl ScriptedModel {
         match self.config.embeds {
             0 => None,
             1 => Some(Pooling::Mean),
-            _ => Some(Pooling::Rank),
+            2 => Some(Pooling::Rank),
+            _ => Some(Pooling::None),
         }
     }
 
@@ -356,6 +357,7 @@ impl Model for ScriptedModel {
             interrupt,
             held: FxHashMap::default(),
             vectors: FxHashMap::default(),
+            rows: Vec::new(),
         })
     }
 
@@ -500,6 +502,8 @@ pub struct ScriptedEncoder {
     interrupt: Interrupt,
     held: FxHashMap<u32, Vec<Token>>,
     vectors: FxHashMap<u32, Vec<f32>>,
+    /// Of the rows of the last pass.
+    rows: Vec<Vec<f32>>,
 }
 
 impl Encoder for ScriptedEncoder {
@@ -522,24 +526,37 @@ impl Encoder for ScriptedEncoder {
             wait(&self.interrupt, time)?;
         }
         self.vectors.clear();
+        self.rows.clear();
+        let is_pooled = self.is_pooled();
         for row in rows {
             let held = self.held.entry(row.seq).or_default();
             assert_eq!(held.len(), row.pos as usize, "positions of a sequence are contiguous; this is a bug");
             held.push(row.token);
+            if !is_pooled {
+                self.rows.push(vector_of(held));
+            }
             self.vectors.insert(row.seq, Vec::new());
         }
         for (seq, vector) in &mut self.vectors {
             let tokens = &self.held[seq];
             *vector = match self.model.config.embeds {
-                1 => vector_of(tokens),
-                _ => vec![overlap(tokens)],
+                2 => vec![overlap(tokens)],
+                _ => vector_of(tokens),
             };
         }
         Ok(())
     }
 
+    fn is_pooled(&self) -> bool {
+        self.model.pooling() != Some(Pooling::None)
+    }
+
     fn vector(&mut self, seq: u32) -> Option<&[f32]> {
         self.vectors.get(&seq).map(Vec::as_slice)
+    }
+
+    fn row_vector(&mut self, row: usize) -> Option<&[f32]> {
+        self.rows.get(row).map(Vec::as_slice)
     }
 
     fn forget(&mut self, seq: u32) {

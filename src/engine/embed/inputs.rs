@@ -18,6 +18,8 @@ pub(in crate::engine) struct InputShape {
     pub n_vocab: u32,
     /// Numbers of a vector.
     pub n_embd: u32,
+    /// Each token has its vector.
+    pub is_per_token: bool,
 }
 
 /// The inputs of `request`. Special tokens in a text are recognised, as by the tokenizers these models were trained with.
@@ -31,12 +33,13 @@ pub(in crate::engine) fn embed_inputs<M: Model>(
 ) -> Result<Vec<Vec<Token>>, Failure> {
     refuse_many("prompt", request.inputs.len(), shape)?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
+    let mut n_tokens = 0;
     for prompt in request.inputs {
         give_up_if_cancelled(live)?;
         let mut tokens = match prompt {
             Prompt::Text(text) => text_tokens(model, shape, &text, request.truncate)?,
             Prompt::Tokens(tokens) => checked(tokens, shape)?,
-            Prompt::Chat(_) | Prompt::Infill(_) => {
+            Prompt::Chat(_) | Prompt::Infill(_) | Prompt::Mixed(_) => {
                 return Err(Failure::invalid("prompt", "invalid_type", "an input is a text or a list of token ids"));
             }
         };
@@ -47,6 +50,10 @@ pub(in crate::engine) fn embed_inputs<M: Model>(
             tokens.truncate(shape.n_max as usize);
         }
         refuse_long(tokens.len(), shape)?;
+        n_tokens += tokens.len();
+        if shape.is_per_token {
+            refuse_many("prompt", n_tokens, shape)?;
+        }
         inputs.push(tokens);
     }
     Ok(inputs)
@@ -170,7 +177,7 @@ fn refuse_many(field: &str, n: usize, shape: &InputShape) -> Result<(), Failure>
     if n as u64 <= n_max {
         return Ok(());
     }
-    Err(Failure::invalid(field, "array_above_max_length", format!("{n} inputs are too many here: at most {n_max}")))
+    Err(Failure::invalid(field, "array_above_max_length", format!("{n} vectors are too many here: at most {n_max}")))
 }
 
 fn refuse_bytes(n: usize) -> Result<(), Failure> {

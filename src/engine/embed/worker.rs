@@ -24,7 +24,7 @@ struct Task {
     job: Job,
     /// Inputs before it are computed or in the running batch.
     next: usize,
-    /// As long as `inputs`; empty where a vector is missing.
+    /// As long as `inputs`; empty (or too short, where each token has its vector) where one is missing.
     vectors: Vec<Vec<f32>>,
     n_missing: usize,
 }
@@ -220,14 +220,24 @@ impl<E: Encoder> Worker<E> {
     /// Takes the vectors of what is complete, and lets another task begin the next batch.
     fn collect(&mut self, pieces: &[Piece]) {
         self.partial = None;
+        let is_pooled = self.parts.encoder.is_pooled();
+        let mut row = 0;
         for piece in pieces {
             let task = &mut self.tasks[piece.task];
+            let rows = row..row + piece.to - piece.from;
+            row = rows.end;
+            let vector = &mut task.vectors[piece.input];
+            for row in rows.filter(|_| !is_pooled) {
+                vector.extend_from_slice(self.parts.encoder.row_vector(row).unwrap_or_default());
+            }
             if piece.to < task.job.inputs[piece.input].len() {
                 self.partial = Some(Partial { input: piece.input, n_computed: piece.to, seq: piece.seq });
                 continue;
             }
-            if let Some(vector) = self.parts.encoder.vector(piece.seq) {
-                task.vectors[piece.input] = vector.to_vec();
+            if is_pooled {
+                vector.extend_from_slice(self.parts.encoder.vector(piece.seq).unwrap_or_default());
+            }
+            if !vector.is_empty() {
                 task.n_missing -= 1;
             }
             self.parts.encoder.forget(piece.seq);
@@ -256,6 +266,7 @@ impl<E: Encoder> Worker<E> {
             // Should the task live on after all, its inputs are computed again.
             let task = &mut self.tasks[piece.task];
             task.next = task.next.min(piece.input);
+            task.vectors[piece.input].clear();
         }
     }
 

@@ -23,6 +23,9 @@ pub enum Bitmap {
 
 /// Memory that decoding one image may take beside its pixels.
 const DECODE_BYTES_MAX: u64 = 512 << 20;
+/// Chunks of a PNG: its decoder takes its time for each, also for an empty one. Encoders write some thousands for the
+/// largest file.
+const PNG_CHUNKS_MAX: usize = 16_384;
 /// Sample rates that are read.
 const RATES: std::ops::RangeInclusive<u32> = 4_000..=192_000;
 /// Samples of a sound before it is resampled: `SECONDS_MAX` at 96 kHz.
@@ -50,6 +53,9 @@ fn image(data: &[u8]) -> Result<Bitmap, String> {
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Gif | ImageFormat::WebP | ImageFormat::Bmp) => {}
         _ => return Err("it is no PNG, JPEG, WebP, GIF or BMP".into()),
     }
+    if reader.format() == Some(ImageFormat::Png) && png_chunks(data).nth(PNG_CHUNKS_MAX).is_some() {
+        return Err(format!("it has more than {PNG_CHUNKS_MAX} chunks"));
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(SIDE_MAX);
     limits.max_image_height = Some(SIDE_MAX);
@@ -69,6 +75,20 @@ fn image(data: &[u8]) -> Result<Bitmap, String> {
     }
     let rgb = decoded.into_rgb8();
     Ok(Bitmap::Image { width: rgb.width(), height: rgb.height(), rgb: rgb.into_raw() })
+}
+
+/// Lengths of a PNG's chunks, as far as they can be followed. Source: the PNG specification, 5.3.
+fn png_chunks(data: &[u8]) -> impl Iterator<Item = usize> {
+    const SIGNATURE: usize = 8;
+    /// Length, type and checksum.
+    const FRAME: usize = 12;
+    let mut at = SIGNATURE;
+    std::iter::from_fn(move || {
+        let length = data.get(at..at.checked_add(4)?)?;
+        let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
+        at = at.checked_add(FRAME)?.checked_add(length)?;
+        Some(length)
+    })
 }
 
 /// (mono samples, their rate).
@@ -210,6 +230,19 @@ mod tests {
                 other => panic!("{format:?}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_png_of_a_million_chunks_is_not_begun() {
+        let whole = encoded(ImageFormat::Png, 2, 2);
+        assert_eq!(png_chunks(&whole).count(), 3, "IHDR, IDAT and IEND");
+        let mut many = whole[..33].to_vec();
+        many.extend(b"\0\0\0\0IDAT\x35\xaf\x06\x1e".repeat(20_000));
+        many.extend(&whole[33..]);
+        let refused = decode(&media(MediaKind::Image, many), None).unwrap_err();
+        assert_eq!(refused, "it has more than 16384 chunks");
+        assert_eq!(png_chunks(&[0; 10]).count(), 0);
+        assert_eq!(png_chunks(&[0xff; 30]).count(), 1, "a length that leads out of the file is the last");
     }
 
     #[test]

@@ -5,8 +5,15 @@ use super::super::logprobs;
 use super::super::media;
 use super::super::request::RequestId;
 use super::*;
-use crate::chat::{Finish, TokenLogprob};
+use crate::chat::{Finish, Likely, TokenLogprob};
 use std::time::Instant;
+
+/// What is told of a token at its place.
+fn entry<M: Model>(model: &M, id: Token, logprob: f32, top: Vec<(Token, f32)>) -> TokenLogprob {
+    let bytes = |id: Token| model.piece(id).to_vec();
+    let top = top.into_iter().map(|(id, logprob)| Likely { id, bytes: bytes(id), logprob }).collect();
+    TokenLogprob { id, bytes: bytes(id), logprob, top }
+}
 
 impl<M: Model> Worker<M> {
     /// The decode is done: remember what is computed, and go on with what has its logits.
@@ -49,8 +56,7 @@ impl<M: Model> Worker<M> {
         let Some(run) = &mut self.slots[index].run else { return };
         let n_prompt = run.n_prompt as usize;
         let Some(echo) = &mut run.echo else { return };
-        let plain =
-            |token: Token| TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob: 0.0, top: Vec::new() };
+        let plain = |token: Token| entry(&*self.model, token, 0.0, Vec::new());
         if !echo.with_logprobs {
             echo.entries.extend(run.tokens[..n_prompt].iter().map(|token| plain(*token)));
         } else {
@@ -67,8 +73,7 @@ impl<M: Model> Worker<M> {
                 let Some(logits) = self.context.logits(row + i) else { continue };
                 let token = run.tokens[about];
                 let (logprob, top) = logprobs::of_row(logits, &[], token, k);
-                let top = top.into_iter().map(|(id, value)| (self.model.piece(id).to_vec(), value)).collect();
-                echo.entries.push(TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob, top });
+                echo.entries.push(entry(&*self.model, token, logprob, top));
             }
         }
         if echo.entries.len() >= n_prompt {
@@ -144,8 +149,7 @@ impl<M: Model> Worker<M> {
                 None => self.context.logits(row)?,
             };
             let (logprob, top) = logprobs::of_row(logits, &run.logit_bias, token, usize::from(k));
-            let top = top.into_iter().map(|(id, value)| (self.model.piece(id).to_vec(), value)).collect();
-            Some(TokenLogprob { bytes: self.model.piece(token).to_vec(), logprob, top })
+            Some(entry(&*self.model, token, logprob, top))
         });
         if !self.tell(index, token, entry) {
             return None;
@@ -166,7 +170,7 @@ impl<M: Model> Worker<M> {
         let stop = released.stop.take();
         let is_full = run.tokens.len() >= self.context.n_ctx_seq() as usize;
         let is_long = run.n_generated() >= run.n_generate_max;
-        self.out.push(Item::Token { id: run.id, released });
+        self.out.push(Item::Token { id: run.id, released, token: run.with_tokens.then_some(token) });
         if let Some(stop) = stop {
             self.end_run(index, |run, now| run.done(Finish::StopString(stop), now));
         } else if is_long || is_full {

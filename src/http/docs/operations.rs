@@ -1,6 +1,6 @@
 //! Every operation, on one page; a test holds it against the router.
 
-use crate::dialect::api::{answers, anthropic, ollama, openai, responses, vectors};
+use crate::dialect::api::{answers, anthropic, native, ollama, openai, responses, vectors};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 type Shape = fn(&mut SchemaGenerator) -> Schema;
@@ -300,10 +300,14 @@ fn ollama_operations() -> Vec<Operation> {
 fn llama_server() -> Vec<Operation> {
     let model = "Which model, where there are several.";
     vec![
+        post(LLAMA_SERVER, "/completion", "Continue a text")
+            .takes::<native::NativeCompletionRequest>()
+            .gives::<answers::NativeAnswers>()
+            .streams::<answers::NativeAnswer>(),
         post(LLAMA_SERVER, "/infill", "Fill the gap between two texts")
-            .takes::<openai::InfillRequest>()
-            .gives::<answers::InfillAnswer>()
-            .streams::<answers::InfillAnswer>(),
+            .takes::<native::InfillRequest>()
+            .gives::<answers::NativeAnswer>()
+            .streams::<answers::NativeAnswer>(),
         post(LLAMA_SERVER, "/tokenize", "Text or a conversation → token ids")
             .takes::<openai::TokenizeRequest>()
             .gives::<answers::Tokenized>(),

@@ -51,6 +51,7 @@ impl Setup {
             price: Default::default(),
             n_created: 1_790_000_000,
             media_hosts: Vec::new(),
+            media_path: None,
             responses: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
@@ -150,7 +151,7 @@ impl Server {
 
     /// Serves what `gateway` has; `engine` is the one that the waiting methods look at.
     pub async fn of(gateway: Arc<Gateway>, engine: Engine, http: HttpConfig) -> Self {
-        let listener = TcpListener::bind((http.host, 0)).await.expect("a free port");
+        let listener = TcpListener::bind((http.hosts[0], 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let shutdown = CancellationToken::new();
         let live = LiveHttp::from(http);

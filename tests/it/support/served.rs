@@ -76,7 +76,8 @@ impl Drop for Served {
     }
 }
 
-fn http_status(address: &str, path: &str) -> Option<u16> {
+/// The status of a GET at `HOST:PORT`, `None` when there is no answer.
+pub fn http_status(address: &str, path: &str) -> Option<u16> {
     use std::io::Write as _;
     let mut stream = std::net::TcpStream::connect(address).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;

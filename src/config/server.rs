@@ -31,8 +31,9 @@ impl Raw {
     pub(super) fn http(&self, has_keys: bool, warnings: &mut Vec<String>) -> Result<HttpConfig, ConfigError> {
         let default = HttpConfig::default();
         let hosts = self.hosts()?;
-        if let Some(host) = hosts.iter().find(|host| !host.is_loopback()).filter(|_| !has_keys) {
-            if !self.may_listen(*host, has_keys) {
+        let open = hosts.iter().find(|host| !host.is_loopback()).copied();
+        if let Some(host) = open.filter(|_| !has_keys) {
+            if !self.may_listen(host, has_keys) {
                 return Err(rule(
                     &self.host,
                     format!(

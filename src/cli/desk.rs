@@ -39,7 +39,7 @@ impl Place {
         if let Some(dir) = &self.data_dir {
             raw.data_dir.value = Some(dir.clone());
         }
-        raw.books()
+        raw.books()?
             .ok_or_else(|| anyhow!("no data folder was named: give --data-dir, HEARTH_DATA_DIR or the key data_dir"))
     }
 

@@ -1,7 +1,7 @@
 //! `hearth config`: check the settings, or print what they come to.
 
 use super::{Flags, plan, say};
-use crate::config::{ConfigError, Origin, Raw};
+use crate::config::{ConfigError, GrantTable, Origin, Raw};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -80,10 +80,23 @@ fn print(raw: &Raw) -> Result<()> {
             }
         }
     }
+    for (kind, table) in granted(raw) {
+        say!("\n[[{kind}]]  # {}", table.origin);
+        for (name, value) in &table.fields {
+            if let Ok(value) = toml::Value::try_from(value) {
+                say!("{name} = {value}");
+            }
+        }
+    }
     for alias in &raw.tables.aliases {
         say!("\n[[alias]]  # {}", alias.origin);
         say!("name = {}", toml::Value::from(alias.name.as_str()));
         say!("model = {}", toml::Value::from(alias.model.as_str()));
     }
     Ok(())
+}
+
+fn granted(raw: &Raw) -> impl Iterator<Item = (&'static str, &GrantTable)> {
+    let teams = raw.tables.teams.iter().map(|table| ("team", table));
+    teams.chain(raw.tables.keys.iter().map(|table| ("key", table)))
 }

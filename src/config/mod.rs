@@ -10,6 +10,7 @@
 //! are relative to the working directory, as on the command line. A reload gathers and checks all of it again;
 //! `reload.rs` lists the settings that a running server takes, and a change of any other is refused by name.
 
+mod granted;
 mod money;
 mod names;
 mod raw;
@@ -22,6 +23,7 @@ mod value;
 
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
+pub use tables::GrantTable;
 
 use crate::engine::EngineConfig;
 use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};

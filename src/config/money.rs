@@ -5,8 +5,9 @@ use super::resolve::rule;
 use super::settings::Raw;
 use super::value::{Switch, Written};
 use crate::gateway::store::{Durability, OnFailure};
-use crate::gateway::{BooksConfig, Price, nusd, usd};
+use crate::gateway::{BooksConfig, Period, Price, nusd, usd};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Dollars, exact to a nano-USD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,24 @@ impl Written for Usd {
 
     fn to_toml(&self) -> toml::Value {
         toml::Value::String(usd(self.0))
+    }
+}
+
+/// A time that is mostly given in days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Days(pub Duration);
+
+impl Written for Days {
+    const EXPECTS: &'static str = "a time such as 90d, 12h or 30m, of at least a minute";
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let period: Period = texts.last()?.trim().parse().ok()?;
+        let ms = u64::try_from(period.approximate_ms()).ok()?;
+        (ms >= 60_000).then(|| Days(Duration::from_millis(ms)))
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::String(format!("{}s", self.0.as_secs()))
     }
 }
 
@@ -78,13 +97,17 @@ impl Written for OnFailure {
 
 impl Raw {
     /// How the books are kept; `None`: there are none.
-    pub fn books(&self) -> Option<BooksConfig> {
-        Some(BooksConfig {
-            dir: self.data_dir.value.clone()?,
+    pub fn books(&self) -> Result<Option<BooksConfig>, ConfigError> {
+        let granted = self.granted()?;
+        let Some(dir) = self.data_dir.value.clone() else { return Ok(None) };
+        Ok(Some(BooksConfig {
+            dir,
             durability: self.durability.value.unwrap_or_default(),
             on_failure: self.on_store_failure.value.unwrap_or_default(),
             revoke_cuts_streams: self.revoke_cuts_streams.value != Some(Switch(false)),
-        })
+            retention: self.retention.value.map(|Days(time)| time),
+            granted,
+        }))
     }
 
     pub(super) fn admin_listen(&self, warnings: &mut Vec<String>) -> Result<Option<SocketAddr>, ConfigError> {
@@ -124,6 +147,7 @@ mod tests {
         round(Usd(150_000_000));
         round(Durability::Process);
         round(OnFailure::Degrade);
+        round(Days(Duration::from_secs(90 * 86_400)));
         round("127.0.0.1:9090".parse::<SocketAddr>().unwrap());
     }
 
@@ -143,6 +167,6 @@ mod tests {
         raw.admin_listen.value = Some("127.0.0.1:1".parse().unwrap());
         assert!(raw.admin_listen(&mut Vec::new()).is_err());
         raw.data_dir.value = Some("books".into());
-        assert!(raw.admin_listen(&mut Vec::new()).is_ok() && raw.books().is_some());
+        assert!(raw.admin_listen(&mut Vec::new()).is_ok() && matches!(raw.books(), Ok(Some(_))));
     }
 }

@@ -32,7 +32,7 @@ impl Raw {
         let api_keys = self.api_keys(&mut warnings)?;
         let has_keys = !api_keys.is_empty() || self.data_dir.value.is_some();
         let http = self.http(has_keys, &mut warnings)?;
-        let (books, admin_listen) = (self.books(), self.admin_listen(&mut warnings)?);
+        let (books, admin_listen) = (self.books()?, self.admin_listen(&mut warnings)?);
         let models = self.models()?;
         let first = &models[0].config;
         let gateway = GatewayConfig {

@@ -3,7 +3,7 @@
 //! `n_ctx`-like abbreviations stay inside; the keys are llama-server's flag names where the meaning is the same. From the
 //! key `ctx_size` follow the flag `--ctx-size`, the variable `HEARTH_CTX_SIZE` and the key `ctx_size` in `hearth.toml`.
 
-use super::money::Usd;
+use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
 use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
@@ -223,6 +223,8 @@ settings! {
         on_store_failure: OnFailure = Some("reject"), "reject|degrade";
         /// Revoking or blocking a key also ends its running answers
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
+        /// How long rows of requests are kept; sums by day stay [default: always]
+        retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
         admin_listen: SocketAddr = None, "ADDR:PORT";
     }

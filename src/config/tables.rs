@@ -16,13 +16,22 @@ use std::path::Path;
 use toml::Spanned;
 
 /// Keys that may be arrays of tables.
-pub(super) const KINDS: [&str; 2] = ["model", "alias"];
+pub(super) const KINDS: [&str; 4] = ["model", "alias", "team", "key"];
 
 /// What the file says in tables.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tables {
     pub models: Vec<ModelTable>,
     pub aliases: Vec<AliasTable>,
+    pub teams: Vec<GrantTable>,
+    pub keys: Vec<GrantTable>,
+}
+
+/// One `[[team]]` or `[[key]]`: its fields as the admin API has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrantTable {
+    pub fields: serde_json::Map<String, serde_json::Value>,
+    pub origin: Origin,
 }
 
 /// One `[[model]]`.
@@ -85,6 +94,22 @@ impl Raw {
             let aliases: Aliases = toml::from_str(text).map_err(broken)?;
             let tables = aliases.alias.into_iter().map(|table| alias_table(path, text, table));
             self.tables.aliases = tables.collect::<Result<_, _>>()?;
+        }
+        #[derive(Deserialize)]
+        struct Teams {
+            team: Vec<Table>,
+        }
+        #[derive(Deserialize)]
+        struct Keys {
+            key: Vec<Table>,
+        }
+        if has("team") {
+            let teams: Teams = toml::from_str(text).map_err(broken)?;
+            self.tables.teams = teams.team.into_iter().map(|table| grant_table(path, text, "team", table)).collect();
+        }
+        if has("key") {
+            let keys: Keys = toml::from_str(text).map_err(broken)?;
+            self.tables.keys = keys.key.into_iter().map(|table| grant_table(path, text, "key", table)).collect();
         }
         let (n_models, n_aliases) = (self.tables.models.len(), self.tables.aliases.len());
         if n_models > MODELS_MAX || n_aliases > NAMES_MAX {
@@ -173,6 +198,13 @@ fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, Conf
             Err(ConfigError::Syntax { path: path.to_owned(), line, message })
         }
     }
+}
+
+fn grant_table(path: &Path, text: &str, key: &'static str, table: Table) -> GrantTable {
+    let origin = Origin::File { path: path.to_owned(), line: first_line(text, &table), key };
+    let json = |value| serde_json::to_value(value).unwrap_or_default();
+    let fields = table.into_iter().map(|(key, value)| (key.into_inner(), json(value))).collect();
+    GrantTable { fields, origin }
 }
 
 fn first_line(text: &str, table: &Table) -> usize {

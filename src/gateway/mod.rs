@@ -28,13 +28,14 @@ mod target;
 mod vectors;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
+    Made, SOCKET, TeamChange, read_master,
 };
 pub use error::Error;
 pub use fetch::MediaHost;
 pub use keys::{
-    ApiKey, Credential, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot, TeamRecord, hmac,
-    masked, random_base62,
+    ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
+    TeamRecord, hmac, masked, random_base62,
 };
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};

@@ -135,8 +135,15 @@ impl Running {
         self.next().now_or_never().flatten()
     }
 
+    /// Its answer goes out whole, after its row was committed, so nothing has to wait for the note that it runs.
+    pub fn as_whole(mut self) -> Self {
+        self.noted = Noted::Yes;
+        self
+    }
+
     /// Everything until the end, as whole answers in the order of their index. Their size is bounded by the context.
     pub async fn collect(mut self) -> Result<(Vec<Answer>, Usage), Error> {
+        self = self.as_whole();
         let mut answers = vec![Answer::default(); self.n_choices()];
         let mut n_left = answers.len();
         while n_left > 0 {

@@ -178,7 +178,8 @@ impl Answering<'_> {
 }
 
 /// The whole answer, whose size the context bounds.
-async fn whole(mut running: Running, head: &Head) -> Result<Vec<u8>, gateway::Error> {
+async fn whole(running: Running, head: &Head) -> Result<Vec<u8>, gateway::Error> {
+    let mut running = running.as_whole();
     let mut answer = Answer::default();
     loop {
         match running.next().await {

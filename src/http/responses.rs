@@ -244,7 +244,8 @@ impl Chunks for Keeping {
     }
 }
 
-async fn collect(mut running: Running, mut whole: Whole) -> Result<Finished, gateway::Error> {
+async fn collect(running: Running, mut whole: Whole) -> Result<Finished, gateway::Error> {
+    let mut running = running.as_whole();
     while let Some((_, event)) = running.next().await {
         match event {
             Event::Delta(delta) => whole.delta(&delta),

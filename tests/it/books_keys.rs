@@ -208,3 +208,41 @@ async fn keys_and_teams_outlive_a_restart() {
     assert!(books.keyring().snapshot().teams.contains_key("t"));
     assert_eq!(books.store().verify(1).await.expect("read").fault, None);
 }
+
+/// A key that `hearth.toml` knows by its digest.
+#[tokio::test]
+async fn a_key_of_the_file_opens_and_is_changed_in_the_file_only() {
+    use hearth::gateway::{Granted, GrantedKey, GrantedTeam, KeySpec, TeamSpec};
+    use sha2::{Digest, Sha256};
+    let text = "any-text-of-the-operators-that-is-long-enough";
+    let team = TeamSpec { models: vec!["house/Model".into()], ..Default::default() };
+    let spec = KeySpec { team: Some("t".into()), ..Default::default() };
+    let granted = Granted {
+        keys: vec![GrantedKey { name: "ci".into(), sha256: Sha256::digest(text).into(), spec }],
+        teams: vec![GrantedTeam { id: "t".into(), spec: team }],
+    };
+    let house = Governed::with(|_, books| books.granted = granted).await;
+    let ask = |model: &str| json!({ "model": model, "messages": [{ "role": "user", "content": "hi" }] });
+    let answer = house.send(text, "/v1/chat/completions", ask("house/Model")).await;
+    assert_eq!(answer.content(), "hi");
+    assert_eq!(house.send(text, "/v1/chat/completions", ask(MODEL)).await.status, 404, "the team's models bind");
+    let row = house.row_of(&answer).await;
+    assert_eq!((row.key_id.as_deref(), row.team_id.as_deref()), (Some("ci"), Some("t")));
+    assert_eq!(house.look("/key/list").await["keys"][0]["key_id"], "ci");
+    assert_eq!(house.look("/key/info?key=ci").await["info"]["team_id"], "t");
+    for (path, body) in [
+        ("/key/block", json!({ "key": "ci" })),
+        ("/key/delete", json!({ "keys": ["ci"] })),
+        ("/team/block", json!({ "team_id": "t" })),
+        ("/team/update", json!({ "team_id": "t", "models": [] })),
+        ("/team/delete", json!({ "team_ids": ["t"] })),
+        ("/team/new", json!({ "team_id": "t" })),
+    ] {
+        let refused = house.act_as(&house.master, path, body).await.status;
+        assert!([400, 404].contains(&refused), "{path}: {refused}");
+    }
+    let (made, _) = house.key(json!({ "team_id": "t" })).await;
+    assert_eq!(house.send(&made, "/v1/chat/completions", ask(MODEL)).await.status, 404);
+    assert_eq!(house.send(&made, "/v1/chat/completions", ask("house/Model")).await.content(), "hi");
+    house.stop().await;
+}

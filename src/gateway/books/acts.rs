@@ -160,6 +160,7 @@ impl Books {
     ) -> Result<Arc<TeamRecord>, BooksError> {
         let changing = Arc::clone(&self.changing).lock_owned().await;
         let next = Snapshot::clone(&self.keyring.snapshot());
+        refuse_fixed(&next, id)?;
         let mut team = next.teams.get(id).map(|team| TeamRecord::clone(team)).ok_or(BooksError::Missing("team"))?;
         change(&mut team.spec)?;
         check_team(&team.spec)?;
@@ -175,6 +176,7 @@ impl Books {
     ) -> Result<Arc<TeamRecord>, BooksError> {
         let changing = Arc::clone(&self.changing).lock_owned().await;
         let next = Snapshot::clone(&self.keyring.snapshot());
+        refuse_fixed(&next, id)?;
         let mut team = next.teams.get(id).map(|team| TeamRecord::clone(team)).ok_or(BooksError::Missing("team"))?;
         team.blocked = blocked;
         let action = if blocked { "team.block" } else { "team.unblock" };
@@ -206,6 +208,7 @@ impl Books {
         let changing = Arc::clone(&self.changing).lock_owned().await;
         let mut next = Snapshot::clone(&self.keyring.snapshot());
         for id in &ids {
+            refuse_fixed(&next, id)?;
             next.teams.remove(id).ok_or(BooksError::Missing("team"))?;
         }
         let is_theirs = |entry: &KeyEntry| entry.record.spec.team.as_ref().is_some_and(|team| ids.contains(team));
@@ -230,6 +233,14 @@ fn act(actor: &str, action: &'static str, object: &str, detail: Value) -> Act {
 fn shown(spec: &KeySpec) -> Value {
     let bare = KeySpec { metadata: serde_json::Map::new(), ..spec.clone() };
     json!({ "spec": bare })
+}
+
+/// What the file says is changed in the file.
+fn refuse_fixed(snapshot: &Snapshot, team: &str) -> Result<(), BooksError> {
+    match snapshot.fixed.teams.contains(team) {
+        true => Err(BooksError::Refused(format!("the team {team:?} is said in hearth.toml and changed there"))),
+        false => Ok(()),
+    }
 }
 
 fn team_of(spec: &KeySpec, snapshot: &Snapshot) -> Option<Arc<TeamRecord>> {

@@ -20,6 +20,9 @@ use tokio::sync::oneshot;
 
 /// How often running requests note how far they are: what a crash may lose of each stream.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks for rows that are too old, and between two steps of one look.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+const FORGET_PAUSE: Duration = Duration::from_millis(20);
 /// How long a server that stops waits for the last rows.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -56,9 +59,12 @@ struct State {
 }
 
 impl Ledger {
-    pub(super) fn start(store: Arc<Store>) -> Arc<Self> {
+    pub(super) fn start(store: Arc<Store>, retention: Option<Duration>) -> Arc<Self> {
         let ledger = Arc::new(Self { store, entries: Mutex::default(), next: AtomicU64::new(0) });
         tokio::spawn(note_progress(Arc::downgrade(&ledger)));
+        if let Some(kept) = retention {
+            tokio::spawn(forget_old(Arc::downgrade(&ledger), kept));
+        }
         ledger
     }
 
@@ -120,6 +126,17 @@ async fn note_progress(ledger: Weak<Ledger>) {
         if !of.is_empty() {
             ledger.store.progress(of);
         }
+    }
+}
+
+/// Removes rows that are older than `kept`, a few groups at a time, so that others are never held up for long.
+async fn forget_old(ledger: Weak<Ledger>, kept: Duration) {
+    loop {
+        let Some(strong) = ledger.upgrade() else { return };
+        let before = unix_ms().saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let has_more = strong.store.forget(before).await.unwrap_or(false);
+        drop(strong);
+        tokio::time::sleep(if has_more { FORGET_PAUSE } else { FORGET_EVERY }).await;
     }
 }
 

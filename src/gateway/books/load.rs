@@ -1,6 +1,7 @@
 //! Keys and teams between the database and memory.
 
-use crate::gateway::keys::{KeyEntry, KeyHash, KeyRecord, Snapshot, TeamRecord};
+use super::{Granted, GrantedKey};
+use crate::gateway::keys::{Fixed, KeyEntry, KeyHash, KeyRecord, Snapshot, TeamRecord};
 use crate::gateway::spec::{KeySpec, TeamSpec};
 use crate::gateway::store::StoreError;
 use rusqlite::{Connection, params};
@@ -8,8 +9,19 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Everything that is not revoked.
-pub(super) fn snapshot(conn: &Connection) -> Result<Snapshot, StoreError> {
-    let teams = teams(conn)?;
+///
+/// What `hearth.toml` says is laid over it; a team of that name in the database stands back.
+pub(super) fn snapshot(conn: &Connection, fixed: &Granted) -> Result<Snapshot, StoreError> {
+    let mut teams = teams(conn)?;
+    for team in &fixed.teams {
+        let record = TeamRecord { id: team.id.clone(), spec: team.spec.clone(), created: 0, blocked: false };
+        teams.insert(team.id.clone(), Arc::new(record));
+    }
+    let record = |key: &GrantedKey| {
+        let team = key.spec.team.as_ref().and_then(|team| teams.get(team).cloned());
+        (key.sha256, Arc::new(KeyRecord::new(key.name.clone(), key.spec.clone(), team, 0, false)))
+    };
+    let fixed_keys = fixed.keys.iter().map(record).collect();
     let mut statement =
         conn.prepare("SELECT id, hash, spec, created, blocked, prev_hash, prev_until FROM key WHERE deleted IS NULL")?;
     let mut rows = statement.query([])?;
@@ -19,15 +31,22 @@ pub(super) fn snapshot(conn: &Connection) -> Result<Snapshot, StoreError> {
         let hash = hash(row.get(1)?)?;
         let spec: KeySpec = parse(&id, &row.get::<_, String>(2)?)?;
         let team = spec.team.as_ref().and_then(|team| teams.get(team).cloned());
+        // What bound the key is gone with its team, so it opens nothing.
+        let is_orphan = spec.team.is_some() && team.is_none();
         let previous: (Option<Vec<u8>>, Option<i64>) = (row.get(5)?, row.get(6)?);
         let previous = match previous {
             (Some(bytes), Some(until)) => Some((self::hash(bytes)?, until)),
             _ => None,
         };
-        let record = KeyRecord::new(id.clone(), spec, team, row.get(3)?, row.get(4)?);
+        let blocked = row.get::<_, bool>(4)? || is_orphan;
+        let record = KeyRecord::new(id.clone(), spec, team, row.get(3)?, blocked);
         keys.insert(id, KeyEntry { record: Arc::new(record), hash, previous });
     }
-    Ok(Snapshot { keys, teams })
+    Ok(Snapshot {
+        keys,
+        teams,
+        fixed: Arc::new(Fixed { teams: fixed.teams.iter().map(|team| team.id.clone()).collect(), keys: fixed_keys }),
+    })
 }
 
 fn teams(conn: &Connection) -> Result<HashMap<String, Arc<TeamRecord>>, StoreError> {

@@ -18,22 +18,51 @@ pub use files::{MASTER, SOCKET, read_master};
 pub use ledger::{Entry, EntryHead, Ledger};
 
 use super::keys::{ApiKey, Keyring, Pepper, Snapshot};
+use super::spec::{KeySpec, TeamSpec};
 use super::store::{Act, Durability, OnFailure, Store, StoreConfig, StoreError};
 use crate::telemetry::Metrics;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+/// Keys and teams of `hearth.toml`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Granted {
+    pub keys: Vec<GrantedKey>,
+    pub teams: Vec<GrantedTeam>,
+}
+
+/// A key that the file knows by its digest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrantedKey {
+    /// Its id in rows.
+    pub name: String,
+    /// Of the whole key.
+    pub sha256: [u8; 32],
+    /// Its team, if any, is one of the file's.
+    pub spec: KeySpec,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrantedTeam {
+    pub id: String,
+    pub spec: TeamSpec,
+}
+
 /// How the books are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BooksConfig {
     pub dir: PathBuf,
     pub durability: Durability,
     pub on_failure: OnFailure,
     /// Running streams end when their key is revoked or blocked.
     pub revoke_cuts_streams: bool,
+    /// How long rows of requests are kept; `None`: for ever. Sums by day stay.
+    pub retention: Option<Duration>,
+    pub granted: Granted,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +135,9 @@ impl Books {
         })
         .map_err(refuse)?;
         let store = Arc::new(store);
-        let snapshot = store.read_now(load::snapshot).map_err(refuse)?;
+        let snapshot = store.read_now(|conn| load::snapshot(conn, &config.granted)).map_err(refuse)?;
         let keyring = Arc::new(Keyring::new(pepper, snapshot, config.revoke_cuts_streams));
-        let ledger = Ledger::start(Arc::clone(&store));
+        let ledger = Ledger::start(Arc::clone(&store), config.retention);
         let changing = Arc::default();
         Ok(Arc::new(Self { config, store, keyring, ledger, master, is_new, changing, _lock: lock }))
     }

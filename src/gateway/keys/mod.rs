@@ -8,7 +8,7 @@ mod credential;
 mod ring;
 
 pub use credential::{Credential, KeyHash, Pepper, hmac, masked, random_base62};
-pub use ring::{KEYS_MAX, KeyEntry, Keyring, Snapshot};
+pub use ring::{Fixed, KEYS_MAX, KeyEntry, Keyring, Snapshot};
 
 use super::Error;
 use super::names::fits;

@@ -11,6 +11,7 @@
 //! were running when the file could no longer be written; it is bounded, and written when a probe finds the file well.
 
 mod chain;
+mod forget;
 mod open;
 mod reports;
 mod row;
@@ -257,6 +258,14 @@ impl Store {
         let (done, receiver) = oneshot::channel();
         self.send(Work::Change(act, Box::new(apply), done)).await?;
         receiver.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Removes rows of groups that were committed before `before` (unix milliseconds), the oldest first and only whole groups,
+    /// with a link that says so. `true`: there are more.
+    pub async fn forget(self: &Arc<Self>, before: i64) -> Result<bool, StoreError> {
+        let Some(old) = self.read(move |conn| forget::old(conn, before)).await? else { return Ok(false) };
+        let has_more = old.has_more;
+        self.change(old.act(), move |conn| old.remove(conn)).await.map(|()| has_more)
     }
 
     /// Returns when everything that was sent before is committed or spilled.

@@ -28,7 +28,6 @@ pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection, 
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "synchronous", durability.synchronous())?;
     conn.pragma_update(None, "secure_delete", true)?;
-    conn.pragma_update(None, "foreign_keys", true)?;
     conn.pragma_update(None, "cell_size_check", true)?;
     // Bytes that the WAL keeps after a checkpoint.
     conn.pragma_update(None, "journal_size_limit", 16 << 20)?;

@@ -12,7 +12,7 @@ CREATE TABLE key(
   id TEXT PRIMARY KEY,
   hash BLOB NOT NULL,
   alias TEXT,
-  team_id TEXT REFERENCES team(id),
+  team_id TEXT,
   spec TEXT NOT NULL,
   created INTEGER NOT NULL,
   blocked INTEGER NOT NULL DEFAULT 0,
@@ -127,6 +127,7 @@ CREATE TABLE audit(
   prev BLOB NOT NULL,
   mac BLOB NOT NULL
 ) STRICT;
+CREATE INDEX audit_retention ON audit(seq) WHERE action = 'retention';
 -- Signed: at this seq the chain's head was this.
 CREATE TABLE checkpoint(
   seq INTEGER PRIMARY KEY,

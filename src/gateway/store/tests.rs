@@ -167,6 +167,36 @@ async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
 }
 
 #[tokio::test]
+async fn rows_that_are_too_old_go_and_the_chain_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..70 {
+        store.settle(row(n)).await.expect("settled");
+    }
+    let cutoff = crate::gateway::unix_ms() + 1;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    for n in 70..75 {
+        store.settle(row(n)).await.expect("settled");
+    }
+    assert!(!store.forget(0).await.expect("nothing is that old"));
+    assert!(store.forget(cutoff).await.expect("a step"), "a step takes fifty groups");
+    assert_eq!(count(&store, "request").await, 25);
+    while store.forget(cutoff).await.expect("a step") {}
+    assert_eq!(count(&store, "request").await, 5);
+    assert!(!store.forget(cutoff).await.expect("nothing is left"));
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+    let sums = store.read(|conn| spend(conn, &LogFilter::default(), GroupBy::Key)).await.expect("sums");
+    assert_eq!(sums[0].n, 75, "sums stay");
+    store.settle(row(80)).await.expect("settled");
+    drop(store);
+    let store = open(dir.path());
+    let conn = Connection::open(dir.path().join("hearth.db")).unwrap();
+    conn.execute("DELETE FROM request WHERE id = 'req_72'", []).unwrap();
+    let fault = store.verify(1).await.expect("verified").fault;
+    assert!(fault.is_some(), "what goes without a word is missed");
+}
+
+#[tokio::test]
 async fn the_end_of_the_chain_is_signed_and_a_cut_shows() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

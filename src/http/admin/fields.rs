@@ -20,6 +20,10 @@ impl Fields {
         Ok(Self(parse_object(body)?))
     }
 
+    pub(super) fn of(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Said<T>, ApiError> {
         match self.0.shift_remove(name) {
             None => Ok(None),

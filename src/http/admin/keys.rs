@@ -33,6 +33,13 @@ fn find(plane: &Plane, identity: &Identity, text: &str) -> Result<Arc<KeyRecord>
     record.filter(is_theirs).ok_or_else(|| missing("key"))
 }
 
+/// A key of the file, which can be looked at and not changed.
+fn find_fixed(plane: &Plane, identity: &Identity, name: &str) -> Option<Arc<KeyRecord>> {
+    let snapshot = plane.books.keyring().snapshot();
+    let key = snapshot.fixed.keys.values().find(|key| key.id == name).cloned();
+    key.filter(|key| identity.only_team().is_none_or(|team| key.spec.team.as_deref() == Some(team)))
+}
+
 /// What a team's admin may not touch or give: another team, and keys with a role.
 fn check_grant(identity: &Identity, spec: &KeySpec) -> Result<(), ApiError> {
     let Some(team) = identity.only_team() else { return Ok(()) };
@@ -169,7 +176,8 @@ pub(super) async fn info(
     Extension(identity): Extension<Identity>,
     Query(which): Query<Which>,
 ) -> Result<Response, ApiError> {
-    let key = find(&plane, &identity, &which.key)?;
+    let key =
+        find(&plane, &identity, &which.key).or_else(|error| find_fixed(&plane, &identity, &which.key).ok_or(error))?;
     let spent = spent_by(&plane, "key", &key.id).await?;
     Ok(json(&json!({ "key": key.id, "info": key_object(&key, Some(spent)) })))
 }
@@ -206,6 +214,7 @@ pub(super) async fn list(
         .keys
         .values()
         .map(|entry| &entry.record)
+        .chain(snapshot.fixed.keys.values())
         .filter(|key| is_meant(&team, &key.spec.team) && is_meant(&page.user_id, &key.spec.user))
         .filter(|key| is_meant(&page.key_alias, &key.spec.alias))
         .collect();

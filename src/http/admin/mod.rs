@@ -19,6 +19,7 @@ mod wire;
 
 pub use listen::{AdminListener, serve_admin};
 pub(super) use wire::own_key;
+pub use wire::{granted_key, granted_team};
 
 use super::auth;
 use super::error::{ApiError, Asked};

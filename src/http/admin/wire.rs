@@ -74,6 +74,24 @@ pub(super) fn team_edit(fields: &mut Fields) -> Result<TeamEdit, ApiError> {
     }))
 }
 
+/// The spec that these fields of `/key/generate` come to. Errors: what is wrong with them, for people.
+pub fn granted_key(fields: Map<String, Value>) -> Result<KeySpec, String> {
+    let mut fields = Fields::of(fields);
+    let edit = key_edit(&mut fields).and_then(|edit| fields.finish().map(|()| edit));
+    let mut spec = KeySpec::default();
+    edit.map_err(|error| error.problem.message)?(&mut spec);
+    Ok(spec)
+}
+
+/// The same for `/team/new`.
+pub fn granted_team(fields: Map<String, Value>) -> Result<TeamSpec, String> {
+    let mut fields = Fields::of(fields);
+    let edit = team_edit(&mut fields).and_then(|edit| fields.finish().map(|()| edit));
+    let mut spec = TeamSpec::default();
+    edit.map_err(|error| error.problem.message)?(&mut spec);
+    Ok(spec)
+}
+
 fn limit_edits(fields: &mut Fields) -> Result<Edit<LimitSpec>, ApiError> {
     let mut edits: Edit<LimitSpec> = Vec::new();
     edit!(edits, fields.take("limits")?, |spec, name| spec.name = name);

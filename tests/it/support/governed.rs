@@ -31,6 +31,8 @@ pub fn books_config(dir: &Path) -> BooksConfig {
         durability: Durability::Process,
         on_failure: OnFailure::Reject,
         revoke_cuts_streams: true,
+        retention: None,
+        granted: Default::default(),
     }
 }
 

@@ -1,7 +1,11 @@
 //! Which settings a running server takes anew, and which it was built with.
+//!
+//! **Invariant:** no change is passed over in silence. A setting that is not in [`LIVE`] needs a restart; whoever adds a
+//! kind of table to `hearth.toml` has it taken by `Gateway::reload`, or refused here.
 
 use super::raw::{ConfigError, Origin};
 use super::settings::Raw;
+use super::tables::GrantTable;
 use std::path::PathBuf;
 
 /// Settings that a reload changes. Of everything else a change is refused, by name: it needs a restart.
@@ -71,6 +75,15 @@ impl Raw {
             return Err(needs_restart(origin, "turning TLS on or off"));
         }
         same(self, new)?;
+        for (old, new) in [(&self.tables.keys, &new.tables.keys), (&self.tables.teams, &new.tables.teams)] {
+            let fields = |tables: &[GrantTable]| tables.iter().map(|table| table.fields.clone()).collect::<Vec<_>>();
+            if fields(old) != fields(new) {
+                let changed = new.iter().zip(old).find(|(new, old)| new.fields != old.fields).map(|(new, _)| new);
+                let table = changed.or(new.last()).or(old.last());
+                let origin = table.map_or(Origin::Default, |table| table.origin.clone());
+                return Err(needs_restart(origin, "another [[key]] or [[team]]"));
+            }
+        }
         let (old_tables, new_tables) = (&self.tables.models, &new.tables.models);
         if old_tables.len() != new_tables.len() {
             let origin = new_tables.last().or(old_tables.last()).map_or(Origin::Default, |table| table.origin.clone());
@@ -166,6 +179,16 @@ mod tests {
         assert!(text.starts_with("parallel (") && text.contains("line 6"), "{text}");
         let one = "[[model]]\nname = \"a\"\nfile = \"scripted\"\n";
         assert!(refusal(old, one).is_some_and(|text| text.ends_with("another number of models needs a restart")));
+    }
+
+    #[test]
+    fn keys_of_the_file_are_compared_whatever_their_line() {
+        let key = |sha: &str| format!("[[key]]\nname = \"ci\"\nsha256 = \"{}\"\n", sha.repeat(32));
+        assert_eq!(refusal(&key("ab"), &format!("# moved\n\n{}", key("ab"))), None);
+        for new in [key("cd"), String::new(), format!("{}{}", key("ab"), key("cd").replace("ci", "cd"))] {
+            let text = refusal(&key("ab"), &new).expect("refused");
+            assert!(text.ends_with("another [[key]] or [[team]] needs a restart"), "{text}");
+        }
     }
 
     #[test]

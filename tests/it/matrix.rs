@@ -132,7 +132,6 @@ const ROWS: &[(&str, &str, Access, u16)] = &[
     ("GET", "/v1/key", Key, 404),
     ("GET", "/props", Key, 200),
     ("GET", "/slots", Key, 200),
-    ("GET", "/v1/key", Key, 404),
     ("GET", "/lora-adapters", Key, 200),
     ("POST", "/lora-adapters", Operator, 400),
     ("POST", "/tokenize", Key, 400),

@@ -14,6 +14,7 @@ HEARTH := $(TARGET)/release/hearth
 PYTHON ?= python3
 VENV := .venv
 FUZZ_VENV := .venv-fuzz
+INSTRUCTOR_VENV := .venv-instructor
 NODE_MODULES := tests/clients/node_modules
 TEMPLATES := tests/clients/templates
 # llama.cpp's chat templates, out of the source package that ships them.
@@ -70,16 +71,23 @@ portable: setup ## build target/portable/release/hearth for any x86-64 CPU with 
 	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
+	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients
-clients: $(VENV)/installed $(FUZZ_VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed $(MODELS)/minilm.gguf
+clients: $(VENV)/installed $(INSTRUCTOR_VENV)/installed $(FUZZ_VENV)/installed $(NODE_MODULES)/installed $(TEMPLATES)/installed $(MODELS)/minilm.gguf
 
 $(VENV)/installed: tests/clients/requirements.txt
 	@sh .ci/setup.sh test
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@touch $@
+
+# Instructor stands on an older part of OpenAI's client, which is tested beside the newest.
+$(INSTRUCTOR_VENV)/installed: tests/clients/instructor_requirements.txt
+	@sh .ci/setup.sh test
+	$(PYTHON) -m venv $(INSTRUCTOR_VENV)
+	$(INSTRUCTOR_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/instructor_requirements.txt
 	@touch $@
 
 # The fuzzer, apart from the clients: both pin what they stand on.

@@ -93,6 +93,8 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON Schema of its arguments, as JSON text of an object (`{}` where the client gave none).
     pub parameters: String,
+    /// Arguments validate whatever the format of calls is, or the request is refused; else what the format lets be asked.
+    pub strict: bool,
 }
 
 /// Whether the model calls tools.

@@ -214,10 +214,11 @@ impl ApiError {
             }
             Failure::ContextExceeded { n_prompt, n_ctx, at_least } => {
                 let (param, least) = (asked.param(), if at_least { "at least " } else { "" });
-                // Clients match on the text "maximum context length is".
+                // Clients match on the text: LiteLLM on its first words, LangChain on the code, which it looks for in the
+                // message (openai-python's errors, since its version 3, show nothing else).
                 let message = format!(
                     "This model's maximum context length is {n_ctx} tokens. However, your {param} resulted in \
-                     {least}{n_prompt} tokens. Please reduce the length of the {param}."
+                     {least}{n_prompt} tokens. Please reduce the length of the {param}. (context_length_exceeded)"
                 );
                 Self::refused(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
                     .param(param)
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(
             error.problem.message,
             "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. \
-             Please reduce the length of the messages."
+             Please reduce the length of the messages. (context_length_exceeded)"
         );
         assert_eq!(error.problem.param.as_deref(), Some("messages"));
         assert_eq!(error.problem.code.as_deref(), Some("context_length_exceeded"));

@@ -140,6 +140,7 @@ async fn anth_01_stop_sequences() {
     assert_eq!((&probe["content"][0]["text"], &probe["usage"]["output_tokens"]), (&json!("q"), &json!(1)));
 }
 
+/// FAULT-10, FAULT-11: `parse` wants the `event:` line, `assembled` the start first, also before half a code point.
 #[tokio::test]
 async fn a_stream_is_the_whole_message() {
     let server = Server::start().await;

@@ -97,6 +97,7 @@ async fn a_preflight_needs_no_key() {
     assert!(foreign.headers.keys().all(|name| !name.as_str().starts_with("access-control")));
 }
 
+/// FAULT-06, FAULT-17.
 #[tokio::test]
 async fn a_connection_serves_again_after_answers_errors_and_streams() {
     let server = Server::start().await;

@@ -72,6 +72,7 @@ async fn an_answer_has_openais_shape() {
 }
 
 /// 1.7: base64 is the same numbers, little-endian; `dimensions` cuts and normalises again.
+/// FAULT-15: base64 is little-endian.
 #[tokio::test]
 async fn vectors_are_normalised_cut_and_encoded() {
     let server = scripted().await;

@@ -36,6 +36,7 @@ fn has_metrics(row: &Value) -> bool {
     n > 0
 }
 
+/// FAULT-14: `rows` wants no blank line.
 #[tokio::test]
 async fn rows_of_a_chat_stream_by_default() {
     let server = Server::start().await;
@@ -295,6 +296,7 @@ async fn what_one_file_can_not_do_is_403_with_a_text() {
     }
 }
 
+/// FAULT-16: `error` wants a text.
 #[tokio::test]
 async fn any_content_type_without_an_origin_and_errors_as_texts() {
     let server = Server::start().await;

@@ -4,6 +4,7 @@ use crate::support::{Events, MODEL, Server, chat_body, read_until};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// FAULT-01, FAULT-02, FAULT-04.
 #[tokio::test]
 async fn events_come_in_the_order_of_1_3_2() {
     let server = Server::start().await;
@@ -42,6 +43,7 @@ async fn a_stream_spells_what_the_whole_answer_says() {
     }
 }
 
+/// FAULT-05.
 #[tokio::test]
 async fn usage_comes_once_at_the_end_and_only_if_asked_for() {
     let server = Server::start().await;
@@ -56,6 +58,7 @@ async fn usage_comes_once_at_the_end_and_only_if_asked_for() {
     assert_eq!(server.chat("hello", asked).await.content(), "hello", "options without a stream are ignored");
 }
 
+/// FAULT-03.
 #[tokio::test]
 async fn several_choices_open_in_order_and_end_each_once() {
     let server = Server::start().await;

@@ -65,6 +65,7 @@ async fn tool_02_auto_is_a_call_or_text() {
     assert!(text["message"].get("tool_calls").is_none(), "absent, not empty");
 }
 
+/// FAULT-07.
 #[tokio::test]
 async fn a_streamed_call_has_the_shape_of_1_3_2() {
     let server = Server::start().await;
@@ -81,6 +82,7 @@ async fn a_streamed_call_has_the_shape_of_1_3_2() {
     assert!(events.is_done);
 }
 
+/// FAULT-08.
 #[tokio::test]
 async fn forced_choices_are_calls_and_say_so() {
     let server = Server::start().await;

@@ -57,6 +57,24 @@ async fn objects_and_teis_form_score_the_same() {
     assert_eq!(scores(tei, "score"), plain);
 }
 
+/// RANK-04: what LiteLLM's provider for Cohere sends, and what it reads of the answer.
+#[tokio::test]
+async fn litellms_form_is_answered() {
+    let server = scripted().await;
+    let body = json!({
+        "model": "default", "query": "abc", "top_n": 2, "documents": ["xyz", "abc", "ab"], "return_documents": true,
+    });
+    let answer = server.post("/v1/rerank", body).await;
+    assert_eq!((answer.status, answer.header("x-hearth-ignored")), (200, ""));
+    let body = answer.json();
+    assert!(body["id"].is_string() && body["meta"]["api_version"]["version"] == "1");
+    let results = body["results"].as_array().expect("results");
+    for (result, (index, text)) in results.iter().zip([(1, "abc"), (2, "ab")]) {
+        assert_eq!((&result["index"], &result["document"]), (&json!(index), &json!({ "text": text })));
+        assert!(result["relevance_score"].is_number());
+    }
+}
+
 /// RANK-03: nothing to rank, and models that can't.
 #[tokio::test]
 async fn what_can_not_be_ranked_is_refused() {

@@ -145,6 +145,7 @@ async fn the_object_is_complete() {
     assert_eq!(text(&unprefixed.json()), "hello");
 }
 
+/// FAULT-13.
 #[tokio::test]
 async fn a_stream_adds_up_to_the_whole_response() {
     let server = Server::start().await;

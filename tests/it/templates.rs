@@ -73,3 +73,37 @@ async fn every_family_calls() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// CHAT-05: whatever the template, any order of roles is a prompt: what it can't say is folded into what it can.
+#[tokio::test]
+async fn every_family_takes_any_order_of_roles() {
+    use Role::{Assistant, System, User};
+    let orders: [&[Role]; 7] = [
+        &[System, User],
+        &[User, System],
+        &[System, System, User],
+        &[User, User],
+        &[Assistant, User],
+        &[User, Assistant, Assistant, System, User],
+        &[System],
+    ];
+    let mut faults = Vec::new();
+    for (family, template) in families() {
+        let engine = start("tiny/tiny-llama", |config| {
+            config.chat_template = Some(template);
+            config.n_ctx = Some(4096);
+        })
+        .await;
+        for order in orders {
+            let mut request = request(Vec::new(), ToolChoice::Auto, 1, 1);
+            if let Prompt::Chat(chat) = &mut request.prompt {
+                let say = |(i, role): (usize, &Role)| Message::new(*role, format!("word{i}"));
+                chat.messages = order.iter().enumerate().map(say).collect();
+            }
+            if let Err(failure) = call(&engine, request).await {
+                faults.push(format!("{family} {order:?}: {failure}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}

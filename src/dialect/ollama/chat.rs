@@ -154,9 +154,9 @@ fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
         Some(schema @ Value::Object(_)) => schema.to_string(),
         Some(other) => return Err(invalid_type(path, "an object (a JSON Schema)", &other)),
     };
-    function.bool("strict")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
     function.finish(ignored);
-    Ok(Tool { name, description, parameters })
+    Ok(Tool { name, description, parameters, strict })
 }
 
 #[cfg(test)]

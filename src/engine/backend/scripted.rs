@@ -26,8 +26,8 @@
 
 use super::scripted_calls::{CallParser, calls};
 use super::{
-    Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece, Reading,
-    Rendered, Row, Token, allows,
+    Calls, Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece,
+    Reading, Rendered, Row, Tags, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -297,17 +297,17 @@ impl Model for ScriptedModel {
             }
             ReasoningFormat::Inline => Reading::Plain,
         };
-        let calls = matches!(reading, Reading::Parser(_));
-        let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
-        Ok(Rendered {
-            text,
-            reading,
-            stops: Vec::new(),
-            preserved: Vec::new(),
-            call_starts,
-            grammar: None,
-            forced: None,
-        })
+        let mark = || vec!["<tool_call>".to_owned()];
+        let calls = match &reading {
+            Reading::Parser(_) => Calls::Lazy { grammar: None, starts: mark() },
+            _ if prompt.tools.is_empty() => Calls::Never(Vec::new()),
+            _ => Calls::Never(mark()),
+        };
+        let thinking = match &reading {
+            Reading::Tags { start, ends, opened } => Tags { start: start.clone(), ends: ends.clone(), opened: *opened },
+            _ => Tags::default(),
+        };
+        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), calls, thinking, frame: None })
     }
 
     fn audio_rate(&self) -> Option<u32> {

@@ -53,6 +53,18 @@ impl Served {
         self.child.id()
     }
 
+    /// Whether the process ended well by itself within `patience`.
+    pub fn ended(&mut self, patience: std::time::Duration) -> bool {
+        let until = std::time::Instant::now() + patience;
+        while std::time::Instant::now() < until {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return status.success();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        false
+    }
+
     /// The status of a GET, `None` when there is no answer.
     pub fn status(&self, path: &str) -> Option<u16> {
         let address = self.url.strip_prefix("http://").expect("an http address");

@@ -223,6 +223,8 @@ settings! {
         on_store_failure: OnFailure = Some("reject"), "reject|degrade";
         /// Revoking or blocking a key also ends its running answers
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
+        /// Keep prompts and answers too, sealed, of keys (and teams) whose audit is content
+        audit_content: Switch = Some("false"), "BOOL";
         /// How long rows of requests are kept; sums by day stay [default: always]
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]

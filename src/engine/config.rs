@@ -119,7 +119,7 @@ pub struct ScriptedConfig {
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
     pub crash_at_decode: u64,
-    /// 1: it makes vectors too, 2: it ranks; 0: neither.
+    /// 1: it makes vectors too, 2: it ranks, 3: it makes a vector of each token; 0: none of it.
     pub embeds: u64,
 }
 

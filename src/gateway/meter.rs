@@ -59,6 +59,9 @@ impl Meter {
                 choice.n_computed = *n_computed;
             }
             Event::Delta(delta) if delta.n_tokens > 0 => {
+                if let Some(entry) = &self.entry {
+                    entry.tell(idx, delta);
+                }
                 let now = Instant::now();
                 choice.n_computed = choice.usage.prompt_tokens;
                 if self.first_token.is_none() {

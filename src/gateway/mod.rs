@@ -28,8 +28,8 @@ mod target;
 mod vectors;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
-    Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger,
+    MASTER, Made, SOCKET, TeamChange, read_master,
 };
 pub use error::Error;
 pub use fetch::MediaHost;
@@ -425,6 +425,21 @@ impl Gateway {
         self.metrics.page(&readings)
     }
 
+    /// Keeps the request's words, where the operator, its key and its team all allow it.
+    async fn capture(&self, caller: &Caller, work: &Work) -> Result<(), Error> {
+        let (Some(books), Some(entry), Some(key)) = (&self.books, &caller.entry, caller.principal.key()) else {
+            return Ok(());
+        };
+        let capture = books.capture(key).await.map_err(|error| {
+            tracing::error!(%error, "a request's words can't be kept");
+            Error::LedgerUnavailable
+        })?;
+        if let Some(capture) = capture {
+            entry.keep(capture, work.prompts.iter());
+        }
+        Ok(())
+    }
+
     async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
         if !target.description.generates {
             return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
@@ -435,6 +450,7 @@ impl Gateway {
             work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
         }
         work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
+        self.capture(caller, &work).await?;
         let series = self.metrics.model(target.id());
         let meter = Meter::new(series, caller, work.n as usize, n_choices);
         let keep = Keep { of: work.n as usize, n: work.n_kept as usize };

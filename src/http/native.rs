@@ -40,6 +40,7 @@ async fn answer(app: &App, caller: &Caller, read: Read<Native>) -> Result<Respon
     bias(app, caller, &mut request, biased_texts).await?;
     let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?.map_err(&refused)?;
     style.sampling = settle(request.sampling.clone(), &target);
+    style.n_ctx = target.description.n_ctx;
     let (stream, wanted) = (request.stream, style.wanted);
     let running = until_cut(app, app.gateway.complete(caller, request)).await?.map_err(&refused)?;
     drop(target);

@@ -18,6 +18,7 @@ mod edge;
 mod embeddings;
 mod errors;
 mod everywhere;
+mod fields;
 mod hostile;
 mod llama_server;
 mod lora;

@@ -63,7 +63,7 @@ pub fn native_request(body: &[u8]) -> Result<Read<Native>, Fault> {
         fields: response_fields(&mut body)?,
         wanted: Wanted::read(&mut body)?,
         settings: super::native_answer::settings(&output, stream),
-        sampling: Default::default(),
+        ..Default::default()
     };
     let request = CompletionRequest {
         model: body.string("model")?,

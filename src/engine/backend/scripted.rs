@@ -18,7 +18,8 @@
 //! message asks for another.
 //!
 //! With `embeds=1` an input becomes a vector of 16 numbers that depend on its tokens only, with `embeds=2` a query and a
-//! document become one number: the share of the query's bytes that the document has too.
+//! document become one number: the share of the query's bytes that the document has too. With `embeds=3` each token has a
+//! vector, that of what stands up to it.
 //!
 //! Raw prompts (no chat) count as one user message. Sampling is honoured only where it can be without logits:
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every

@@ -6,10 +6,11 @@
 //! their last byte and wait for the commit. In every other case it is settled when the last of its holders lets go, so
 //! there is no way out that has no row, and none that has two.
 
-use crate::chat::Usage;
+use super::capture::Capture;
+use crate::chat::{Delta, Prompt, Usage};
 use crate::gateway::keys::Principal;
 use crate::gateway::spec::Price;
-use crate::gateway::store::{Attempt, Progress, RequestRow, Store, StoreError};
+use crate::gateway::store::{Attempt, Progress, RequestRow, Sealed, Store, StoreError};
 use crate::gateway::{Error, unix_ms};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -54,6 +55,8 @@ struct State {
     /// Once it is settled, or was found to be no request at all, nothing is written any more.
     is_over: bool,
     is_running: bool,
+    /// What was said, where that is kept.
+    capture: Option<Capture>,
     /// Something was counted since the last note.
     has_moved: bool,
 }
@@ -197,6 +200,18 @@ impl Entry {
         self.lock().row.queue_ms = Some(queue_ms);
     }
 
+    /// Its words are kept, beginning with these prompts.
+    pub fn keep<'a>(&self, mut capture: Capture, prompts: impl Iterator<Item = &'a Prompt>) {
+        prompts.for_each(|prompt| capture.ask(prompt));
+        self.lock().capture = Some(capture);
+    }
+
+    pub fn tell(&self, choice: usize, delta: &Delta) {
+        if let Some(capture) = &mut self.lock().capture {
+            capture.tell(choice, delta);
+        }
+    }
+
     /// How it ended. The first that says so is right: what comes later is a consequence.
     pub fn end(&self, finish: &str) {
         let row = &mut self.lock().row;
@@ -262,6 +277,8 @@ impl Entry {
             row.status = 499;
         }
         row.cost_nusd = cost(&row);
+        row.content = state.capture.take().and_then(|capture| capture.seal(&row.id));
+        row.content_digest = row.content.as_ref().map(Sealed::digest);
         Some(row)
     }
 

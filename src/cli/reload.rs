@@ -93,6 +93,9 @@ impl Reload {
         self.raw.refuse_restart(&raw)?;
         let config = raw.resolve()?;
         telemetry::logging::check(&config.log)?;
+        if config.gateway.routing != self.gateway.config().routing {
+            bail!("another [[upstream]], or an [[alias]] with targets of its own, needs a restart");
+        }
         let has_keys = !config.gateway.api_keys.is_empty() || config.books.is_some();
         if !self.http.now().hosts.iter().all(|host| raw.may_listen(*host, has_keys)) {
             bail!("without a key this server would be open to all who can reach it");

@@ -33,7 +33,7 @@ impl Gateway {
     }
 
     /// Takes other settings for the requests from now on: keys, names and aliases, strictness, sampling defaults. What an
-    /// engine, a fetcher or a store was made with stays as it is.
+    /// engine, a fetcher, an upstream, the cache or a store was made with stays as it is.
     ///
     /// `models`: as many as there are, in the same order; of each, what has no part in its loading is taken.
     pub fn reload(&self, config: GatewayConfig, models: Vec<ModelConfig>) {

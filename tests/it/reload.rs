@@ -58,6 +58,10 @@ async fn what_needs_a_restart_is_refused_by_name_and_nothing_else_is_taken() {
         assert_eq!(server.chat("one", json!({})).await.status, 200);
         assert_eq!(server.chat("two", json!({})).await.status, 401);
     }
+    server.write("api_key = \"two\"\n[[alias]]\nname = \"kept\"\nmodel = \"scripted\"\negress = \"never\"\n");
+    server.hangup();
+    server.until_logged("an [[alias]] with targets of its own, needs a restart").await;
+    assert_eq!(server.chat("two", json!({})).await.status, 401);
     // A door that would be open to all is not opened.
     server.write("api_key_file = \"/nowhere/keys\"\n");
     server.hangup();

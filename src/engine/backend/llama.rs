@@ -226,6 +226,7 @@ impl Model for LlamaModel {
             labels: if self.pooling == Some(Pooling::Rank) { self.model.labels() } else { Vec::new() },
             media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: super::adapters(&self.config),
+            files_mark: 0, // whoever opens the engine knows the files
             build: llama::version(),
         }
     }

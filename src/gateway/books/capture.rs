@@ -99,6 +99,11 @@ impl Capture {
         }
     }
 
+    pub(super) fn untell(&mut self) {
+        self.answers.clear();
+        self.n_left[1] = BYTES_MAX;
+    }
+
     pub(super) fn seal(self, request_id: &str) -> Option<Sealed> {
         let answer = |told: Told| {
             let calls =

@@ -2,8 +2,10 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod cloud;
 pub mod governed;
 pub mod process;
+pub mod routed;
 pub mod served;
 pub mod tls;
 
@@ -53,6 +55,7 @@ impl Setup {
             media_hosts: Vec::new(),
             media_path: None,
             responses: Default::default(),
+            routing: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }

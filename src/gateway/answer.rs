@@ -112,7 +112,7 @@ impl Gateway {
         match (doubted, last) {
             (Some((running, aside, idx)), _) => {
                 if let (Some(entry), Some(aside)) = (&caller.entry, aside) {
-                    let config = &self.models.shared.entries[idx].config;
+                    let config = self.models.shared.entries[idx].config();
                     entry.of_model(asked.model(), &config.id, config.price);
                     entry.take_back(&aside);
                 }
@@ -132,7 +132,7 @@ impl Gateway {
 
     async fn start_at_home(&self, caller: &Caller, asked: Asked, idx: usize) -> Result<Running, Error> {
         if let Some(entry) = &caller.entry {
-            let config = &self.models.shared.entries[idx].config;
+            let config = self.models.shared.entries[idx].config();
             entry.of_model(asked.model(), &config.id, config.price);
         }
         if self.cache.is_none() {
@@ -309,7 +309,7 @@ impl Gateway {
         let Some(upstream) = self.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
         let config = &upstream.config;
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
-        if let Some(field) = outgoing.dropped.first().filter(|_| self.config.strict) {
+        if let Some(field) = outgoing.dropped.first().filter(|_| self.config().strict) {
             return Err(Missed::Unfit(field));
         }
         self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
@@ -356,7 +356,7 @@ impl Gateway {
 
     fn moved_on(&self, chain: &[Hop], i: usize, reason: &str) {
         let name = |hop: &Hop| match hop {
-            Hop::Home(idx) => self.models.shared.entries[*idx].config.id.clone(),
+            Hop::Home(idx) => self.models.shared.entries[*idx].config().id.clone(),
             Hop::Away(idx) => self.upstreams.get(*idx).map(|it| it.config.name.clone()).unwrap_or_default(),
         };
         if let Some(to) = chain.get(i + 1) {

@@ -36,7 +36,8 @@
 //! 4. Every queue, buffer, cache and retry has a bound, written where it is made.
 //! 5. Nothing is silent: an unknown field is listed in a response header, a known one that can't be honoured is refused.
 //! 6. Prompts, answers and keys never reach logs, metrics or error texts. (Sealed in the books, where all concerned say so.)
-//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`).
+//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`) and for upstreams, where
+//!    the operator, the alias, the model, the key and the request all allow it.
 //! 8. The same request with the same seed, alone, gives the same answer.
 
 pub mod cli;

@@ -19,6 +19,11 @@ impl Flags {
         self
     }
 
+    /// The settings file, whether it is there or not.
+    pub fn file(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| PathBuf::from("hearth.toml"))
+    }
+
     /// Flags over variables over the file.
     pub fn gather(&self) -> Result<Raw> {
         let variable = |name: &str| std::env::var(name).ok();

@@ -14,12 +14,16 @@ mod flags;
 mod inspect;
 mod keys;
 mod ledger;
+mod listen;
+mod notify;
 mod plan;
 mod progress;
+mod reload;
 mod run;
 mod serve;
 mod session;
 mod settings;
+mod systemd;
 mod tokenize;
 
 use anyhow::{Context as _, Result};
@@ -57,6 +61,8 @@ enum Verb {
     Db(ledger::Db),
     /// Check or print the settings
     Config(settings::Settings),
+    /// Print a hardened unit for systemd
+    Systemd(systemd::Systemd),
     /// The engine's own process, started by serve
     #[command(hide = true)]
     Engine(engine::EngineProcess),
@@ -84,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Audit(verb) => verb.run(),
         Verb::Db(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
+        Verb::Systemd(verb) => verb.run(),
         Verb::Engine(verb) => return verb.run(),
     };
     match done {

@@ -10,11 +10,11 @@ use crate::config::{Config, Raw};
 use crate::gateway::Gateway;
 use crate::http::LiveHttp;
 use crate::telemetry;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -35,8 +35,7 @@ type Look = Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>;
 
 impl Reload {
     /// Reloads until the server stops.
-    pub async fn run(mut self, shutdown: CancellationToken) -> Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
+    pub async fn run(mut self, mut hangup: Signal, shutdown: CancellationToken) -> Result<()> {
         self.gateway.metrics().reloaded(true);
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -94,6 +93,13 @@ impl Reload {
         self.raw.refuse_restart(&raw)?;
         let config = raw.resolve()?;
         telemetry::logging::check(&config.log)?;
+        if config.gateway.routing != self.gateway.config().routing {
+            bail!("another [[upstream]], or an [[alias]] with targets of its own, needs a restart");
+        }
+        let has_keys = !config.gateway.api_keys.is_empty() || config.books.is_some();
+        if !self.http.now().hosts.iter().all(|host| raw.may_listen(*host, has_keys)) {
+            bail!("without a key this server would be open to all who can reach it");
+        }
         Ok((raw, config))
     }
 
@@ -103,8 +109,9 @@ impl Reload {
         if let Err(error) = telemetry::logging::set_level(&config.log) {
             tracing::error!("the log level stays: {error}");
         }
-        // A port of 0 has become a real one.
-        config.http.port = self.http.now().port;
+        // A port of 0 has become a real one, and systemd's sockets are where they are.
+        let now = self.http.now();
+        (config.http.hosts, config.http.port) = (now.hosts.clone(), now.port);
         self.http.set(config.http);
         if let Some(tls) = &self.http.now().tls {
             self.gateway.metrics().certificate_expires(tls.expires_unix());
@@ -115,7 +122,7 @@ impl Reload {
 
     fn look(&self) -> Look {
         let mut paths = self.raw.files();
-        paths.extend(self.flags.file());
+        paths.push(self.flags.file());
         // A handful of them: no reason to move to another thread.
         paths.into_iter().map(|path| (path.clone(), seen(&path))).collect()
     }

@@ -1,18 +1,20 @@
 //! `hearth serve`: listen, plan, load, answer, drain.
 
+use super::listen;
+use super::notify::Notify;
 use super::plan::{self, Model};
 use super::progress::{self, Show};
+use super::reload::Reload;
 use super::{Flags, runtime, say};
-use crate::config::Config;
+use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
-use crate::http::{self, Admin, AdminListener, HttpConfig};
-use crate::telemetry::{self, LogConfig, Metrics};
-use anyhow::{Context as _, Result, anyhow};
+use crate::http::{self, Admin, AdminListener, LiveHttp};
+use crate::telemetry::{self, Metrics};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,23 +31,31 @@ pub(super) struct Serve {
 
 impl Serve {
     pub fn run(self) -> Result<()> {
-        let raw = self.flags.with("model", self.file.as_deref()).gather()?;
+        let flags = self.flags.with("model", self.file.as_deref());
+        let raw = flags.gather()?;
         let log = raw.log();
         telemetry::logging::init(&log)?;
         let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some() || raw.data_dir.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
         let runtime = runtime()?;
-        let served = runtime.block_on(serve(config, log, has_keys));
+        let served = runtime.block_on(serve(flags, raw, config, has_keys));
         // A task that does not end (a blocked name look-up, say) must not keep the process.
         runtime.shutdown_background();
         served
     }
 }
 
-async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()> {
+async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Result<()> {
     // First of all, so that a port that is taken is found before anything costs time.
-    let listeners = listen(&mut config.http).await?;
+    let listeners = listen::listen(&mut config.http).await?;
+    // From here on it means a reload; until then it ends the process, as it does by default.
+    let hangup = signal(SignalKind::hangup())?;
+    listen::allow_files(config.http.connections_max);
+    // systemd's sockets may be others than the settings say.
+    if let Some(open) = config.http.hosts.iter().find(|host| !raw.may_listen(**host, has_keys)) {
+        bail!("{open} can be reached by others and no key is set: give --api-key, --api-key-file or --insecure");
+    }
     let model = plan::settle_all(&mut config)?;
     announce(&config, model.as_ref(), has_keys);
     drop(model);
@@ -54,7 +64,7 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
         EngineMode::InProcess
     } else {
         let exe = std::env::current_exe().context("hearth can't find its own executable")?;
-        EngineMode::Process { exe, args: super::engine::log_args(&log) }
+        EngineMode::Process { exe, args: super::engine::log_args(&raw.log()) }
     };
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
     let metrics = Arc::new(Metrics::new());
@@ -79,7 +89,19 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let served = http::serve(listeners, config.http, Arc::clone(&gateway), shutdown.clone()).await;
+    let live = LiveHttp::from(config.http);
+    let reload = Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway) };
+    let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
+    let notify = Arc::new(Notify::from(|name| std::env::var(name).ok()));
+    notify.ready();
+    let living = tokio::spawn({
+        let (notify, shutdown) = (Arc::clone(&notify), shutdown.clone());
+        async move {
+            notify.live(shutdown).await;
+            notify.stopping();
+        }
+    });
+    let served = http::serve(listeners, live, Arc::clone(&gateway), shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
     gateway.close().await;
@@ -89,24 +111,14 @@ async fn serve(mut config: Config, log: LogConfig, has_keys: bool) -> Result<()>
     admin_ends.cancel();
     while planes.join_next().await.is_some() {}
     signals.abort();
+    reloading.abort();
+    living.abort();
     served.context("the server failed")?;
     while let Some(watched) = watchers.join_next().await {
         watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// On every address, all with the same port: where any free one was asked for, the first address's.
-async fn listen(http: &mut HttpConfig) -> Result<Vec<TcpListener>> {
-    let mut listeners = Vec::with_capacity(http.hosts.len());
-    for host in &http.hosts {
-        let address = SocketAddr::new(*host, http.port);
-        let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be listened on"))?;
-        http.port = listener.local_addr()?.port();
-        listeners.push(listener);
-    }
-    Ok(listeners)
 }
 
 /// Starts the admin plane. **Bound:** one task for each of its at most two listeners.

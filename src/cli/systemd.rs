@@ -39,7 +39,8 @@ impl Systemd {
         } else {
             "PrivateDevices=yes\nMemoryDenyWriteExecute=yes\nDevicePolicy=closed"
         };
-        let network = if self.air_gapped { "IPAddressDeny=any\nIPAddressAllow=localhost" } else { "# IPAddressDeny=any" };
+        let network =
+            if self.air_gapped { "IPAddressDeny=any\nIPAddressAllow=localhost" } else { "# IPAddressDeny=any" };
         format!(
             "\
 # /etc/systemd/system/hearth.service

@@ -7,13 +7,15 @@
 //! Each room defines its own config struct; this room composes them. [`Raw`] is what was written, with where it was
 //! written, so that every refusal can name the flag, variable or line at fault; every setting is declared once, in
 //! `settings.rs`, and its flag, variable, key, help text and default follow from that line. Relative paths in the file
-//! are relative to the working directory, as on the command line.
+//! are relative to the working directory, as on the command line. A reload gathers and checks all of it again;
+//! `reload.rs` lists the settings that a running server takes, and a change of any other is refused by name.
 
 mod granted;
 mod limits;
 mod money;
 mod names;
 mod raw;
+mod reload;
 mod resolve;
 mod server;
 mod settings;

@@ -1,11 +1,15 @@
 //! Which settings a running server takes anew, and which it was built with.
+//!
+//! **Invariant:** no change is passed over in silence. A setting that is not in [`LIVE`] needs a restart; whoever adds a
+//! kind of table to `hearth.toml` has it taken by `Gateway::reload`, or refused here.
 
 use super::raw::{ConfigError, Origin};
 use super::settings::Raw;
+use super::tables::GrantTable;
 use std::path::PathBuf;
 
 /// Settings that a reload changes. Of everything else a change is refused, by name: it needs a restart.
-const LIVE: [&str; 51] = [
+const LIVE: [&str; 54] = [
     "alias",
     "api_key",
     "api_key_file",
@@ -33,6 +37,9 @@ const LIVE: [&str; 51] = [
     "log_level",
     "n_predict",
     "reasoning",
+    "price_input",
+    "price_cached_input",
+    "price_output",
     "temp",
     "top_k",
     "top_p",
@@ -68,6 +75,15 @@ impl Raw {
             return Err(needs_restart(origin, "turning TLS on or off"));
         }
         same(self, new)?;
+        for (old, new) in [(&self.tables.keys, &new.tables.keys), (&self.tables.teams, &new.tables.teams)] {
+            let fields = |tables: &[GrantTable]| tables.iter().map(|table| table.fields.clone()).collect::<Vec<_>>();
+            if fields(old) != fields(new) {
+                let changed = new.iter().zip(old).find(|(new, old)| new.fields != old.fields).map(|(new, _)| new);
+                let table = changed.or(new.last()).or(old.last());
+                let origin = table.map_or(Origin::Default, |table| table.origin.clone());
+                return Err(needs_restart(origin, "another [[key]] or [[team]]"));
+            }
+        }
         let (old_tables, new_tables) = (&self.tables.models, &new.tables.models);
         if old_tables.len() != new_tables.len() {
             let origin = new_tables.last().or(old_tables.last()).map_or(Origin::Default, |table| table.origin.clone());
@@ -153,7 +169,8 @@ mod tests {
 
     #[test]
     fn models_of_tables_are_compared_one_by_one() {
-        let old = "[[model]]\nname = \"a\"\nfile = \"scripted\"\n[[model]]\nname = \"b\"\nfile = \"scripted:load_ms=1\"\n";
+        let old =
+            "[[model]]\nname = \"a\"\nfile = \"scripted\"\n[[model]]\nname = \"b\"\nfile = \"scripted:load_ms=1\"\n";
         assert_eq!(refusal(old, &old.replace("\"b\"", "\"c\"\ntemp = 0")), None);
         assert_eq!(refusal(old, &format!("{old}[[alias]]\nname = \"x\"\nmodel = \"b\"\n")), None);
         let text = refusal(old, &old.replace("load_ms=1", "load_ms=2")).expect("refused");
@@ -162,6 +179,16 @@ mod tests {
         assert!(text.starts_with("parallel (") && text.contains("line 6"), "{text}");
         let one = "[[model]]\nname = \"a\"\nfile = \"scripted\"\n";
         assert!(refusal(old, one).is_some_and(|text| text.ends_with("another number of models needs a restart")));
+    }
+
+    #[test]
+    fn keys_of_the_file_are_compared_whatever_their_line() {
+        let key = |sha: &str| format!("[[key]]\nname = \"ci\"\nsha256 = \"{}\"\n", sha.repeat(32));
+        assert_eq!(refusal(&key("ab"), &format!("# moved\n\n{}", key("ab"))), None);
+        for new in [key("cd"), String::new(), format!("{}{}", key("ab"), key("cd").replace("ci", "cd"))] {
+            let text = refusal(&key("ab"), &new).expect("refused");
+            assert!(text.ends_with("another [[key]] or [[team]] needs a restart"), "{text}");
+        }
     }
 
     #[test]

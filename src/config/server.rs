@@ -33,7 +33,7 @@ impl Raw {
         let hosts = self.hosts()?;
         let open = hosts.iter().find(|host| !host.is_loopback()).copied();
         if let Some(host) = open.filter(|_| !has_keys) {
-            if !on(&self.insecure) {
+            if !self.may_listen(host, has_keys) {
                 return Err(rule(
                     &self.host,
                     format!(
@@ -72,6 +72,12 @@ impl Raw {
             connections_max: within(&self.max_connections, 4096, 1, CONNECTIONS_MAX)? as usize,
             expose_slots: on(&self.slots),
         })
+    }
+
+    /// Whether a server that listens at `address`, whoever chose that, may do so with these settings: one that others can
+    /// reach needs keys, or the operator's word.
+    pub fn may_listen(&self, address: IpAddr, has_keys: bool) -> bool {
+        address.is_loopback() || has_keys || on(&self.insecure)
     }
 
     /// Addresses; `localhost` is the only name, since a name server must not decide who can reach the server.

@@ -90,7 +90,7 @@ impl Gateway {
         end_user: Option<&str>,
     ) -> Result<(Target, Permit), Error> {
         let idx = self.find(&caller.principal, name)?;
-        let permit = self.admit(caller, Some(idx), &self.models.shared.entries[idx].config.id, end_user).await?;
+        let permit = self.admit(caller, Some(idx), &self.models.shared.entries[idx].config().id, end_user).await?;
         Ok((self.target(caller, name).await?, permit))
     }
 

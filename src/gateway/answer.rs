@@ -49,7 +49,7 @@ impl Gateway {
         let Some(route) = self.route(asked.model()) else {
             let idx = self.find(&caller.principal, asked.model())?;
             let permit =
-                self.admit(caller, Some(idx), &self.models.shared.entries[idx].config.id, asked.end_user()).await?;
+                self.admit(caller, Some(idx), &self.models.shared.entries[idx].config().id, asked.end_user()).await?;
             return self.at_home(caller, &permit, asked, idx).await.map_err(Missed::into_error);
         };
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
@@ -128,7 +128,7 @@ impl Gateway {
         match (doubted, last) {
             (Some((running, aside, idx)), _) => {
                 if let (Some(entry), Some(aside)) = (&caller.entry, aside) {
-                    let config = &self.models.shared.entries[idx].config;
+                    let config = self.models.shared.entries[idx].config();
                     entry.of_model(asked.model(), &config.id, config.price);
                     entry.take_back(&aside);
                 }
@@ -154,7 +154,7 @@ impl Gateway {
         idx: usize,
     ) -> Result<Running, Error> {
         if let Some(entry) = &caller.entry {
-            let config = &self.models.shared.entries[idx].config;
+            let config = self.models.shared.entries[idx].config();
             entry.of_model(asked.model(), &config.id, config.price);
         }
         if self.cache.is_none() {
@@ -350,7 +350,7 @@ impl Gateway {
         let bounded = asked.of_length(self.length(caller, permit, asked.max_tokens()));
         let asked = bounded.as_ref().unwrap_or(asked);
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
-        if let Some(field) = outgoing.dropped.first().filter(|_| self.config.strict) {
+        if let Some(field) = outgoing.dropped.first().filter(|_| self.config().strict) {
             return Err(Missed::Unfit(field));
         }
         self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
@@ -399,7 +399,7 @@ impl Gateway {
 
     fn moved_on(&self, chain: &[Hop], i: usize, reason: &str) {
         let name = |hop: &Hop| match hop {
-            Hop::Home(idx) => self.models.shared.entries[*idx].config.id.clone(),
+            Hop::Home(idx) => self.models.shared.entries[*idx].config().id.clone(),
             Hop::Away(idx) => self.upstreams.get(*idx).map(|it| it.config.name.clone()).unwrap_or_default(),
         };
         if let Some(to) = chain.get(i + 1) {

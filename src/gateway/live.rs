@@ -2,7 +2,7 @@
 
 use super::models::ModelConfig;
 use super::names::Names;
-use super::{Gateway, GatewayConfig};
+use super::{Error, Gateway, GatewayConfig, Principal};
 use std::sync::Arc;
 
 /// One snapshot of it. Requests that run keep what they began with.
@@ -19,14 +19,28 @@ impl Live {
 }
 
 impl Gateway {
+    /// A model that `principal` may not use is as unknown to it as one that isn't there.
+    pub(super) fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
+        let (name, live) = (name.unwrap_or_default(), self.live.load());
+        let found = live.names.find(name).or(live.config.any_model.then_some(0));
+        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config().id, name);
+        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
+    }
+
+    /// The settings of this moment.
+    pub fn config(&self) -> Arc<GatewayConfig> {
+        Arc::clone(&self.live.load().config)
+    }
+
     /// Takes other settings for the requests from now on: keys, names and aliases, strictness, sampling defaults. What an
-    /// engine, a fetcher or a store was made with stays as it is.
+    /// engine, a fetcher, an upstream, the cache or a store was made with stays as it is.
     ///
     /// `models`: as many as there are, in the same order; of each, what has no part in its loading is taken.
     pub fn reload(&self, config: GatewayConfig, models: Vec<ModelConfig>) {
         let entries = &self.models.shared.entries;
         assert_eq!(models.len(), entries.len(), "a reload can't change how many models there are; this is a bug");
-        let models: Vec<ModelConfig> = entries.iter().zip(models).map(|(entry, new)| new.over(&entry.config())).collect();
+        let models: Vec<ModelConfig> =
+            entries.iter().zip(models).map(|(entry, new)| new.over(&entry.config())).collect();
         let live = Live::new(config, models.iter());
         for (entry, model) in entries.iter().zip(models) {
             entry.set_config(model);
@@ -44,6 +58,7 @@ impl ModelConfig {
             sampling: self.sampling,
             n_predict: self.n_predict,
             thinks: self.thinks,
+            price: self.price,
             ..loaded.clone()
         }
     }

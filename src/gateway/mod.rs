@@ -20,6 +20,7 @@ mod folder;
 mod hints;
 mod keys;
 pub mod limits;
+mod live;
 mod meter;
 mod models;
 mod names;
@@ -72,11 +73,12 @@ use crate::engine::{
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
+use arc_swap::ArcSwap;
 use cache::Cache;
 use fetch::Fetcher;
 use limits::{LimitSets, Limiter};
+use live::Live;
 use models::Models;
-use names::Names;
 use route::{Route, Routes};
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
@@ -134,8 +136,8 @@ pub struct Caller {
 }
 
 pub struct Gateway {
-    config: GatewayConfig,
-    names: Names,
+    /// What a reload swaps; each use takes the snapshot of its time.
+    live: ArcSwap<Live>,
     models: Models,
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
@@ -184,18 +186,18 @@ impl Gateway {
     }
 
     fn of(config: GatewayConfig, models: Models, metrics: Arc<Metrics>) -> Self {
-        let entries = models.shared.entries.iter();
-        let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
+        let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let routing = &config.routing;
-        let ids: Vec<&str> = models.shared.entries.iter().map(|entry| entry.config.id.as_str()).collect();
+        let ids: Vec<&str> = configs.iter().map(|config| config.id.as_str()).collect();
         let routes = Routes::new(routing, &ids);
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
         let upstreams = routing.upstreams.iter().map(upstream).collect();
         let limiter = admission::limiter();
-        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, books: None }
+        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
+        Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -210,9 +212,11 @@ impl Gateway {
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
     pub fn authenticate(&self, presented: Option<&str>, ip: Option<IpAddr>) -> Result<Principal, Error> {
-        let Some(books) = &self.books else { return keys::authenticate(&self.config.api_keys, presented) };
-        if !self.config.api_keys.is_empty()
-            && let Ok(principal) = keys::authenticate(&self.config.api_keys, presented)
+        let live = self.live.load();
+        let fixed = &live.config.api_keys;
+        let Some(books) = &self.books else { return keys::authenticate(fixed, presented) };
+        if !fixed.is_empty()
+            && let Ok(principal) = keys::authenticate(fixed, presented)
         {
             return Ok(principal);
         }
@@ -264,7 +268,7 @@ impl Gateway {
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
         let idx = self.find(&caller.principal, name)?;
         if let Some(entry) = &caller.entry {
-            let config = &self.models.shared.entries[idx].config;
+            let config = self.models.shared.entries[idx].config();
             entry.of_model(name, &config.id, config.price);
         }
         self.models.target(idx).await
@@ -283,7 +287,8 @@ impl Gateway {
     /// The name to ask for when an API has names of its own for the served model: one that fits `pattern` and means no
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
-        let is_known = |name: &String| self.names.find(name).is_some() || self.routes.find(name).is_some();
+        let live = self.live.load();
+        let is_known = |name: &String| live.names.find(name).is_some() || self.routes.find(name).is_some();
         name.filter(|name| is_known(name) || !names::fits(pattern, name))
     }
 
@@ -338,18 +343,6 @@ impl Gateway {
     pub fn listed(&self, caller: &Caller, name: Option<&str>) -> Result<Listed, Error> {
         let idx = self.find(&caller.principal, name)?;
         self.models.list().into_iter().nth(idx).ok_or_else(|| Error::unknown_model(name.unwrap_or_default()))
-    }
-
-    /// A model that `principal` may not use is as unknown to it as one that isn't there.
-    fn find(&self, principal: &Principal, name: Option<&str>) -> Result<usize, Error> {
-        let name = name.unwrap_or_default();
-        let found = self.names.find(name).or(self.config.any_model.then_some(0));
-        let may_use = |idx: &usize| principal.may_use(&self.models.shared.entries[*idx].config.id, name);
-        found.filter(may_use).ok_or_else(|| Error::unknown_model(name))
-    }
-
-    pub fn config(&self) -> &GatewayConfig {
-        &self.config
     }
 
     pub fn responses(&self) -> &Arc<ResponseStore> {

@@ -13,6 +13,7 @@ use super::target::{Pin, Target};
 use crate::chat::Sampling;
 use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure};
 use crate::model::Memory;
+use arc_swap::ArcSwap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -134,9 +135,24 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Entry {
-    pub config: Arc<ModelConfig>,
+    /// Swapped by a reload; who holds one keeps it.
+    config: ArcSwap<ModelConfig>,
     /// `None`: the engine was given and can't be started again.
     source: Option<(EngineConfig, EngineMode)>,
+}
+
+impl Entry {
+    fn new(config: ModelConfig, source: Option<(EngineConfig, EngineMode)>) -> Self {
+        Self { config: ArcSwap::from_pointee(config), source }
+    }
+
+    pub fn config(&self) -> Arc<ModelConfig> {
+        self.config.load_full()
+    }
+
+    pub fn set_config(&self, config: ModelConfig) {
+        self.config.store(Arc::new(config));
+    }
 }
 
 pub(super) struct State {
@@ -173,7 +189,7 @@ enum Step {
 impl Models {
     /// One model whose engine runs already.
     pub(super) fn given(config: ModelConfig, engine: Engine) -> Self {
-        let entry = Entry { config: Arc::new(config), source: None };
+        let entry = Entry::new(config, None);
         let shared = Shared::new(vec![entry], LoadLimits::default());
         shared.lock()[0].phase = Phase::Open { engine, waits: false };
         Self { shared }
@@ -181,11 +197,10 @@ impl Models {
 
     /// Starts those that are to be loaded at the start; must be called inside a runtime. `setups`: 1..=`MODELS_MAX`.
     pub(super) fn open(setups: Vec<ModelSetup>, mode: &EngineMode, limits: LoadLimits) -> Self {
-        let entry =
-            |setup: ModelSetup| Entry { config: Arc::new(setup.config), source: Some((setup.engine, mode.clone())) };
+        let entry = |setup: ModelSetup| Entry::new(setup.config, Some((setup.engine, mode.clone())));
         let shared = Shared::new(setups.into_iter().map(entry).collect(), limits);
         for idx in 0..shared.entries.len() {
-            if !shared.entries[idx].config.is_lazy {
+            if !shared.entries[idx].config().is_lazy {
                 shared.start(&mut shared.lock(), idx, false);
             }
         }
@@ -231,7 +246,7 @@ impl Models {
         let description = now.or_else(|| states[idx].description.clone())?;
         let scales = states[idx].adapter_scales.clone();
         let adapter_scales = scales.unwrap_or_else(|| description.adapters.iter().map(|it| it.scale).collect());
-        Some(Known { config: Arc::clone(&self.shared.entries[idx].config), description, adapter_scales })
+        Some(Known { config: self.shared.entries[idx].config(), description, adapter_scales })
     }
 
     /// The engine, if there is one.
@@ -244,7 +259,7 @@ impl Models {
 
     /// A client's wish for how long the model stays loaded after its requests.
     pub(super) fn touch(&self, idx: usize, keep_alive: KeepAlive) {
-        if self.shared.entries[idx].config.keep_alive == KeepAlive::Forever {
+        if self.shared.entries[idx].config().keep_alive == KeepAlive::Forever {
             return;
         }
         let mut states = self.shared.lock();
@@ -272,12 +287,12 @@ impl Models {
                 Some(EngineState::Ready(description)) => Some(description),
                 _ => None,
             };
-            let description = now.or_else(|| state.description.clone()).or_else(|| entry.config.outline.clone());
+            let description = now.or_else(|| state.description.clone()).or_else(|| entry.config().outline.clone());
             let expires_in = match (status, state.expires_at()) {
                 (ModelStatus::Loaded, Some(at)) => Some(at.saturating_duration_since(Instant::now())),
                 _ => None,
             };
-            Listed { config: Arc::clone(&entry.config), description, status, expires_in }
+            Listed { config: entry.config(), description, status, expires_in }
         };
         self.shared.entries.iter().zip(states.iter()).map(listed).collect()
     }
@@ -285,7 +300,7 @@ impl Models {
     /// Where the engines stand that were started with the server, and not again at a request since.
     pub(super) fn started(&self) -> Vec<(String, watch::Receiver<EngineState>)> {
         let watch = |(entry, state): (&Entry, &State)| match &state.phase {
-            Phase::Open { engine, waits: false } => Some((entry.config.id.clone(), engine.watch())),
+            Phase::Open { engine, waits: false } => Some((entry.config().id.clone(), engine.watch())),
             _ => None,
         };
         self.shared.entries.iter().zip(self.shared.lock().iter()).filter_map(watch).collect()
@@ -320,7 +335,7 @@ impl Shared {
             phase: Phase::Unloaded,
             n_pins: 0,
             last_used: Instant::now(),
-            keep_alive: entry.config.keep_alive,
+            keep_alive: entry.config().keep_alive,
             description: None,
             was_ready: false,
             failure: None,
@@ -393,16 +408,22 @@ impl Shared {
                 Phase::Closing(_) => (true, false),
                 Phase::Open { engine, .. } => {
                     if !matches!(engine.state(), EngineState::Ready(_)) {
-                        loading = loading.saturating_add(entry.config.n_bytes);
+                        loading = loading.saturating_add(entry.config().n_bytes);
                     }
                     (false, state.n_pins == 0 && entry.source.is_some())
                 }
             };
-            held.push(Held { idx: i, n_bytes: entry.config.n_bytes, is_closing, is_idle, last_used: state.last_used });
+            held.push(Held {
+                idx: i,
+                n_bytes: entry.config().n_bytes,
+                is_closing,
+                is_idle,
+                last_used: state.last_used,
+            });
         }
         let machine = Memory::now().filter(|_| self.limits.watch_machine).map(|memory| memory.available);
         let machine = machine.map(|available| available.saturating_sub(loading));
-        let wanted = self.entries[idx].config.n_bytes;
+        let wanted = self.entries[idx].config().n_bytes;
         match room(wanted, self.limits.loaded_bytes_max, machine, held) {
             Room::There => self.start(states, idx, true),
             Room::Wait => {}
@@ -450,7 +471,7 @@ async fn keep(shared: Arc<Shared>, idx: usize, engine: Engine, waits: bool) {
     let mut states = shared.lock();
     let state = &mut states[idx];
     state.phase = Phase::Unloaded;
-    state.keep_alive = shared.entries[idx].config.keep_alive;
+    state.keep_alive = shared.entries[idx].config().keep_alive;
     state.failure = failure.map(|reason| (reason, Instant::now()));
     drop(states);
     shared.tell();
@@ -459,7 +480,7 @@ async fn keep(shared: Arc<Shared>, idx: usize, engine: Engine, waits: bool) {
 /// Returns when the engine has to go: with the reason where it failed. What can't be loaded at the start stays as it is,
 /// for whoever runs the server to see.
 async fn live(shared: &Shared, idx: usize, engine: &Engine, waits: bool) -> Option<String> {
-    let id = &shared.entries[idx].config.id;
+    let id = shared.entries[idx].config().id.clone();
     let started = Instant::now();
     let mut states = engine.watch();
     let mut changed = shared.changed.subscribe();

@@ -20,7 +20,7 @@ pub const HOPS_MAX: u8 = 3;
 pub const RULES_MAX: usize = 32;
 
 /// What the operator says about where requests go.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RoutingConfig {
     pub cache: CacheConfig,
     /// Whether requests may be answered by upstreams at all.
@@ -291,7 +291,7 @@ impl Gateway {
     pub(super) fn route(&self, name: Option<&str>) -> Option<&Route> {
         let name = name?;
         let route = self.routes.find(name)?;
-        (route.weight() >= self.names.weight(name)).then_some(route)
+        (route.weight() >= self.live.load().names.weight(name)).then_some(route)
     }
 
     /// Whether the name is one of an alias with targets of its own: which of them answers, a request's answer tells.

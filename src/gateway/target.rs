@@ -15,7 +15,7 @@ pub struct Target {
 
 impl Target {
     pub(super) fn new(engine: Engine, description: Arc<Description>, pin: Pin) -> Self {
-        let config = Arc::clone(&pin.shared.entries[pin.idx].config);
+        let config = pin.shared.entries[pin.idx].config();
         Self { engine, description, config, pin }
     }
 

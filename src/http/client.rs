@@ -185,6 +185,23 @@ mod tests {
         assert_eq!(address("10.0.0.1", &both), "203.0.113.9");
     }
 
+    proptest::proptest! {
+        /// Whatever a proxy passes on: an address comes out, and it is one that was written, or the peer's.
+        #[test]
+        fn any_header_gives_an_address(bytes in proptest::collection::vec(32u8..=255, 0..200), name in 0usize..2) {
+            let name = [X_FORWARDED_FOR, header::FORWARDED][name].clone();
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
+                headers.insert(name, value);
+            }
+            let rules = ClientRules { trusted_proxies: nets(&["0.0.0.0/0"]), ..Default::default() };
+            let peer: IpAddr = "192.0.2.1".parse().unwrap();
+            let address = rules.address(peer, &headers);
+            let is_written = hops(&headers).any(|hop| hop == Some(address));
+            proptest::prop_assert!(address == peer || is_written);
+        }
+    }
+
     #[test]
     fn denied_wins_over_allowed() {
         let rules =

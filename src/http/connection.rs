@@ -21,11 +21,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes buffered in each direction of one connection, by us and by the kernel for sending; also the limit of a request's
-/// head. A slow reader costs no more than these.
+/// head, which hyper allows 100 fields. A slow reader costs no more than these.
 const BUFFER_BYTES: usize = 64 << 10;
 const SEND_BYTES: usize = 256 << 10;
-/// Fields of a request's head; one more is answered with 431.
-const HEADERS_MAX: usize = 100;
 /// Requests that one HTTP/2 connection may have open.
 const STREAMS_MAX: u32 = 128;
 /// How often in each limit a connection is looked at: it is closed at most a quarter later than it should be.
@@ -125,7 +123,6 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
         // It runs through the silence before a head as well; `Activity` knows them apart.
         .header_read_timeout(config.idle_timeout + config.header_timeout)
         .max_buf_size(BUFFER_BYTES)
-        .max_headers(HEADERS_MAX)
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)

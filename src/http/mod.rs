@@ -5,8 +5,9 @@
 //!
 //! # Design
 //! An own accept loop over hyper instead of `axum::serve`, which has no header timeout, no connection cap and no way to
-//! end streams with a last event. Routing is axum's; everything around it (ids, keys, hosts, draining) is one function in
-//! `edge`, so that no route can be added past it.
+//! end streams with a last event. Routing is axum's; everything around it (ids, keys, hosts, addresses, draining) is one
+//! function in `edge`, so that no route can be added past it. Settings are one immutable snapshot ([`LiveHttp`]), which a
+//! reload replaces whole.
 
 mod admin;
 mod anthropic;
@@ -48,7 +49,7 @@ use drain::Drain;
 use guard::{Guard, OpenFrom};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -253,8 +254,7 @@ fn admit(app: &App, stream: &TcpStream, peer: IpAddr) -> Option<OpenFrom> {
 /// Tells Prometheus when the certificate ends.
 fn note_expiry(app: &App) {
     if let Some(tls) = &app.config().tls {
-        let expires = tls.expires().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        app.gateway.metrics().certificate_expires(expires);
+        app.gateway.metrics().certificate_expires(tls.expires_unix());
     }
 }
 

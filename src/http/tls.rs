@@ -110,6 +110,11 @@ impl Tls {
         self.expires
     }
 
+    /// The same in unix seconds.
+    pub fn expires_unix(&self) -> u64 {
+        self.expires.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str)
     }

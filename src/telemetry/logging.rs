@@ -1,6 +1,7 @@
 //! Log lines on stderr: for eyes on a terminal, JSON for everything else.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
@@ -34,24 +35,55 @@ pub enum LogError {
     Level { level: String, cause: ParseError },
     #[error("a logger is already installed: {0}")]
     Installed(#[from] TryInitError),
+    #[error("the logger is gone: {0}")]
+    Gone(#[from] tracing_subscriber::reload::Error),
 }
+
+/// Sets another filter on the logger of this process.
+type Refilter = Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync>;
+static REFILTER: OnceLock<Refilter> = OnceLock::new();
 
 /// Installs the process's logger. Standard output stays free for what a command prints.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
-    let filter =
-        EnvFilter::try_new(&config.level).map_err(|cause| LogError::Level { level: config.level.clone(), cause })?;
+    let filter = filter(config)?;
     let human = match config.format {
         LogFormat::Auto => std::io::stderr().is_terminal(),
         LogFormat::Human => true,
         LogFormat::Json => false,
     };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if human {
-        lines.with_ansi(std::io::stderr().is_terminal()).finish().try_init()?;
+    let refilter: Refilter = if human {
+        let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+        let handle = lines.reload_handle();
+        lines.finish().try_init()?;
+        Box::new(move |filter| handle.reload(filter))
     } else {
-        lines.json().flatten_event(true).with_ansi(false).finish().try_init()?;
-    }
+        let lines = lines.json().flatten_event(true).with_ansi(false).with_filter_reloading();
+        let handle = lines.reload_handle();
+        lines.finish().try_init()?;
+        Box::new(move |filter| handle.reload(filter))
+    };
+    // The logger was installed just now, for the first time.
+    let _ = REFILTER.set(refilter);
     Ok(())
+}
+
+/// Whether [`set_level`] would take it.
+pub fn check(config: &LogConfig) -> Result<(), LogError> {
+    filter(config).map(|_| ())
+}
+
+/// Another level for the logger that is installed; its format stays.
+pub fn set_level(config: &LogConfig) -> Result<(), LogError> {
+    let filter = filter(config)?;
+    match REFILTER.get() {
+        Some(refilter) => Ok(refilter(filter)?),
+        None => Ok(()),
+    }
+}
+
+fn filter(config: &LogConfig) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(&config.level).map_err(|cause| LogError::Level { level: config.level.clone(), cause })
 }
 
 #[cfg(test)]

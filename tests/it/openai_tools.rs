@@ -107,6 +107,7 @@ async fn forced_choices_are_calls_and_say_so() {
     assert_eq!(text.content(), "prose please");
     let none = choice(&server.chat("/call f {}", tools(json!({ "tool_choice": "none" }))).await);
     assert!(none["message"].get("tool_calls").is_none() && none["finish_reason"] == "stop");
+    assert!(!none["message"]["content"].to_string().contains("<tool_call>"), "TOOL-02: {none}");
 }
 
 #[tokio::test]

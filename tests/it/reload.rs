@@ -1,124 +1,23 @@
 //! Settings taken anew by the real binary: on SIGHUP, on a file's change, and never by halves.
 
-use crate::support::served::root;
+use crate::support::PATIENCE;
+use crate::support::process::{Process, replace};
 use crate::support::tls::{Authority, shown};
-use crate::support::{Answer, MODEL, PATIENCE, chat_body, with};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-
-/// A served scripted model with a settings file of its own.
-struct Process {
-    child: Child,
-    dir: tempfile::TempDir,
-    address: String,
-    client: reqwest::Client,
-}
-
-const BASE: &str = "model = \"scripted:step_us=500\"\nalias = \"Scripted-1\"\nport = 0\nauth_fail_limit = 0\n";
-
-impl Process {
-    fn start(settings: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let path = dir.path().join("hearth.toml");
-        std::fs::write(&path, format!("{BASE}{settings}")).expect("a writable folder");
-        let log = std::fs::File::create(dir.path().join("log")).expect("a writable folder");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
-            .args(["serve", "--in-process", "--log-format", "json", "--config"])
-            .arg(&path)
-            .current_dir(root())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the binary under test starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line).expect("a first line");
-        let address = line.trim().rsplit_once("://").expect("an address").1.to_owned();
-        let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        Self { child, dir, address, client }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Replaces the settings in one step, as a careful editor does.
-    fn write(&self, settings: &str) {
-        replace(&self.path("hearth.toml"), &format!("{BASE}{settings}"));
-    }
-
-    fn hangup(&self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::HUP).expect("the process lives");
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.path("log")).expect("a log")
-    }
-
-    async fn chat(&self, key: &str, more: serde_json::Value) -> Answer {
-        let request = self.client.post(format!("http://{}/v1/chat/completions", self.address)).bearer_auth(key);
-        Answer::of(request.json(&chat_body("hi", more)).send().await.expect("an answer")).await
-    }
-
-    async fn metric(&self, key: &str, name: &str) -> String {
-        let request = self.client.get(format!("http://{}/metrics", self.address)).bearer_auth(key);
-        let page = Answer::of(request.send().await.expect("an answer")).await.text;
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_default().to_owned()
-    }
-
-    /// Waits until a chat with these is answered so.
-    async fn until(&self, key: &str, more: serde_json::Value, status: u16) {
-        let started = Instant::now();
-        loop {
-            let answer = self.chat(key, more.clone()).await;
-            if answer.status == status {
-                return;
-            }
-            assert!(started.elapsed() < PATIENCE, "still {} and not {status}: {}\n{}", answer.status, answer.text, self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn until_logged(&self, words: &str) {
-        let started = Instant::now();
-        while !self.log().contains(words) {
-            assert!(started.elapsed() < PATIENCE, "{words:?} is not in\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // An error means that it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn replace(path: &Path, text: &str) {
-    let fresh = path.with_extension("new");
-    std::fs::write(&fresh, text).expect("a writable folder");
-    std::fs::rename(&fresh, path).expect("a writable folder");
-}
 
 #[tokio::test]
 async fn a_hangup_takes_keys_names_and_rules_anew() {
     let server = Process::start("api_key = \"one\"\n");
     server.until("one", json!({}), 200).await;
     assert_eq!(server.metric("one", "hearth_config_last_reload_success").await, "1");
-    server.write("api_key = \"two\"\nstrict = true\nalias = \"again\"\n");
+    server.write("api_key = \"two\"\nstrict = true\nstrict = true\n");
     server.hangup();
-    // `alias` is said twice now: the file is no TOML, and the old settings stay.
-    server.until_logged("hearth.toml line 7").await;
+    // The same is said twice: the file is no TOML, and the old settings stay.
+    server.until_logged("hearth.toml line 6").await;
     assert_eq!(server.metric("one", "hearth_config_last_reload_success").await, "0");
     assert_eq!(server.chat("one", json!({})).await.status, 200);
 
@@ -134,7 +33,7 @@ async fn a_hangup_takes_keys_names_and_rules_anew() {
     server.write("api_key = \"two\"\nip_deny = \"127.0.0.0/8\"\ntrusted_proxy = \"127.0.0.1\"\n");
     server.hangup();
     server.until("two", json!({}), 403).await;
-    server.write("api_key = \"two\"\n[[alias]]\nname = \"late\"\nmodel = \"Scripted-1\"\n");
+    server.write("api_key = \"two\"\n[[alias]]\nname = \"late\"\nmodel = \"scripted\"\n");
     server.hangup();
     server.until("two", json!({"model": "late"}), 200).await;
     assert_eq!(server.chat("two", json!({"model": "whatever"})).await.status, 404);
@@ -155,10 +54,14 @@ async fn what_needs_a_restart_is_refused_by_name_and_nothing_else_is_taken() {
         server.write(&format!("api_key = \"two\"\n{line}\n"));
         server.hangup();
         server.until_logged(words).await;
-        assert!(server.log().contains("line 6): another value needs a restart"), "{}", server.log());
+        assert!(server.log().contains("line 5): another value needs a restart"), "{}", server.log());
         assert_eq!(server.chat("one", json!({})).await.status, 200);
         assert_eq!(server.chat("two", json!({})).await.status, 401);
     }
+    server.write("api_key = \"two\"\n[[alias]]\nname = \"kept\"\nmodel = \"scripted\"\negress = \"never\"\n");
+    server.hangup();
+    server.until_logged("an [[alias]] with targets of its own, needs a restart").await;
+    assert_eq!(server.chat("two", json!({})).await.status, 401);
     // A door that would be open to all is not opened.
     server.write("api_key_file = \"/nowhere/keys\"\n");
     server.hangup();
@@ -220,10 +123,9 @@ async fn a_storm_of_reloads_fails_no_request() {
         let (server, is_over, n_asked) = (Arc::clone(&server), Arc::clone(&is_over), Arc::clone(&n_asked));
         tokio::spawn(async move {
             while !is_over.load(Ordering::Relaxed) {
-                let body = with(json!({"model": MODEL}), json!({"stream": n % 2 == 0}));
-                let answer = server.chat("one", body).await;
+                let answer = server.chat("one", json!({"stream": n.is_multiple_of(2)})).await;
                 assert_eq!(answer.status, 200, "{}", answer.text);
-                assert!(n % 2 == 1 || answer.text.contains("data: [DONE]"), "{}", answer.text);
+                assert!(!n.is_multiple_of(2) || answer.text.contains("data: [DONE]"), "{}", answer.text);
                 n_asked.fetch_add(1, Ordering::Relaxed);
             }
         })

@@ -115,6 +115,31 @@ async fn a_connection_without_requests_is_closed_and_one_with_a_long_answer_is_n
     closed.expect("no panic").expect("closed well");
 }
 
+/// HTTP/2's rapid reset: streams opened and taken back faster than they can be served.
+#[tokio::test]
+async fn streams_taken_back_at_once_hold_nothing() {
+    let server = Server::start().await;
+    let (client, connection) = h2::client::handshake(server.connect().await).await.expect("a handshake");
+    let driver = tokio::spawn(connection);
+    let client = client.ready().await.expect("a connection");
+    for n in 0..5000 {
+        // The server ends the connection when it has seen enough.
+        let Ok(mut one) = client.clone().ready().await else { break };
+        let request = http::Request::post("http://localhost/v1/chat/completions").body(()).expect("a request");
+        let Ok((_, mut sending)) = one.send_request(request, false) else { break };
+        let body = chat_body("/forever", json!({"stream": true})).to_string();
+        let _ = sending.send_data(body.into(), n % 2 == 0);
+        sending.send_reset(h2::Reason::CANCEL);
+        if n % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(client);
+    driver.abort();
+    server.idle().await;
+    assert_eq!(server.chat("hello", json!({})).await.content(), "hello");
+}
+
 /// Resident memory of this process, in bytes; the server and the clients are part of it.
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -166,6 +191,7 @@ async fn slow_readers_cost_little_and_are_cut() {
     let freed = tokio::time::timeout(Duration::from_secs(40), freed).await;
     freed.unwrap_or_else(|_| unreachable!("{} of {N} slots are still held", server.engine.load().n_in_flight));
     let each = most.saturating_sub(before) / N;
+    eprintln!("{N} slow readers: {each} bytes each, cut and their slots freed");
     assert!(each < 1 << 20, "{each} bytes for each reader");
     assert_eq!(server.chat("hello", json!({})).await.content(), "hello");
     readers.abort_all();

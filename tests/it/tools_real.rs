@@ -2,7 +2,7 @@
 
 use crate::tiny_model::start;
 use hearth::chat::{ChatPrompt, Finish, Message, Prompt, Role, Tool, ToolCall, ToolCallDelta, ToolChoice};
-use hearth::engine::{Engine, Event, Failure, GenerateRequest};
+use hearth::engine::{Engine, Event, Failure, GenerateRequest, TokenizeRequest};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,86 @@ async fn a_required_call_comes_and_validates() {
                 assert!(arguments.is_object() && validator.is_valid(&arguments), "{model} {name}: {said:?}");
                 assert_eq!(said.calls[0].1, name);
             }
+        }
+    }
+}
+
+/// The token that begins a call of the demo model's.
+async fn mark(engine: &Engine) -> i32 {
+    let prompt = Prompt::Text("<tool_call>".into());
+    let request = TokenizeRequest { prompt, add_special: false, parse_special: true, with_pieces: false };
+    let tokens = engine.tokenize(request).await.expect("tokens").tokens;
+    assert_eq!(tokens.len(), 1, "the test needs a token of its own");
+    tokens[0]
+}
+
+/// TOOL-04: what the model begins of its own accord validates too, whatever it says from there on. A bias makes it begin.
+#[tokio::test]
+async fn a_call_that_is_begun_validates() {
+    let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
+    let mark = mark(&engine).await;
+    // Where any string may come, the bias would fill it without end.
+    for (name, schema) in schemas().into_iter().filter(|(name, _)| *name != "nothing") {
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        for (seed, with_logprobs) in [(0, false), (1, false), (2, true)] {
+            let mut request = request(vec![tool(name, &schema)], ToolChoice::Auto, 500, seed);
+            request.sampling.logit_bias = vec![(mark, 100.0)];
+            request.output.top_logprobs = with_logprobs.then_some(1);
+            if let Prompt::Chat(chat) = &mut request.prompt {
+                chat.parallel_tool_calls = false;
+                chat.tools[0].strict = seed == 1;
+            }
+            let said = call(&engine, request).await.expect("an answer");
+            assert_eq!(said.finish, Some(Finish::EndOfTurn), "{name}: {said:?}");
+            assert_eq!((said.content.as_str(), said.calls.len()), ("", 1), "{name}: {said:?}");
+            let arguments: Value = serde_json::from_str(&said.calls[0].2).expect("JSON");
+            assert!(arguments.is_object() && validator.is_valid(&arguments), "{name}: {said:?}");
+        }
+    }
+}
+
+/// TOOL-02: where no call may come none begins, however much the model wants to; neither does one without tools whose
+/// history has calls.
+#[tokio::test]
+async fn a_call_that_may_not_come_does_not_begin() {
+    let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
+    let mark = mark(&engine).await;
+    let mut asked = Message::new(Role::Assistant, "");
+    asked.tool_calls = vec![ToolCall { id: "a".into(), name: "f".into(), arguments: "{}".into() }];
+    let history = vec![Message::new(Role::User, "go"), asked, Message::new(Role::Tool, "42")];
+    for with_tools in [true, false] {
+        let tools = if with_tools { vec![tool("f", &json!({}))] } else { Vec::new() };
+        let mut request = request(tools, ToolChoice::None, 40, 1);
+        request.sampling.logit_bias = vec![(mark, 100.0)];
+        if let Prompt::Chat(chat) = &mut request.prompt {
+            chat.messages.clone_from(&history);
+        }
+        let said = call(&engine, request).await.expect("an answer");
+        assert!(said.calls.is_empty() && !said.content.contains("<tool_call>"), "{said:?}");
+    }
+}
+
+/// A call that needn't be strict is asked for as much of its schema as can be expressed; a strict one is refused by name.
+#[tokio::test]
+async fn a_schema_that_can_not_be_expressed_is_loosened_or_refused() {
+    let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
+    let mark = mark(&engine).await;
+    let schema = json!({"type": "object", "required": ["a"], "properties": {"a": {"enum": ["x", "y"]}}, "not": {"required": ["b"]}});
+    for strict in [false, true] {
+        let mut request = request(vec![tool("f", &schema)], ToolChoice::Auto, 200, 1);
+        request.sampling.logit_bias = vec![(mark, 100.0)];
+        if let Prompt::Chat(chat) = &mut request.prompt {
+            chat.tools[0].strict = strict;
+        }
+        match call(&engine, request).await {
+            Ok(said) => {
+                let arguments: Value = serde_json::from_str(&said.calls[0].2).expect("JSON");
+                assert!(!strict && ["x", "y"].contains(&arguments["a"].as_str().unwrap_or_default()), "{said:?}");
+            }
+            Err(Failure::Invalid { field, .. }) => {
+                assert!(strict && field == "tools[0].function.parameters", "{field}")
+            }
+            Err(other) => panic!("{other:?}"),
         }
     }
 }

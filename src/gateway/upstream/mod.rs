@@ -40,7 +40,7 @@ use tokio::sync::Semaphore;
 pub const UPSTREAMS_MAX: usize = 64;
 
 /// One `[[upstream]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamConfig {
     /// For routes, headers, metrics.
     pub name: String,

@@ -10,7 +10,7 @@ APIs of other servers beside it. Every field of a request works, is refused with
 here knows it, is listed in the answer's header `x-hearth-ignored`. `null` means the same as leaving a field out.";
 
 /// Statuses with which any operation may answer instead of its own.
-const REFUSALS: [(&str, &str); 9] = [
+const REFUSALS: [(&str, &str); 11] = [
     ("400", "The body or one of its fields is refused; the error names the field."),
     ("401", "No valid API key was given."),
     ("403", "The Host or Origin may not use this server."),
@@ -18,6 +18,8 @@ const REFUSALS: [(&str, &str); 9] = [
     ("408", "The body did not arrive in time."),
     ("413", "The body is too large."),
     ("415", "The body is no JSON by its Content-Type."),
+    ("421", "The Host is none of this server's names."),
+    ("429", "Too many requests or wrong keys; `Retry-After` says when to come again."),
     ("500", "The server failed on this request."),
     ("503", "Loading, full or shutting down; `Retry-After` says when to come again."),
 ];
@@ -172,7 +174,7 @@ fn refusals(generator: &mut SchemaGenerator) -> Value {
             let status = if status == "503" && matches!(envelope, Envelope::Anthropic) { "529" } else { status };
             let content = json!({ "application/json": { "schema": schema } });
             let mut response = json!({ "description": about, "content": content });
-            if matches!(status, "503" | "529") {
+            if matches!(status, "429" | "503" | "529") {
                 response["headers"] = json!({
                     "Retry-After": { "description": "Seconds.", "schema": { "type": "integer", "minimum": 1 } },
                 });

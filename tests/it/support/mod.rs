@@ -4,6 +4,7 @@
 pub mod bodies;
 pub mod cloud;
 pub mod governed;
+pub mod process;
 pub mod routed;
 pub mod served;
 pub mod tls;

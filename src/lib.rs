@@ -24,6 +24,7 @@
 //! | [`engine`] output | text → [`chat::Delta`] (thinking apart) | output thread |
 //! | [`engine`] handle | [`engine::Event`], one ending each | mailbox; dropping it cancels |
 //! | [`gateway`] meter | events counted as they pass | async task |
+//! | [`gateway`] books, store | what it came to → a row, committed before the last byte | writer thread, owner of the database |
 //! | [`http`] sse, [`dialect`] | delta → chunk → bytes | async task |
 //!
 //! # Invariants
@@ -34,8 +35,9 @@
 //! 3. Every request ends exactly once, and everything it held comes back by drop, whatever ended it.
 //! 4. Every queue, buffer, cache and retry has a bound, written where it is made.
 //! 5. Nothing is silent: an unknown field is listed in a response header, a known one that can't be honoured is refused.
-//! 6. Prompts, answers and keys never reach logs, metrics or error texts.
-//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`).
+//! 6. Prompts, answers and keys never reach logs, metrics or error texts. (Sealed in the books, where all concerned say so.)
+//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`) and for upstreams, where
+//!    the operator, the alias, the model, the key and the request all allow it.
 //! 8. The same request with the same seed, alone, gives the same answer.
 
 pub mod cli;

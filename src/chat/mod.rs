@@ -93,6 +93,8 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON Schema of its arguments, as JSON text of an object (`{}` where the client gave none).
     pub parameters: String,
+    /// Arguments validate whatever the format of calls is, or the request is refused; else what the format lets be asked.
+    pub strict: bool,
 }
 
 /// Whether the model calls tools.
@@ -254,6 +256,7 @@ pub struct ChatRequest {
     pub cache_prompt: bool,
     /// Scales of LoRA adapters by their index; `None`: the server's.
     pub lora: Option<Vec<(u32, f32)>>,
+    pub cache: CacheAsk,
 }
 
 /// A text completion: one or more prompts, `n` choices of each.
@@ -272,6 +275,27 @@ pub struct CompletionRequest {
     pub include_usage: bool,
     pub cache_prompt: bool,
     pub lora: Option<Vec<(u32, f32)>>,
+    pub cache: CacheAsk,
+}
+
+/// What a client wants of the cache of answers, where the operator has one. It can only be asked to do less.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CacheAsk {
+    /// Seconds for which the answer may be kept, if the operator's time isn't shorter.
+    pub ttl_s: Option<u32>,
+    /// Seconds since an answer was made for which it is good enough.
+    pub max_age_s: Option<u32>,
+    /// The answer must be made anew.
+    pub no_cache: bool,
+    /// The answer must not be kept.
+    pub no_store: bool,
+    /// Answers of one name are not given to requests of another; always within the tenant.
+    pub namespace: Option<String>,
+}
+
+impl CacheAsk {
+    /// Longest namespace.
+    pub const NAMESPACE_BYTES_MAX: usize = 256;
 }
 
 /// Tokens counted by the engine for one generation.

@@ -83,6 +83,9 @@ macro_rules! sampling {
         }
 
         impl Sampling {
+            /// The names of all fields, in the order of their declaration.
+            pub const FIELDS: &'static [&'static str] = &[$(stringify!($field)),*];
+
             /// `self` where it says something, else `under`.
             #[must_use]
             pub fn over(self, under: &Sampling) -> Sampling {

@@ -5,7 +5,7 @@ use super::keys::encoded;
 use super::say;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[derive(Debug, Args)]
 pub(super) struct Spend {
@@ -96,6 +96,10 @@ pub(super) struct Audit {
 enum AuditVerb {
     /// Recompute the chain; fails with the first link that is wrong
     Verify,
+    /// Print what was said in a request, where that is kept (--audit-content)
+    Content { request_id: String },
+    /// Forget for ever what a user (or a key without one) said
+    Erase { user: String },
     /// Print every link, one JSON object a line
     Export {
         /// First link
@@ -116,6 +120,14 @@ impl Audit {
                 let n = |name: &str| found[name].clone();
                 say!("ok: {} links, {} rows, {} checkpoints", n("links"), n("rows"), n("checkpoints"));
                 say!("head {} {}", n("head_seq"), found["head"].as_str().unwrap_or_default());
+            }
+            AuditVerb::Content { request_id } => {
+                let path = format!("/audit/content?request_id={}", encoded(&request_id));
+                say!("{:#}", self.place.call(Call::get(path))?.json()?);
+            }
+            AuditVerb::Erase { user } => {
+                self.place.call(Call::post("/subject/erase", json!({ "user_id": user })))?;
+                say!("erased");
             }
             AuditVerb::Export { since } => {
                 let text = self.place.call(Call::get(format!("/audit/export?since={since}")))?.text();

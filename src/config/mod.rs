@@ -17,6 +17,7 @@ mod resolve;
 mod server;
 mod settings;
 mod tables;
+mod upstreams;
 mod value;
 
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};

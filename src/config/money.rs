@@ -106,6 +106,7 @@ impl Raw {
             on_failure: self.on_store_failure.value.unwrap_or_default(),
             revoke_cuts_streams: self.revoke_cuts_streams.value != Some(Switch(false)),
             retention: self.retention.value.map(|Days(time)| time),
+            audit_content: self.audit_content.value == Some(Switch(true)),
             granted,
         }))
     }

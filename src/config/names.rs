@@ -103,7 +103,9 @@ impl Raw {
             }
             match models.iter_mut().find(|(model, _)| model.config.id.eq_ignore_ascii_case(&alias.model)) {
                 Some((model, _)) => model.config.aliases.push(alias.name.clone()),
-                None => return refuse(format!("there is no model named {:?}", alias.model)),
+                // An upstream's, or a route's; whether it is there is looked at with the routes.
+                None if self.tables.upstreams.iter().any(|it| it.name.eq_ignore_ascii_case(&alias.model)) => {}
+                None => return refuse(format!("there is no model or upstream named {:?}", alias.model)),
             }
         }
         Ok(())

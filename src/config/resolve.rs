@@ -2,12 +2,12 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, GpuLayers, Lora, Seconds, Switch};
-use super::{Config, Origin};
+use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Switch};
+use super::{Config, Origin, ServedModel};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
-use crate::gateway::{ApiKey, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig};
+use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
 use crate::telemetry::LogConfig;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +47,7 @@ impl Raw {
             media_hosts: self.media_hosts()?,
             media_path: self.media_path()?,
             responses: self.responses()?,
+            routing: self.routing(&models)?,
         };
         let default = LoadLimits::default();
         let load_wait = seconds(&self.load_timeout, default.load_wait);
@@ -69,6 +70,26 @@ impl Raw {
             in_process: on(&self.in_process),
             warnings,
         })
+    }
+
+    /// The cache, and other servers with the aliases that lead to them.
+    fn routing(&self, models: &[ServedModel]) -> Result<RoutingConfig, ConfigError> {
+        let default = CacheConfig::default();
+        let cache = CacheConfig {
+            enabled: on(&self.cache),
+            ttl: seconds(&self.cache_ttl, default.ttl),
+            bytes_max: self.cache_bytes.value.map_or(default.bytes_max, |ByteSize(n)| n),
+            scope: self.cache_scope.value.unwrap_or_default(),
+            deterministic_only: on(&self.cache_deterministic_only),
+            tool_calls: on(&self.cache_tool_calls),
+        };
+        let upstreams = self.upstreams(models, |name| std::env::var(name).ok())?;
+        let routes = self.routes(models, &upstreams)?;
+        // The models of the tables come last, in their order.
+        let n_before = models.len() - self.tables.models.len();
+        let named = models[n_before..].iter().zip(&self.tables.models);
+        let kept = named.filter(|(_, table)| table.never_leaves).map(|(model, _)| model.config.id.clone()).collect();
+        Ok(RoutingConfig { cache, may_leave: self.egress.value == Some(Egress::Allowed), kept, upstreams, routes })
     }
 
     /// What is kept of responses, and where. The folder is made if it is missing.

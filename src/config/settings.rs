@@ -6,12 +6,12 @@
 use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
+use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
-use crate::gateway::KeepAlive;
 use crate::gateway::store::{Durability, OnFailure};
+use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -223,6 +223,8 @@ settings! {
         on_store_failure: OnFailure = Some("reject"), "reject|degrade";
         /// Revoking or blocking a key also ends its running answers
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
+        /// Keep prompts and answers too, sealed, of keys (and teams) whose audit is content
+        audit_content: Switch = Some("false"), "BOOL";
         /// How long rows of requests are kept; sums by day stay [default: always]
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
@@ -246,6 +248,25 @@ settings! {
         /// Folder where responses are kept beside memory, so that they outlive a restart; without it nothing is written.
         /// Its files hold what was asked and answered
         response_store: PathBuf = None, "DIR";
+    }
+    "Cache of answers": {
+        /// Give the answer to a request again when the same tenant sends the same request
+        cache: Switch = Some("false"), "BOOL";
+        /// How long an answer is kept
+        cache_ttl: Seconds = Some("10m"), "TIME";
+        /// Bytes that kept answers may take together
+        cache_bytes: ByteSize = Some("256MiB"), "BYTES";
+        /// Who shares answers: the requests of one key, or of all keys of a team
+        cache_scope: CacheScope = Some("key"), "key|team";
+        /// Only requests of temperature 0 or with a seed
+        cache_deterministic_only: Switch = Some("true"), "BOOL";
+        /// Also answers that call tools
+        cache_tool_calls: Switch = Some("false"), "BOOL";
+    }
+    "Upstreams": {
+        /// Whether requests may be answered by the [[upstream]] servers of hearth.toml; aliases, models, keys and requests
+        /// can only forbid it
+        egress: Egress = Some("never"), "never|allowed";
     }
     "Answers, where a request says nothing": {
         /// Most tokens of an answer; -1: as many as fit

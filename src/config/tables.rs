@@ -1,4 +1,5 @@
-//! `[[model]]` and `[[alias]]` in `hearth.toml`: several models in one server, and more names for them.
+//! `[[model]]`, `[[alias]]` and `[[upstream]]` in `hearth.toml`: several models in one server, more names for them, and
+//! other servers that may answer.
 //!
 //! # Design
 //! A model's table is the top-level settings with some of them said anew, so it is resolved by the same code. What says
@@ -7,22 +8,24 @@
 
 use super::raw::{ConfigError, Origin, article, nearest};
 use super::settings::{Raw, SETTINGS};
+use super::upstreams::{AliasRouting, UpstreamTable, alias_entry, upstream_table};
 use super::value::toml_texts;
 use super::{Said, Setting};
-use crate::gateway::{MODELS_MAX, NAMES_MAX};
+use crate::gateway::{MODELS_MAX, NAMES_MAX, UPSTREAMS_MAX};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Keys that may be arrays of tables.
-pub(super) const KINDS: [&str; 4] = ["model", "alias", "team", "key"];
+pub(super) const KINDS: [&str; 5] = ["model", "alias", "upstream", "team", "key"];
 
 /// What the file says in tables.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tables {
     pub models: Vec<ModelTable>,
     pub aliases: Vec<AliasTable>,
+    pub upstreams: Vec<UpstreamTable>,
     pub teams: Vec<GrantTable>,
     pub keys: Vec<GrantTable>,
 }
@@ -43,6 +46,8 @@ pub struct ModelTable {
     /// Where `name` is written, or else the table's first key.
     pub origin: Origin,
     file_origin: Origin,
+    /// `egress = "never"`: its requests are answered here or not at all.
+    pub never_leaves: bool,
     /// Settings of this model: key, texts, origin.
     pub settings: Vec<(&'static Setting, Vec<String>, Origin)>,
 }
@@ -51,7 +56,9 @@ pub struct ModelTable {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AliasTable {
     pub name: String,
+    /// A model or an upstream.
     pub model: String,
+    pub routing: AliasRouting,
     pub origin: Origin,
 }
 
@@ -63,7 +70,7 @@ pub(super) fn is_tables(value: &toml::Value) -> bool {
 
 /// Whether a `[[model]]` may say it: the server's own settings are said once.
 fn is_of_a_model(setting: &Setting) -> bool {
-    !matches!(setting.group, "Server" | "Log" | "Keys and ledger")
+    !matches!(setting.group, "Server" | "Log" | "Keys and ledger" | "Cache of answers" | "Upstreams")
         && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
 }
 
@@ -78,6 +85,10 @@ impl Raw {
         #[derive(Deserialize)]
         struct Aliases {
             alias: Vec<Table>,
+        }
+        #[derive(Deserialize)]
+        struct Upstreams {
+            upstream: Vec<Table>,
         }
         let has = |kind: &str| entries.iter().any(|(key, value)| key.get_ref() == kind && is_tables(value));
         let broken = |error: toml::de::Error| ConfigError::Syntax {
@@ -94,6 +105,14 @@ impl Raw {
             let aliases: Aliases = toml::from_str(text).map_err(broken)?;
             let tables = aliases.alias.into_iter().map(|table| alias_table(path, text, table));
             self.tables.aliases = tables.collect::<Result<_, _>>()?;
+        }
+        if has("upstream") {
+            let upstreams: Upstreams = toml::from_str(text).map_err(broken)?;
+            let tables = upstreams.upstream.into_iter().map(|table| {
+                let (entries, place) = read(path, text, "upstream", table);
+                upstream_table(entries, &place)
+            });
+            self.tables.upstreams = tables.collect::<Result<_, _>>()?;
         }
         #[derive(Deserialize)]
         struct Teams {
@@ -112,8 +131,9 @@ impl Raw {
             self.tables.keys = keys.key.into_iter().map(|table| grant_table(path, text, "key", table)).collect();
         }
         let (n_models, n_aliases) = (self.tables.models.len(), self.tables.aliases.len());
-        if n_models > MODELS_MAX || n_aliases > NAMES_MAX {
-            let message = format!("more than {MODELS_MAX} [[model]] or {NAMES_MAX} [[alias]]");
+        if n_models > MODELS_MAX || n_aliases > NAMES_MAX || self.tables.upstreams.len() > UPSTREAMS_MAX {
+            let message =
+                format!("more than {MODELS_MAX} [[model]], {NAMES_MAX} [[alias]] or {UPSTREAMS_MAX} [[upstream]]");
             return Err(ConfigError::Syntax { path: path.to_owned(), line: 1, message });
         }
         Ok(())
@@ -143,12 +163,16 @@ fn line_of(text: &str, at: usize) -> usize {
 
 fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, ConfigError> {
     let line = first_line(text, &table);
-    let (mut name, mut file, mut settings) = (None, None, Vec::new());
+    let (mut name, mut file, mut settings, mut never_leaves) = (None, None, Vec::new(), false);
     for (key, value) in table {
         let line = line_of(text, key.span().start);
         let origin = |key: &'static str| Origin::File { path: path.to_owned(), line, key };
         match key.get_ref().as_str() {
             "name" => name = Some((text_of(&value, origin("name"))?, origin("name"))),
+            "egress" => {
+                let mut entry = Entry { key: "egress".to_owned(), value, path: path.to_owned(), line, kind: "egress" };
+                never_leaves = entry.word(&["never", "allowed"])? == "never";
+            }
             "file" => file = Some((text_of(&value, origin("file"))?, origin("file"))),
             other => {
                 let Some(setting) = SETTINGS.iter().find(|setting| setting.key == other) else {
@@ -173,30 +197,109 @@ fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, Conf
         Some((name, origin)) => (Some(name), origin),
         None => (None, file_origin.clone()),
     };
-    Ok(ModelTable { name, file, origin, file_origin, settings })
+    Ok(ModelTable { name, file, origin, file_origin, never_leaves, settings })
 }
 
 fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, ConfigError> {
-    let line = first_line(text, &table);
-    let (mut name, mut model) = (None, None);
-    for (key, value) in table {
-        let line = line_of(text, key.span().start);
-        let origin = |key: &'static str| Origin::File { path: path.to_owned(), line, key };
-        match key.get_ref().as_str() {
-            "name" => name = Some((text_of(&value, origin("name"))?, origin("name"))),
-            "model" => model = Some(text_of(&value, origin("model"))?),
-            other => {
-                let (path, key) = (path.to_owned(), other.to_owned());
-                return Err(ConfigError::UnknownKey { path, line, key, near: None });
-            }
+    let (entries, place) = read(path, text, "alias", table);
+    let (mut name, mut model, mut routing) = (None, None, AliasRouting::default());
+    for mut entry in entries {
+        match entry.key.as_str() {
+            "name" => name = Some((entry.text()?, entry.origin("name"))),
+            // `model` is the older word.
+            "model" | "target" => model = Some(entry.text()?),
+            _ => alias_entry(&mut routing, &mut entry)?.ok_or_else(|| entry.unknown())?,
         }
     }
     match (name, model) {
-        (Some((name, origin)), Some(model)) => Ok(AliasTable { name, model, origin }),
-        _ => {
-            let message = "an [[alias]] has a name and a model".to_owned();
-            Err(ConfigError::Syntax { path: path.to_owned(), line, message })
+        (Some((name, origin)), Some(model)) => Ok(AliasTable { name, model, routing, origin }),
+        _ => Err(place.fault("an [[alias]] has a name and a model")),
+    }
+}
+
+/// One key of a table that is no setting, with where it stands.
+pub(super) struct Entry {
+    pub key: String,
+    pub value: toml::Value,
+    path: PathBuf,
+    line: usize,
+    /// The table it is in, or its setting.
+    kind: &'static str,
+}
+
+/// Where a table begins.
+pub(super) struct Place {
+    path: PathBuf,
+    line: usize,
+}
+
+fn read(path: &Path, text: &str, kind: &'static str, table: Table) -> (Vec<Entry>, Place) {
+    let place = Place { path: path.to_owned(), line: first_line(text, &table) };
+    let entry = |(key, value): (Spanned<String>, toml::Value)| {
+        let line = line_of(text, key.span().start);
+        Entry { key: key.into_inner(), value, path: path.to_owned(), line, kind }
+    };
+    (table.into_iter().map(entry).collect(), place)
+}
+
+impl Place {
+    pub(super) fn fault(&self, message: &str) -> ConfigError {
+        ConfigError::Syntax { path: self.path.clone(), line: self.line, message: message.to_owned() }
+    }
+}
+
+impl Entry {
+    pub(super) fn origin(&self, key: &'static str) -> Origin {
+        Origin::File { path: self.path.clone(), line: self.line, key }
+    }
+
+    pub(super) fn fault(&self, message: String) -> ConfigError {
+        let message = if self.key == self.kind { message } else { format!("{}: {message}", self.key) };
+        ConfigError::Rule { origin: self.origin(self.kind), message }
+    }
+
+    pub(super) fn unknown(&self) -> ConfigError {
+        ConfigError::UnknownKey { path: self.path.clone(), line: self.line, key: self.key.clone(), near: None }
+    }
+
+    pub(super) fn text(&mut self) -> Result<String, ConfigError> {
+        text_of(&self.value, self.origin(self.kind))
+    }
+
+    pub(super) fn texts(&mut self) -> Result<Vec<String>, ConfigError> {
+        let texts = toml_texts(&self.value, true).filter(|texts| texts.iter().all(|text| !text.is_empty()));
+        let texts = texts.ok_or_else(|| misplaced(&self.value, self.origin(self.kind)))?;
+        if texts.len() > NAMES_MAX {
+            return Err(self.fault(format!("more than {NAMES_MAX} names")));
         }
+        Ok(texts)
+    }
+
+    /// The keys of an inline table.
+    pub(super) fn inner(&mut self) -> Result<Vec<Entry>, ConfigError> {
+        match std::mem::replace(&mut self.value, toml::Value::Boolean(false)) {
+            toml::Value::Table(table) => Ok(self.entries(table)),
+            other => Err(misplaced(&other, self.origin(self.kind))),
+        }
+    }
+
+    /// The keys of each inline table of an array.
+    pub(super) fn tables(&mut self, max: usize) -> Result<Vec<Vec<Entry>>, ConfigError> {
+        let items = match std::mem::replace(&mut self.value, toml::Value::Boolean(false)) {
+            toml::Value::Array(items) if items.len() <= max => items,
+            toml::Value::Array(_) => return Err(self.fault(format!("more than {max} entries"))),
+            other => return Err(misplaced(&other, self.origin(self.kind))),
+        };
+        let table = |item: toml::Value| match item {
+            toml::Value::Table(table) => Ok(self.entries(table)),
+            other => Err(misplaced(&other, self.origin(self.kind))),
+        };
+        items.into_iter().map(table).collect()
+    }
+
+    fn entries(&self, table: toml::Table) -> Vec<Entry> {
+        let entry = |(key, value)| Entry { key, value, path: self.path.clone(), line: self.line, kind: self.kind };
+        table.into_iter().map(entry).collect()
     }
 }
 
@@ -303,7 +406,10 @@ mod tests {
             (format!("{model}name = \"a b\"\n"), "has spaces"),
             (format!("{model}{model}"), "\"scripted\" is given to two models"),
             (format!("{model}[[alias]]\nname = \"x\"\n"), "an [[alias]] has a name and a model"),
-            (format!("{model}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"), "line 4): there is no model named \"y\""),
+            (
+                format!("{model}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"),
+                "line 4): there is no model or upstream named \"y\"",
+            ),
             (format!("{model}[[alias]]\nname = \"x\"\nmodle = \"y\"\n"), "line 5: unknown key \"modle\""),
             (format!("alias = \"a\"\n{model}"), "this belongs into its [[model]]"),
             ("[model]\nfile = \"scripted\"\n".to_owned(), "a table does not belong here"),

@@ -3,7 +3,7 @@
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
-use crate::gateway::KeepAlive;
+use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -206,6 +206,13 @@ impl Written for Vec<Lora> {
     }
 }
 
+/// Whether requests may be answered by other servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Egress {
+    Never,
+    Allowed,
+}
+
 /// When a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadWhen {
@@ -313,6 +320,8 @@ words! {
         "1" => FlashAttn::On, "0" => FlashAttn::Off, "true" => FlashAttn::On, "false" => FlashAttn::Off,
     ];
     Reasoning, "one of on, off, auto", ["auto" => Reasoning::Auto, "on" => Reasoning::On, "off" => Reasoning::Off];
+    CacheScope, "key or team", ["key" => CacheScope::Key, "team" => CacheScope::Team];
+    Egress, "allowed or never", ["never" => Egress::Never, "allowed" => Egress::Allowed];
     LoadWhen, "start or lazy", ["start" => LoadWhen::Start, "lazy" => LoadWhen::Lazy];
     Pooling, "one of none, mean, cls, last, rank", [
         "none" => Pooling::None, "mean" => Pooling::Mean, "cls" => Pooling::Cls, "last" => Pooling::Last, "rank" => Pooling::Rank,

@@ -12,11 +12,13 @@
 pub mod anthropic;
 pub mod api;
 mod arguments;
+mod caching;
 pub mod fields;
 mod json;
 mod media;
 pub mod ollama;
 pub mod openai;
+pub mod remote;
 pub mod responses;
 mod watch;
 

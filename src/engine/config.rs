@@ -2,6 +2,7 @@
 
 use super::event::Pooling;
 use serde::{Deserialize, Serialize};
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,7 +120,7 @@ pub struct ScriptedConfig {
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
     pub crash_at_decode: u64,
-    /// 1: it makes vectors too, 2: it ranks; 0: neither.
+    /// 1: it makes vectors too, 2: it ranks, 3: it makes a vector of each token; 0: none of it.
     pub embeds: u64,
 }
 
@@ -178,6 +179,22 @@ impl EngineConfig {
     pub const LORA_MAX: usize = 64;
     /// Beyond it an adapter leaves nothing of the model, and floats overflow.
     pub const LORA_SCALE_MAX: f32 = 100.0;
+
+    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times, and which inodes
+    /// they are. 0 where there are none.
+    pub fn files_mark(&self) -> u64 {
+        let ModelSource::Gguf(path) = &self.source else { return 0 };
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        let adapters = self.lora.iter().map(|adapter| &adapter.path);
+        for path in std::iter::once(path).chain(&self.mmproj).chain(adapters) {
+            path.hash(&mut hasher);
+            let metadata = std::fs::metadata(path).ok();
+            metadata.as_ref().map(|file| (file.len(), file.modified().ok())).hash(&mut hasher);
+            #[cfg(unix)]
+            metadata.map(|file| std::os::unix::fs::MetadataExt::ino(&file)).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
 
     pub fn new(source: ModelSource) -> Self {
         Self {

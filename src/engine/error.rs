@@ -38,6 +38,10 @@ pub enum Failure {
     /// A llama.cpp call failed in a way the request is not to blame for.
     #[error("{0}")]
     Internal(String),
+    /// Another server that answered this request broke off. No engine says this: the gateway does, of a request that it
+    /// had handed on. `class`: how it failed; `is_late`: the request's own time was up.
+    #[error("the server that answered this request failed ({class})")]
+    Upstream { class: String, is_late: bool },
 }
 
 impl Failure {

@@ -115,6 +115,8 @@ pub struct Description {
     pub media: Vec<crate::chat::MediaKind>,
     /// The LoRA adapters with their default scales, by index.
     pub adapters: Vec<Adapter>,
+    /// A number of the files it was loaded from, as they lay on disk: others, another number.
+    pub files_mark: u64,
     /// llama.cpp's version.
     pub build: String,
 }

@@ -22,6 +22,7 @@ mod error;
 mod event;
 mod fence;
 mod fold;
+mod gates;
 mod handle;
 mod infill;
 mod logprobs;

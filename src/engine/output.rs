@@ -97,6 +97,9 @@ fn to_events(item: Item, readers: &mut FxHashMap<RequestId, Box<Reader>>, events
         }
         Item::Done { id, rest, finish, mut usage, timings } => {
             if let Some(mut reader) = readers.remove(&id) {
+                if matches!(finish, Finish::Length | Finish::StopString(_)) {
+                    reader.cut();
+                }
                 let delta = reader.push(rest, 0, true);
                 if delta != Delta::default() {
                     events.push((id, Event::Delta(delta)));

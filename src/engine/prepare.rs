@@ -2,13 +2,14 @@
 //! that none of it costs a running stream time.
 
 use super::adapters;
-use super::backend::{FENCES, Forced, Grammar, Model, Reading, Rendered, Token, Trigger, tool_refusal};
-use super::constraint::{Constraints, Gate, Opening};
+use super::backend::{AnswerFrame, Calls, FENCES, Grammar, Model, Reading, Rendered, Tags, Token};
+use super::constraint::Constraints;
 use super::drafter::Drafter;
 use super::embed::{self, InputShape, Job};
 use super::error::Failure;
 use super::event::{Event, Pooling};
 use super::fence::{fence, message_texts};
+use super::gates::{Gates, Terms};
 use super::media::{self, Cache, Laid, Pending, Span};
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
@@ -16,7 +17,7 @@ use super::run::{Clock, Echo, Run};
 use super::service::{Lane, Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
-use crate::chat::{ChatPrompt, Constraint, MediaKind, Prompt, SamplingParams};
+use crate::chat::{ChatPrompt, MediaKind, Prompt, SamplingParams};
 use crossbeam_channel::{Receiver, SendError, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -84,9 +85,9 @@ struct Ready {
     preserved: Vec<Token>,
     /// The model was not told to do without thinking.
     may_think: bool,
-    call_starts: Vec<String>,
-    grammar: Option<Box<Grammar>>,
-    forced: Option<Box<Forced>>,
+    calls: Calls,
+    thinking: Tags,
+    frame: Option<AnswerFrame>,
 }
 
 /// Longest text that is tokenised without being generated from, and the longest whose pieces are wanted too: an answer of
@@ -96,10 +97,6 @@ const PIECES_BYTES_MAX: usize = 1 << 20;
 
 /// Text of a chat that the template may leave out; more must at least be able to fit the context.
 const BESIDE_BYTES_MAX: usize = 1 << 20;
-
-/// Longest grammar of a client, and its deepest nesting: llama.cpp's parser recurses.
-const GBNF_BYTES_MAX: usize = 256 << 10;
-const GBNF_DEPTH_MAX: usize = 256;
 
 /// Longest text that goes back to a client in one answer.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
@@ -263,22 +260,26 @@ impl<M: Model> Preparer<M> {
         // Nothing is generated only where the prompt itself is wanted.
         let least = u32::from(!request.output.echo);
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
-        let gate = match (&request.output.constraint, &ready.forced) {
-            (_, Some(forced)) => Some(self.call_gate(forced, request.output.top_logprobs.is_none())?),
-            (None | Some(Constraint::Gbnf(_)), None) => None,
-            (Some(constraint), None) => Some(self.gate(constraint, &ready, request.output.top_logprobs.is_none())?),
-        };
+        let gates = Gates { model: self.model.as_ref(), constraints: &self.constraints };
+        let hold = gates.hold(Terms {
+            constraint: request.output.constraint.as_ref(),
+            reading: &ready.reading,
+            calls: ready.calls,
+            thinking: &ready.thinking,
+            frame: ready.frame.as_ref(),
+            may_think: ready.may_think,
+            forces: request.output.top_logprobs.is_none(),
+        })?;
+        let gate = hold.gate;
         let drafter = match &request.output.prediction {
             Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
             _ => None,
         };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
-        let grammar = match (&request.output.constraint, &ready.forced) {
-            (Some(Constraint::Gbnf(text)), None) => Some(Box::new(gbnf(text, &ready.reading)?)),
-            _ => ready.grammar.take(),
-        };
-        let sampler = self.sampler(&request.sampling, &tokens, !ready.media.is_empty(), grammar.as_deref())?;
+        let mut sampling = request.sampling.clone();
+        sampling.logit_bias.extend(hold.banned.iter().map(|token| (*token, f32::NEG_INFINITY)));
+        let sampler = self.sampler(&sampling, &tokens, !ready.media.is_empty(), hold.grammar.as_deref())?;
         let mut stops = request.output.stop;
         stops.extend(ready.stops);
         let run = Run {
@@ -324,40 +325,6 @@ impl<M: Model> Preparer<M> {
         }
         let seen: Vec<Token> = tokens.iter().copied().filter(|token| *token >= 0).collect();
         self.model.sampler(params, &seen, grammar)
-    }
-
-    /// What lets through only what the constraint allows; `forces`: forced tokens need no forward pass of their own.
-    fn gate(&self, constraint: &Constraint, ready: &Ready, forces: bool) -> Result<Box<Gate>, Failure> {
-        let matcher = self.constraints.compile(constraint)?;
-        let (mut openings, ends, thinking) = match &ready.reading {
-            Reading::Tags { ends, opened: true, .. } => (Vec::new(), ends.clone(), true),
-            Reading::Tags { start, ends, opened: false } if ready.may_think => {
-                let tokens = self.model.tokenize(start, false, true)?;
-                (vec![Opening::Thinking(tokens)], ends.clone(), false)
-            }
-            Reading::Tags { .. } | Reading::Plain | Reading::Parser(_) => (Vec::new(), Vec::new(), false),
-        };
-        for start in &ready.call_starts {
-            openings.push(Opening::Call(self.model.tokenize(start, false, true)?));
-        }
-        let thoughts = self.constraints.endless()?;
-        Ok(Box::new(Gate::new(matcher, thoughts, openings, ends, thinking, forces)))
-    }
-
-    /// What lets through only calls.
-    fn call_gate(&self, forced: &Forced, forces: bool) -> Result<Box<Gate>, Failure> {
-        let matcher = self.constraints.compile(&Constraint::Lark(forced.lark.clone())).map_err(|failure| {
-            let refused = forced.schemas.iter().find_map(|(index, schema)| {
-                match self.constraints.compile(&Constraint::JsonSchema(schema.clone())) {
-                    Err(Failure::Invalid { message, .. }) => Some(tool_refusal(*index, &message)),
-                    _ => None,
-                }
-            });
-            refused.unwrap_or_else(|| Failure::invalid("tools", "invalid_json_schema", failure.to_string()))
-        })?;
-        let ends = forced.thinking_ends.clone();
-        let thinking = !ends.is_empty();
-        Ok(Box::new(Gate::new(matcher, self.constraints.endless()?, Vec::new(), ends, thinking, forces)))
     }
 
     fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
@@ -456,9 +423,9 @@ impl<M: Model> Preparer<M> {
             stops: rendered.stops,
             preserved: rendered.preserved,
             may_think: chat.enable_thinking != Some(false),
-            call_starts: rendered.call_starts,
-            grammar: rendered.grammar,
-            forced: rendered.forced,
+            calls: rendered.calls,
+            thinking: rendered.thinking,
+            frame: rendered.frame,
         };
         Ok((ready, laid.pending))
     }
@@ -520,43 +487,11 @@ impl Ready {
             stops: Vec::new(),
             preserved: Vec::new(),
             may_think: false,
-            call_starts: Vec::new(),
-            grammar: None,
-            forced: None,
+            calls: Calls::Never(Vec::new()),
+            thinking: Tags::default(),
+            frame: None,
         }
     }
-}
-
-/// A client's own grammar. Thinking that the prompt has opened comes before it.
-///
-/// Errors: it is too long or nested too deeply; whether it is a grammar at all is the sampler's to say.
-fn gbnf(text: &str, reading: &Reading) -> Result<Grammar, Failure> {
-    let refuse = |message: String| Failure::invalid("grammar", "invalid_value", message);
-    if text.trim().is_empty() {
-        return Err(refuse("the grammar is empty".to_owned()));
-    }
-    if text.len() > GBNF_BYTES_MAX {
-        return Err(refuse(format!("the grammar has {} bytes, and at most {GBNF_BYTES_MAX} are taken", text.len())));
-    }
-    let (mut depth, mut deepest) = (0usize, 0);
-    for byte in text.bytes() {
-        match byte {
-            b'(' => depth += 1,
-            b')' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    if deepest > GBNF_DEPTH_MAX {
-        return Err(refuse(format!(
-            "the grammar is nested {deepest} levels deep, and at most {GBNF_DEPTH_MAX} are taken"
-        )));
-    }
-    let triggers = match reading {
-        Reading::Tags { ends, opened: true, .. } => ends.iter().map(|end| Trigger::behind(end)).collect(),
-        _ => Vec::new(),
-    };
-    Ok(Grammar { gbnf: text.to_owned(), triggers, ..Default::default() })
 }
 
 fn refuse_long(field: &str, n: usize, most: usize) -> Result<(), Failure> {

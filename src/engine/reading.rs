@@ -21,12 +21,25 @@ pub struct Reader {
     /// Entries of tokens in `pending`, with their offset in the answer.
     logprobs: VecDeque<(usize, TokenLogprob)>,
     n_reasoning_tokens: u32,
+    /// The answer ended in the middle of what it was saying.
+    is_cut: bool,
 }
 
 enum Kind {
     Plain,
-    Tags { start: String, ends: Vec<String>, place: Place },
-    Parser { parser: Box<dyn AnswerParser>, whole: String, parsed: usize, shown: Parsed },
+    Tags {
+        start: String,
+        ends: Vec<String>,
+        place: Place,
+    },
+    /// `told`: bytes of `whole` up to which it is known what was content.
+    Parser {
+        parser: Box<dyn AnswerParser>,
+        whole: String,
+        parsed: usize,
+        told: usize,
+        shown: Parsed,
+    },
 }
 
 /// Where in the format the reader is.
@@ -58,10 +71,16 @@ impl Reader {
                 Kind::Tags { start, ends, place: if opened { Place::Thinking { fresh: true } } else { Place::Start } }
             }
             Reading::Parser(parser) => {
-                Kind::Parser { parser, whole: String::new(), parsed: 0, shown: Default::default() }
+                Kind::Parser { parser, whole: String::new(), parsed: 0, told: 0, shown: Default::default() }
             }
         };
-        Self { kind, pending: String::new(), offset: 0, logprobs: VecDeque::new(), n_reasoning_tokens: 0 }
+        let (pending, logprobs) = (String::new(), VecDeque::new());
+        Self { kind, pending, offset: 0, logprobs, n_reasoning_tokens: 0, is_cut: false }
+    }
+
+    /// The answer is over but not complete: markup that it had begun is not text.
+    pub fn cut(&mut self) {
+        self.is_cut = true;
     }
 
     /// Tokens spent on thinking so far.
@@ -78,7 +97,10 @@ impl Reader {
             return delta;
         }
         let was_thinking = self.is_thinking();
-        let base = self.offset + self.pending.len();
+        let base = match &self.kind {
+            Kind::Parser { whole, .. } => whole.len(),
+            _ => self.offset + self.pending.len(),
+        };
         self.logprobs.extend(released.logprobs.into_iter().map(|(at, entry)| (base + at, entry)));
         match &mut self.kind {
             Kind::Parser { whole, parsed, .. } => {
@@ -185,15 +207,19 @@ impl Reader {
     }
 
     fn parse(&mut self, delta: &mut Delta, last: bool) {
-        let Kind::Parser { parser, whole, parsed, shown } = &mut self.kind else { return };
+        let Kind::Parser { parser, whole, parsed, told, shown } = &mut self.kind else { return };
         *parsed = whole.len();
+        let has_calls = !shown.calls.is_empty();
         let read = match parser.parse(whole, !last) {
             Some(read) => read,
+            None if !last => return,
             // Cut by the limit inside a call: that far it can be read.
-            None if last && !shown.calls.is_empty() => parser.parse(whole, true).unwrap_or_else(|| shown.clone()),
-            // A finished answer is never lost: what can't be read is content as it stands.
-            None if last => Parsed { content: format!("{}{}", shown.content, unread(whole, shown)), ..shown.clone() },
-            None => return,
+            None => match (self.is_cut || has_calls).then(|| parser.parse(whole, true)).flatten() {
+                Some(read) => read,
+                None if has_calls => shown.clone(),
+                // A finished answer is never lost: what can't be read is content as it stands.
+                None => Parsed { content: format!("{}{}", shown.content, unread(whole, shown)), ..shown.clone() },
+            },
         };
         // A parser may take back what it said of an unfinished text; what was shown stays, and what follows is not lost.
         let reasoning = beyond(&read.reasoning, &shown.reasoning, last);
@@ -202,16 +228,39 @@ impl Reader {
             delta.reasoning.push_str(reasoning);
             delta.content.push_str(content);
             let calls = next_calls(&mut shown.calls, &read, last, delta);
-            // Which tokens spelled which part isn't told: those of a stretch without content are not the content's.
-            let entries = self.logprobs.drain(..).map(|(_, entry)| entry);
-            if delta.content.is_empty() {
-                drop(entries);
-            } else {
-                delta.logprobs.extend(entries);
+            if !content.is_empty() {
+                *told = spelled(&mut self.logprobs, whole, *told, content, &mut delta.logprobs);
             }
             *shown = Parsed { calls, ..read };
         }
     }
+}
+
+/// Moves the entries of the tokens that spelled `content`, which stands somewhere in `whole` behind `from`, to `out`, and
+/// drops those before it, which are markup's. Returns where it ends.
+fn spelled(
+    entries: &mut VecDeque<(usize, TokenLogprob)>,
+    whole: &str,
+    from: usize,
+    content: &str,
+    out: &mut Vec<TokenLogprob>,
+) -> usize {
+    let is_start = |at: usize| entries.iter().any(|(start, _)| *start == at);
+    let mut places = whole[from..].match_indices(content).map(|(at, _)| from + at);
+    let first = places.next();
+    // Markup may hold the same letters; content mostly begins with a token.
+    let at = first.filter(|at| is_start(*at)).or_else(|| places.find(|at| is_start(*at))).or(first);
+    // A parser may say it in other words than the model.
+    let (start, end) = at.map_or((from, whole.len()), |at| (at, at + content.len()));
+    while let Some((at, entry)) = entries.front()
+        && *at < end
+    {
+        let is_content = at + entry.bytes.len() > start;
+        if let Some((_, entry)) = entries.pop_front().filter(|_| is_content) {
+            out.push(entry);
+        }
+    }
+    end
 }
 
 /// What `read` says of calls beyond `shown`; returns what is shown of them afterwards.
@@ -348,6 +397,44 @@ mod tests {
         }
         assert_eq!(spelled, b"bc");
         assert_eq!(reader.n_reasoning_tokens(), 3);
+    }
+
+    /// Reads `<x>` and `</x>` as markup around content.
+    struct Marked;
+
+    impl AnswerParser for Marked {
+        fn parse(&mut self, text: &str, is_partial: bool) -> Option<Parsed> {
+            let held = if is_partial { partial_tag(text, &["<x>".into(), "</x>".into()]) } else { 0 };
+            let content = text[..text.len() - held].replace("<x>", "").replace("</x>", "");
+            Some(Parsed { content, ..Default::default() })
+        }
+    }
+
+    #[test]
+    fn logprobs_of_markup_are_not_the_contents() {
+        let mut reader = Reader::new(Reading::Parser(Box::new(Marked)));
+        let mut spelled = Vec::new();
+        for piece in ["<", "x", ">", "x", " <", "b", "</x>", "c"] {
+            let entry = TokenLogprob { id: 0, bytes: piece.as_bytes().to_vec(), logprob: 0.0, top: Vec::new() };
+            let released = Released { text: piece.into(), logprobs: vec![(0, entry)], stop: None };
+            let delta = reader.push(released, 1, piece == "c");
+            spelled.extend(delta.logprobs.into_iter().map(|entry| String::from_utf8(entry.bytes).unwrap()));
+        }
+        assert_eq!(spelled, ["x", " <", "b", "c"]);
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_shows_no_markup() {
+        for (is_cut, expected) in [(true, "good"), (false, "good! and")] {
+            let mut reader = Reader::new(Reading::Parser(Box::new(Fussy)));
+            let released = |text: &str| Released { text: text.into(), ..Default::default() };
+            let mut content = reader.push(released("good"), 1, false).content;
+            if is_cut {
+                reader.cut();
+            }
+            content += &reader.push(released("! and"), 1, true).content;
+            assert_eq!(content, expected);
+        }
     }
 
     proptest! {

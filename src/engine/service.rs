@@ -311,6 +311,7 @@ impl Loading {
     fn open<M: Model>(self, model: Arc<M>) -> Result<(), String> {
         let (items, item_queue) = output::channel();
         let mut description = model.describe();
+        description.files_mark = self.config.files_mark();
         let mut lanes = Vec::new();
         if description.generates {
             for index in 0..self.config.n_workers {

@@ -1,5 +1,8 @@
 //! Several generations as one stream of events.
 
+use super::cache::Replay;
+use super::trace::UsageSource;
+use super::upstream::Remote;
 use crate::engine::{Canceller, Event, Generation};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -14,6 +17,10 @@ pub(super) enum Choices {
     Many { arrivals: FuturesUnordered<BoxFuture<'static, Arrival>>, cancellers: Vec<Canceller> },
     /// Nothing had to be generated.
     Ended(VecDeque<(usize, Event)>),
+    /// It was generated before.
+    Replay(Replay),
+    /// Somebody else generates.
+    Remote(Box<Remote>),
 }
 
 /// A generation with the event it had to say; `None` when it has ended.
@@ -37,11 +44,21 @@ impl Choices {
     }
 
     /// Asks every generation to end; their events go on until they have.
-    pub(super) fn cancel(&self) {
+    pub(super) fn cancel(&mut self) {
         match self {
             Choices::One(generation) => generation.canceller().cancel(),
             Choices::Many { cancellers, .. } => cancellers.iter().for_each(Canceller::cancel),
-            Choices::Ended(_) => {}
+            Choices::Remote(remote) => remote.cancel(),
+            Choices::Ended(_) | Choices::Replay(_) => {}
+        }
+    }
+
+    /// Who counts its tokens.
+    pub(super) fn source(&self) -> UsageSource {
+        match self {
+            Choices::One(_) | Choices::Many { .. } | Choices::Ended(_) => UsageSource::Engine,
+            Choices::Replay(_) => UsageSource::Cache,
+            Choices::Remote(remote) => remote.source(),
         }
     }
 
@@ -50,6 +67,8 @@ impl Choices {
         match self {
             Choices::One(generation) => generation.next().await.map(|event| (0, event)),
             Choices::Ended(ends) => ends.pop_front(),
+            Choices::Replay(replay) => replay.next(),
+            Choices::Remote(remote) => remote.next().await,
             Choices::Many { arrivals, .. } => loop {
                 let (idx, generation, event) = arrivals.next().await?;
                 if let Some(event) = event {

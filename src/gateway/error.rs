@@ -1,5 +1,6 @@
 //! How the gateway says no.
 
+use super::upstream::Class;
 use crate::chat::check::Refusal;
 use crate::engine::Failure;
 
@@ -21,6 +22,12 @@ pub enum Error {
     Refused(#[from] Refusal),
     #[error("{0}")]
     Engine(#[from] Failure),
+    /// Only other servers could answer, and the request may not leave this one.
+    #[error("this request may not leave this server")]
+    Stays,
+    /// All upstreams that were asked failed; this is the last one's end. `is_late`: the request's own time was up.
+    #[error("the upstream failed ({})", class.as_str())]
+    Upstream { class: Class, status: Option<u16>, retry_after_s: Option<u32>, is_late: bool },
 }
 
 impl Error {

@@ -2,6 +2,8 @@
 
 use super::Caller;
 use super::books::Entry;
+use super::trace::UsageSource;
+use super::upstream::Class;
 use crate::chat::{Finish, Usage};
 use crate::engine::{Event, Failure};
 use crate::telemetry::metrics::ModelSeries;
@@ -9,7 +11,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(super) struct Meter {
-    metrics: ModelSeries,
+    /// `None`: what passes was counted before.
+    metrics: Option<ModelSeries>,
+    source: UsageSource,
+    /// The answer of another meter once more: neither counted nor logged.
+    is_echo: bool,
     request_id: String,
     client_request_id: Option<String>,
     /// Choices of each prompt: a prompt is counted with the first of them.
@@ -36,7 +42,9 @@ struct Choice {
 impl Meter {
     pub(super) fn new(metrics: ModelSeries, caller: &Caller, n_per_prompt: usize, n_choices: usize) -> Self {
         Self {
-            metrics,
+            metrics: Some(metrics),
+            source: UsageSource::Engine,
+            is_echo: false,
             request_id: caller.request_id.clone(),
             client_request_id: caller.client_request_id.clone(),
             n_per_prompt: n_per_prompt.max(1),
@@ -46,6 +54,49 @@ impl Meter {
             n_ended: 0,
             failed: None,
             entry: caller.entry.clone(),
+        }
+    }
+
+    /// Says who counts; what comes from the cache was counted by the series when it was made.
+    pub(super) fn from(mut self, source: UsageSource) -> Self {
+        self.source = source;
+        if source == UsageSource::Cache {
+            self.metrics = None;
+        }
+        self
+    }
+
+    pub(super) fn source_mut(&mut self) -> &mut UsageSource {
+        &mut self.source
+    }
+
+    /// For the same answer once more.
+    pub(super) fn echo(&self) -> Self {
+        Self {
+            metrics: None,
+            source: self.source,
+            is_echo: true,
+            request_id: self.request_id.clone(),
+            client_request_id: self.client_request_id.clone(),
+            n_per_prompt: self.n_per_prompt,
+            started: self.started,
+            first_token: None,
+            choices: vec![Choice::default(); self.choices.len()],
+            n_ended: 0,
+            failed: None,
+            entry: self.entry.clone(),
+        }
+    }
+
+    /// How it went, in the words for attempts.
+    pub(super) fn class(&self) -> Class {
+        match self.failed {
+            Some("overloaded") => Class::Throttled,
+            Some("invalid" | "context_exceeded" | "quarantined") => Class::ClientFault,
+            Some("cancelled") => Class::Cancelled,
+            Some(_) => Class::Transient,
+            None if self.n_ended == self.choices.len() => Class::Ok,
+            None => Class::Cancelled,
         }
     }
 
@@ -59,6 +110,9 @@ impl Meter {
                 choice.n_computed = *n_computed;
             }
             Event::Delta(delta) if delta.n_tokens > 0 => {
+                if let Some(entry) = &self.entry {
+                    entry.tell(idx, delta);
+                }
                 let now = Instant::now();
                 choice.n_computed = choice.usage.prompt_tokens;
                 if self.first_token.is_none() {
@@ -66,9 +120,13 @@ impl Meter {
                         entry.first_token();
                     }
                     self.first_token = Some(now);
-                    self.metrics.first_token(now - self.started);
+                    if let Some(metrics) = &self.metrics {
+                        metrics.first_token(now - self.started);
+                    }
                 }
-                self.metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(delta.n_tokens, choice.last_token.map(|last| now - last));
+                }
                 choice.last_token = Some(now);
                 choice.n_seen += delta.n_tokens;
                 choice.usage.completion_tokens = choice.n_seen;
@@ -83,7 +141,9 @@ impl Meter {
                     }
                 }
                 // The token that ended the turn had no delta.
-                self.metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                if let Some(metrics) = &self.metrics {
+                    metrics.tokens(done.usage.completion_tokens.saturating_sub(choice.n_seen), None);
+                }
                 self.n_ended += 1;
             }
             Event::Failed(failure) => {
@@ -94,8 +154,8 @@ impl Meter {
             }
             _ => {}
         }
-        if let Some(entry) = &self.entry {
-            entry.count(&self.sum(|choice| choice.n_computed));
+        if let Some(entry) = self.entry.as_ref().filter(|_| !self.is_echo) {
+            entry.count(&self.sum(|choice| choice.n_computed), self.source);
         }
     }
 
@@ -135,8 +195,13 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        if self.is_echo {
+            return;
+        }
         let usage = self.usage();
-        self.metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        if let Some(metrics) = &self.metrics {
+            metrics.prompt(usage.prompt_tokens, usage.cached_tokens);
+        }
         let outcome = match self.failed {
             Some(word) => word,
             None if self.n_ended == self.choices.len() => "done",
@@ -150,6 +215,7 @@ impl Drop for Meter {
             prompt_tokens = usage.prompt_tokens,
             cached_tokens = usage.cached_tokens,
             completion_tokens = usage.completion_tokens,
+            usage_source = self.source.as_str(),
             ttft_ms = self.first_token.map(|at| (at - self.started).as_millis() as u64),
             total_ms = self.started.elapsed().as_millis() as u64,
             "generation ended"
@@ -171,6 +237,7 @@ fn failed(failure: &Failure) -> &'static str {
         Failure::Crashed { .. } => "engine_crash",
         Failure::ShuttingDown => "shutdown",
         Failure::Cancelled => "aborted",
+        Failure::Upstream { .. } => "upstream_error",
         _ => "failed",
     }
 }
@@ -187,6 +254,7 @@ pub(super) fn word(failure: &Failure) -> &'static str {
         Failure::Quarantined { .. } => "quarantined",
         Failure::Cancelled => "cancelled",
         Failure::Internal(_) => "internal",
+        Failure::Upstream { .. } => "upstream",
     }
 }
 

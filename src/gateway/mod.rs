@@ -8,30 +8,40 @@
 //! context and queued. Until then a failure is a plain error; after it, only the engine can fail the request. Choices of
 //! one prompt start in two steps, the first alone: it proves that the prompt fits before it is copied for the others.
 
+mod answer;
+mod asked;
 mod books;
+mod cache;
 mod choices;
 mod error;
 mod fetch;
 mod folder;
+mod hints;
 mod keys;
 mod meter;
 mod models;
 mod names;
 mod responses;
 mod room;
+mod route;
 mod running;
 mod settle;
 mod spec;
 pub mod store;
 mod target;
+mod trace;
+mod upstream;
 mod vectors;
+mod work;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger, MASTER,
-    Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger,
+    MASTER, Made, SOCKET, TeamChange, read_master,
 };
+pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
+pub use hints::Hints;
 pub use keys::{
     ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
     TeamRecord, hmac, masked, random_base62,
@@ -39,37 +49,38 @@ pub use keys::{
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
+pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;
-pub use settle::{default_sampling, settle};
+pub use settle::default_sampling;
 pub use spec::{
     AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
     nusd, usd,
 };
 pub use target::Target;
+pub use trace::{Attempt, Told, Trace, UsageSource};
+pub use upstream::{
+    BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
+    UpstreamStatus,
+};
 pub use vectors::{Classified, Embedded, Scored};
 
-use crate::chat::check::{self, Refusal};
-use crate::chat::{
-    ChatPrompt, ChatRequest, CompletionRequest, Finish, Output, Prompt, Sampling, SamplingParams, Usage,
-};
+use crate::chat::{ChatPrompt, Prompt, Sampling};
 use crate::engine::{
-    Description, Done, Engine, EngineMode, EngineState, Event, Failure, GenerateRequest, Generation, Load, Stats,
-    Timings, TokenizeRequest, Tokenized, choose_adapters, fresh_family,
+    Description, Engine, EngineMode, EngineState, Failure, Load, Stats, TokenizeRequest, Tokenized, choose_adapters,
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{ModelLabels, Reading};
-use choices::Choices;
+use cache::Cache;
 use fetch::Fetcher;
-use meter::Meter;
 use models::Models;
 use names::Names;
-use running::{Keep, Noted};
+use route::{Route, Routes};
 use settle::{refuse_media, settle_chat};
-use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
+use upstream::Upstream;
 
 /// What the operator decides about the API, independent of sockets.
 #[derive(Debug, Clone)]
@@ -96,6 +107,8 @@ pub struct GatewayConfig {
     pub media_path: Option<std::path::PathBuf>,
     /// What is kept of the Responses API's answers.
     pub responses: ResponsesConfig,
+    /// The cache of answers, and other servers that may answer.
+    pub routing: RoutingConfig,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -103,6 +116,10 @@ pub struct GatewayConfig {
 pub struct Caller {
     pub principal: Principal,
     pub request_id: String,
+    /// What the request's head says beside.
+    pub hints: Hints,
+    /// What becomes of it.
+    pub trace: Trace,
     /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
     pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
@@ -118,20 +135,11 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
+    cache: Option<Arc<Cache>>,
+    routes: Routes,
+    upstreams: Vec<Arc<Upstream>>,
     /// Of `--data-dir`; none: the static keys are all, and nothing is written.
     books: Option<Arc<Books>>,
-}
-
-/// What all choices of one request have in common.
-struct Work {
-    prompts: Vec<Prompt>,
-    sampling: SamplingParams,
-    output: Output,
-    /// Choices generated for each prompt, and how many of them are the answer.
-    n: u32,
-    n_kept: u32,
-    cache_prompt: bool,
-    lora: Option<Vec<(u32, f32)>>,
 }
 
 /// Longest wait for the engine's counters at a scrape; an engine deep in a decode answers after it.
@@ -174,7 +182,13 @@ impl Gateway {
         let names = Names::new(entries.map(|entry| (entry.config.id.as_str(), entry.config.aliases.as_slice())));
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
-        Self { config, names, models, metrics, responses, fetcher, books: None }
+        let routing = &config.routing;
+        let ids: Vec<&str> = models.shared.entries.iter().map(|entry| entry.config.id.as_str()).collect();
+        let routes = Routes::new(routing, &ids);
+        let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
+        let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
+        let upstreams = routing.upstreams.iter().map(upstream).collect();
+        Self { config, names, models, metrics, responses, fetcher, cache, routes, upstreams, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -198,43 +212,6 @@ impl Gateway {
         books.keyring().authenticate(presented.unwrap_or_default(), ip, unix_ms())
     }
 
-    /// Starts a chat; returns when it is certain to run.
-    pub async fn chat(&self, caller: &Caller, mut request: ChatRequest) -> Result<Running, Error> {
-        let target = self.target(caller, request.model.as_deref()).await?;
-        self.admit_media(&mut request.prompt, request.n, &target.description).await?;
-        settle_chat(&mut request.prompt, &target);
-        let work = Work {
-            sampling: settle(request.sampling, &target),
-            prompts: vec![Prompt::Chat(request.prompt)],
-            output: request.output,
-            n: request.n,
-            n_kept: request.n,
-            cache_prompt: request.cache_prompt,
-            lora: request.lora,
-        };
-        self.start(caller, work, target).await
-    }
-
-    /// Starts a text completion; returns when it is certain to run. Choice `p × n + i` is the `i`-th of prompt `p`.
-    pub async fn complete(&self, caller: &Caller, request: CompletionRequest) -> Result<Running, Error> {
-        let target = self.target(caller, request.model.as_deref()).await?;
-        let mut output = request.output;
-        if request.best_of > request.n {
-            // What the choices are ranked by.
-            output.top_logprobs = output.top_logprobs.or(Some(0));
-        }
-        let work = Work {
-            sampling: settle(request.sampling, &target),
-            prompts: request.prompts,
-            output,
-            n: request.best_of.max(request.n),
-            n_kept: request.n,
-            cache_prompt: request.cache_prompt,
-            lora: request.lora,
-        };
-        self.start(caller, work, target).await
-    }
-
     pub async fn tokenize(
         &self,
         caller: &Caller,
@@ -244,7 +221,7 @@ impl Gateway {
         let target = self.target(caller, model).await?;
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
-            settle_chat(prompt, &target);
+            settle_chat(prompt, &target.config);
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
@@ -256,7 +233,7 @@ impl Gateway {
     pub async fn render(&self, caller: &Caller, model: Option<&str>, mut prompt: ChatPrompt) -> Result<String, Error> {
         let target = self.target(caller, model).await?;
         self.admit_media(&mut prompt, 1, &target.description).await?;
-        settle_chat(&mut prompt, &target);
+        settle_chat(&mut prompt, &target.config);
         Ok(target.engine.render(prompt).await?)
     }
 
@@ -299,14 +276,18 @@ impl Gateway {
     /// The name to ask for when an API has names of its own for the served model: one that fits `pattern` and means no
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
-        name.filter(|name| self.names.find(name).is_some() || !names::fits(pattern, name))
+        let is_known = |name: &String| self.names.find(name).is_some() || self.routes.find(name).is_some();
+        name.filter(|name| is_known(name) || !names::fits(pattern, name))
     }
 
     /// Sets how long the model that `name` means stays loaded after its last request, until it is unloaded; 0 unloads it
     /// once nobody needs it. Models that the operator wants to stay do. To be called while a request holds the model (a
     /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
     pub fn touch(&self, caller: &Caller, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
-        self.models.touch(self.find(&caller.principal, name)?, keep_alive);
+        // What others serve stays as long as they like.
+        if self.route(name).is_none_or(Route::has_home) {
+            self.models.touch(self.find(&caller.principal, name)?, keep_alive);
+        }
         Ok(())
     }
 
@@ -430,33 +411,26 @@ impl Gateway {
             let (store, health) = (books.store(), books.store().health());
             self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
         }
+        if let Some(cache) = &self.cache {
+            self.metrics.cache_bytes(cache.n_bytes());
+        }
+        self.upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)
     }
 
-    async fn start(&self, caller: &Caller, mut work: Work, target: Target) -> Result<Running, Error> {
-        if !target.description.generates {
-            return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
-        }
-        let n_choices = work.prompts.len() * work.n as usize;
-        refuse_more_than_fits(n_choices, &work, &target.engine)?;
-        if work.lora.is_some() || !target.description.adapters.is_empty() {
-            work.lora = Some(choose_adapters(&target.adapter_scales(), work.lora.as_deref())?);
-        }
-        work.output.max_tokens = work.output.max_tokens.or(target.config.n_predict);
-        let series = self.metrics.model(target.id());
-        let meter = Meter::new(series, caller, work.n as usize, n_choices);
-        let keep = Keep { of: work.n as usize, n: work.n_kept as usize };
-        let (choices, accepted) = match work.output.max_tokens {
-            Some(0) if !work.output.echo => count_only(work, &target).await?,
-            _ => generate(caller, work, &target).await?,
+    /// Keeps the request's words, where the operator, its key and its team all allow it.
+    async fn capture(&self, caller: &Caller, prompts: impl FnOnce() -> Vec<Prompt>) -> Result<(), Error> {
+        let (Some(books), Some(entry), Some(key)) = (&self.books, &caller.entry, caller.principal.key()) else {
+            return Ok(());
         };
-        let noted = match &caller.entry {
-            Some(entry) => Noted::Waiting(entry.open().await?),
-            None => Noted::Yes,
-        };
-        let fingerprint = fingerprint(&target);
-        let held = (noted, caller.principal.cut());
-        Ok(Running::new(choices, accepted, keep, meter, target, fingerprint, held))
+        let capture = books.capture(key).await.map_err(|error| {
+            tracing::error!(%error, "a request's words can't be kept");
+            Error::LedgerUnavailable
+        })?;
+        if let Some(capture) = capture {
+            entry.keep(capture, prompts().iter());
+        }
+        Ok(())
     }
 }
 
@@ -464,104 +438,6 @@ async fn stats(engine: &Engine) -> Result<Stats, Error> {
     match tokio::time::timeout(STATS_WAIT, engine.stats()).await {
         Ok(stats) => Ok(stats?),
         Err(_) => Err(Failure::NotReady { reason: "the engine is busy".to_owned(), retry_after_s: 1 }.into()),
-    }
-}
-
-/// A request of more choices than the engine has places could wait for ever.
-fn refuse_more_than_fits(n_choices: usize, work: &Work, engine: &Engine) -> Result<(), Error> {
-    let n_places = engine.load().n_places;
-    if n_choices <= n_places as usize {
-        return Ok(());
-    }
-    let field = match work.prompts.len() {
-        2.. => "prompt",
-        _ if work.n_kept < work.n => "best_of",
-        _ => "n",
-    };
-    let message = format!("The request has {n_choices} choices, and this server takes at most {n_places} at once.");
-    Err(Error::Refused(Refusal::new(field, "integer_above_max_value", message)))
-}
-
-/// Starts the first choice of every prompt, waits until each is accepted, then starts and awaits the others.
-async fn generate(caller: &Caller, work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let n = work.n as usize;
-    let families: Vec<u64> = work.prompts.iter().map(|_| if n > 1 { fresh_family() } else { 0 }).collect();
-    let request = |prompt: Prompt, choice: usize, family: u64| GenerateRequest {
-        prompt,
-        sampling: SamplingParams {
-            seed: check::choice_seed(work.sampling.seed, choice as u32),
-            ..work.sampling.clone()
-        },
-        output: work.output.clone(),
-        cache_prompt: work.cache_prompt,
-        partition: caller.principal.partition(),
-        class: Default::default(),
-        family,
-        lora: work.lora.clone(),
-    };
-    let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
-    let mut accepted = vec![0; generations.len()];
-    for step in [0..1, 1..n] {
-        for (p, prompt) in work.prompts.iter().enumerate() {
-            for choice in step.clone() {
-                let request = request(prompt.clone(), choice, families[p]);
-                generations[p * n + choice] = Some(target.engine.generate(request)?);
-            }
-        }
-        for (p, choice) in (0..work.prompts.len()).flat_map(|p| step.clone().map(move |choice| (p, choice))) {
-            let idx = p * n + choice;
-            if let Some(generation) = &mut generations[idx] {
-                accepted[idx] = await_acceptance(generation).await?;
-            }
-        }
-    }
-    Ok((Choices::new(generations.into_iter().flatten().collect()), accepted))
-}
-
-/// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
-async fn count_only(work: Work, target: &Target) -> Result<(Choices, Vec<u32>), Error> {
-    let (mut accepted, mut ends) = (Vec::new(), Vec::new());
-    for prompt in work.prompts {
-        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-        let n_prompt = target.engine.tokenize(request).await?.tokens.len();
-        if n_prompt >= target.description.n_ctx as usize {
-            let (n_prompt, n_ctx) = (n_prompt as u64, target.description.n_ctx);
-            return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
-        }
-        let usage = Usage { prompt_tokens: n_prompt as u32, ..Default::default() };
-        let done = Done { finish: Finish::Length, usage, timings: Timings::default() };
-        for _ in 0..work.n {
-            accepted.push(usage.prompt_tokens);
-            ends.push(Event::Done(done.clone()));
-        }
-    }
-    Ok((Choices::ended(ends), accepted))
-}
-
-/// Stable for the same build, model and settings, so that a client can tell when answers may differ.
-fn fingerprint(target: &Target) -> String {
-    let d = &target.description;
-    let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
-    let text = format!(
-        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
-        env!("CARGO_PKG_VERSION"),
-        d.build,
-        d.architecture,
-        d.desc,
-        target.config.sampling,
-        d.sampling,
-        (&d.adapters, target.adapter_scales()),
-    );
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(4).fold("fp_".to_owned(), |name, byte| name + &format!("{byte:02x}"))
-}
-
-/// The engine's first word about a request: its prompt's tokens, or why it is refused.
-async fn await_acceptance(generation: &mut Generation) -> Result<u32, Error> {
-    match generation.next().await {
-        Some(Event::Accepted { n_prompt }) => Ok(n_prompt),
-        Some(Event::Failed(failure)) => Err(failure.into()),
-        _ => Err(Failure::Internal("a generation began without being accepted; this is a bug".to_owned()).into()),
     }
 }
 

@@ -94,6 +94,22 @@ pub struct Listed {
     pub expires_in: Option<Duration>,
 }
 
+/// What a request's meaning depends on beside itself.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub config: Arc<ModelConfig>,
+    pub description: Arc<Description>,
+    /// Scales of the adapters where a request says nothing.
+    pub adapter_scales: Vec<f32>,
+}
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        let same = Arc::ptr_eq(&self.description, &other.description) || self.description == other.description;
+        same && Arc::ptr_eq(&self.config, &other.config) && self.adapter_scales == other.adapter_scales
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelStatus {
     Unloaded,
@@ -206,6 +222,16 @@ impl Models {
             },
             _ => Err(not_ready("the model is not loaded; a request for it loads it".to_owned(), 1)),
         }
+    }
+
+    /// What is known of the model from its last load, whether or not its engine lives. `None`: it was never loaded.
+    pub(super) fn known(&self, idx: usize) -> Option<Known> {
+        let now = self.description(idx).ok();
+        let states = self.shared.lock();
+        let description = now.or_else(|| states[idx].description.clone())?;
+        let scales = states[idx].adapter_scales.clone();
+        let adapter_scales = scales.unwrap_or_else(|| description.adapters.iter().map(|it| it.scale).collect());
+        Some(Known { config: Arc::clone(&self.shared.entries[idx].config), description, adapter_scales })
     }
 
     /// The engine, if there is one.
@@ -331,7 +357,11 @@ impl Shared {
         let state = &states[idx];
         match &state.phase {
             Phase::Open { engine, waits } => match engine.state() {
-                EngineState::Ready(description) => return Ok(Step::Go(engine.clone(), description)),
+                EngineState::Ready(description) => {
+                    let engine = engine.clone();
+                    states[idx].description = Some(Arc::clone(&description));
+                    return Ok(Step::Go(engine, description));
+                }
                 // The keeper tells how the load ended.
                 _ if *waits && !state.was_ready => {}
                 other => return Err(other.refusal().unwrap_or(Failure::ShuttingDown).into()),

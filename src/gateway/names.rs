@@ -29,6 +29,14 @@ impl Names {
         Self { exact, wild }
     }
 
+    /// Whether `name` is a model's own name, and how much the best pattern for it says otherwise.
+    pub(super) fn weight(&self, name: &str) -> (bool, usize) {
+        let name = untagged(name).to_ascii_lowercase();
+        let is_exact = name.is_empty() || self.exact.iter().any(|(known, _)| *known == name);
+        let pattern = self.wild.iter().find(|(pattern, _)| matches(pattern, &name));
+        (is_exact, pattern.map_or(0, |(pattern, _)| pattern.bytes().filter(|byte| *byte != b'*').count()))
+    }
+
     /// The model that `name` means. An empty name is no name, and means the first.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         if name.is_empty() {

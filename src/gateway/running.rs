@@ -1,11 +1,13 @@
 //! A request that was accepted, as its events come in.
 
 use super::Error;
-use super::books::Entry;
+use super::books;
+use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::meter::Meter;
 use super::store::StoreError;
-use super::target::{Pin, Target};
+use super::target::Pin;
+use super::trace::{AttemptSlot, UsageSource};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
@@ -21,8 +23,13 @@ pub struct Running {
     /// Always there, but for a moment in the drop.
     meter: Option<Meter>,
     keep: Keep,
+    accepted: Vec<u32>,
     model: String,
     fingerprint: String,
+    /// Copies the answer for the cache.
+    recorder: Option<Recorder>,
+    /// Its place in the request's record, where an engine here answers.
+    slot: Option<AttemptSlot>,
     noted: Noted,
     /// The event that came while the commit was waited for.
     held: Option<(usize, Event)>,
@@ -52,31 +59,75 @@ pub(super) struct Keep {
     pub n: usize,
 }
 
+/// A request that is certain to run, or has run.
+pub(super) struct Started {
+    pub choices: Choices,
+    /// Prompt tokens of each choice.
+    pub accepted: Vec<u32>,
+    pub keep: Keep,
+    /// Under which name the answer is given.
+    pub model: String,
+    pub fingerprint: String,
+    pub pin: Option<Pin>,
+}
+
+impl Started {
+    /// An answer that was made before.
+    pub(super) fn again(entry: Arc<Entry>, keep: Keep) -> Self {
+        Self {
+            accepted: entry.accepted.clone(),
+            keep,
+            model: entry.model.clone(),
+            fingerprint: entry.fingerprint.clone(),
+            choices: Choices::Replay(Replay::new(entry)),
+            pin: None,
+        }
+    }
+}
+
 impl Running {
     pub(super) fn new(
-        choices: Choices,
-        accepted: Vec<u32>,
-        keep: Keep,
+        started: Started,
         mut meter: Meter,
-        target: Target,
-        fingerprint: String,
+        recorder: Option<Recorder>,
+        slot: Option<AttemptSlot>,
         (noted, cut): (Noted, CancellationToken),
     ) -> Self {
-        for (idx, n_prompt) in accepted.into_iter().enumerate() {
-            meter.observe(idx, &Event::Accepted { n_prompt });
+        let Started { choices, accepted, keep, model, fingerprint, pin } = started;
+        for (idx, n_prompt) in accepted.iter().enumerate() {
+            meter.observe(idx, &Event::Accepted { n_prompt: *n_prompt });
         }
-        let model = target.id().to_owned();
-        let pin = Some(target.into_pin());
-        Self { choices, meter: Some(meter), keep, model, fingerprint, noted, held: None, cut, pin }
+        let meter = Some(meter);
+        Self { choices, meter, keep, accepted, model, fingerprint, recorder, slot, noted, held: None, cut, pin }
+    }
+
+    /// The same answer, read to its end as `events`, once more. It is not counted again.
+    pub(super) fn again(mut self, events: Vec<(usize, Event)>) -> Option<Self> {
+        let accepted = std::mem::take(&mut self.accepted);
+        let entry = Entry::of(events, accepted, self.model.clone(), self.fingerprint.clone());
+        let started = Started::again(Arc::new(entry), self.keep);
+        let meter = self.meter.as_ref()?.echo();
+        if let Some(entry) = meter.entry() {
+            entry.untell();
+        }
+        Some(Self::new(started, meter, None, None, (Noted::Yes, self.cut.clone())))
+    }
+
+    /// The answer is whole and another target is asked all the same.
+    pub(super) fn was_replaced(&self) {
+        self.slot.iter().for_each(AttemptSlot::replaced);
+    }
+
+    /// Answers carry this name from now on.
+    pub(super) fn rename(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
     }
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         if self.held.is_none() {
             let (idx, event) = self.choices.next().await?;
-            if let Some(meter) = &mut self.meter {
-                meter.observe(idx, &event);
-            }
+            self.observe(idx, &event);
             self.held = Some((idx, event));
         }
         if matches!(self.held, Some((_, Event::Delta(_) | Event::Done(_)))) {
@@ -87,6 +138,23 @@ impl Running {
             }
         }
         self.held.take()
+    }
+
+    fn observe(&mut self, idx: usize, event: &Event) {
+        let Some(meter) = &mut self.meter else { return };
+        if matches!(self.choices, Choices::Remote(_)) {
+            *meter.source_mut() = self.choices.source();
+        }
+        meter.observe(idx, event);
+        if meter.is_over() {
+            settle(self.slot.as_ref(), meter);
+        }
+        if let Some(recorder) = &mut self.recorder
+            && recorder.observe(idx, event, self.accepted.len())
+            && let Some(recorder) = self.recorder.take()
+        {
+            recorder.keep(self.accepted.clone(), &self.model, &self.fingerprint);
+        }
     }
 
     /// Cancel-safe: the receiver stays where it is until it has its word.
@@ -121,7 +189,7 @@ impl Running {
         }
     }
 
-    pub fn entry(&self) -> Option<&Arc<Entry>> {
+    pub fn entry(&self) -> Option<&Arc<books::Entry>> {
         self.meter.as_ref().and_then(Meter::entry)
     }
 
@@ -189,8 +257,12 @@ impl Drop for Running {
     /// engine's own count; the model stays loaded as long.
     fn drop(&mut self) {
         let Some(mut meter) = self.meter.take() else { return };
+        let slot = self.slot.take();
         let (true, Ok(runtime)) = (meter.entry().is_some() && !meter.is_over(), tokio::runtime::Handle::try_current())
         else {
+            if !meter.is_over() {
+                settle(slot.as_ref(), &meter);
+            }
             return;
         };
         let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
@@ -205,9 +277,17 @@ impl Drop for Running {
             if tokio::time::timeout(CANCEL_WAIT, rest).await.is_err() {
                 tracing::warn!("a cancelled request did not end in time; its row has what was known");
             }
+            settle(slot.as_ref(), &meter);
             drop(meter);
             drop(pin);
         });
+    }
+}
+
+/// Notes in the request's record how an engine here did.
+fn settle(slot: Option<&AttemptSlot>, meter: &Meter) {
+    if let Some(slot) = slot {
+        slot.settle(meter.class(), meter.usage(), UsageSource::Engine);
     }
 }
 

@@ -1,29 +1,29 @@
 //! What a request comes to before it leaves for an engine: its sampling settled, its media checked.
 
-use super::{Error, Target};
+use super::{Error, ModelConfig, Target};
 use crate::chat::check::{self, Refusal};
 use crate::chat::{ChatPrompt, MediaKind, Sampling, SamplingParams};
 use crate::engine::Description;
 
 /// Sampling as the engine gets it when a client says nothing.
 pub fn default_sampling(target: &Target) -> SamplingParams {
-    settle(Sampling::default(), target)
+    settle(Sampling::default(), &target.config, &target.description)
 }
 
 /// The client over the operator over the template.
-pub(super) fn settle_chat(prompt: &mut ChatPrompt, target: &Target) {
+pub(super) fn settle_chat(prompt: &mut ChatPrompt, config: &ModelConfig) {
     // A client that says how hard to think says that, too.
     if prompt.reasoning_effort.is_none() {
-        prompt.enable_thinking = prompt.enable_thinking.or(target.config.thinks);
+        prompt.enable_thinking = prompt.enable_thinking.or(config.thinks);
     }
 }
 
 /// The client over the operator over the model over the built-in defaults.
-pub fn settle(said: Sampling, target: &Target) -> SamplingParams {
-    let said = said.over(&target.config.sampling);
+pub(super) fn settle(said: Sampling, config: &ModelConfig, description: &Description) -> SamplingParams {
+    let said = said.over(&config.sampling);
     // The model's suggestions come from a file that nobody here wrote.
-    let said = match check::sampling(&target.description.sampling) {
-        Ok(()) => said.over(&target.description.sampling),
+    let said = match check::sampling(&description.sampling) {
+        Ok(()) => said.over(&description.sampling),
         Err(refusal) => {
             tracing::warn!(field = refusal.field, "the model's sampling suggestions are out of range and unused");
             said

@@ -1,6 +1,6 @@
 //! A loaded model, held for one request.
 
-use super::models::{KeepAlive, ModelConfig, Shared};
+use super::models::{KeepAlive, Known, ModelConfig, Shared};
 use crate::engine::{Description, Engine};
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,6 +33,14 @@ impl Target {
     /// Sets those scales until the server stops; one for each adapter.
     pub(super) fn set_adapter_scales(&self, scales: Vec<f32>) {
         self.pin.shared.lock()[self.pin.idx].adapter_scales = Some(scales);
+    }
+
+    pub(super) fn known(&self) -> Known {
+        Known {
+            config: Arc::clone(&self.config),
+            description: Arc::clone(&self.description),
+            adapter_scales: self.adapter_scales(),
+        }
     }
 
     pub(super) fn into_pin(self) -> Pin {

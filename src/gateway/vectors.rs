@@ -2,6 +2,7 @@
 
 use super::books::Entry;
 use super::meter::word;
+use super::trace::UsageSource;
 use super::{Caller, Error, Gateway, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
@@ -205,7 +206,7 @@ impl VectorMeter {
                 self.outcome = "done";
                 if let Some(entry) = &self.entry {
                     let prompt_tokens = u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX);
-                    entry.count(&Usage { prompt_tokens, ..Usage::default() });
+                    entry.count(&Usage { prompt_tokens, ..Usage::default() }, UsageSource::Engine);
                 }
             }
             Err(failure) => {

@@ -65,7 +65,8 @@ async fn read(
     refuse_if_strict(app, &ignored)?;
     // Claude Code asks for several of Anthropic's models by their names; each means what is served.
     request.model = app.gateway.stand_in(request.model, "claude-*");
-    if !media.is_empty() {
+    // Which target of an alias answers, and what it takes, is not known here.
+    if !media.is_empty() && !app.gateway.is_routed(request.model.as_deref()) {
         let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?;
         let target = target.map_err(refusal(MediaPlaces::default()))?;
         media.refuse(&target.description.media)?;

@@ -4,8 +4,8 @@ use super::connection::Busy;
 use super::drain::Working;
 use super::error::{ApiError, Asked, Told};
 use super::family::Family;
-use super::{App, HttpConfig, auth, origin, unread};
-use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, random_name};
+use super::{App, HttpConfig, auth, hints, origin, unread};
+use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, Trace, random_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -57,6 +57,7 @@ pub(super) async fn answer(
     let client_ip = config.clients.address(via.peer, request.headers());
     // Only posts are work; looking at the server must not hold up its end.
     let working = (method == Method::POST).then(|| app.drain.working());
+    let mut trace = Trace::default();
     let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
     let (response, entry) = match asking.admit(&request, &request_id) {
         Ok(Admitted::Preflight) => {
@@ -65,6 +66,7 @@ pub(super) async fn answer(
             (preflight, None)
         }
         Ok(Admitted::Caller(caller)) => {
+            trace = caller.trace.clone();
             let (cut, entry) = (caller.principal.cut(), caller.entry.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
@@ -89,6 +91,7 @@ pub(super) async fn answer(
     if origin.is_some() {
         origin::mark(response.headers_mut(), allowed);
     }
+    hints::tell(response.headers_mut(), &trace.told());
     // A length beside the chunks was thrown away; whoever believed it takes the rest for another request. So no other is
     // read here.
     let is_last = !is_reusable || is_chunked || app.drain.has_begun();
@@ -145,12 +148,15 @@ impl Asking<'_> {
         if self.app.drain.has_begun() && request.method() == Method::POST {
             return Err(ApiError::shutting_down());
         }
+        let trace = Trace::default();
         let entry = match self.app.gateway.books() {
             Some(books) if request.method() == Method::POST && !is_public => {
                 let refuse = |error| ApiError::of(error, Asked::Nothing);
                 books.ledger().admit().map_err(refuse)?;
                 let head = EntryHead { request_id, principal: &principal, ip: Some(self.client_ip) };
-                Some(books.ledger().enter(head))
+                let entry = books.ledger().enter(head);
+                entry.follow(trace.clone());
+                Some(entry)
             }
             _ => None,
         };
@@ -159,6 +165,8 @@ impl Asking<'_> {
             request_id: request_id.to_owned(),
             client_request_id: client_request_id(request.headers()),
             client_ip: Some(self.client_ip),
+            hints: hints::read(request.headers()),
+            trace,
             entry,
         }))
     }

@@ -4,7 +4,7 @@ use super::family::Detail;
 use crate::dialect::openai::error_body;
 use crate::dialect::{Fault, Problem};
 use crate::engine::Failure;
-use crate::gateway;
+use crate::gateway::{self, Class};
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -203,6 +203,40 @@ impl ApiError {
             }
             gateway::Error::Refused(refusal) => Fault::from(refusal).into(),
             gateway::Error::Engine(failure) => Self::of_engine(failure, asked),
+            gateway::Error::Stays => {
+                Self::forbidden("This request may not leave this server, and no model here answers it.")
+            }
+            gateway::Error::Upstream { class, status, retry_after_s, is_late } => {
+                Self::of_upstream(class, status, retry_after_s, is_late)
+            }
+        }
+    }
+
+    /// The last of the other servers that were asked. Nothing of what it said is repeated.
+    fn of_upstream(class: Class, status: Option<u16>, retry_after_s: Option<u32>, is_late: bool) -> Self {
+        let said = status.map(|status| format!(" with status {status}")).unwrap_or_default();
+        match (class, status) {
+            _ if is_late => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, SERVER, Some("timeout"), "The request's time was up.")
+            }
+            // Its quota, not the client's; a client that waits is right.
+            (Class::Throttled, _) => {
+                let message = "The server that answers this request can't take more now; please try again.";
+                Self::unavailable("server_is_overloaded", message, retry_after_s.unwrap_or(1))
+            }
+            // What it says of our key or address is the operator's to cure.
+            (Class::ClientFault, None | Some(400 | 413 | 422)) => {
+                let message = format!("The server that answers this request refused it{said}.");
+                Self::refused(StatusCode::BAD_REQUEST, "upstream_refused", message)
+            }
+            (Class::PolicyStop, _) => {
+                let message = "The server that answers this request stopped it by its policy.";
+                Self::refused(StatusCode::BAD_REQUEST, "content_filter", message)
+            }
+            _ => {
+                let message = format!("The server that answers this request failed{said}.");
+                Self::new(StatusCode::BAD_GATEWAY, SERVER, Some("upstream_error"), message)
+            }
         }
     }
 
@@ -245,6 +279,7 @@ impl ApiError {
                 tracing::error!("a request was cancelled while its client was there; this is a bug");
                 Self::internal()
             }
+            Failure::Upstream { is_late, .. } => Self::of_upstream(Class::Transient, None, None, is_late),
             Failure::Internal(reason) => {
                 tracing::error!(reason, "the engine failed on a request");
                 Self::internal()

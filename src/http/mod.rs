@@ -20,6 +20,7 @@ mod edge;
 mod error;
 mod family;
 mod guard;
+mod hints;
 mod key;
 mod lora;
 mod native;

@@ -10,7 +10,7 @@ use crate::chat::Prompt;
 use crate::dialect::openai::{self, Native, NativeChunks};
 use crate::dialect::{Read, Watched};
 use crate::engine::TokenizeRequest;
-use crate::gateway::{Caller, settle};
+use crate::gateway::Caller;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
@@ -38,11 +38,11 @@ async fn answer(app: &App, caller: &Caller, read: Read<Native>) -> Result<Respon
     let Native { mut request, biased_texts, mut style, constraint } = read.request;
     let refused = refused_prompt(constraint);
     bias(app, caller, &mut request, biased_texts).await?;
-    let target = until_cut(app, app.gateway.target(caller, request.model.as_deref())).await?.map_err(&refused)?;
-    style.sampling = settle(request.sampling.clone(), &target);
+    let (name, said) = (request.model.clone(), request.sampling.clone());
     let (stream, wanted) = (request.stream, style.wanted);
     let running = until_cut(app, app.gateway.complete(caller, request)).await?.map_err(&refused)?;
-    drop(target);
+    style.sampling = app.gateway.shown_sampling(caller, name.as_deref(), said);
+    style.n_ctx = app.gateway.shown_context(caller, name.as_deref());
     let model = running.model().to_owned();
     let mut response = if stream {
         let n_choices = running.n_choices();

@@ -155,7 +155,8 @@ impl Answering<'_> {
     }
 
     async fn refuse_media(&self) -> Result<(), ApiError> {
-        if self.media.is_empty() {
+        // Which target of an alias answers, and what it takes, is not known here.
+        if self.media.is_empty() || self.app.gateway.is_routed(self.model) {
             return Ok(());
         }
         let target = until_cut(self.app, self.app.gateway.target(self.caller, self.model)).await?;

@@ -93,8 +93,9 @@ pub(super) async fn input_tokens(
 pub(super) async fn models(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ApiError> {
     let named = app.gateway.models_for(&caller.principal);
     refuse_while_loading(&app, named.iter().map(|(_, model)| model))?;
-    let entries: Vec<ModelEntry> =
-        named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model))).collect();
+    let local = named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model)));
+    let remote = app.gateway.remote_names(&caller.principal);
+    let entries: Vec<ModelEntry> = local.chain(remote.into_iter().map(remote_entry)).collect();
     Ok(json(openai::model_list(&entries)))
 }
 
@@ -117,6 +118,11 @@ pub(super) async fn model(
     let model = app.gateway.listed(&caller, Some(&name)).map_err(|error| ApiError::of(error, Asked::Nothing))?;
     refuse_while_loading(&app, std::iter::once(&model))?;
     Ok(json(openai::model_object(entry(&model.config.id, &model))))
+}
+
+/// Of an alias that another server answers to: nothing is known of its model.
+fn remote_entry(name: &str) -> ModelEntry<'_> {
+    ModelEntry { name, id: name, created: 0, description: None, status: "loaded" }
 }
 
 fn entry<'a>(name: &'a str, model: &'a Listed) -> ModelEntry<'a> {

@@ -30,12 +30,10 @@ pub(super) async fn create(
     let stream = read.stream();
     let places = read.places.clone();
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| places.name(name));
-    let target = until_cut(&app, app.gateway.target(&caller, read.model())).await?.map_err(refused)?;
-    let sampling = gateway::default_sampling(&target);
+    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
+    let sampling = app.gateway.shown_sampling(&caller, read.model(), Default::default());
     read.echo.temperature.get_or_insert(sampling.temperature);
     read.echo.top_p.get_or_insert(sampling.top_p);
-    let running = until_cut(&app, app.gateway.chat(&caller, known.chat)).await?.map_err(refused)?;
-    drop(target);
     let head = Head { id, created_at: unix_now(), model: running.model().to_owned(), clock: unix_now };
     let mut response = if stream {
         let wanted = read.wanted;

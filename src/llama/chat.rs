@@ -50,6 +50,18 @@ pub struct ToolFormat {
     pub is_native: bool,
     /// `None`: arguments are not written as JSON, or not in a way that could be found.
     pub shape: Option<Shape>,
+    /// Texts that begin a call.
+    pub starts: Vec<String>,
+}
+
+/// What stands around a plain answer in formats that have more than one kind of text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct AnswerFrame {
+    /// `None`: the answer can't come without a thought.
+    pub head: Option<String>,
+    /// The same behind a thought's end tag; `None`: no thought can come first.
+    pub after_thought: Option<String>,
+    pub tail: String,
 }
 
 /// How calls are written: `head name mid arguments (sep name mid arguments)* tail`.
@@ -60,6 +72,8 @@ pub struct Shape {
     /// `None`: only one call can be written.
     pub sep: Option<String>,
     pub tail: String,
+    /// The template's own parser reads it.
+    pub is_read: bool,
 }
 
 /// The parser's view of an answer.
@@ -75,18 +89,6 @@ pub struct ReadCall {
     pub id: String,
     pub name: String,
     pub arguments: String,
-}
-
-/// GBNF of calls in a shape. `request` is the JSON that the shim's header describes.
-///
-/// Errors: a schema that is none.
-pub fn tools_grammar(request: &str) -> Result<String, Error> {
-    let request = CString::new(request).map_err(|_| Error::Invalid("a tool holds a NUL byte".into()))?;
-    let mut gbnf = std::ptr::null_mut();
-    // SAFETY: request is a C string; the text that comes back is ours to free.
-    sys::call(|err| unsafe { sys::hearth_tools_grammar(request.as_ptr(), &raw mut gbnf, err) })?;
-    // SAFETY: allocated by the shim, taken once.
-    Ok(unsafe { sys::take(gbnf) })
 }
 
 impl Templates {
@@ -130,6 +132,15 @@ impl Templates {
         let mut json = std::ptr::null_mut();
         // SAFETY: the handle lives; the text that comes back is ours to free.
         sys::call(|err| unsafe { sys::hearth_templates_tool_format(self.raw.as_ptr(), &raw mut json, err) })?;
+        // SAFETY: allocated by the shim, taken once.
+        parse(&unsafe { sys::take(json) })
+    }
+
+    /// `None` where answers are plain text, or where it can't be told. Renders a few probes; milliseconds. Any thread.
+    pub fn answer_frame(&self) -> Result<Option<AnswerFrame>, Error> {
+        let mut json = std::ptr::null_mut();
+        // SAFETY: the handle lives; the text that comes back is ours to free.
+        sys::call(|err| unsafe { sys::hearth_templates_answer_frame(self.raw.as_ptr(), &raw mut json, err) })?;
         // SAFETY: allocated by the shim, taken once.
         parse(&unsafe { sys::take(json) })
     }

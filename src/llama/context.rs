@@ -391,6 +391,35 @@ impl Context {
         Ok(copied)
     }
 
+    /// A copy of what a sequence holds, at most `most` bytes; `None` when it would be more, or can't be made.
+    /// Source: llama_state_seq_get_data, llama.h.
+    pub fn seq_save(&mut self, seq: i32, most: usize) -> Result<Option<Vec<u8>>, Error> {
+        let mut n = 0;
+        // SAFETY: the context lives; the shim catches what is thrown.
+        sys::call(|err| unsafe { sys::hearth_seq_size(self.raw.as_ptr(), seq, &raw mut n, err) })?;
+        if n == 0 || n > most {
+            return Ok(None);
+        }
+        let mut data = vec![0; n];
+        // SAFETY: as above; the buffer is described by its length.
+        sys::call(|err| unsafe {
+            sys::hearth_seq_save(self.raw.as_ptr(), seq, data.as_mut_ptr(), data.len(), &raw mut n, err)
+        })?;
+        data.truncate(n);
+        Ok((n > 0).then_some(data))
+    }
+
+    /// Lets sequence `seq`, which must be empty, hold what `seq_save` copied; `false` when there is no room.
+    /// Source: llama_state_seq_set_data, llama.h.
+    pub fn seq_load(&mut self, seq: i32, data: &[u8]) -> Result<bool, Error> {
+        let mut loaded = false;
+        // SAFETY: the context lives; the data is described by its length and was made by `seq_save`.
+        sys::call(|err| unsafe {
+            sys::hearth_seq_load(self.raw.as_ptr(), seq, data.as_ptr(), data.len(), &raw mut loaded, err)
+        })?;
+        Ok(loaded)
+    }
+
     /// The pooled vector of a sequence that the last decode had rows of; `None` for another one.
     /// Shape: n_embd_out f32, or n_cls_out with `PoolingType::Rank`. Source: llama_get_embeddings_seq, llama.h.
     pub fn pooled(&mut self, seq: i32) -> Option<&[f32]> {

@@ -17,7 +17,7 @@ mod mtmd;
 mod sampler;
 mod sys;
 
-pub use chat::{AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat, tools_grammar};
+pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat};
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};
 pub use error::Error;
 pub use log::init;

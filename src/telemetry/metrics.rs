@@ -4,6 +4,8 @@
 //! An own registry instead of the crate's global one: two servers in one process (as in tests) do not share counters.
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
+use super::routing::Routing;
+pub use super::routing::UpstreamSeries;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -28,6 +30,7 @@ pub struct Metrics {
     ttft: HistogramVec,
     gap: HistogramVec,
     connections: IntGauge,
+    routing: Routing,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
     rejections: IntCounterVec,
@@ -144,6 +147,7 @@ impl Metrics {
                     &["model"],
                 ),
             ),
+            routing: Routing::new(r),
             ledger_commits: add(
                 r,
                 Histogram::with_opts(histogram(
@@ -226,6 +230,25 @@ impl Metrics {
             ttft: self.ttft.with_label_values(&[id]),
             gap: self.gap.with_label_values(&[id]),
         }
+    }
+
+    /// A request passed the cache; `result`: hit, miss or bypass.
+    pub fn cache_request(&self, result: &str) {
+        self.routing.cache_request(result);
+    }
+
+    pub fn cache_bytes(&self, n: usize) {
+        self.routing.cache_bytes(n);
+    }
+
+    /// The series of one upstream. `name` is the operator's.
+    pub fn upstream(&self, name: &str) -> UpstreamSeries {
+        self.routing.upstream(name)
+    }
+
+    /// A request went on from one target to the next. All three are words of ours or the operator's.
+    pub fn fell_back(&self, from: &str, to: &str, reason: &str) {
+        self.routing.fell_back(from, to, reason);
     }
 
     /// A group of rows was committed in this time.
@@ -317,7 +340,10 @@ fn saturate(n: u64) -> i64 {
 }
 
 /// Registers what was just declared. Both steps fail only on a name that is invalid or declared twice on this page.
-fn add<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, series: prometheus::Result<C>) -> C {
+pub(super) fn add<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    series: prometheus::Result<C>,
+) -> C {
     let series = series.expect("a series on this page has an invalid name; this is a bug");
     registry.register(Box::new(series.clone())).expect("a series on this page is declared twice; this is a bug");
     series

@@ -5,6 +5,7 @@
 
 pub mod logging;
 pub mod metrics;
+mod routing;
 
 pub use logging::{LogConfig, LogFormat};
 pub use metrics::Metrics;

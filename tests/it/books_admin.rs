@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 31] = [
+const ROUTES: [(&str, &str, &str); 33] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -31,6 +31,8 @@ const ROUTES: [(&str, &str, &str); 31] = [
     ("GET", "/audit/events", ""),
     ("GET", "/audit/verify", ""),
     ("GET", "/audit/export", ""),
+    ("GET", "/audit/content?request_id=nobodys", ""),
+    ("POST", "/subject/erase", r#"{"user_id":"nobody"}"#),
     ("GET", "/db/check", ""),
     ("GET", "/model/info", ""),
     ("GET", "/metrics", ""),
@@ -47,8 +49,10 @@ fn expected(identity: &str, method: &str, path: &str) -> u16 {
         "none" | "wrong" | "revoked" => 401,
         "data" => 403,
         _ if path == "/nowhere" => 404,
+        "admin" | "master" if path.contains("nobodys") || path == "/subject/erase" => 404,
+        _ if path.contains("nobodys") => 403,
         "auditor" if method == "POST" => 403,
-        "team-admin" if rules || looks => 403,
+        "team-admin" if rules || looks || path == "/subject/erase" => 403,
         "team-admin" if path.starts_with("/health") || path == "/team/list" => 200,
         // Another team's: the same as if it were not there.
         "team-admin" => 404,
@@ -259,5 +263,54 @@ async fn words_and_secrets_are_not_in_the_books() {
         }
     }
     assert!(!metrics.contains("canary") && !metrics.contains(secret));
+    house.stop().await;
+}
+
+/// What is kept of people's words is sealed, is theirs, and is gone when it is to be gone.
+#[tokio::test]
+async fn words_are_kept_where_all_allow_it_and_forgotten_by_subject() {
+    let house = Governed::with(|_, books| books.audit_content = true).await;
+    house.act("/team/new", json!({ "team_id": "no" })).await;
+    let (kept, _) = house.key(json!({ "audit": "content", "user_id": "ada" })).await;
+    let (other, _) = house.key(json!({ "audit": "content", "user_id": "eve" })).await;
+    let (plain, _) = house.key(json!({ "user_id": "ada" })).await;
+    let (team, _) = house.key(json!({ "audit": "content", "team_id": "no" })).await;
+    let ask = async |key: &str, stream: bool| {
+        let body = chat_body("canary-words", json!({ "stream": stream }));
+        let response = house.post(key, "/v1/chat/completions", &body).send().await.expect("an answer");
+        let id = response.headers()["x-request-id"].to_str().expect("text").to_owned();
+        assert!(response.text().await.expect("text").contains("[DONE]") || !stream);
+        id
+    };
+    let path = |id: &str| format!("/audit/content?request_id={id}");
+    let (whole, streamed, eves) = (ask(&kept, false).await, ask(&kept, true).await, ask(&other, true).await);
+    for id in [&whole, &streamed, &eves] {
+        let said = house.look(&path(id)).await;
+        assert_eq!(said["prompts"][0][0]["content"], "canary-words");
+        assert_eq!((&said["answers"][0]["content"], &said["cut"]), (&json!("canary-words"), &json!(false)));
+    }
+    for key in [&plain, &team] {
+        let id = ask(key, false).await;
+        assert_eq!(house.look_as(&house.master, &path(&id)).await.status, 404, "not all allow it");
+    }
+    let bytes = |name: &str| std::fs::read(house.books.dir().join(name)).unwrap_or_default();
+    let has = |name: &str, text: &[u8]| bytes(name).windows(text.len()).any(|window| window == text);
+    assert!(!has("hearth.db", b"canary-words") && !has("hearth.db-wal", b"canary-words"));
+    house.is_verified().await;
+    house.act("/subject/erase", json!({ "user_id": "ada" })).await;
+    for id in [&whole, &streamed] {
+        assert_eq!(house.look_as(&house.master, &path(id)).await.status, 404, "gone");
+    }
+    assert_eq!(house.look(&path(&eves)).await["answers"][0]["content"], "canary-words", "eve's stay");
+    house.is_verified().await;
+    // What she says next is kept under a new key.
+    let again = ask(&kept, false).await;
+    assert_eq!(house.look(&path(&again)).await["answers"][0]["content"], "canary-words");
+    let conn = rusqlite::Connection::open(house.books.dir().join("hearth.db")).expect("the file");
+    conn.execute("UPDATE content SET ct = zeroblob(length(ct)) WHERE request_id = ?1", [&again]).expect("changed");
+    assert_eq!(house.look("/audit/verify").await["ok"], false, "changed words are found out");
+    assert_eq!(house.look_as(&house.master, &path(&again)).await.status, 503);
+    let acts = house.look("/audit/events?limit=10000").await.to_string();
+    assert!(acts.contains("content.read") && acts.contains("subject.erase"));
     house.stop().await;
 }

@@ -169,6 +169,43 @@ async fn choices_of_one_prompt_share_its_computation() {
     }
 }
 
+/// Recurrent and hybrid memories can't go back, so all choices take over what the first holds in front of the last token,
+/// also those that get a slot when it is long past.
+#[tokio::test]
+async fn choices_share_a_prompt_on_memories_that_can_not_go_back() {
+    for (model, unified) in [("tiny/tiny-mamba", true), ("tiny/tiny-jamba", true), ("tiny/tiny-jamba", false)] {
+        let engine = start(model, |config| {
+            config.n_slots = 4;
+            config.n_ctx = Some(2048);
+            config.kv_layout = if unified { Default::default() } else { hearth::engine::config::KvLayout::Split };
+        })
+        .await;
+        let prompt = tokens(&engine, &"Once upon a time there was a house. ".repeat(12)).await;
+        let request = |seed, family| {
+            let mut request = GenerateRequest::new(Prompt::Tokens(prompt.clone()));
+            (request.sampling.seed, request.sampling.ignore_eos, request.family) = (seed, true, family);
+            request.output.max_tokens = Some(6);
+            request.cache_prompt = false;
+            request
+        };
+        let before = engine.stats().await.unwrap().prompt_tokens_computed;
+        let (family, n) = (fresh_family(), 8);
+        let said = (0..n).map(|seed| answer(&engine, request(seed, family)));
+        let said = futures_util::future::join_all(said).await;
+        let computed = engine.stats().await.unwrap().prompt_tokens_computed - before;
+        assert!(said.iter().all(|one| one.as_ref().unwrap().usage.completion_tokens == 6), "{model}");
+        // Each choice computes the prompt's last token, whose logits it needs.
+        assert_eq!(computed, prompt.len() as u64 - 1 + u64::from(n), "{model} {unified}");
+        for seed in 0..n {
+            let alone = answer(&engine, request(seed, 0)).await.unwrap();
+            let shared = &said[seed as usize].as_ref().unwrap().text;
+            // Random weights differ by rounding between batches, and a sampled token may tip over.
+            let same = alone.text.chars().zip(shared.chars()).take_while(|(a, b)| a == b).count();
+            assert!(same >= 3, "{model} {unified}: {:?} and {shared:?}", alone.text);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_echo_tells_the_prompts_tokens_and_what_they_were_worth() {
     let engine = start("hearth-demo", |_| {}).await;

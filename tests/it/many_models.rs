@@ -445,7 +445,7 @@ fn a_model_that_must_be_there_at_the_start_stops_the_server_and_wrong_tables_are
         (&*format!("[[model]]\n{demo}ctx_size = \"many\"\n"), "ctx_size ("),
         (&*format!("[[model]]\nname = \"x*\"\n{demo}"), "is a pattern"),
         (&*format!("[[model]]\nname = \"x\"\n{demo}[[model]]\nname = \"X\"\n{demo}"), "given to two models"),
-        (&*format!("[[model]]\n{demo}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"), "no model named \"y\""),
+        (&*format!("[[model]]\n{demo}[[alias]]\nname = \"x\"\nmodel = \"y\"\n"), "no model or upstream named \"y\""),
         (&*format!("max_loaded_memory = \"1K\"\n[[model]]\n{demo}"), "max_loaded_memory"),
         (&*format!("lora = [\"a.gguf\"]\n[[model]]\n{demo}"), "belongs into its [[model]]"),
         (&*format!("[[model]]\n{demo}lora = [\"models/hearth-demo.gguf\"]\n"), "this is no LoRA adapter"),

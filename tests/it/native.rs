@@ -52,6 +52,8 @@ async fn an_answer_has_llama_servers_fields() {
     assert_eq!((&whole["tokens"], &whole["has_new_line"]), (&json!(b"one\n"), &json!(true)));
     let stopped = ask(&server, json!({ "n_predict": -1, "stop": ["e"] })).await;
     assert_eq!((&stopped["stop_type"], &stopped["stopping_word"]), (&json!("word"), &json!("e")));
+    let full = ask(&server, json!({ "prompt": "/forever", "n_predict": -1 })).await;
+    assert_eq!((&full["truncated"], &full["stop_type"]), (&json!(true), &json!("limit")), "the context is full");
     let cut = ask(&server, json!({ "response_fields": ["content", "generation_settings/n_predict"] })).await;
     assert_eq!(cut, json!({ "content": "one", "generation_settings/n_predict": 3 }));
 }

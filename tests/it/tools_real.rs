@@ -14,7 +14,8 @@ pub struct Called {
 }
 
 pub fn tool(name: &str, parameters: &Value) -> Tool {
-    Tool { name: name.into(), description: Some(format!("Does {name}")), parameters: parameters.to_string() }
+    let description = Some(format!("Does {name}"));
+    Tool { name: name.into(), description, parameters: parameters.to_string(), strict: false }
 }
 
 pub fn request(tools: Vec<Tool>, choice: ToolChoice, max_tokens: u32, seed: u32) -> GenerateRequest {

@@ -4,6 +4,7 @@ use super::messages::{Found, conversation};
 use super::tools::tools;
 use crate::chat::check;
 use crate::chat::{ChatPrompt, ChatRequest, Constraint, Output, Role, Sampling, ToolChoice};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, too_many};
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
@@ -85,6 +86,7 @@ fn read(body: &[u8], needs_limit: bool) -> Result<Read<Messages>, Fault> {
         include_usage: true,
         cache_prompt: true,
         lora: None,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Messages { request, media }, ignored })

@@ -43,11 +43,11 @@ fn tool(mut entry: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
         Some(schema @ Value::Object(_)) => schema.to_string(),
         Some(other) => return Err(invalid_type(path, "an object (a JSON Schema)", &other)),
     };
-    // Arguments always fit the schema and are always streamed as they come; every tool is shown from the start.
-    entry.bool("strict")?;
+    let strict = entry.bool("strict")?.unwrap_or(false);
+    // Arguments are always streamed as they come; every tool is shown from the start.
     entry.accept(&["cache_control", "eager_input_streaming", "defer_loading", "allowed_callers", "input_examples"]);
     entry.finish(ignored);
-    Ok(Tool { name, description, parameters })
+    Ok(Tool { name, description, parameters, strict })
 }
 
 /// A tool's name: not empty, and short enough for every template.

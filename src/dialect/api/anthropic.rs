@@ -1,5 +1,6 @@
 //! Requests and answers of Anthropic's Messages API.
 
+use super::sampling::Caching;
 use super::{Any, Nullable};
 use crate::chat::check;
 use schemars::JsonSchema;
@@ -60,6 +61,7 @@ pub struct CountTokensRest {
     stop_sequences: Option<Vec<String>>,
     /// Send the answer as server-sent events.
     stream: Option<bool>,
+    cache: Option<Caching>,
     #[schemars(range(min = 0.0, max = 100.0))]
     temperature: Option<f32>,
     #[schemars(range(min = 0.0, max = 1.0))]

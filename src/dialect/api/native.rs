@@ -2,7 +2,7 @@
 
 use super::Any;
 use super::openai::{Prediction, Stop, TokenId};
-use super::sampling::{AdapterScale, Constraints, Sampling};
+use super::sampling::{AdapterScale, Caching, Constraints, Sampling};
 use crate::chat::check;
 use schemars::JsonSchema;
 
@@ -32,6 +32,7 @@ pub struct NativeCompletionRequest {
     cache_prompt: Option<bool>,
     #[schemars(length(max = 64))]
     lora: Option<Vec<AdapterScale>>,
+    cache: Option<Caching>,
     /// Probabilities are told before sampling.
     #[schemars(extend("x-hearth" = "refused"))]
     post_sampling_probs: Option<bool>,
@@ -136,6 +137,7 @@ pub struct InfillRequest {
     cache_prompt: Option<bool>,
     #[schemars(length(max = 64))]
     lora: Option<Vec<AdapterScale>>,
+    cache: Option<Caching>,
     #[schemars(extend("x-hearth" = "no effect"))]
     id_slot: Any,
     #[schemars(extend("x-hearth" = "no effect"))]

@@ -2,7 +2,7 @@
 
 use super::Any;
 use super::conversation::{Conversation, Message, Template};
-use super::sampling::{AdapterScale, Constraints, Sampling};
+use super::sampling::{AdapterScale, Caching, Constraints, Sampling};
 use crate::chat::check;
 use schemars::JsonSchema;
 
@@ -65,6 +65,7 @@ pub struct Generation {
     /// Scales of LoRA adapters for this request.
     #[schemars(length(max = 64))]
     lora: Option<Vec<AdapterScale>>,
+    cache: Option<Caching>,
     #[schemars(flatten)]
     platform: Platform,
 }

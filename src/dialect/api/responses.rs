@@ -3,7 +3,7 @@
 use super::Any;
 use super::conversation::{AllowedMode, Effort, ToolChoiceWord};
 use super::openai::Stop;
-use super::sampling::{AdapterScale, Sampling, Schema};
+use super::sampling::{AdapterScale, Caching, Sampling, Schema};
 use crate::chat::check;
 use schemars::JsonSchema;
 use serde_json::Value;
@@ -52,6 +52,7 @@ pub struct ResponseRequest {
     cache_prompt: Option<bool>,
     #[schemars(length(max = 64))]
     lora: Option<Vec<AdapterScale>>,
+    cache: Option<Caching>,
     /// Responses are computed while their client waits.
     #[schemars(extend("x-hearth" = "refused"))]
     background: Any,

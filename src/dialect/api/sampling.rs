@@ -191,6 +191,27 @@ pub struct StructuredOutputs {
     disable_additional_properties: Any,
 }
 
+/// What is wanted of the server's cache of answers, where it has one (LiteLLM's words).
+#[derive(JsonSchema)]
+#[schemars(extend("examples" = [{"no-cache": true}]))]
+pub struct Caching {
+    /// Seconds for which the answer may be kept.
+    #[schemars(range(min = 0, max = u32::MAX))]
+    ttl: Option<u32>,
+    /// Oldest answer that will do, in seconds.
+    #[schemars(rename = "s-maxage", range(min = 0, max = u32::MAX))]
+    s_maxage: Option<u32>,
+    /// Make the answer anew.
+    #[schemars(rename = "no-cache")]
+    no_cache: Option<bool>,
+    /// Don't keep the answer.
+    #[schemars(rename = "no-store")]
+    no_store: Option<bool>,
+    /// Share answers only with requests of the same namespace, within the tenant.
+    #[schemars(length(max = 256))]
+    namespace: Option<String>,
+}
+
 /// The scale of an adapter; adapters that are not named are off.
 #[derive(JsonSchema)]
 pub struct AdapterScale {

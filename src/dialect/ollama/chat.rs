@@ -2,7 +2,7 @@
 
 use super::keep_alive::{KeepAlive, keep_alive};
 use super::options::{images, settings, think};
-use crate::chat::{ChatPrompt, ChatRequest, Message, Role, Tool, ToolCall};
+use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Message, Role, Tool, ToolCall};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
@@ -41,6 +41,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         include_usage: true,
         cache_prompt: true,
         lora: None,
+        cache: CacheAsk::default(),
     };
     let keep_alive = keep_alive(&mut body)?;
     overflow(&mut body)?;
@@ -154,9 +155,9 @@ fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
         Some(schema @ Value::Object(_)) => schema.to_string(),
         Some(other) => return Err(invalid_type(path, "an object (a JSON Schema)", &other)),
     };
-    function.bool("strict")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
     function.finish(ignored);
-    Ok(Tool { name, description, parameters })
+    Ok(Tool { name, description, parameters, strict })
 }
 
 #[cfg(test)]

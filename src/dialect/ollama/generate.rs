@@ -3,7 +3,7 @@
 use super::chat::overflow;
 use super::keep_alive::{KeepAlive, keep_alive};
 use super::options::{images, settings, think};
-use crate::chat::{ChatPrompt, ChatRequest, CompletionRequest, Infill, Message, Prompt, Role};
+use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, CompletionRequest, Infill, Message, Prompt, Role};
 use crate::dialect::fields::Object;
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
@@ -74,6 +74,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             include_usage: true,
             cache_prompt: true,
             lora: None,
+            cache: CacheAsk::default(),
         }))
     } else {
         let prompt = match suffix.is_empty() {
@@ -91,6 +92,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             include_usage: true,
             cache_prompt: true,
             lora: None,
+            cache: CacheAsk::default(),
         }))
     };
     let keep_alive = keep_alive(&mut body)?;

@@ -8,6 +8,7 @@ use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, st
 use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::Value;
@@ -98,6 +99,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Chat { request, style, places }, ignored })

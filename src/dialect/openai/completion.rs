@@ -5,6 +5,7 @@ use super::lora::lora;
 use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, stop, stream, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Infill, Output, Prompt};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, empty_array, integer, invalid_type, too_many};
 use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::Value;
@@ -87,6 +88,7 @@ pub fn completion_request(body: &[u8]) -> Result<Read<Completion>, Fault> {
         include_usage,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Completion { request, style, constraint: field }, ignored })

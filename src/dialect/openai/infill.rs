@@ -7,6 +7,7 @@ use super::native_answer::{NativeStyle, settings};
 use super::sampling::{Limit, sampling, stop, token_limit};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Infill, Output, Prompt};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, too_many};
 use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::Value;
@@ -57,6 +58,7 @@ pub fn infill_request(body: &[u8]) -> Result<Read<Native>, Fault> {
         include_usage: false,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Native { request, biased_texts: Vec::new(), style, constraint: field }, ignored })

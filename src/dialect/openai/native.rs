@@ -7,6 +7,7 @@ use super::native_answer::NativeStyle;
 use super::sampling::{Limit, choices, clamp_bias, prediction, sampling, stop, token_limit};
 use crate::chat::check::{self, LOGIT_BIAS_MAX, TOP_LOGPROBS_MAX};
 use crate::chat::{CompletionRequest, Output, Prompt, PromptPart};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, empty_array, integer, invalid_type, invalid_value, too_many};
 use crate::dialect::media::unsupported;
 use crate::dialect::{Fault, Ignored, Read, Wanted};
@@ -63,7 +64,7 @@ pub fn native_request(body: &[u8]) -> Result<Read<Native>, Fault> {
         fields: response_fields(&mut body)?,
         wanted: Wanted::read(&mut body)?,
         settings: super::native_answer::settings(&output, stream),
-        sampling: Default::default(),
+        ..Default::default()
     };
     let request = CompletionRequest {
         model: body.string("model")?,
@@ -76,6 +77,7 @@ pub fn native_request(body: &[u8]) -> Result<Read<Native>, Fault> {
         include_usage: false,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     body.accept(&ACCEPTED);
     body.finish(&mut ignored);

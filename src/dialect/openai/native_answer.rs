@@ -20,8 +20,9 @@ pub struct NativeStyle {
     pub wanted: Wanted,
     /// What the request said of its output, as llama-server's `generation_settings` has it.
     pub settings: Map<String, Value>,
-    /// As it was settled; known once the model is.
+    /// As it was settled; known once the model is, like the size of its context.
     pub sampling: SamplingParams,
+    pub n_ctx: u32,
 }
 
 /// The part of `generation_settings` that is no sampling.
@@ -67,6 +68,9 @@ pub fn sampling_settings(p: &SamplingParams) -> Value {
         "mirostat_tau": p.mirostat_tau,
         "mirostat_eta": p.mirostat_eta,
         "min_keep": p.min_keep,
+        // llama.cpp's adaptive sampling is not among the samplers here: off.
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.0,
         "ignore_eos": p.ignore_eos,
         "samplers": p.samplers.iter().map(|kind| SamplerKind::name(*kind)).collect::<Vec<_>>(),
     })
@@ -117,7 +121,8 @@ impl NativeStyle {
             "generation_settings": settings,
             "prompt": self.prompts.get(choice / self.n.max(1)).map_or("", String::as_str),
             "has_new_line": ending.has_new_line,
-            "truncated": false,
+            // The context was full before anything else ended the answer.
+            "truncated": *ending.finish == Finish::Length && usage.prompt_tokens + usage.completion_tokens >= self.n_ctx,
             "stop_type": stop_type,
             "stopping_word": stopping_word,
         });
@@ -273,7 +278,7 @@ mod tests {
         let top = vec![Likely { id: 5, bytes: b"b".to_vec(), logprob: -0.25 }];
         let entry = TokenLogprob { id: 4, bytes: b"a".to_vec(), logprob: -1.5, top };
         let answer = Answer { content: "a".into(), tokens: vec![4], logprobs: vec![entry], ..Default::default() };
-        let style = NativeStyle { n: 1, prompts: vec!["p".into(), "q".into()], ..Default::default() };
+        let style = NativeStyle { n: 1, prompts: vec!["p".into(), "q".into()], n_ctx: 64, ..Default::default() };
         let read = |answers: &[Answer], style: &NativeStyle| -> Value {
             serde_json::from_slice(&native_response("m", answers, style)).unwrap()
         };

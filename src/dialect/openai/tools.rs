@@ -82,11 +82,10 @@ fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
     }
     let description = function.string("description")?;
     let parameters = parameters(&mut function)?;
-    // Arguments always fit the schema, whether or not it is asked for.
-    function.bool("strict")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
     function.accept(&["cache_control"]);
     function.finish(ignored);
-    Ok(Tool { name, description, parameters })
+    Ok(Tool { name, description, parameters, strict })
 }
 
 /// The schema's text. Whether it can be honoured is the engine's to say; that it describes an object is seen here.

@@ -5,6 +5,7 @@ use super::object::Echo;
 use super::tools::{self, Called};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
 use crate::chat::{ChatPrompt, ChatRequest, Constraint, Message, Output, Role, ToolChoice};
+use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
 use crate::dialect::openai::chat::EFFORTS;
 use crate::dialect::openai::format::{asks, constraint_name};
@@ -154,6 +155,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         include_usage: true,
         cache_prompt: body.bool("cache_prompt")?.unwrap_or(true),
         lora: lora(&mut body, &mut ignored)?,
+        cache: cache(&mut body, &mut ignored)?,
     };
     let wanted = Wanted::read(&mut body)?;
     body.accept(&ACCEPTED);

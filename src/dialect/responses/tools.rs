@@ -109,13 +109,13 @@ impl Tools {
             return Err(too_many("tools", self.offered.len() + 1, TOOLS_MAX));
         }
         let description = fields.string("description")?;
-        fields.bool("strict")?;
+        let strict = fields.bool("strict")?.unwrap_or(false);
         fields.accept(&["defer_loading", "allowed_callers", "output_schema", "async", "cache_control"]);
         self.paths.push(fields.path("").trim_end_matches('.').to_owned());
         fields.finish(ignored);
         let called = Called { name, namespace: namespace.map(str::to_owned), is_custom: kind == "custom" };
         self.called.insert(full.clone(), called);
-        self.offered.push(Tool { name: full, description, parameters });
+        self.offered.push(Tool { name: full, description, parameters, strict });
         Ok(())
     }
 

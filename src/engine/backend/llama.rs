@@ -1,14 +1,14 @@
 //! A GGUF file through llama.cpp.
 
-use super::calls;
+use super::call_grammar::CallStart;
 use super::encode::LlamaEncoder;
 use super::llama_context::{LlamaContext, Traits};
 use super::params::{element, sampler_params};
 use super::projector::Projector;
-use super::render::{self, OwnGrammars, Plan, Way};
+use super::render::{self, Plan, Way};
 use super::{
-    AnswerParser, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed, ParsedCall, Piece,
-    Reading, Rendered, Token,
+    AnswerFrame, AnswerParser, Calls, EXTRA_OUTPUTS, Grammar, InfillTokens, Interrupt, Model, PairLayout, Parsed,
+    ParsedCall, Piece, Reading, Rendered, Tags, Token,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, Sampling, SamplingParams};
 use crate::engine::config::{EngineConfig, FlashAttn};
@@ -34,7 +34,8 @@ pub struct LlamaModel {
     projector: Option<Projector>,
     /// Found out when the first tools come.
     tool_format: OnceLock<ToolFormat>,
-    own_grammars: OwnGrammars,
+    /// Found out when the first answer is constrained.
+    answer_frame: OnceLock<Option<AnswerFrame>>,
     pub(super) config: EngineConfig,
     /// The vocabulary is BERT's, and its texts lose their accents.
     is_wordpiece: bool,
@@ -111,7 +112,7 @@ impl LlamaModel {
             ends,
             control_texts,
             tool_format: OnceLock::new(),
-            own_grammars: OwnGrammars::default(),
+            answer_frame: OnceLock::new(),
             config: config.clone(),
             is_wordpiece,
             pooling,
@@ -121,6 +122,10 @@ impl LlamaModel {
 
     fn tool_format(&self, templates: &Templates) -> ToolFormat {
         self.tool_format.get_or_init(|| templates.tool_format().unwrap_or_default()).clone()
+    }
+
+    fn answer_frame(&self, templates: &Templates) -> Option<AnswerFrame> {
+        self.answer_frame.get_or_init(|| templates.answer_frame().unwrap_or_default()).clone()
     }
 
     #[cfg(test)]
@@ -134,12 +139,14 @@ impl LlamaModel {
         (tokens.len() == 1).then(|| tokens[0])
     }
 
-    /// The control tokens that a shape is written with.
-    fn controls_in(&self, shape: &Shape) -> Vec<(String, Token)> {
-        let texts = [shape.head.as_str(), &shape.mid, shape.sep.as_deref().unwrap_or_default(), &shape.tail];
-        let is_in = |control: &&String| control.len() > 1 && texts.iter().any(|text| text.contains(control.as_str()));
-        let found = self.control_texts.iter().filter(is_in);
-        found.filter_map(|text| Some((text.clone(), self.token_of(text)?))).collect()
+    /// The control tokens that shapes are written with.
+    fn controls_in<'a>(&self, shapes: impl Iterator<Item = &'a Shape>) -> Vec<(String, Token)> {
+        let mut controls = Vec::new();
+        for shape in shapes {
+            let parts = [shape.head.as_str(), &shape.mid, shape.sep.as_deref().unwrap_or_default(), &shape.tail];
+            controls.extend(parts.iter().flat_map(|part| super::controls_in(self, part)));
+        }
+        controls
     }
 
     pub(super) fn meta_number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
@@ -219,6 +226,7 @@ impl Model for LlamaModel {
             labels: if self.pooling == Some(Pooling::Rank) { self.model.labels() } else { Vec::new() },
             media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: super::adapters(&self.config),
+            files_mark: 0, // whoever opens the engine knows the files
             build: llama::version(),
         }
     }
@@ -276,35 +284,50 @@ impl Model for LlamaModel {
             result.map_err(|error| refuse(format!("the model's chat template refused the messages: {error}")))?;
         let preserved = rendered.preserved.iter().filter_map(|text| self.token_of(text));
         let mut preserved: Vec<Token> = preserved.collect();
-        let (mut grammar, mut forced, mut call_starts) = (None, None, Vec::new());
-        let reading = match (&plan.way, parser) {
+        let (reading, calls) = match (&plan.way, parser) {
             (Way::Forced(shape), _) => {
-                let controls = self.controls_in(shape);
+                let controls = self.controls_in(std::iter::once(shape));
                 preserved.extend(controls.iter().map(|(_, token)| *token));
-                forced = Some(plan.forced(shape, &rendered, &controls));
-                plan.reading(shape, &rendered)
+                let starts = vec![CallStart { text: String::new(), shape: shape.clone() }];
+                let grammar = plan.grammar(starts, &rendered, controls);
+                (plan.reading(shape, "", &rendered), Calls::Forced(Box::new(grammar)))
             }
-            (Way::Ours(shape), _) => {
-                let trigger = Trigger { kind: Trigger::WORD, value: calls::HERMES_TRIGGER.to_owned() };
-                preserved.extend(self.token_of(&trigger.value));
-                call_starts.push(trigger.value.clone());
-                let gbnf = self.own_grammars.get(&plan, shape)?.to_string();
-                grammar = Some(render::grammar(gbnf, vec![trigger], &rendered, &preserved));
-                plan.reading(shape, &rendered)
+            (Way::Begun(begun), parser) => {
+                let controls = self.controls_in(begun.starts.iter().map(|start| &start.shape));
+                preserved.extend(controls.iter().map(|(_, token)| *token));
+                preserved.extend(begun.starts.iter().filter_map(|start| self.token_of(&start.text)));
+                let reading = match (parser, begun.starts.first()) {
+                    (Some(parser), _) if begun.is_native => Reading::Parser(Box::new(Parser { parser })),
+                    (_, Some(start)) => plan.reading(&start.shape, &start.text, &rendered),
+                    (_, None) => Reading::Plain,
+                };
+                let grammar = plan.grammar(begun.starts.clone(), &rendered, controls);
+                (reading, Calls::Begun(Box::new(grammar), begun.banned.clone()))
             }
             (Way::Native | Way::Never, Some(parser)) => {
+                let mut calls = Calls::Never(plan.banned.clone());
                 if !rendered.grammar.is_empty() {
                     let words = rendered.triggers.iter().filter(|trigger| trigger.kind == Trigger::WORD);
-                    call_starts.extend(words.map(|trigger| trigger.value.clone()));
+                    let starts = words.map(|trigger| trigger.value.clone()).collect();
                     let (gbnf, triggers) = (rendered.grammar.clone(), rendered.triggers.clone());
-                    grammar = Some(render::grammar(gbnf, triggers, &rendered, &preserved));
+                    let grammar = Some(render::grammar(gbnf, triggers, &rendered, &preserved));
+                    calls = Calls::Lazy { grammar, starts };
                 }
-                Reading::Parser(Box::new(Parser { parser }))
+                (Reading::Parser(Box::new(Parser { parser })), calls)
             }
-            (_, None) => plain_reading(&rendered, prompt.reasoning_format),
+            (_, None) => (plain_reading(&rendered, prompt.reasoning_format), Calls::Never(plan.banned.clone())),
+        };
+        let thinking = Tags {
+            start: rendered.thinking_start.clone(),
+            ends: render::thinking_ends(&rendered),
+            opened: rendered.thinking_opened,
+        };
+        let frame = match reading {
+            Reading::Parser(_) => self.answer_frame(templates),
+            _ => None,
         };
         let (text, stops) = (rendered.prompt, rendered.stops);
-        Ok(Rendered { text, reading, stops, preserved, call_starts, grammar, forced })
+        Ok(Rendered { text, reading, stops, preserved, calls, thinking, frame })
     }
 
     fn audio_rate(&self) -> Option<u32> {

@@ -134,6 +134,14 @@ impl Context for LlamaContext {
         self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
     }
 
+    fn save(&mut self, seq: u32, most: usize) -> Option<Vec<u8>> {
+        self.context.seq_save(signed(seq), most).unwrap_or_default()
+    }
+
+    fn load(&mut self, seq: u32, state: &[u8]) -> bool {
+        self.context.seq_load(signed(seq), state).unwrap_or(false)
+    }
+
     fn forget(&mut self, seq: u32, from: u32) -> bool {
         self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false)
     }

@@ -2,7 +2,9 @@
 //!
 //! Two exist: `llama` is real, `scripted` makes deterministic tokens for tests and for measuring the server itself.
 
+mod call_grammar;
 mod calls;
+mod convertible;
 mod cores;
 mod encode;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod projector;
 mod render;
 pub mod scripted;
 mod scripted_calls;
+mod shape_parser;
 
 use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
@@ -22,8 +25,9 @@ use super::media::Bitmap;
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
 
-pub use crate::llama::{Grammar, Trigger};
-pub(super) use calls::{Forced, refusal as tool_refusal};
+pub use crate::llama::{AnswerFrame, Grammar, Trigger};
+pub(super) use call_grammar::{CallGrammar, Level};
+pub(super) use calls::refusal as tool_refusal;
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.
@@ -40,12 +44,33 @@ pub struct Rendered {
     pub stops: Vec<String>,
     /// Tokens whose text is part of the format (tags) and shown though they are control tokens.
     pub preserved: Vec<Token>,
-    /// Texts that begin a tool call, where the model may make one: a constrained answer may be a call instead.
-    pub call_starts: Vec<String>,
-    /// Of calls that may come: constrains the sampler.
-    pub grammar: Option<Box<Grammar>>,
-    /// A call that must come: constrains the answer.
-    pub forced: Option<Box<Forced>>,
+    pub calls: Calls,
+    /// Where thinking stands, whatever reads it.
+    pub thinking: Tags,
+    /// What stands around the answer in formats that have more than one kind of text; `None`: nothing, or it isn't known.
+    pub frame: Option<AnswerFrame>,
+}
+
+/// Whether and how an answer may call tools.
+pub enum Calls {
+    /// Not at all: none of these texts may come.
+    Never(Vec<String>),
+    /// When the model likes; the sampler's grammar, where there is one, holds calls. Each of `starts` begins one.
+    Lazy { grammar: Option<Box<Grammar>>, starts: Vec<String> },
+    /// When the model likes; once begun, calls are the grammar's. Texts that may not come beside.
+    Begun(Box<CallGrammar>, Vec<String>),
+    /// It is calls and nothing else.
+    Forced(Box<CallGrammar>),
+}
+
+/// Tags around thinking.
+#[derive(Debug, Clone, Default)]
+pub struct Tags {
+    /// Empty: no thinking begins in the answer.
+    pub start: String,
+    pub ends: Vec<String>,
+    /// The prompt ended inside them.
+    pub opened: bool,
 }
 
 /// How the text of an answer is taken apart into thinking and content.
@@ -214,6 +239,17 @@ fn adapters(config: &EngineConfig) -> Vec<Adapter> {
 /// Asked during a decode whether to give up.
 pub type Interrupt = Arc<dyn Fn() -> bool + Send + Sync>;
 
+/// The control tokens in a text, by their own texts.
+pub fn controls_in<M: Model>(model: &M, text: &str) -> Vec<(String, Token)> {
+    let is_in = |control: &&String| control.len() > 1 && text.contains(control.as_str());
+    let found = model.control_texts().iter().filter(is_in);
+    let token = |control: &String| {
+        let tokens = model.tokenize(control, false, true).ok()?;
+        (tokens.len() == 1).then(|| (control.clone(), tokens[0]))
+    };
+    found.filter_map(token).collect()
+}
+
 /// Whether a mask allows a token; see `Gate::mask`.
 pub fn allows(mask: &[u32], token: Token) -> bool {
     let index = usize::try_from(token).unwrap_or(usize::MAX);
@@ -296,6 +332,16 @@ pub trait Context {
 
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool;
+
+    /// A copy of what a sequence holds, at most `most` bytes, for [`load`](Self::load).
+    fn save(&mut self, _seq: u32, _most: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Lets sequence `seq`, which holds nothing, hold what was saved. `false`: it can't, and holds nothing.
+    fn load(&mut self, _seq: u32, _state: &[u8]) -> bool {
+        false
+    }
 
     /// Whether a sequence can forget its last positions and keep the others.
     fn can_cut(&self) -> bool {

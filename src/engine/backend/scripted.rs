@@ -18,7 +18,8 @@
 //! message asks for another.
 //!
 //! With `embeds=1` an input becomes a vector of 16 numbers that depend on its tokens only, with `embeds=2` a query and a
-//! document become one number: the share of the query's bytes that the document has too.
+//! document become one number: the share of the query's bytes that the document has too. With `embeds=3` each token has a
+//! vector, that of what stands up to it.
 //!
 //! Raw prompts (no chat) count as one user message. Sampling is honoured only where it can be without logits:
 //! `logit_bias` of +100 forces its token, and a seed leaves the answer as it is. All logits are equal, so every
@@ -26,8 +27,8 @@
 
 use super::scripted_calls::{CallParser, calls};
 use super::{
-    Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece, Reading,
-    Rendered, Row, Token, allows,
+    Calls, Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece,
+    Reading, Rendered, Row, Tags, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -297,17 +298,17 @@ impl Model for ScriptedModel {
             }
             ReasoningFormat::Inline => Reading::Plain,
         };
-        let calls = matches!(reading, Reading::Parser(_));
-        let call_starts = if calls { vec!["<tool_call>".to_owned()] } else { Vec::new() };
-        Ok(Rendered {
-            text,
-            reading,
-            stops: Vec::new(),
-            preserved: Vec::new(),
-            call_starts,
-            grammar: None,
-            forced: None,
-        })
+        let mark = || vec!["<tool_call>".to_owned()];
+        let calls = match &reading {
+            Reading::Parser(_) => Calls::Lazy { grammar: None, starts: mark() },
+            _ if prompt.tools.is_empty() => Calls::Never(Vec::new()),
+            _ => Calls::Never(mark()),
+        };
+        let thinking = match &reading {
+            Reading::Tags { start, ends, opened } => Tags { start: start.clone(), ends: ends.clone(), opened: *opened },
+            _ => Tags::default(),
+        };
+        Ok(Rendered { text, reading, stops: Vec::new(), preserved: Vec::new(), calls, thinking, frame: None })
     }
 
     fn audio_rate(&self) -> Option<u32> {

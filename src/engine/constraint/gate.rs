@@ -1,5 +1,6 @@
 //! One answer's way through its constraint.
 
+use super::watch::{Seen, Watch};
 use crate::engine::backend::Token;
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
@@ -12,47 +13,82 @@ const FORCED_MAX: usize = 64;
 pub enum Opening {
     /// Thinking: the constraint begins behind its end tag.
     Thinking(Vec<Token>),
-    /// A tool call in the model's own format, which has a grammar of its own.
-    Call(Vec<Token>),
+    /// A tool call, of the number in [`Rules::calls`].
+    Call(usize, Vec<Token>),
 }
 
 impl Opening {
     fn tokens(&self) -> &[Token] {
         match self {
-            Opening::Thinking(tokens) | Opening::Call(tokens) => tokens,
+            Opening::Thinking(tokens) | Opening::Call(_, tokens) => tokens,
         }
     }
 }
 
-/// Lets through what the constraint allows.
-pub struct Gate {
-    matcher: Matcher,
-    place: Place,
-    openings: Vec<Opening>,
+/// What an answer is held to.
+pub struct Rules {
+    /// What the answer must be; `None`: text, as far as `watch` lets it.
+    pub answer: Option<Matcher>,
+    /// The same behind a thought, where it is framed otherwise there.
+    pub answer_after_thought: Option<Matcher>,
+    /// What a call must be behind each text that begins one; empty: another grammar's business.
+    pub calls: Vec<Matcher>,
+    /// What may come before or instead of the answer.
+    pub openings: Vec<Opening>,
+    /// What may come instead of the answer behind a thought.
+    pub openings_after_thought: Vec<Opening>,
+    pub watch: Option<Watch>,
     /// Tags that end thinking.
-    ends: Vec<String>,
+    pub thinking_ends: Vec<String>,
+    /// The prompt ended inside thinking.
+    pub is_thinking: bool,
+    /// What a thought may hold; `None`: anything, its turn's end too.
+    pub thoughts: Option<SimpleVob>,
+    /// The answer is only what must come before it: text follows, as far as `watch` lets it.
+    pub is_prologue: bool,
+    /// Forced tokens are taken without asking the model.
+    pub forces: bool,
+}
+
+/// Lets through what the rules allow.
+pub struct Gate {
+    rules: Rules,
+    place: Place,
     /// The end of the thought so far, at most as long as the longest tag.
     tail: Vec<u8>,
     mask: Option<SimpleVob>,
-    /// While the model thinks, everything but the end of its turn.
-    thoughts: SimpleVob,
-    /// Forced tokens are taken without asking the model.
-    forces: bool,
 }
 
 enum Place {
     /// The model thinks; anything goes until an end tag.
     Thinking,
-    /// Nothing was said: the constrained text or one of the openings.
-    Start,
-    /// Inside an opening, of which this many tokens are there.
-    Opening(usize, usize),
+    /// The constrained text or one of the openings, which may begin alike: these tokens are there, and the answer may
+    /// still be what they begin.
+    Start { said: Vec<Token>, is_answer: bool },
+    /// `rules.answer` holds.
     Bound,
-    /// Another grammar has taken over.
+    /// Text, as far as `rules.watch` lets it.
+    Watched,
+    /// Another grammar has taken over, or none.
     Free,
 }
 
+/// Said of a bug.
+const LOST: &str = "the constraint is lost";
+
+fn allowed(matcher: &mut Option<Matcher>) -> Result<SimpleVob, String> {
+    let matcher = matcher.as_mut().ok_or(LOST)?;
+    matcher.compute_mask_or_eos().map_err(|error| super::first_line(&error.to_string()))
+}
+
+/// No token.
+fn none(matcher: Option<&Matcher>) -> Result<SimpleVob, String> {
+    let env = matcher.ok_or(LOST)?.tok_env().map_err(|error| super::first_line(&error.to_string()))?;
+    Ok(env.tok_trie().alloc_token_set())
+}
+
 /// What follows from a token.
+#[derive(Default)]
 pub struct Step {
     /// Tokens that come next, whatever the model says.
     pub forced: Vec<Token>,
@@ -61,42 +97,56 @@ pub struct Step {
 }
 
 impl Gate {
-    /// `thinking`: the prompt ended inside thinking, whose end tags are `ends`.
-    pub fn new(
-        matcher: Matcher,
-        thoughts: SimpleVob,
-        openings: Vec<Opening>,
-        ends: Vec<String>,
-        thinking: bool,
-        forces: bool,
-    ) -> Self {
-        let place = match (thinking, openings.is_empty()) {
-            (true, _) => Place::Thinking,
-            (false, false) => Place::Start,
-            (false, true) => Place::Bound,
-        };
-        let openings = openings.into_iter().filter(|opening| !opening.tokens().is_empty()).collect();
-        Self { matcher, place, openings, ends, tail: Vec::new(), mask: None, thoughts, forces }
+    pub fn new(mut rules: Rules) -> Self {
+        for openings in [&mut rules.openings, &mut rules.openings_after_thought] {
+            openings.retain(|opening| !opening.tokens().is_empty());
+        }
+        // The one that stands for the beginning may have gone on by then.
+        if rules.answer_after_thought.is_none() && !rules.openings.is_empty() {
+            rules.answer_after_thought.clone_from(&rules.answer);
+        }
+        let mut gate = Self { rules, place: Place::Free, tail: Vec::new(), mask: None };
+        gate.place = if gate.rules.is_thinking { Place::Thinking } else { gate.beginning() };
+        gate
+    }
+
+    /// Where the answer begins, behind a thought or without one.
+    fn beginning(&self) -> Place {
+        match (&self.rules.answer, &self.rules.watch) {
+            (Some(_), _) if self.rules.openings.is_empty() => Place::Bound,
+            (Some(_), _) => Place::Start { said: Vec::new(), is_answer: true },
+            (None, Some(_)) => Place::Watched,
+            (None, None) => Place::Free,
+        }
+    }
+
+    /// Whether `prepare` has something to do before the next token.
+    pub fn needs_mask(&self) -> bool {
+        match self.place {
+            Place::Free => false,
+            Place::Thinking => self.rules.thoughts.is_some(),
+            Place::Watched => self.rules.watch.as_ref().is_some_and(Watch::is_close),
+            Place::Start { .. } | Place::Bound => true,
+        }
     }
 
     /// Computes which tokens may come next. Errors end the request.
     pub fn prepare(&mut self) -> Result<(), String> {
-        self.mask = match self.place {
+        self.mask = match &self.place {
+            _ if !self.needs_mask() => None,
             Place::Free => None,
-            Place::Thinking => Some(self.thoughts.clone()),
-            Place::Bound => Some(self.allowed()?),
-            Place::Start => {
-                let mut mask = self.allowed()?;
-                for token in self.openings.iter().filter_map(|opening| opening.tokens().first()) {
-                    mask.allow_token(token.cast_unsigned());
-                }
-                Some(mask)
-            }
-            Place::Opening(which, n) => {
-                let mut mask = self.thoughts.clone();
-                mask.set_all(false);
-                if let Some(token) = self.openings.get(which).and_then(|opening| opening.tokens().get(n)) {
-                    mask.allow_token(token.cast_unsigned());
+            Place::Thinking => self.rules.thoughts.clone(),
+            Place::Watched => self.rules.watch.as_ref().map(|watch| watch.mask(&mut self.rules.calls)),
+            Place::Bound => Some(allowed(&mut self.rules.answer)?),
+            Place::Start { said, is_answer } => {
+                let mut mask = match is_answer {
+                    true => allowed(&mut self.rules.answer)?,
+                    false => none(self.rules.answer.as_ref())?,
+                };
+                for opening in &self.rules.openings {
+                    if let Some(next) = opening.tokens().strip_prefix(said.as_slice()).and_then(<[Token]>::first) {
+                        mask.allow_token(next.cast_unsigned());
+                    }
                 }
                 Some(mask)
             }
@@ -109,67 +159,133 @@ impl Gate {
         self.mask.as_ref().map(SimpleVob::as_slice)
     }
 
-    fn allowed(&mut self) -> Result<SimpleVob, String> {
-        self.matcher.compute_mask_or_eos().map_err(|error| super::first_line(&error.to_string()))
-    }
-
     /// Takes the token that was chosen, whose bytes are `piece`.
     pub fn take(&mut self, token: Token, piece: &[u8]) -> Result<Step, String> {
         self.mask = None;
-        let open = Step { forced: Vec::new(), is_complete: false };
-        match self.place {
-            Place::Free => return Ok(open),
+        match &mut self.place {
+            Place::Free => Ok(Step::default()),
             Place::Thinking => {
                 self.think(piece);
-                return Ok(open);
+                Ok(Step::default())
             }
-            Place::Start => {
-                self.place = Place::Bound;
-                if self.matcher.validate_tokens(&[token.cast_unsigned()]).is_ok_and(|n| n == 0)
-                    && let Some(which) = self.openings.iter().position(|one| one.tokens().first() == Some(&token))
-                {
-                    self.open(which, 1);
-                    return Ok(open);
-                }
+            Place::Watched => self.watch(piece),
+            Place::Start { said, is_answer } => {
+                said.push(token);
+                let (said, is_answer) = (said.clone(), *is_answer);
+                self.start(token, said, is_answer)
             }
-            Place::Opening(which, n) => {
-                self.open(which, n + 1);
-                return Ok(open);
-            }
-            Place::Bound => {}
+            Place::Bound => self.consume(&[token.cast_unsigned()]),
         }
-        let lost = |error: &dyn std::fmt::Display| super::first_line(&error.to_string());
-        self.matcher.consume_token(token.cast_unsigned()).map_err(|error| lost(&error))?;
-        let mut forced = Vec::new();
-        if self.forces && !self.matcher.is_stopped() {
-            forced = self.matcher.compute_ff_tokens();
-            forced.truncate(FORCED_MAX);
-            self.matcher.consume_tokens(&forced).map_err(|error| lost(&error))?;
-        }
-        let forced = forced.into_iter().map(u32::cast_signed).collect();
-        Ok(Step { forced, is_complete: self.matcher.is_stopped() })
     }
 
-    /// `n` tokens of an opening are there.
-    fn open(&mut self, which: usize, n: usize) {
-        self.place = match &self.openings[which] {
-            opening if n < opening.tokens().len() => Place::Opening(which, n),
-            Opening::Thinking(_) => Place::Thinking,
-            Opening::Call(_) => Place::Free,
-        };
+    /// The answer begins: with what it must be, or with an opening.
+    fn start(&mut self, token: Token, said: Vec<Token>, was_answer: bool) -> Result<Step, String> {
+        let begun = |one: &Opening| one.tokens().starts_with(&said);
+        let is_answer = was_answer && self.is_allowed(token);
+        let whole = self.rules.openings.iter().position(|one| one.tokens() == said);
+        let is_open = self.rules.openings.iter().any(begun);
+        match whole {
+            Some(which) if !is_answer => {
+                self.open(which);
+                Ok(Step::default())
+            }
+            _ if is_open && !is_answer => {
+                self.place = Place::Start { said, is_answer };
+                Ok(Step::default())
+            }
+            _ if is_open => {
+                self.place = Place::Start { said, is_answer };
+                let matcher = self.rules.answer.as_mut().ok_or(LOST)?;
+                matcher.consume_token(token.cast_unsigned()).map_err(|error| super::first_line(&error.to_string()))?;
+                Ok(Step::default())
+            }
+            _ => {
+                self.place = Place::Bound;
+                self.consume(&[token.cast_unsigned()])
+            }
+        }
+    }
+
+    fn is_allowed(&mut self, token: Token) -> bool {
+        let matcher = self.rules.answer.as_mut();
+        matcher.is_some_and(|matcher| matcher.validate_tokens(&[token.cast_unsigned()]).is_ok_and(|n| n == 1))
+    }
+
+    /// Tells the constraint of tokens, and finds out what follows from them.
+    fn consume(&mut self, tokens: &[u32]) -> Result<Step, String> {
+        let lost = |error: &dyn std::fmt::Display| super::first_line(&error.to_string());
+        let matcher = self.rules.answer.as_mut().ok_or(LOST)?;
+        matcher.consume_tokens(tokens).map_err(|error| lost(&error))?;
+        let mut forced = Vec::new();
+        if self.rules.forces && !matcher.is_stopped() {
+            forced = matcher.compute_ff_tokens();
+            forced.truncate(FORCED_MAX);
+            matcher.consume_tokens(&forced).map_err(|error| lost(&error))?;
+        }
+        let mut is_complete = matcher.is_stopped();
+        if is_complete && self.rules.is_prologue {
+            is_complete = false;
+            self.place = if self.rules.watch.is_some() { Place::Watched } else { Place::Free };
+        }
+        Ok(Step { forced: forced.into_iter().map(u32::cast_signed).collect(), is_complete })
+    }
+
+    /// Text goes on, or a thought or a call begins.
+    fn watch(&mut self, piece: &[u8]) -> Result<Step, String> {
+        let Some(watch) = &mut self.rules.watch else { return Ok(Step::default()) };
+        match watch.take(piece) {
+            Seen::Text => Ok(Step::default()),
+            Seen::Thinking(thought) => {
+                self.place = Place::Thinking;
+                self.think(&thought);
+                Ok(Step::default())
+            }
+            Seen::Call(which, more) => {
+                let tokens = watch.tokens_of(&more);
+                self.begin_call(which);
+                self.consume(&tokens)
+            }
+        }
+    }
+
+    /// An opening is there as a whole.
+    fn open(&mut self, which: usize) {
+        match self.rules.openings[which] {
+            Opening::Thinking(_) => self.place = Place::Thinking,
+            Opening::Call(call, _) => self.begin_call(call),
+        }
+    }
+
+    /// From here on the answer is a call.
+    fn begin_call(&mut self, which: usize) {
+        if which >= self.rules.calls.len() {
+            self.place = Place::Free;
+            return;
+        }
+        self.rules.answer = Some(self.rules.calls.swap_remove(which));
+        self.rules.is_prologue = false;
+        self.place = Place::Bound;
     }
 
     fn think(&mut self, piece: &[u8]) {
         self.tail.extend_from_slice(piece);
-        let is_over = self.ends.iter().any(|end| memchr::memmem::find(&self.tail, end.as_bytes()).is_some());
-        if is_over {
+        let ends = &self.rules.thinking_ends;
+        let found = ends.iter().filter_map(|end| Some((memchr::memmem::find(&self.tail, end.as_bytes())?, end)));
+        if let Some((_, end)) = found.min() {
+            // In some formats a call may end a thought.
+            let call = self.rules.watch.as_ref().and_then(|watch| watch.call_of(end));
             self.tail.clear();
-            // Behind a thought, a call may still come instead.
-            self.openings.retain(|opening| matches!(opening, Opening::Call(_)));
-            self.place = if self.openings.is_empty() { Place::Bound } else { Place::Start };
+            self.rules.openings = std::mem::take(&mut self.rules.openings_after_thought);
+            if let Some(after) = self.rules.answer_after_thought.take() {
+                self.rules.answer = Some(after);
+            }
+            match call {
+                Some(which) => self.begin_call(which),
+                None => self.place = self.beginning(),
+            }
             return;
         }
-        let longest = self.ends.iter().map(String::len).max().unwrap_or(0);
+        let longest = ends.iter().map(String::len).max().unwrap_or(0);
         let n_old = self.tail.len().saturating_sub(longest);
         self.tail.drain(..n_old);
     }

@@ -5,9 +5,14 @@
 
 use serde_json::{Map, Value, json};
 
-/// Deepest nesting, and most nodes, of a schema.
+/// Deepest nesting, and most subschemas, of a schema.
 const DEPTH_MAX: usize = 64;
-const NODES_MAX: usize = 200_000;
+const NODES_MAX: usize = 20_000;
+/// Most pairs of properties that needn't be there, in all objects: each may follow each, which takes llguidance a third of a
+/// microsecond. A thousand in one object.
+pub(in crate::engine) const PAIRS_MAX: usize = 1_000_000;
+/// Most bytes of all patterns.
+const PATTERNS_MAX: usize = 32 << 10;
 /// `$ref`s that an `allOf` is followed through.
 const REFS_MAX: usize = 16;
 /// Longest string or list that may be demanded: each unit is a state of the lexer or an item of the grammar.
@@ -43,7 +48,7 @@ const LISTS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 const SINGLE: [&str; 3] = ["items", "additionalProperties", "additionalItems"];
 
 /// Any JSON object.
-pub(super) fn object() -> Value {
+pub(in crate::engine) fn object() -> Value {
     json!({ "type": "object", "x-guidance": options() })
 }
 
@@ -52,18 +57,47 @@ fn options() -> Value {
 }
 
 /// What no one can mean: unknown types, remote or dangling references, sizes out of reach. The text says where.
-pub(in crate::engine) fn check(schema: &Value) -> Result<(), String> {
-    let mut n_nodes = 0;
-    check_at(schema, schema, "", 0, &mut n_nodes)
+pub(in crate::engine) fn check(schema: &Value) -> Result<Cost, String> {
+    let mut cost = Cost::default();
+    check_at(schema, schema, "", 0, &mut cost)?;
+    Ok(cost)
 }
 
-fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, n_nodes: &mut usize) -> Result<(), String> {
+/// What makes a schema slow to compile.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Cost {
+    n_nodes: usize,
+    /// See `PAIRS_MAX`.
+    pub n_pairs: usize,
+    n_pattern_bytes: usize,
+}
+
+impl Cost {
+    fn add(&mut self, object: &Map<String, Value>) -> Result<(), String> {
+        let n_properties = object.get("properties").and_then(Value::as_object).map_or(0, Map::len);
+        let n_required = object.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+        let n_optional = n_properties.saturating_sub(n_required);
+        self.n_pairs += n_optional.saturating_mul(n_optional);
+        self.n_pattern_bytes += object.get("pattern").and_then(Value::as_str).map_or(0, str::len);
+        let patterns = object.get("patternProperties").and_then(Value::as_object);
+        self.n_pattern_bytes += patterns.map_or(0, |patterns| patterns.keys().map(String::len).sum());
+        if self.n_pairs > PAIRS_MAX {
+            return Err(format!("it has more than {PAIRS_MAX} pairs of properties that are not required"));
+        }
+        if self.n_pattern_bytes > PATTERNS_MAX {
+            return Err(format!("its patterns have more than {PATTERNS_MAX} bytes"));
+        }
+        Ok(())
+    }
+}
+
+fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, cost: &mut Cost) -> Result<(), String> {
     let place = if path.is_empty() { "the schema" } else { path };
-    *n_nodes += 1;
+    cost.n_nodes += 1;
     if depth > DEPTH_MAX {
         return Err(format!("{} is nested deeper than {DEPTH_MAX} levels", cut(place)));
     }
-    if *n_nodes > NODES_MAX {
+    if cost.n_nodes > NODES_MAX {
         return Err(format!("it has more than {NODES_MAX} parts"));
     }
     let object = match schema {
@@ -73,6 +107,7 @@ fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, n_nodes: &mu
         _ => return Err(format!("{} must be an object or a boolean", cut(place))),
     };
     check_type(object, place)?;
+    cost.add(object)?;
     if let Some(reference) = object.get("$ref") {
         let text = reference.as_str().ok_or_else(|| format!("{}.$ref must be a string", cut(place)))?;
         if resolve(root, text).is_none() {
@@ -93,7 +128,7 @@ fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, n_nodes: &mu
             None => {}
             Some(Value::Object(members)) => {
                 for (name, member) in members {
-                    check_at(root, member, &format!("{path}.{key}.{name}"), depth + 1, n_nodes)?;
+                    check_at(root, member, &format!("{path}.{key}.{name}"), depth + 1, cost)?;
                 }
             }
             Some(_) => return Err(format!("{}.{key} must be an object", cut(place))),
@@ -104,7 +139,7 @@ fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, n_nodes: &mu
             None => {}
             Some(Value::Array(members)) => {
                 for (i, member) in members.iter().enumerate() {
-                    check_at(root, member, &format!("{path}.{key}[{i}]"), depth + 1, n_nodes)?;
+                    check_at(root, member, &format!("{path}.{key}[{i}]"), depth + 1, cost)?;
                 }
             }
             Some(_) => return Err(format!("{}.{key} must be an array", cut(place))),
@@ -114,10 +149,10 @@ fn check_at(root: &Value, schema: &Value, path: &str, depth: usize, n_nodes: &mu
         match object.get(key) {
             Some(Value::Array(members)) if key == "items" => {
                 for (i, member) in members.iter().enumerate() {
-                    check_at(root, member, &format!("{path}.{key}[{i}]"), depth + 1, n_nodes)?;
+                    check_at(root, member, &format!("{path}.{key}[{i}]"), depth + 1, cost)?;
                 }
             }
-            Some(member) => check_at(root, member, &format!("{path}.{key}"), depth + 1, n_nodes)?,
+            Some(member) => check_at(root, member, &format!("{path}.{key}"), depth + 1, cost)?,
             None => {}
         }
     }
@@ -202,6 +237,47 @@ fn convert(root: &Value, schema: &Value, close: bool, composed: bool) -> Value {
     }
     if given.get("nullable") == Some(&Value::Bool(true)) {
         return json!({ "anyOf": [Value::Object(out), { "type": "null" }] });
+    }
+    Value::Object(out)
+}
+
+/// Keywords that llguidance can't express.
+const BEYOND: [&str; 17] = [
+    "not",
+    "if",
+    "then",
+    "else",
+    "uniqueItems",
+    "contains",
+    "minContains",
+    "maxContains",
+    "propertyNames",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "pattern",
+    "multipleOf",
+    "format",
+];
+
+/// The schema without keywords that can't be expressed, or only for some values; what is valid stays so.
+pub(in crate::engine) fn relaxed(schema: &Value) -> Value {
+    let Value::Object(given) = schema else { return schema.clone() };
+    let mut out = Map::with_capacity(given.len());
+    for (key, value) in given.iter().filter(|(key, _)| !BEYOND.contains(&key.as_str())) {
+        let value = match (key.as_str(), value) {
+            (key, Value::Object(members)) if NAMED.contains(&key) => {
+                Value::Object(members.iter().map(|(name, member)| (name.clone(), relaxed(member))).collect())
+            }
+            (key, Value::Array(members)) if LISTS.contains(&key) || key == "items" => {
+                Value::Array(members.iter().map(relaxed).collect())
+            }
+            (key, _) if SINGLE.contains(&key) => relaxed(value),
+            _ => value.clone(),
+        };
+        out.insert(key.clone(), value);
     }
     Value::Object(out)
 }

@@ -141,16 +141,96 @@ fn constraints_are_kept_and_bounded() {
 }
 
 mod gates {
+    use super::super::gate::Step;
     use super::*;
 
     fn bytes(text: &str) -> Vec<i32> {
         text.bytes().map(i32::from).collect()
     }
 
-    fn gate(openings: Vec<Opening>, thinking: bool) -> Gate {
-        let matcher = constraints().compile(&Constraint::Choice(vec!["[yes]".into(), "[no]".into()])).unwrap();
-        let thoughts = constraints().endless().unwrap();
-        Gate::new(matcher, thoughts, openings, vec!["</think>".into()], thinking, true)
+    fn rules() -> Rules {
+        Rules {
+            answer: None,
+            answer_after_thought: None,
+            calls: Vec::new(),
+            openings: Vec::new(),
+            openings_after_thought: Vec::new(),
+            watch: None,
+            thinking_ends: vec!["</think>".into()],
+            is_thinking: false,
+            thoughts: Some(constraints().endless().unwrap()),
+            is_prologue: false,
+            forces: true,
+        }
+    }
+
+    fn choice(of: &[&str]) -> llguidance::Matcher {
+        let of = of.iter().map(|one| (*one).to_owned()).collect();
+        constraints().compile(&Constraint::Choice(of)).unwrap()
+    }
+
+    fn gate(openings: Vec<Opening>, is_thinking: bool) -> Gate {
+        Gate::new(Rules { answer: Some(choice(&["[yes]", "[no]"])), openings, is_thinking, ..rules() })
+    }
+
+    /// Says what may be said of `text`, byte by byte, and what is forced behind it.
+    fn say(gate: &mut Gate, text: &str) -> (String, Step) {
+        let (mut said, mut last) = (String::new(), Step::default());
+        for byte in text.bytes() {
+            gate.prepare().unwrap();
+            if gate.mask().is_some_and(|mask| !crate::engine::backend::allows(mask, i32::from(byte))) {
+                break;
+            }
+            said.push(char::from(byte));
+            last = gate.take(i32::from(byte), &[byte]).unwrap();
+        }
+        (said, last)
+    }
+
+    #[test]
+    fn text_is_free_until_a_call_begins() {
+        let mut calls = vec![choice(&["{yes}", "{no}"])];
+        let watch = constraints().watch(&["<call>"], &mut calls, &["<other>".into()], "<think>").unwrap();
+        let mut gate = Gate::new(Rules { calls, watch: Some(watch), thoughts: None, ..rules() });
+        assert!(!gate.needs_mask(), "text costs nothing");
+        let (said, step) = say(&mut gate, "<think>a <call> in a thought</think>some <cal text <call>");
+        assert_eq!(said, "<think>a <call> in a thought</think>some <cal text <call>");
+        assert_eq!((step.forced, allowed(&mut gate).unwrap().as_slice()), (bytes("{"), &b"ny"[..]));
+        let (said, step) = say(&mut gate, "y");
+        assert_eq!((said.as_str(), step.forced, step.is_complete), ("y", bytes("es}"), true));
+    }
+
+    #[test]
+    fn what_is_banned_is_never_said() {
+        let watch = constraints().watch(&[], &mut [], &["<call>".into(), "<<x".into()], "").unwrap();
+        let mut gate = Gate::new(Rules { watch: Some(watch), thoughts: None, ..rules() });
+        assert_eq!(say(&mut gate, "a <call b <call> c").0, "a <call b <call");
+        assert_eq!(say(&mut gate, " <<<x").0, " <<<");
+    }
+
+    #[test]
+    fn openings_and_answers_may_begin_alike() {
+        let rules = || Rules {
+            answer: Some(choice(&["<final>yes", "<final>no"])),
+            answer_after_thought: Some(choice(&["<start><final>yes"])),
+            openings: vec![Opening::Thinking(bytes("<fin>"))],
+            ..rules()
+        };
+        let mut gate = Gate::new(rules());
+        let (said, step) = say(&mut gate, "<fina");
+        assert_eq!((said.as_str(), step.forced), ("<fina", bytes("l>")));
+        let mut gate = Gate::new(rules());
+        assert_eq!(say(&mut gate, "<fin>hm</think><start><final>y").0, "<fin>hm</think><");
+        assert!(gate.needs_mask());
+    }
+
+    #[test]
+    fn a_prologue_gives_way_to_text() {
+        let mut gate = Gate::new(Rules { answer: Some(choice(&["all:"])), is_prologue: true, ..rules() });
+        assert_eq!(allowed(&mut gate).unwrap(), b"a");
+        let step = gate.take(i32::from(b'a'), b"a").unwrap();
+        assert_eq!((step.forced, step.is_complete), (bytes("ll:"), false));
+        assert_eq!(allowed(&mut gate), None);
     }
 
     fn allowed(gate: &mut Gate) -> Option<Vec<u8>> {
@@ -182,7 +262,7 @@ mod gates {
 
     #[test]
     fn an_opening_may_come_instead() {
-        let mut gate = gate(vec![Opening::Thinking(bytes("<t>")), Opening::Call(bytes("(c"))], false);
+        let mut gate = gate(vec![Opening::Thinking(bytes("<t>")), Opening::Call(0, bytes("(c"))], false);
         assert_eq!(allowed(&mut gate).unwrap(), b"(<[");
         gate.take(i32::from(b'('), b"(").unwrap();
         assert_eq!(allowed(&mut gate).unwrap(), b"c");
@@ -227,6 +307,6 @@ fn hostile_constraints_end_soon() {
         let outcome = constraints().compile(&constraint);
         let time = started.elapsed().as_secs_f64();
         println!("{time:.3} s, {}: {shown}", outcome.is_ok());
-        assert!(time < 5.0, "{time} s: {shown}");
+        assert!(time < 3.0, "{time} s (a second where nothing else runs): {shown}");
     }
 }

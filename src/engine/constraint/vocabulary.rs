@@ -1,6 +1,7 @@
 //! A model's vocabulary as llguidance wants it.
 
 use crate::engine::backend::{Model, Token};
+use llguidance::Matcher;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use std::sync::Arc;
 
@@ -33,6 +34,44 @@ pub(super) fn environment<M: Model>(model: &Arc<M>) -> Result<TokEnv, String> {
     let probe = model.tokenize("{", false, false).map_err(|failure| failure.to_string())?;
     let adds_space = probe.iter().flat_map(|token| model.piece(*token)).next() == Some(&b' ');
     Ok(Arc::new(Vocabulary { model: Arc::clone(model), trie, adds_space }))
+}
+
+/// A vocabulary's tokens in the order of their bytes, for texts that tokens may begin or hold.
+pub(super) struct Words {
+    pub env: TokEnv,
+    order: Vec<TokenId>,
+}
+
+impl Words {
+    pub fn new(env: TokEnv) -> Self {
+        let trie = env.tok_trie();
+        let mut order: Vec<TokenId> = (0..u32::try_from(trie.vocab_size()).unwrap_or(u32::MAX)).collect();
+        order.sort_by(|a, b| trie.token(*a).cmp(trie.token(*b)));
+        Self { env, order }
+    }
+
+    /// Tokens that begin with `text`, and what they say beyond it.
+    pub fn beginning_with<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = (TokenId, &'a [u8])> + 'a {
+        let trie = self.env.tok_trie();
+        let first = self.order.partition_point(|token| trie.token(*token) < text);
+        self.order[first..].iter().map_while(move |token| Some((*token, trie.token(*token).strip_prefix(text)?)))
+    }
+
+    /// Whether `bytes` may come next.
+    pub fn fits(&self, matcher: &mut Matcher, bytes: &[u8]) -> bool {
+        let tokens = self.env.tok_trie().greedy_tokenize(bytes);
+        tokens.is_empty() || matcher.validate_tokens(&tokens).is_ok_and(|n| n == tokens.len())
+    }
+
+    /// Tokens that hold all of `text`, control tokens too, and what they say behind it. Looks at the whole vocabulary.
+    pub fn holding<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = (TokenId, &'a [u8])> {
+        let trie = self.env.tok_trie();
+        let finder = memchr::memmem::Finder::new(text).into_owned();
+        self.order.iter().filter_map(move |token| {
+            let piece = trie.token(*token);
+            finder.find(piece).map(|at| (*token, &piece[at + text.len()..]))
+        })
+    }
 }
 
 fn ids(n_vocab: u32) -> impl Iterator<Item = Token> {

@@ -101,7 +101,10 @@ impl<M: Model> Worker<M> {
         {
             return n;
         }
-        self.cut(index, own)
+        match self.load_branch(index, run) {
+            0 => self.cut(index, own),
+            n => n,
+        }
     }
 
     /// Slot `to` holds the first `n` tokens of slot `from` and nothing else; false (and empty) where that can't be.

@@ -15,6 +15,7 @@
 
 mod admit;
 mod advance;
+mod branch;
 mod sight;
 
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
@@ -67,6 +68,8 @@ pub(super) struct Worker<M: Model> {
     masks: Masks,
     /// The adapters that are applied now.
     adapters: Vec<(u32, f32)>,
+    /// Where the choices of one prompt part, for memories that can't go back.
+    branch: Option<branch::Branch>,
     stats: Arc<Mutex<WorkerStats>>,
 }
 
@@ -93,6 +96,7 @@ impl<M: Model> Worker<M> {
         Self {
             cells: Cells::new(n_cells),
             drafts: Vec::new(),
+            branch: None,
             masks: parts.masks,
             adapters: Vec::new(),
             model: parts.model,
@@ -149,6 +153,7 @@ impl<M: Model> Worker<M> {
     fn take_incoming(&mut self) -> bool {
         let idle = self.waiting.is_empty() && self.slots.iter().all(|slot| slot.run.is_none());
         if idle {
+            self.drop_large_branch();
             self.publish();
             self.flush();
             match self.incoming.recv() {
@@ -205,6 +210,7 @@ impl<M: Model> Worker<M> {
     fn plan(&self) -> Vec<Share> {
         let mut wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
         self.keep_one_adapter_set(&mut wants);
+        self.stop_at_branches(&mut wants);
         let n_echoes = wants.iter().filter(|want| want.cap < u32::MAX).count().max(1) as u32;
         wants.iter_mut().filter(|want| want.cap < u32::MAX).for_each(|want| want.cap /= n_echoes);
         let free = if !self.context.shares_cells() {
@@ -247,6 +253,7 @@ impl<M: Model> Worker<M> {
                 self.pace.observe(n_decode, n_prefill, time);
                 self.count(n_decode, n_prefill);
                 self.advance(shares);
+                self.save_branch(shares);
                 Ok(())
             }
             Err(error) => self.not_computed(shares, error),
@@ -295,7 +302,7 @@ impl<M: Model> Worker<M> {
             let slot = &mut self.slots[share.slot];
             let reaches = slot.kept.len() + share.n_rows as usize;
             if let Some(run) = slot.run.as_mut().filter(|run| reaches == run.tokens.len())
-                && let Some(gate) = run.gate.take()
+                && let Some(gate) = run.gate.take_if(|gate| gate.needs_mask())
             {
                 gates.push((share.slot, gate));
             }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 pub(super) const DATABASE: &str = "hearth.db";
 pub(super) const PEPPER: &str = "pepper";
 pub(super) const SIGNING: &str = "audit.key";
+pub(super) const CONTENT: &str = "content.key";
 pub const MASTER: &str = "master.key";
 pub const SOCKET: &str = "admin.sock";
 const LOCK: &str = "lock";

@@ -6,10 +6,12 @@
 //! their last byte and wait for the commit. In every other case it is settled when the last of its holders lets go, so
 //! there is no way out that has no row, and none that has two.
 
-use crate::chat::Usage;
+use super::capture::Capture;
+use crate::chat::{Delta, Prompt, Usage};
 use crate::gateway::keys::Principal;
 use crate::gateway::spec::Price;
-use crate::gateway::store::{Attempt, Progress, RequestRow, Store, StoreError};
+use crate::gateway::store::{Attempt, Progress, RequestRow, Sealed, Store, StoreError};
+use crate::gateway::trace::{self, Trace, UsageSource};
 use crate::gateway::{Error, unix_ms};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -51,11 +53,27 @@ pub struct Entry {
 #[derive(Default)]
 struct State {
     row: RequestRow,
+    /// What the request's way through targets and cache was.
+    trace: Trace,
+    /// Answers that were made for the request and not given; the row's counts hold theirs.
+    aside: Aside,
     /// Once it is settled, or was found to be no request at all, nothing is written any more.
     is_over: bool,
     is_running: bool,
+    /// What was said, where that is kept.
+    capture: Option<Capture>,
     /// Something was counted since the last note.
     has_moved: bool,
+}
+
+/// Tokens of an answer, and what they cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::gateway) struct Aside {
+    in_tok: u64,
+    cached_tok: u64,
+    out_tok: u64,
+    reason_tok: u64,
+    nusd: i64,
 }
 
 impl Ledger {
@@ -156,6 +174,55 @@ impl Entry {
         row.price = (!price.is_free()).then_some(price);
     }
 
+    /// The request's record, whose attempts become rows.
+    pub fn follow(&self, trace: Trace) {
+        self.lock().trace = trace;
+    }
+
+    /// An upstream answers it.
+    pub(in crate::gateway) fn of_upstream(&self, asked: Option<&str>, name: &str, price: Price) {
+        self.of_model(asked, name, price);
+        self.lock().row.served_by = Some(name.to_owned());
+    }
+
+    /// It was answered before: nothing is charged again.
+    pub(in crate::gateway) fn of_cache(&self) {
+        let row = &mut self.lock().row;
+        (row.served_by, row.price) = (Some("cache".to_owned()), None);
+    }
+
+    /// The answer that was counted so far is not given; another is made. It is charged all the same.
+    pub(in crate::gateway) fn set_aside(&self) -> Aside {
+        let mut state = self.lock();
+        let State { row, aside, .. } = &mut *state;
+        let this = Aside {
+            in_tok: row.in_tok - aside.in_tok,
+            cached_tok: row.cached_tok - aside.cached_tok,
+            out_tok: row.out_tok - aside.out_tok,
+            reason_tok: row.reason_tok - aside.reason_tok,
+            nusd: cost(row, aside) - aside.nusd,
+        };
+        *aside = Aside {
+            in_tok: row.in_tok,
+            cached_tok: row.cached_tok,
+            out_tok: row.out_tok,
+            reason_tok: row.reason_tok,
+            nusd: aside.nusd + this.nusd,
+        };
+        row.finish.clear();
+        this
+    }
+
+    /// It is given after all, and will be counted again.
+    pub(in crate::gateway) fn take_back(&self, this: &Aside) {
+        let aside = &mut self.lock().aside;
+        aside.in_tok -= this.in_tok;
+        aside.cached_tok -= this.cached_tok;
+        aside.out_tok -= this.out_tok;
+        aside.reason_tok -= this.reason_tok;
+        aside.nusd -= this.nusd;
+    }
+
     pub fn of_end_user(&self, name: &str) {
         self.lock().row.end_user = Some(name.chars().take(256).collect());
     }
@@ -176,16 +243,16 @@ impl Entry {
         self.lock().is_running
     }
 
-    /// Tokens so far, by the engine's count.
-    pub fn count(&self, usage: &Usage) {
+    /// Tokens so far, and who counted them.
+    pub fn count(&self, usage: &Usage, source: UsageSource) {
         let mut state = self.lock();
-        let row = &mut state.row;
-        row.in_tok = usage.prompt_tokens.into();
-        row.cached_tok = usage.cached_tokens.into();
-        row.out_tok = usage.completion_tokens.into();
-        row.reason_tok = usage.reasoning_tokens.into();
-        "engine".clone_into(&mut row.usage_source);
-        state.has_moved = true;
+        let State { row, aside, has_moved, .. } = &mut *state;
+        row.in_tok = aside.in_tok + u64::from(usage.prompt_tokens);
+        row.cached_tok = aside.cached_tok + u64::from(usage.cached_tokens);
+        row.out_tok = aside.out_tok + u64::from(usage.completion_tokens);
+        row.reason_tok = aside.reason_tok + u64::from(usage.reasoning_tokens);
+        source.as_str().clone_into(&mut row.usage_source);
+        *has_moved = true;
     }
 
     /// The first token came now, after this long in the queue.
@@ -195,6 +262,25 @@ impl Entry {
 
     pub fn queued(&self, queue_ms: u64) {
         self.lock().row.queue_ms = Some(queue_ms);
+    }
+
+    /// Its words are kept, beginning with these prompts.
+    pub fn keep<'a>(&self, mut capture: Capture, prompts: impl Iterator<Item = &'a Prompt>) {
+        prompts.for_each(|prompt| capture.ask(prompt));
+        self.lock().capture = Some(capture);
+    }
+
+    /// The answer that was told will be told once more.
+    pub(in crate::gateway) fn untell(&self) {
+        if let Some(capture) = &mut self.lock().capture {
+            capture.untell();
+        }
+    }
+
+    pub fn tell(&self, choice: usize, delta: &Delta) {
+        if let Some(capture) = &mut self.lock().capture {
+            capture.tell(choice, delta);
+        }
     }
 
     /// How it ended. The first that says so is right: what comes later is a consequence.
@@ -220,13 +306,10 @@ impl Entry {
         self.lock().row.error_code = error_code.map(str::to_owned);
     }
 
-    pub fn attempt(&self, attempt: Attempt) {
-        self.lock().row.attempts.push(attempt);
-    }
-
     /// What it costs so far, in nano-USD.
     pub fn cost(&self) -> i64 {
-        cost(&self.lock().row)
+        let state = self.lock();
+        cost(&state.row, &state.aside)
     }
 
     /// It was no request: the path is not served.
@@ -261,7 +344,15 @@ impl Entry {
             // Nginx's number for a client that left before its answer.
             row.status = 499;
         }
-        row.cost_nusd = cost(&row);
+        row.cost_nusd = cost(&row, &state.aside);
+        let told = state.trace.told();
+        row.cache = told.cache.map(|result| result.as_str().to_owned());
+        // One try at a model here is the row itself.
+        if told.attempts.len() > 1 || told.attempts.iter().any(|attempt| attempt.is_upstream) {
+            row.attempts = told.attempts.iter().map(attempt).collect();
+        }
+        row.content = state.capture.take().and_then(|capture| capture.seal(&row.id));
+        row.content_digest = row.content.as_ref().map(Sealed::digest);
         Some(row)
     }
 
@@ -283,11 +374,29 @@ impl Entry {
 }
 
 /// What the server broke is not charged.
-fn cost(row: &RequestRow) -> i64 {
+fn cost(row: &RequestRow, aside: &Aside) -> i64 {
     if matches!(row.finish.as_str(), "engine_crash" | "failed") {
-        return 0;
+        return aside.nusd;
     }
-    row.price.unwrap_or_default().cost(row.in_tok, row.cached_tok, row.out_tok)
+    let (n_in, n_cached) = (row.in_tok - aside.in_tok, row.cached_tok - aside.cached_tok);
+    aside.nusd.saturating_add(row.price.unwrap_or_default().cost(n_in, n_cached, row.out_tok - aside.out_tok))
+}
+
+/// A try as it is written. One that a model here broke off is not charged; an upstream charges what it sent.
+fn attempt(tried: &trace::Attempt) -> Attempt {
+    let usage = &tried.usage;
+    let is_free = !tried.is_upstream && tried.class.is_failure();
+    let n = |tokens: u32| u64::from(tokens);
+    let cost = tried.price.cost(n(usage.prompt_tokens), n(usage.cached_tokens), n(usage.completion_tokens));
+    Attempt {
+        target: tried.target.clone(),
+        class: if tried.was_replaced { "replaced".to_owned() } else { tried.class.as_str().to_owned() },
+        status: tried.status,
+        ms: u64::try_from(tried.took.as_millis()).unwrap_or(u64::MAX),
+        in_tok: n(usage.prompt_tokens),
+        out_tok: n(usage.completion_tokens),
+        cost_nusd: if is_free { 0 } else { cost },
+    }
 }
 
 impl Drop for Entry {

@@ -9,11 +9,13 @@
 //! and disk as they belong together.
 
 mod acts;
+mod capture;
 mod files;
 mod ledger;
 mod load;
 
 pub use acts::{KeyChange, Made, TeamChange};
+pub use capture::Capture;
 pub use files::{MASTER, SOCKET, read_master};
 pub use ledger::{Entry, EntryHead, Ledger};
 
@@ -62,6 +64,8 @@ pub struct BooksConfig {
     pub revoke_cuts_streams: bool,
     /// How long rows of requests are kept; `None`: for ever. Sums by day stay.
     pub retention: Option<Duration>,
+    /// Words of requests are kept where keys allow it.
+    pub audit_content: bool,
     pub granted: Granted,
 }
 
@@ -105,6 +109,8 @@ pub struct Books {
     keyring: Arc<Keyring>,
     ledger: Arc<Ledger>,
     master: ApiKey,
+    /// What the subjects' keys are sealed under; `None`: no words are kept.
+    kek: Option<[u8; 32]>,
     /// Whether the master key was made at this start.
     is_new: bool,
     /// Held while keys and teams are changed.
@@ -123,6 +129,7 @@ impl Books {
         let signing_key = files::secret(dir, files::SIGNING, is_first)?;
         let (master, is_new) = files::master(dir)?;
         let master = ApiKey::new(&master).ok_or_else(|| BooksError::BadSecret { path: dir.join(MASTER) })?;
+        let kek = config.audit_content.then(|| files::secret(dir, files::CONTENT, true)).transpose()?;
         let refuse = |error| BooksError::Store { path: path.clone(), error };
         let observed = Arc::clone(metrics);
         let store = Store::open(StoreConfig {
@@ -139,7 +146,7 @@ impl Books {
         let keyring = Arc::new(Keyring::new(pepper, snapshot, config.revoke_cuts_streams));
         let ledger = Ledger::start(Arc::clone(&store), config.retention);
         let changing = Arc::default();
-        Ok(Arc::new(Self { config, store, keyring, ledger, master, is_new, changing, _lock: lock }))
+        Ok(Arc::new(Self { config, store, keyring, ledger, master, kek, is_new, changing, _lock: lock }))
     }
 
     pub fn dir(&self) -> &Path {

@@ -12,7 +12,7 @@ pub use ring::{Fixed, KEYS_MAX, KeyEntry, Keyring, Snapshot};
 
 use super::Error;
 use super::names::fits;
-use super::spec::{KeySpec, TeamSpec};
+use super::spec::{Egress, KeySpec, TeamSpec};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -87,6 +87,24 @@ impl Principal {
     /// Whether the model `id` may be used under `name`.
     pub fn may_use(&self, id: &str, name: &str) -> bool {
         self.key.as_ref().is_none_or(|key| key.may_use(id, name))
+    }
+
+    /// By which names rules may know the key: its id and its alias.
+    pub(super) fn key_names(&self) -> [Option<&str>; 2] {
+        let key = self.key.as_deref();
+        [key.map(|key| key.id.as_str()), key.and_then(|key| key.spec.alias.as_deref())]
+    }
+
+    /// The id of its team.
+    pub(super) fn team(&self) -> Option<&str> {
+        self.key.as_ref()?.team.as_ref().map(|team| team.id.as_str())
+    }
+
+    /// Whether the key and its team let requests be answered by other servers. Static keys leave that to the server.
+    pub(super) fn may_leave(&self) -> bool {
+        let Some(key) = &self.key else { return true };
+        let team = key.team.as_ref().is_none_or(|team| team.spec.egress == Egress::Allowed);
+        key.spec.egress == Egress::Allowed && team
     }
 
     /// Cancelled when the key is revoked or blocked while its request runs.

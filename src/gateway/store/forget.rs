@@ -43,6 +43,7 @@ impl Old {
 
     pub(super) fn remove(&self, tx: &Connection) -> Result<(), StoreError> {
         tx.execute("DELETE FROM attempt WHERE request_id IN (SELECT id FROM request WHERE seq <= ?1)", [self.to])?;
+        tx.execute("DELETE FROM content WHERE request_id IN (SELECT id FROM request WHERE seq <= ?1)", [self.to])?;
         tx.execute("DELETE FROM request WHERE seq <= ?1", [self.to])?;
         Ok(())
     }

@@ -11,6 +11,7 @@
 //! were running when the file could no longer be written; it is bounded, and written when a probe finds the file well.
 
 mod chain;
+mod content;
 mod forget;
 mod open;
 mod reports;
@@ -20,6 +21,7 @@ mod verify;
 mod writer;
 
 pub use chain::{Act, Link};
+pub use content::{Dek, Sealed, content, dek, erase, make_dek};
 pub use reports::{DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, days, links, logs, spend, spent, tags};
 pub use row::{Attempt, Progress, RequestRow};
 pub use verify::{Fault, Verified};
@@ -341,8 +343,10 @@ impl Drop for Unsent<'_> {
 }
 
 impl Drop for Store {
-    /// Writes what was sent, then ends the thread.
+    /// Writes what was sent, then ends the thread. Readers go first: the last connection that closes empties the
+    /// write-ahead log into the file, and a reader can't.
     fn drop(&mut self) {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.jobs = None;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {

@@ -69,6 +69,10 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
     tx.pragma_update(None, "application_id", APPLICATION_ID)?;
     tx.pragma_update(None, "user_version", i32::try_from(newest).unwrap_or(i32::MAX))?;
     tx.commit()?;
+    if usize::try_from(version) != Ok(newest) {
+        // So that the file alone is never an empty database, whatever becomes of the log beside it.
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    }
     Ok(())
 }
 

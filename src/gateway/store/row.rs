@@ -1,5 +1,6 @@
 //! Rows of the ledger, and how they are written.
 
+use super::content::Sealed;
 use crate::gateway::spec::Price;
 use rusqlite::{Connection, Result, params};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,10 @@ pub struct RequestRow {
     pub cache: Option<String>,
     pub tags: Vec<String>,
     pub attempts: Vec<Attempt>,
+    /// Of the sealed words; they may be gone, it stays.
+    pub content_digest: Option<String>,
+    #[serde(skip)]
+    pub content: Option<Sealed>,
 }
 
 /// One try at a target.
@@ -77,7 +82,13 @@ impl RequestRow {
             [&self.key_id, &self.team_id, &self.user_id, &self.end_user, &self.ip, &self.model_req, &self.model];
         let n: usize = texts.into_iter().flatten().map(String::len).sum();
         let tags: usize = self.tags.iter().map(|tag| tag.len() + 24).sum();
-        size_of::<Self>() + n + self.id.len() + self.endpoint.len() + tags + 96 * self.attempts.len()
+        size_of::<Self>()
+            + n
+            + self.id.len()
+            + self.endpoint.len()
+            + tags
+            + 96 * self.attempts.len()
+            + self.content.as_ref().map_or(0, Sealed::n_bytes)
     }
 
     pub fn is_failed(&self) -> bool {
@@ -92,9 +103,9 @@ impl RequestRow {
             .prepare_cached(
                 "INSERT OR IGNORE INTO request(seq, id, boot, t0, t_first, t_end, key_id, team_id, user_id, end_user, ip,
                    endpoint, model_req, model, served_by, status, finish, error_code, stream, in_tok, cached_tok, out_tok,
-                   reason_tok, usage_source, cost_nusd, price, queue_ms, cache, tags)
+                   reason_tok, usage_source, cost_nusd, price, queue_ms, cache, tags, content_digest)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-                   ?23, ?24, ?25, ?26, ?27, ?28, ?29)",
+                   ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30)",
             )?
             .execute(params![
                 seq,
@@ -126,11 +137,15 @@ impl RequestRow {
                 self.queue_ms.map(int),
                 self.cache,
                 tags,
+                self.content_digest,
             ])?;
         if n == 0 {
             return Ok(false);
         }
         self.add_up(tx)?;
+        if let Some(content) = &self.content {
+            content.insert(tx, &self.id)?;
+        }
         for (n, attempt) in (1_i64..).zip(&self.attempts) {
             attempt.insert(tx, &self.id, n)?;
         }
@@ -211,6 +226,8 @@ impl RequestRow {
             cache: row.get("cache")?,
             tags: serde_json::from_str(&row.get::<_, String>("tags")?).unwrap_or_default(),
             attempts: Vec::new(),
+            content_digest: row.get("content_digest")?,
+            content: None,
         })
     }
 

@@ -60,7 +60,8 @@ CREATE TABLE request(
   price TEXT,
   queue_ms INTEGER,
   cache TEXT,
-  tags TEXT NOT NULL
+  tags TEXT NOT NULL,
+  content_digest TEXT
 ) STRICT;
 CREATE INDEX request_by_time ON request(t0);
 CREATE INDEX request_by_key ON request(key_id, t0);
@@ -135,6 +136,21 @@ CREATE TABLE checkpoint(
   head BLOB NOT NULL,
   sig BLOB NOT NULL
 ) STRICT;
+
+-- Words of requests, sealed under their subject's key (dek), which is sealed under the key in content.key.
+CREATE TABLE dek(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  subject TEXT NOT NULL UNIQUE,
+  nonce BLOB NOT NULL,
+  wrapped BLOB NOT NULL
+) STRICT;
+CREATE TABLE content(
+  request_id TEXT PRIMARY KEY,
+  dek_id INTEGER NOT NULL,
+  nonce BLOB NOT NULL,
+  ct BLOB NOT NULL
+) STRICT;
+CREATE INDEX content_by_dek ON content(dek_id);
 
 -- One line: the number of starts, and where a probe writes.
 CREATE TABLE state(

@@ -2,6 +2,7 @@
 
 use super::StoreError;
 use super::chain::{ChainKeys, GENESIS, Link, hex};
+use super::content::content_digest;
 use super::row::RequestRow;
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::Value;
@@ -95,6 +96,12 @@ fn check_rows(conn: &Connection, link: &Link, found: &mut Verified) -> Result<Op
     found.n_rows += rows.len() as u64;
     let digest = digest_of_rows(rows.iter().map(|(seq, row)| row.digest(*seq)));
     let is_same = detail["digest"].as_str() == Some(&digest);
+    for (_, row) in rows.iter().filter(|(_, row)| row.content_digest.is_some()) {
+        let kept = content_digest(conn, &row.id)?;
+        if kept.is_some() && kept != row.content_digest {
+            return Ok(Some(format!("the content of {} is not what was kept", row.id)));
+        }
+    }
     Ok((!is_same).then(|| format!("request rows {first} to {last} are not those that were written")))
 }
 

@@ -146,6 +146,9 @@ impl Writer {
                     self.signed = Instant::now();
                     tracing::info!(checkpoint = line, "audit checkpoint");
                 }
+                if group.iter().any(|job| matches!(&job.work, Work::Change(act, ..) if act.action == "subject.erase")) {
+                    self.empty_log();
+                }
                 (self.config.observe)(started.elapsed().as_secs_f64());
                 for (job, error) in group.into_iter().zip(results) {
                     finish(job, error.map_or(Ok(()), Err));
@@ -157,6 +160,15 @@ impl Writer {
                 self.fail(&error);
                 group.into_iter().for_each(|job| self.refuse(job));
             }
+        }
+    }
+
+    /// What was erased is also gone from the write-ahead log. Somebody who reads at this moment keeps it until the next
+    /// checkpoint.
+    fn empty_log(&self) {
+        let Some(conn) = &self.conn else { return };
+        if let Err(error) = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+            tracing::warn!(%error, "the write-ahead log could not be emptied");
         }
     }
 

@@ -1,12 +1,13 @@
 //! The audit chain, the database, the models, the state of the plane.
 
+use super::fields::Fields;
 use super::wire::time;
 use super::{Identity, Plane, json, refused, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
 use crate::gateway::{ModelStatus, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::response::Response;
 use futures_util::stream;
@@ -93,6 +94,37 @@ pub(super) async fn export(
     let mut response = Response::new(Body::from_stream(pages));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Of {
+    request_id: String,
+}
+
+/// What was said in a request, where it was kept; that it was read is in the chain.
+pub(super) async fn content(
+    State(plane): State<Plane>,
+    Extension(identity): Extension<Identity>,
+    Query(of): Query<Of>,
+) -> Result<Response, ApiError> {
+    identity.may_rule()?;
+    let text = plane.books.content(identity.actor(), &of.request_id).await.map_err(refused)?;
+    Ok(typed(text, "application/json"))
+}
+
+/// Forgets everything that a user said: LiteLLM has no such call.
+pub(super) async fn erase(
+    State(plane): State<Plane>,
+    Extension(identity): Extension<Identity>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    identity.may_rule()?;
+    let mut fields = Fields::parse(&body)?;
+    let subject: String = fields.required("user_id")?;
+    fields.finish()?;
+    plane.books.erase(identity.actor(), &subject).await.map_err(refused)?;
+    Ok(json(&json!({ "erased": subject })))
 }
 
 /// SQLite's own look at the whole file.

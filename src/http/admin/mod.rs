@@ -93,6 +93,8 @@ fn routes() -> Router<Plane> {
         .route("/audit/events", get(audit::events))
         .route("/audit/verify", get(audit::verify))
         .route("/audit/export", get(audit::export))
+        .route("/audit/content", get(audit::content))
+        .route("/subject/erase", post(audit::erase))
         .route("/db/check", get(audit::check))
         .route("/model/info", get(audit::models))
         .route("/metrics", get(audit::metrics))

@@ -240,6 +240,23 @@ int32_t hearth_seq_cp(llama_context * ctx, int32_t from, int32_t to, int32_t n, 
     });
 }
 
+int32_t hearth_seq_size(llama_context * ctx, int32_t seq, size_t * n, char ** err) {
+    return guard(err, [&] { *n = llama_state_seq_get_size(ctx, seq); });
+}
+
+int32_t hearth_seq_save(llama_context * ctx, int32_t seq, uint8_t * out, size_t cap, size_t * n, char ** err) {
+    return guard(err, [&] { *n = llama_state_seq_get_data(ctx, out, cap, seq); });
+}
+
+int32_t hearth_seq_load(llama_context * ctx, int32_t seq, const uint8_t * data, size_t n, bool * loaded, char ** err) {
+    return guard(err, [&] {
+        *loaded = llama_state_seq_set_data(ctx, data, n, seq) == n;
+        if (!*loaded) {
+            llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
+        }
+    });
+}
+
 int32_t hearth_tokenize(const llama_vocab * vocab, const char * text, size_t len, llama_token * out, size_t cap,
                         bool add_special, bool parse_special, size_t * n, char ** err) {
     return guard(err, [&] {

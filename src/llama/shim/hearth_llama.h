@@ -78,6 +78,11 @@ int32_t hearth_decode(struct llama_context * ctx, const struct llama_batch * bat
 // copied, so the rest is removed afterwards. *copied is false, and `to` empty, where the memory can't do that.
 int32_t hearth_seq_cp(struct llama_context * ctx, int32_t from, int32_t to, int32_t n, bool unified, bool * copied,
                       char ** err);
+// A copy of what a sequence holds: its size in bytes (0: it can't be copied), and the copy, of which *n says how much was
+// written. `load` puts one into the empty sequence `seq`; *loaded is false, and `seq` empty, where there is no room.
+int32_t hearth_seq_size(struct llama_context * ctx, int32_t seq, size_t * n, char ** err);
+int32_t hearth_seq_save(struct llama_context * ctx, int32_t seq, uint8_t * out, size_t cap, size_t * n, char ** err);
+int32_t hearth_seq_load(struct llama_context * ctx, int32_t seq, const uint8_t * data, size_t n, bool * loaded, char ** err);
 // llama_memory_seq_rm; *removed tells whether the memory could do it.
 int32_t hearth_seq_rm(struct llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, bool * removed, char ** err);
 
@@ -90,8 +95,9 @@ int32_t hearth_templates_new(const struct llama_model * model, const char * over
 void hearth_templates_free(hearth_templates * templates);
 // JSON: {"source", "supports_thinking", "is_explicit"}.
 int32_t hearth_templates_info(const hearth_templates * templates, char ** json, char ** err);
-// JSON: {"is_native", "shape": {"head", "mid", "sep", "tail"} or null}: whether the template shows tools and writes calls, and
-// the texts around the names and the arguments of a call ("sep" is null where several calls aren't written alike).
+// JSON: {"is_native", "shape": {"head", "mid", "sep", "tail", "is_read"} or null, "starts": [text]}: whether the template shows
+// tools and writes calls, the texts around the names and the arguments of a call ("sep" is null where several calls aren't
+// written alike) with whether the template's parser reads them, and the texts that begin a call.
 int32_t hearth_templates_tool_format(hearth_templates * templates, char ** json, char ** err);
 // `request`: {"messages" (OpenAI's shape), "add_generation_prompt", "continue_final_message", "reasoning", "enable_thinking",
 // "kwargs": {name: JSON text}, "tools", "callable": [{"name", "description", "parameters": JSON text}],
@@ -101,8 +107,9 @@ int32_t hearth_templates_tool_format(hearth_templates * templates, char ** json,
 // Any thread.
 int32_t hearth_chat_render(hearth_templates * templates, const char * request, char ** json, hearth_parser ** parser,
                            char ** err);
-// The GBNF of calls: `request` is {"tools", "head", "mid", "sep", "tail", "parallel_tool_calls"}.
-int32_t hearth_tools_grammar(const char * request, char ** gbnf, char ** err);
+// How a plain answer is written: `json` is null where it is plain text, or where that can't be told, else {"head",
+// "after_thought", "tail"}; see frame_of. Renders a few probes; milliseconds. Any thread.
+int32_t hearth_templates_answer_frame(hearth_templates * templates, char ** json, char ** err);
 void hearth_parser_free(hearth_parser * parser);
 // JSON: {"content", "reasoning", "calls": [{"id", "name", "arguments"}]}.
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** json,

@@ -32,6 +32,7 @@ pub fn books_config(dir: &Path) -> BooksConfig {
         on_failure: OnFailure::Reject,
         revoke_cuts_streams: true,
         retention: None,
+        audit_content: false,
         granted: Default::default(),
     }
 }

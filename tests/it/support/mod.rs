@@ -2,7 +2,9 @@
 //! a token is a byte, the answer repeats the last user message unless that begins with a directive).
 
 pub mod bodies;
+pub mod cloud;
 pub mod governed;
+pub mod routed;
 pub mod served;
 pub mod tls;
 
@@ -52,6 +54,7 @@ impl Setup {
             media_hosts: Vec::new(),
             media_path: None,
             responses: Default::default(),
+            routing: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
     }

@@ -1,0 +1,86 @@
+//! Series of the cache and of upstreams; part of the page that [`Metrics`](super::Metrics) writes.
+
+use super::metrics::add;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+pub(super) struct Routing {
+    cache_requests: IntCounterVec,
+    cache_bytes: IntGauge,
+    upstream_requests: IntCounterVec,
+    breaker: IntGaugeVec,
+    retries: IntCounterVec,
+    fallbacks: IntCounterVec,
+}
+
+/// The series of one upstream.
+pub struct UpstreamSeries {
+    target: String,
+    requests: IntCounterVec,
+    breaker: IntGauge,
+    retries: IntCounter,
+}
+
+impl Routing {
+    pub(super) fn new(r: &Registry) -> Self {
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| add(r, IntCounterVec::new(Opts::new(name, help), labels));
+        Self {
+            cache_requests: counters("hearth_cache_requests_total", "Requests by what the cache did.", &["result"]),
+            cache_bytes: add(r, IntGauge::new("hearth_cache_bytes", "Bytes of all cached answers.")),
+            upstream_requests: counters(
+                "hearth_upstream_requests_total",
+                "Attempts at upstreams, by how they ended.",
+                &["target", "class"],
+            ),
+            breaker: add(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("hearth_upstream_breaker_state", "0 closed, 1 half open, 2 open."),
+                    &["target"],
+                ),
+            ),
+            retries: counters("hearth_retries_total", "Attempts after the first at one upstream.", &["target"]),
+            fallbacks: counters(
+                "hearth_fallbacks_total",
+                "Requests that went on to another target.",
+                &["from", "to", "reason"],
+            ),
+        }
+    }
+
+    pub(super) fn cache_request(&self, result: &str) {
+        self.cache_requests.with_label_values(&[result]).inc();
+    }
+
+    pub(super) fn cache_bytes(&self, n: usize) {
+        self.cache_bytes.set(i64::try_from(n).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn upstream(&self, name: &str) -> UpstreamSeries {
+        UpstreamSeries {
+            target: name.to_owned(),
+            requests: self.upstream_requests.clone(),
+            breaker: self.breaker.with_label_values(&[name]),
+            retries: self.retries.with_label_values(&[name]),
+        }
+    }
+
+    pub(super) fn fell_back(&self, from: &str, to: &str, reason: &str) {
+        self.fallbacks.with_label_values(&[from, to, reason]).inc();
+    }
+}
+
+impl UpstreamSeries {
+    pub fn ended(&self, class: &str) {
+        self.requests.with_label_values(&[self.target.as_str(), class]).inc();
+    }
+
+    pub fn retried(&self) {
+        self.retries.inc();
+    }
+
+    /// 0 closed, 1 half open, 2 open.
+    pub fn breaker(&self, state: i64) {
+        self.breaker.set(state);
+    }
+}

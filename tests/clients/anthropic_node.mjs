@@ -90,6 +90,11 @@ check('a full server is overloaded', ['ANTH-14', 'ERR-01'], async (url) => {
   waiting.controller.abort();
 }, 'full');
 
+check('a caller over its own limit is told', ['ANTH-14', 'ERR-01'], async (url) => {
+  const ask = () => at(url).messages.create(user('x'));
+  await assert.rejects(ask().then(ask), (error) => error instanceof Anthropic.RateLimitError && error.error.error.type === 'rate_limit_error');
+}, 'limited');
+
 check('a crash is an error in the stream', ['STRM-09'], async (url) => {
   await ready(url);
   const stream = await at(url).messages.create(user('/crash anthropic-node', { stream: true }));

@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import anthropic
-from check import DEMO, check, raised, ready, run
+from check import DEMO, check, raised, ready, run, twice
 
 
 def at(url, **more):
@@ -152,6 +152,12 @@ def a_full_server_is_overloaded(url):
         assert error.status_code == 529 and error.body["error"]["type"] == "overloaded_error", error.body
         assert int(error.response.headers["retry-after"]) >= 1
         waiting.close()
+
+
+@check("ANTH-14", "ERR-01", on="limited")
+def a_caller_over_its_own_limit_is_told(url):
+    error = raised(anthropic.RateLimitError, lambda: twice(lambda: scripted(url, "x")))
+    assert error.body["error"]["type"] == "rate_limit_error" and int(error.response.headers["retry-after"]) >= 1
 
 
 @check("STRM-09", on="crashing")

@@ -9,6 +9,8 @@ const [demo, ...named] = process.argv.slice(2).map((argument) => argument.replac
 const pairs = named.map((argument) => [argument.slice(0, argument.indexOf('=')), argument.slice(argument.indexOf('=') + 1)]);
 export const servers = { demo, ...Object.fromEntries(pairs) };
 const checks = [];
+/** Longest a check may take: a body that stays open would hold it up forever. */
+const PATIENCE = 60_000;
 
 /** Declares a check of `rows` against the server `on`; the function is given its address. */
 export function check(name, rows, run, on = 'demo') {
@@ -43,6 +45,12 @@ export function spy() {
   return seen;
 }
 
+async function within(ms, work) {
+  let timer;
+  const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(`not done after ${ms} ms`)), ms)));
+  await Promise.race([work, late]).finally(() => clearTimeout(timer));
+}
+
 /** The installed version of a package. */
 export function versionOf(name) {
   const file = new URL(`node_modules/${name}/package.json`, import.meta.url);
@@ -57,7 +65,7 @@ export async function run(client, version) {
     if (!(on in servers)) continue;
     let fault = null;
     try {
-      await run(servers[on]);
+      await within(PATIENCE, run(servers[on]));
       passed += 1;
     } catch (error) {
       failed += 1;

@@ -3,7 +3,7 @@
     python SCRIPT.py DEMO_URL [NAME=URL ...]
 
 DEMO_URL serves a model with a chat template; what it says does not matter. Checks that need another server (`scripted`,
-`vectors`, `ranker`, `keyed`, `crashing`: see tests/it/conformance/servers.rs) are left out where it isn't given. A check names the
+`vectors`, `ranker`, `keyed`, `limited`, …: see tests/it/conformance/servers.rs) are left out where it isn't given. A check names the
 rows of the conformance table that it holds. Each outcome is a line of JSON; the last line counts them.
 """
 
@@ -59,6 +59,12 @@ def raised(kinds, call):
     except kinds as error:
         return error
     raise AssertionError(f"{kinds} expected, not {found!r}")
+
+
+def twice(call):
+    """Asks a second time, which is over the limit of the server `limited`."""
+    call()
+    return call()
 
 
 def run(client, version):

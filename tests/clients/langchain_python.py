@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Literal
 
 import openai
-from check import DEMO, check, raised, ready, run
+from check import DEMO, check, raised, ready, run, twice
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -43,7 +43,7 @@ def an_answer_has_its_text_and_usage(url):
     assert nulls.invoke("Say hello.").content
 
 
-@check("FAULT-01", "FAULT-05")
+@check()
 def streamed_text_is_the_whole_text(url):
     whole = chat(max_tokens=16).invoke("Say hello.").content
     chunks = list(chat(max_tokens=16, stream_usage=True).stream("Say hello."))
@@ -88,7 +88,7 @@ def a_required_call_comes(url):
         assert answer.response_metadata["finish_reason"] == "tool_calls"
 
 
-@check("TOOL-08", "FAULT-07", on="scripted")
+@check("TOOL-08", on="scripted")
 def streamed_calls_add_up(url):
     text = '/call weather {"city":"Rome","unit":"C"}\n/call weather {"city":"Oslo","unit":"F"}'
     chunks = list(chat(url).bind_tools([weather]).stream(text))
@@ -121,7 +121,7 @@ def log_probabilities(url):
     assert bytes(b for entry in entries for b in entry["bytes"]).decode() == answer.content
 
 
-@check("FAULT-09")
+@check("COMP-05")
 def errors_are_typed(url):
     raised(openai.NotFoundError, lambda: chat(model="no-such-model").invoke("x"))
     raised(openai.BadRequestError, lambda: chat(temperature=-1).invoke("x"))
@@ -169,6 +169,12 @@ def a_crash_is_an_error(url):
     ready(url)
     raised(openai.APIError, lambda: list(chat(url).stream("/crash langchain")))
     ready(url)
+
+
+@check("ERR-01", on="limited")
+def a_caller_over_its_own_limit_is_told(url):
+    error = raised(openai.RateLimitError, lambda: twice(lambda: chat(url).invoke("x")))
+    assert error.code == "rate_limit_exceeded", error
 
 
 @check("ERR-01", on="full")

@@ -10,7 +10,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm
 import openai
-from check import DEMO, check, raised, ready, run
+from check import DEMO, check, raised, ready, run, twice
 from pydantic import BaseModel, Field
 
 litellm.telemetry = False
@@ -50,7 +50,7 @@ def a_chat_has_its_text_and_usage(url):
         assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens and usage.completion_tokens <= 16
 
 
-@check("FAULT-01", "FAULT-05")
+@check()
 def streamed_text_is_the_whole_text(url):
     whole = ask(max_tokens=16, temperature=0).choices[0].message.content
     chunks = list(ask(max_tokens=16, temperature=0, stream=True, stream_options={"include_usage": True}))
@@ -75,7 +75,7 @@ def thinking_is_apart(url):
     assert "".join(delta.content or "" for delta in deltas) == "ok"
 
 
-@check("TOOL-08", "TOOL-12", "FAULT-07", "FAULT-08", on="scripted")
+@check("TOOL-08", "TOOL-12", on="scripted")
 def calls_are_streamed_and_answered(url):
     text = '/call weather {"city":"Rome"}\n/call weather {"city":"Oslo"}'
     chunks = list(ask(url, messages=user(text), tools=[TOOL], stream=True))
@@ -109,7 +109,7 @@ def a_schema_is_honoured(url):
     assert json.loads(answer.choices[0].message.content)["a"] in (1, 2)
 
 
-@check("FAULT-09", "COMP-05", "CHAT-08")
+@check("COMP-05", "CHAT-08")
 def errors_are_typed(url):
     error = raised(litellm.ContextWindowExceededError, lambda: ask(messages=user("word " * 10_000)))
     assert "maximum context length is" in str(error)
@@ -178,7 +178,7 @@ def documents_as_objects(url):
     assert scores[0] == scores[1]
 
 
-@check("ANTH-09", "ANTH-01", "FAULT-10")
+@check("ANTH-09", "ANTH-01")
 def its_anthropic_provider(url):
     known = {"model": "anthropic/claude-any", "messages": HELLO, "api_base": url, "api_key": "k", "max_tokens": 16, "temperature": 0, "num_retries": 0}
     whole = litellm.completion(**known)
@@ -202,7 +202,7 @@ def thinking_and_calls_by_anthropic(url):
     assert ask(url, "anthropic", messages=history, tools=[TOOL]).choices
 
 
-@check("OLLA-07", "OLLA-14", "FAULT-14")
+@check("OLLA-07", "OLLA-14")
 def its_ollama_providers(url):
     for provider in ("ollama", "ollama_chat"):
         known = {"max_tokens": 16, "temperature": 0, "stop": ["zzz"], "num_ctx": 512}
@@ -228,6 +228,12 @@ def the_responses_api(url):
     assert [item.type for item in answer.output] == ["reasoning", "message"]
     events = list(litellm.responses(model="openai/scripted", input="hello", api_base=url + "/v1", api_key="k", stream=True))
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "hello"
+
+
+@check("ERR-01", "ANTH-14", on="limited")
+def a_caller_over_its_own_limit_is_told(url):
+    for provider in ("openai", "anthropic"):
+        raised(litellm.RateLimitError, lambda: twice(lambda: ask(url, provider, messages=user("x"))))
 
 
 @check("STRM-09", on="crashing")

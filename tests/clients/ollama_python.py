@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 import ollama
-from check import DEMO, check, raised, ready, run
+from check import DEMO, check, raised, ready, run, twice
 from pydantic import BaseModel
 
 client = ollama.Client(host=DEMO, timeout=60)
@@ -107,6 +107,12 @@ def a_crash_is_a_row(url):
     error = raised(ollama.ResponseError, lambda: list(scripted(url, "/crash ollama-python", stream=True)))
     assert isinstance(error.error, str) and error.error and "{" not in error.error[:1], error
     ready(url)
+
+
+@check("ERR-01", "FAULT-16", on="limited")
+def a_caller_over_its_own_limit_is_told(url):
+    error = raised(ollama.ResponseError, lambda: twice(lambda: scripted(url, "x")))
+    assert error.status_code == 429 and error.error and "{" not in error.error[:1], error
 
 
 @check("OLLA-13")

@@ -185,7 +185,7 @@ def a_prompt_seen_before_is_cached(url):
     assert first.choices[0].message.content == second.choices[0].message.content
 
 
-@check("FAULT-02")
+@check()
 def the_streaming_helper_puts_it_together(url):
     with client.chat.completions.stream(model=MODEL, messages=HELLO, max_tokens=16, temperature=0) as stream:
         final = None

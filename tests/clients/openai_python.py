@@ -8,7 +8,7 @@ import time
 
 import openai
 from asking import HELLO, MODEL, NO_RETRIES, at, chat, client, refused, user
-from check import check, fetch, raised, ready, run
+from check import check, fetch, raised, ready, run, twice
 
 
 @check("MOD-01", "MOD-02", "MOD-03", "MOD-04", "CHAT-08")
@@ -149,7 +149,14 @@ def a_full_server_says_when_to_come_again(url):
         waiting.close()
 
 
-@check("ERR-05", "STRM-09", "FAULT-18", on="crashing")
+@check("ERR-01", on="limited")
+def a_caller_over_its_own_limit_is_told(url):
+    ask = lambda: at(url).chat.completions.create(model="scripted", messages=user("x"))
+    error = refused(openai.RateLimitError, 429, None, lambda: twice(ask), "rate_limit_exceeded")
+    assert error.type == "requests" and int(error.response.headers["retry-after"]) >= 1
+
+
+@check("ERR-05", "STRM-09", on="crashing")
 def a_crash_is_an_error_and_the_server_lives(url):
     crashing = at(url)
     for stream in (True, False):
@@ -224,7 +231,7 @@ def many_at_once_do_not_mix(url):
     assert len({answer.id for answer in answers}) == 16
 
 
-@check("FAULT-17")
+@check()
 def a_connection_serves_again_after_a_stream(url):
     """Every answer over one connection: a silent close would be an APIConnectionError, for there is no retry."""
     for _ in range(3):

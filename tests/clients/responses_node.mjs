@@ -9,14 +9,14 @@ const model = (await client.models.list()).data[0].id;
 const ask = { model, input: 'Say hello.', max_output_tokens: 16, temperature: 0 };
 const f = { type: 'function', name: 'f', parameters: { type: 'object', properties: {} }, strict: false };
 
-check('a response has its text', ['FAULT-13'], async () => {
+check('a response has its text', [], async () => {
   const answer = await client.responses.create(ask);
   assert.equal(answer.object, 'response');
   assert.equal(typeof answer.output_text, 'string');
   assert.equal(answer.usage.total_tokens, answer.usage.input_tokens + answer.usage.output_tokens);
 });
 
-check('streamed text is the whole text, and the stream ends', ['FAULT-06', 'FAULT-13'], async () => {
+check('streamed text is the whole text, and the stream ends', ['FAULT-06'], async () => {
   const whole = await client.responses.create(ask);
   let text = '';
   let last;

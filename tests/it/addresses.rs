@@ -121,6 +121,7 @@ async fn lists_of_addresses_admit_and_refuse() {
     assert!(read_quiet(&mut socket).await.starts_with("HTTP/1.1 200 "));
 }
 
+/// ERR-01, of a caller over its own limit.
 #[tokio::test]
 async fn requests_of_one_address_have_a_rate() {
     let server = with(|rules| {
@@ -144,6 +145,7 @@ async fn requests_of_one_address_have_a_rate() {
     }
 }
 
+/// ERR-01 and ANTH-14, of a caller over its own limit.
 #[tokio::test]
 async fn wrong_keys_lock_an_address_out_in_every_dialect() {
     let server = with(|rules| {

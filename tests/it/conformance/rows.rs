@@ -79,7 +79,7 @@ pub const GROUPS: [Group; 15] = [
         prefix: "ERR",
         title: "Errors and transport",
         rows: &[
-            (1, "queue full: 503 `server_is_overloaded` with an integer Retry-After of at least 1"),
+            (1, "queue full: 503 `server_is_overloaded`; over one's own limit: 429; both with an integer Retry-After"),
             (2, "request while loading: 503 + Retry-After, envelope per API family"),
             (3, "a body of 65 MiB: 413 envelope, early"),
             (5, "error during non-stream generation: 500 envelope, `x-should-retry:false` if caused by input"),
@@ -160,7 +160,7 @@ pub const GROUPS: [Group; 15] = [
             (9, "claude-* model name: served"),
             (11, "server tools (web_search_…): 400 naming the tool"),
             (13, "two calls in one turn, then two tool_results: index 0,1; 200"),
-            (14, "while loading or queue full: 529 in Anthropic's envelope"),
+            (14, "while loading or queue full: 529; over one's own limit: 429; both in Anthropic's envelope"),
         ],
     },
     Group {

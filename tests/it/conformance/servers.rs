@@ -3,7 +3,7 @@
 use crate::support::served::Served;
 
 /// Name in the scripts, and what `hearth serve` is told.
-const SERVERS: [(&str, &[&str]); 7] = [
+const SERVERS: [(&str, &[&str]); 8] = [
     // A small real model with a chat template, tools, thinking and tokens to fill in the middle.
     ("demo", &["models/hearth-demo.gguf", "--alias", "hearth-demo,gpt-4o-mini"]),
     // It says what it is told to.
@@ -13,6 +13,8 @@ const SERVERS: [(&str, &[&str]); 7] = [
     ("keyed", &["scripted:", "--api-key", "sk-test", "--body-limit", "1MiB"]),
     // Its engine may be crashed.
     ("crashing", &["scripted:step_us=100"]),
+    // One request of an address, and then one more after each 100 s.
+    ("limited", &["scripted:", "--ip-rps", "0.01", "--ip-burst", "1"]),
     // One request at a time, and one that waits.
     ("full", &["scripted:step_us=2000", "--parallel", "1", "--queue", "1", "--ctx-size", "1000000"]),
 ];

@@ -411,7 +411,10 @@ impl Loading {
         let n_ctx_seq = context.n_ctx_seq();
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
         worker::warm_up(&mut context, 0, &mut pace)?;
-        let stats = WorkerStats { kv_cells_total: context.n_cells(), ..Default::default() };
+        // There before the worker's thread first runs: whoever asks for the slots at once sees them all.
+        let idle = |slot| SlotStats { slot, state: "idle".to_owned(), ..Default::default() };
+        let slots = (0..self.config.n_slots).map(idle).collect();
+        let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), ..Default::default() };
         let stats = Arc::new(Mutex::new(stats));
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));

@@ -6,7 +6,7 @@ use super::Prompt;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct EmbedAsk {
     pub model: Option<String>,
-    /// Each is `Text` or `Tokens`.
+    /// Each is `Text`, `Tokens` or `Mixed`.
     pub inputs: Vec<Prompt>,
     /// Cut what is too long for the model instead of refusing it.
     pub truncate: bool,

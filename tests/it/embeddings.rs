@@ -192,6 +192,19 @@ async fn a_batch_of_300_equals_single_calls() {
     assert!(long.text.contains("maximum context length is 512 tokens"), "{}", long.text);
 }
 
+/// llama-server's form: among token ids, a text stands for its own tokens, without those that every text begins with.
+#[tokio::test]
+async fn a_text_among_token_ids_is_its_tokens() {
+    let server = Server::with(|setup| tiny(setup, "tiny-bert")).await;
+    let tokens = server.post("/tokenize", json!({ "content": "hello there" })).await.json()["tokens"].clone();
+    let spelt: Vec<Value> = tokens.as_array().expect("tokens").clone();
+    let all: Vec<Value> = [vec![json!(2)], spelt, vec![json!(3)]].concat();
+    let vectors = embed(&server, json!([all, [2, "hello there", 3]])).await;
+    assert!(distance(&vectors[0], &vectors[1]) < 1e-4);
+    let alone = embed(&server, json!([2, "hello there", 3])).await;
+    assert!(alone.len() == 1 && distance(&alone[0], &vectors[0]) < 1e-4);
+}
+
 /// Requests that share batches get what they get alone.
 #[tokio::test]
 async fn requests_beside_each_other_do_not_mix() {

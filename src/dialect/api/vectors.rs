@@ -24,7 +24,7 @@ pub struct EmbeddingsRequest {
 #[schemars(untagged)]
 pub enum VectorInput {
     Text(#[schemars(length(min = 1))] String),
-    Tokens(#[schemars(length(min = 1))] Vec<TokenId>),
+    Tokens(#[schemars(length(min = 1))] Vec<MixedPart>),
     Several(#[schemars(length(min = 1, max = 2048))] Vec<VectorEntry>),
     String(TextObject),
     Parts(TextOfParts),
@@ -65,9 +65,17 @@ pub enum TextKind {
 #[schemars(untagged)]
 pub enum VectorEntry {
     Text(#[schemars(length(min = 1))] String),
-    Tokens(#[schemars(length(min = 1))] Vec<TokenId>),
+    Tokens(#[schemars(length(min = 1))] Vec<MixedPart>),
     String(TextObject),
     Parts(TextOfParts),
+}
+
+/// Of one input, which is a list of its own or begins with a token id.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+pub enum MixedPart {
+    Token(TokenId),
+    Text(String),
 }
 
 #[derive(JsonSchema)]

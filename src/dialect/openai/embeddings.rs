@@ -1,6 +1,7 @@
 //! `/v1/embeddings`, llama-server's `/embedding`, and vLLM's `/classify`.
 
 use super::completion::token_ids;
+use super::native::mixed;
 use super::to_wire::json;
 use crate::chat::{EmbedAsk, Norm, Prompt};
 use crate::dialect::fields::{Object, empty_array, invalid_type, invalid_value, too_many};
@@ -138,7 +139,8 @@ fn probabilities(output: &[f32]) -> Vec<f32> {
 }
 
 /// A text, several texts, token ids, or several lists of token ids; none of them empty. In the place of a text there may
-/// also be an object, see [`object_text`].
+/// also be an object, see [`object_text`], and among token ids texts, as llama-server has it; what begins with a text is a
+/// list of inputs.
 fn inputs(body: &mut Object, key: &str, ignored: &mut Ignored) -> Result<Vec<Prompt>, Fault> {
     let values = match body.take(key) {
         None => return Err(body.missing(key)),
@@ -149,18 +151,25 @@ fn inputs(body: &mut Object, key: &str, ignored: &mut Ignored) -> Result<Vec<Pro
     };
     match values.first() {
         None => Err(empty_array(key)),
-        Some(Value::Number(_)) => Ok(vec![Prompt::Tokens(token_ids(key, &values)?)]),
+        Some(Value::Number(_)) => Ok(vec![tokens_or_mixed(key, values)?]),
         Some(_) if values.len() > INPUTS_MAX => Err(too_many(key, values.len(), INPUTS_MAX)),
         Some(_) => {
             let entry = |(i, value): (usize, Value)| match value {
                 Value::String(text) => input_text(format!("{key}[{i}]"), text),
                 value @ Value::Object(_) => object_text(format!("{key}[{i}]"), value, ignored),
                 Value::Array(ids) if ids.is_empty() => Err(empty_array(format!("{key}[{i}]"))),
-                Value::Array(ids) => Ok(Prompt::Tokens(token_ids(&format!("{key}[{i}]"), &ids)?)),
+                Value::Array(ids) => tokens_or_mixed(&format!("{key}[{i}]"), ids),
                 other => Err(invalid_type(format!("{key}[{i}]"), "a string or an array of token ids", &other)),
             };
             values.into_iter().enumerate().map(entry).collect()
         }
+    }
+}
+
+fn tokens_or_mixed(path: &str, values: Vec<Value>) -> Result<Prompt, Fault> {
+    match values.iter().any(Value::is_string) {
+        true => Ok(Prompt::Mixed(mixed(path, values)?)),
+        false => Ok(Prompt::Tokens(token_ids(path, &values)?)),
     }
 }
 
@@ -201,6 +210,7 @@ fn input_text(path: String, text: String) -> Result<Prompt, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::PromptPart;
     use serde_json::json;
 
     fn read(body: Value) -> Result<Embeddings, Fault> {
@@ -222,6 +232,11 @@ mod tests {
         assert_eq!(fault(json!({"input": []})), ("input".into(), "empty_array"));
         assert_eq!(fault(json!({"input": [[]]})), ("input[0]".into(), "empty_array"));
         assert_eq!(fault(json!({"input": [1, -1]})), ("input[1]".into(), "integer_below_min_value"));
+        let mixed = vec![PromptPart::Token(1), PromptPart::Text("x".into()), PromptPart::Token(2)];
+        let one = |input: Value| read(json!({ "input": input })).unwrap().ask.inputs;
+        assert_eq!(one(json!([1, "x", 2])), [Prompt::Mixed(mixed.clone())]);
+        assert_eq!(one(json!(["y", [1, "x", 2]])), [Prompt::Text("y".into()), Prompt::Mixed(mixed)]);
+        assert_eq!(fault(json!({"input": [1, {}]})), ("input[1]".into(), "invalid_type"));
         assert_eq!(fault(json!({"input": ["x", 1]})), ("input[1]".into(), "invalid_type"));
         assert_eq!(fault(json!({"input": 1})), ("input".into(), "invalid_type"));
         assert_eq!(fault(json!({"input": vec!["x"; 2049]})), ("input".into(), "array_above_max_length"));

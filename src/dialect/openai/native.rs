@@ -144,7 +144,8 @@ fn prompt(path: String, value: Value, ignored: &mut Ignored) -> Result<Shown, Fa
     }
 }
 
-fn mixed(path: &str, parts: Vec<Value>) -> Result<Vec<PromptPart>, Fault> {
+/// Token ids and texts in turn.
+pub(super) fn mixed(path: &str, parts: Vec<Value>) -> Result<Vec<PromptPart>, Fault> {
     if parts.len() > PARTS_MAX {
         return Err(too_many(path, parts.len(), PARTS_MAX));
     }

@@ -1,6 +1,6 @@
 //! Texts and pairs → the token lists that a model takes as inputs.
 
-use crate::chat::Prompt;
+use crate::chat::{Prompt, PromptPart};
 use crate::engine::backend::{Model, PairLayout, Token};
 use crate::engine::error::Failure;
 use crate::engine::request::{EmbedRequest, RerankRequest};
@@ -39,7 +39,8 @@ pub(in crate::engine) fn embed_inputs<M: Model>(
         let mut tokens = match prompt {
             Prompt::Text(text) => text_tokens(model, shape, &text, request.truncate)?,
             Prompt::Tokens(tokens) => checked(tokens, shape)?,
-            Prompt::Chat(_) | Prompt::Infill(_) | Prompt::Mixed(_) => {
+            Prompt::Mixed(parts) => checked(mixed_tokens(model, &parts)?, shape)?,
+            Prompt::Chat(_) | Prompt::Infill(_) => {
                 return Err(Failure::invalid("prompt", "invalid_type", "an input is a text or a list of token ids"));
             }
         };
@@ -143,6 +144,19 @@ fn text_tokens<M: Model>(model: &M, shape: &InputShape, text: &str, truncate: bo
     let tokens = model.tokenize(text, true, true)?;
     if truncate && tokens.len() > shape.n_max as usize {
         return Ok(cut_text(model, tokens, shape.n_max as usize));
+    }
+    Ok(tokens)
+}
+
+/// As llama.cpp's `tokenize_mixed`: only a text at the beginning gets what every text of this vocabulary begins with.
+fn mixed_tokens<M: Model>(model: &M, parts: &[PromptPart]) -> Result<Vec<Token>, Failure> {
+    refuse_bytes(parts.iter().map(|part| if let PromptPart::Text(text) = part { text.len() } else { 0 }).sum())?;
+    let mut tokens = Vec::new();
+    for (i, part) in parts.iter().enumerate() {
+        match part {
+            PromptPart::Text(text) => tokens.extend(model.tokenize(text, i == 0, true)?),
+            PromptPart::Token(token) => tokens.push(*token),
+        }
     }
     Ok(tokens)
 }

@@ -102,7 +102,8 @@ impl Desk {
         }
         let dir = config.dir.clone();
         let books = Books::open(config, &Arc::new(Metrics::new()))?;
-        let router = admin_router(Arc::new(Admin { books: Arc::clone(&books), gateway: None }));
+        let router =
+            admin_router(Arc::new(Admin { books: Arc::clone(&books), gateway: None, drain: Default::default() }));
         Ok(Desk::Down { books, router, master: read_master(&dir)? })
     }
 

@@ -79,7 +79,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let admin_ends = CancellationToken::new();
     let mut planes = JoinSet::new();
     if let Some(books) = &books {
-        serve_admin(&mut planes, books, &gateway, config.admin_listen, &admin_ends).await?;
+        serve_admin(&mut planes, books, &gateway, config.admin_listen, &admin_ends, &shutdown).await?;
     }
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
@@ -128,11 +128,13 @@ async fn serve_admin(
     gateway: &Arc<Gateway>,
     address: Option<SocketAddr>,
     ends: &CancellationToken,
+    drain: &CancellationToken,
 ) -> Result<()> {
     let socket = books.dir().join(SOCKET);
     let listener =
         AdminListener::unix(&socket).with_context(|| format!("{} can't be listened on", socket.display()))?;
-    let router = http::admin_router(Arc::new(Admin { books: Arc::clone(books), gateway: Some(Arc::clone(gateway)) }));
+    let admin = Admin { books: Arc::clone(books), gateway: Some(Arc::clone(gateway)), drain: drain.clone() };
+    let router = http::admin_router(Arc::new(admin));
     planes.spawn(http::serve_admin(listener, router.clone(), ends.clone()));
     let master = books.dir().join(MASTER);
     tracing::info!(socket = %socket.display(), key = %master.display(), is_new = books.is_new(), "the admin API");

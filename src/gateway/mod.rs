@@ -390,6 +390,17 @@ impl Gateway {
         stats(&engine).await
     }
 
+    /// Name, context and counters of each loaded model; one that can't be asked now is left out.
+    pub async fn slots(&self) -> Vec<(String, u32, Stats)> {
+        let read = |(idx, listed): (usize, Listed)| async move {
+            let n_ctx = self.models.description(idx).ok()?.n_ctx;
+            let stats = stats(&self.models.engine(idx)?).await.ok()?;
+            Some((listed.config.id.clone(), n_ctx, stats))
+        };
+        let all = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
+        all.into_iter().flatten().collect()
+    }
+
     /// The Prometheus page. An engine that can't be asked leaves its gauges at 0.
     pub async fn metrics_page(&self) -> String {
         let read = |(idx, listed): (usize, Listed)| async move {

@@ -147,20 +147,21 @@ pub(super) async fn slots(
 ) -> Result<Response, ApiError> {
     let stats = app.gateway.stats(&caller, which.name()).await.map_err(|error| ApiError::of(error, Asked::Nothing))?;
     let n_ctx = app.gateway.model(&caller, which.name()).map(|model| model.n_ctx).unwrap_or_default();
-    let slot = |slot: &crate::engine::SlotStats| {
-        json!({
-            "id": slot.slot,
-            "state": slot.state,
-            "is_processing": slot.state != "idle",
-            "n_prompt_tokens": slot.n_prompt,
-            "n_prompt_tokens_processed": slot.n_computed,
-            "n_decoded": slot.n_generated,
-            "n_kept": slot.n_kept,
-            "n_ctx": n_ctx,
-        })
-    };
-    let slots: Value = stats.slots.iter().map(slot).collect();
+    let slots: Value = stats.slots.iter().map(|slot| slot_object(slot, n_ctx)).collect();
     Ok(json(slots.to_string().into_bytes()))
+}
+
+pub(super) fn slot_object(slot: &crate::engine::SlotStats, n_ctx: u32) -> Value {
+    json!({
+        "id": slot.slot,
+        "state": slot.state,
+        "is_processing": slot.state != "idle",
+        "n_prompt_tokens": slot.n_prompt,
+        "n_prompt_tokens_processed": slot.n_computed,
+        "n_decoded": slot.n_generated,
+        "n_kept": slot.n_kept,
+        "n_ctx": n_ctx,
+    })
 }
 
 pub(super) async fn tokenize(

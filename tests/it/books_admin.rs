@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 33] = [
+const ROUTES: [(&str, &str, &str); 36] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -35,6 +35,9 @@ const ROUTES: [(&str, &str, &str); 33] = [
     ("POST", "/subject/erase", r#"{"user_id":"nobody"}"#),
     ("GET", "/db/check", ""),
     ("GET", "/model/info", ""),
+    ("GET", "/upstreams", ""),
+    ("POST", "/cache/flush", ""),
+    ("GET", "/admin/slots", ""),
     ("GET", "/metrics", ""),
     ("GET", "/health/liveliness", ""),
     ("GET", "/health/readiness", ""),
@@ -44,7 +47,9 @@ const ROUTES: [(&str, &str, &str); 33] = [
 /// What each identity gets at each route, in the order above: nobody and wrong keys 401, keys for data 403 everywhere.
 fn expected(identity: &str, method: &str, path: &str) -> u16 {
     let rules = path.starts_with("/team") && method == "POST" || path.ends_with("/reset_spend");
-    let looks = ["/audit", "/db", "/model", "/metrics"].iter().any(|prefix| path.starts_with(prefix));
+    let looks = ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin"]
+        .iter()
+        .any(|prefix| path.starts_with(prefix));
     match identity {
         "none" | "wrong" | "revoked" => 401,
         "data" => 403,
@@ -118,6 +123,30 @@ async fn every_route_knows_every_identity() {
         assert_eq!(answer.status, 404, "{path}");
     }
     house.is_verified().await;
+    house.stop().await;
+}
+
+/// Contract, section 5: slots and the end of the server, for administrators only.
+#[tokio::test]
+async fn an_admin_sees_slots_and_ends_the_server() {
+    let house = Governed::start().await;
+    let (auditor, _) = house.key(json!({ "roles": ["auditor"] })).await;
+    let (admin, _) = house.key(json!({ "roles": ["admin"] })).await;
+    let (data, _) = house.key(json!({})).await;
+    let slots = house.server.client.get(house.admin_url("/admin/slots")).bearer_auth(&auditor);
+    let slots = Answer::of(slots.send().await.expect("an answer")).await.json();
+    let first = &slots["data"][0];
+    assert_eq!(first["slots"].as_array().expect("slots").len(), 4);
+    assert_eq!((&first["slots"][0]["state"], &first["waiting"]), (&json!("idle"), &json!(0)));
+    assert_eq!(house.act_as(&auditor, "/admin/drain", json!({})).await.status, 403);
+    assert_eq!(house.chat(&data, "hi").await.status, 200);
+    let ended = house.act_as(&admin, "/admin/drain", json!({})).await;
+    assert_eq!((ended.status, &ended.json()["status"]), (200, &json!("draining")));
+    house.is_verified().await;
+    // Nobody is at work, so the listener goes at once; until then new work is refused.
+    let ask = house.server.client.post(house.server.url("/v1/chat/completions")).bearer_auth(&data);
+    let answer = ask.json(&chat_body("hi", json!({}))).send().await;
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status() == 503));
     house.stop().await;
 }
 

@@ -113,6 +113,11 @@ impl Books {
         Ok(Made { credential, record })
     }
 
+    /// Writes an act into the audit chain that changes nothing in the books.
+    pub async fn note(&self, actor: &str, action: &'static str, object: &str, detail: Value) -> Result<(), BooksError> {
+        Ok(self.store.change(act(actor, action, object, detail), |_| Ok(())).await?)
+    }
+
     /// From now on a scope's budget counts anew; the rows stay. `scope`: `key`, `team` or `user`.
     pub async fn reset_spend(self: &Arc<Self>, actor: &str, scope: &'static str, id: &str) -> Result<(), BooksError> {
         let changing = Arc::clone(&self.changing).lock_owned().await;

@@ -145,8 +145,7 @@ impl Books {
         let id = request_id.to_owned();
         let found = self.store.read(move |conn| content(conn, &kek, &id)).await?;
         let text = found.ok_or(BooksError::Missing("content"))?;
-        let (actor, object) = (actor.to_owned(), request_id.to_owned());
-        self.store.change(Act { actor, action: "content.read", object, detail: json!({}) }, |_| Ok(())).await?;
+        self.note(actor, "content.read", request_id, json!({})).await?;
         Ok(text)
     }
 

@@ -13,6 +13,7 @@ mod audit;
 mod fields;
 mod keys;
 mod listen;
+mod server;
 mod spend;
 mod teams;
 mod wire;
@@ -32,12 +33,15 @@ use axum::routing::{get, post};
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::Value;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// What the plane acts on.
 pub struct Admin {
     pub books: Arc<Books>,
     /// `None` on the command line, where no model is served.
     pub gateway: Option<Arc<Gateway>>,
+    /// Cancelled to end the server, running answers first.
+    pub drain: CancellationToken,
 }
 
 type Plane = Arc<Admin>;
@@ -97,6 +101,10 @@ fn routes() -> Router<Plane> {
         .route("/subject/erase", post(audit::erase))
         .route("/db/check", get(audit::check))
         .route("/model/info", get(audit::models))
+        .route("/upstreams", get(server::upstreams))
+        .route("/cache/flush", post(server::flush_cache))
+        .route("/admin/slots", get(server::slots))
+        .route("/admin/drain", post(server::drain))
         .route("/metrics", get(audit::metrics))
         .route("/health/liveliness", get(audit::live))
         .route("/health/readiness", get(audit::ready))

@@ -55,10 +55,18 @@ impl Governed {
         let gateway = Arc::new(gateway);
         let listener = AdminListener::tcp(([127, 0, 0, 1], 0).into()).await.expect("a free port");
         let admin = format!("http://{}", listener.address().expect("a bound socket"));
-        let router = admin_router(Arc::new(Admin { books: Arc::clone(&books), gateway: Some(Arc::clone(&gateway)) }));
+        let drain = CancellationToken::new();
+        let admin_parts =
+            Admin { books: Arc::clone(&books), gateway: Some(Arc::clone(&gateway)), drain: drain.clone() };
+        let router = admin_router(Arc::new(admin_parts));
         let ends = CancellationToken::new();
         tokio::spawn(serve_admin(listener, router, ends.clone()));
         let server = Server::of(gateway, engine, setup.http).await;
+        let shutdown = server.shutdown.clone();
+        tokio::spawn(async move {
+            drain.cancelled().await;
+            shutdown.cancel();
+        });
         let master = read_master(&place).expect("made at the start");
         Self { server, books, master, admin, ends, _dir: dir }
     }

@@ -147,13 +147,10 @@ impl Gateway {
 
     /// The most tokens of an answer: what was said, within the cap of the caller's scopes; where nobody says, and tokens or
     /// money are counted, there is an end all the same.
-    pub(super) fn length(&self, caller: &Caller, permit: &Permit, said: Option<u32>) -> Option<u32> {
-        let (config, names) = (self.config(), Names::of(caller));
-        let cap = scopes(&config.limits, caller, &names).iter().filter_map(|scope| scope.limits.n_output).min();
-        let unsaid = || permit.counts().then_some(OUTPUT_TOKENS);
-        match (said, cap) {
+    pub(super) fn length(permit: &Permit, said: Option<u32>) -> Option<u32> {
+        match (said, permit.output_cap()) {
             (Some(said), Some(cap)) => Some(said.min(cap)),
-            (said, cap) => said.or(cap).or_else(unsaid),
+            (said, cap) => said.or(cap).or_else(|| permit.counts().then_some(OUTPUT_TOKENS)),
         }
     }
 

@@ -159,7 +159,7 @@ impl Gateway {
         }
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
-            let work = self.work(caller, permit, asked, &target.known()).await?;
+            let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
             return self.start(caller, permit, work, target, None).await;
         }
@@ -172,7 +172,7 @@ impl Gateway {
             }
         };
         let ask = caller.hints.cache_over(asked.cache());
-        let work = self.work(caller, permit, asked.clone(), &known).await?;
+        let work = self.work(permit, asked.clone(), &known).await?;
         let is_steady = work.sampling.temperature <= 0.0 || work.sampling.seed != u32::MAX;
         let key = |tenant: &Tenant| {
             let identity = cache::identity(&known.config, &known.description, &known.adapter_scales);
@@ -193,12 +193,12 @@ impl Gateway {
         }
         // It was loaded anew, from another file or with other adapters: the key is of one that is gone.
         recorder.take();
-        let work = self.work(caller, permit, asked, &now).await?;
+        let work = self.work(permit, asked, &now).await?;
         self.start(caller, permit, work, target, recorder).await
     }
 
     /// What is asked, settled for one model.
-    async fn work(&self, caller: &Caller, permit: &Permit, asked: Asked, known: &Known) -> Result<Work, Error> {
+    async fn work(&self, permit: &Permit, asked: Asked, known: &Known) -> Result<Work, Error> {
         let Known { config, description, adapter_scales } = known;
         if !description.generates {
             return Err(Failure::invalid("model", "unsupported_operation", "This model can't generate text.").into());
@@ -253,7 +253,7 @@ impl Gateway {
             work.lora = Some(choose_adapters(adapter_scales, work.lora.as_deref())?);
         }
         work.is_length_said = work.output.max_tokens.is_some();
-        work.output.max_tokens = self.length(caller, permit, work.output.max_tokens.or(config.n_predict));
+        work.output.max_tokens = Self::length(permit, work.output.max_tokens.or(config.n_predict));
         Ok(work)
     }
 
@@ -347,7 +347,7 @@ impl Gateway {
     ) -> Result<Running, Missed> {
         let Some(upstream) = self.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
         let config = &upstream.config;
-        let bounded = asked.of_length(self.length(caller, permit, asked.max_tokens()));
+        let bounded = asked.of_length(Self::length(permit, asked.max_tokens()));
         let asked = bounded.as_ref().unwrap_or(asked);
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
         if let Some(field) = outgoing.dropped.first().filter(|_| self.config().strict) {

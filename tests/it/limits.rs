@@ -246,6 +246,27 @@ async fn an_answer_is_never_longer_than_the_cap() {
     assert_eq!(chat(&server, "one", "/count 50", json!({ "max_tokens": 2 })).await.content(), "1 ");
 }
 
+/// Every kind of set has a cap, also of those for whom a client acts and of addresses.
+#[tokio::test]
+async fn a_cap_holds_for_every_kind_of_scope() {
+    for (kind, more, n) in [
+        ("default", json!({}), 5),
+        ("end_user", json!({ "user": "ann" }), 5),
+        ("end_user", json!({}), 9),
+        ("ip", json!({}), 5),
+        ("global", json!({}), 5),
+    ] {
+        let server = Server::with(|setup| {
+            setup.key("one");
+            let set = LimitSpec { output: Some(5), ..Default::default() };
+            setup.gateway.limits = LimitSets::new([(kind.to_owned(), set)].into());
+        })
+        .await;
+        let answer = chat(&server, "one", "/count 50", with(more, json!({ "max_tokens": 9 }))).await;
+        assert_eq!(answer.json()["usage"]["completion_tokens"], n, "{kind}");
+    }
+}
+
 /// What the cache answers is a request, and its tokens were counted when they were made.
 #[tokio::test]
 async fn an_answer_from_the_cache_is_a_request_and_no_tokens() {

@@ -218,6 +218,11 @@ impl Core {
         })
     }
 
+    /// The most tokens of an answer that all of the scopes allow; `None`: no cap.
+    pub fn output_cap(&mut self, ticket: &Ticket) -> Option<u32> {
+        ticket.parts.iter().filter_map(|part| self.state(part.at).limits.n_output).min()
+    }
+
     /// The scopes whose earlier spending is not known yet, with the window that it counts in.
     pub fn lacks_history<'a>(&mut self, now: Now, scopes: &[Scope<'a>]) -> Vec<(Scope<'a>, PeriodWindow)> {
         let mut lacking = Vec::new();

@@ -174,6 +174,11 @@ impl<L: Lock> Permit<L> {
         self.place.with(|core, ticket| core.counts(ticket)).unwrap_or(false)
     }
 
+    /// The most tokens of an answer that all of the request's scopes allow; `None`: no cap.
+    pub fn output_cap(&self) -> Option<u32> {
+        self.place.with(|core, ticket| core.output_cap(ticket)).flatten()
+    }
+
     /// Takes what a try may cost at most.
     pub fn reserve(&self, most: Spend) -> Result<Reservation<L>, LimitRefusal> {
         let now = self.place.limiter.now();

@@ -126,6 +126,29 @@ async fn every_route_knows_every_identity() {
     house.stop().await;
 }
 
+/// A filter that is misspelt would show everything, so it is refused, in the plane's own words.
+#[tokio::test]
+async fn queries_are_refused_by_name() {
+    let house = Governed::start().await;
+    for (path, param) in [
+        ("/key/list?page=x", "page"),
+        ("/key/list?team=a", "team"),
+        ("/key/info", "key"),
+        ("/key/info?key=a&key=b", "key"),
+        ("/team/info?id=a", "id"),
+        ("/spend/logs?model_name=a", "model_name"),
+        ("/spend/logs?start_date=soon", "start_date"),
+        ("/audit/events?since=x", "since"),
+        ("/audit/content?x=1", "x"),
+        ("/global/spend/report?group_by=zz", "group_by"),
+    ] {
+        let request = house.server.client.get(house.admin_url(path)).bearer_auth(&house.master);
+        let answer = Answer::of(request.send().await.expect("an answer")).await;
+        assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &json!(param)), "{path}: {}", answer.text);
+    }
+    house.stop().await;
+}
+
 /// Contract, section 5: slots and the end of the server, for administrators only.
 #[tokio::test]
 async fn an_admin_sees_slots_and_ends_the_server() {

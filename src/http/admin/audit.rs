@@ -1,6 +1,6 @@
 //! The audit chain, the database, the models, the state of the plane.
 
-use super::fields::Fields;
+use super::fields::{Fields, Filter};
 use super::wire::time;
 use super::{Identity, Plane, json, refused, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
@@ -8,7 +8,7 @@ use crate::gateway::{ModelStatus, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use futures_util::stream;
 use http::{HeaderValue, header};
@@ -42,7 +42,7 @@ fn link_object(link: &Link) -> Value {
 pub(super) async fn events(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(from): Query<Since>,
+    Filter(from): Filter<Since>,
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
     let (since, limit) = (from.since.unwrap_or(1), from.limit.unwrap_or(1000));
@@ -55,7 +55,7 @@ pub(super) async fn events(
 pub(super) async fn verify(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(from): Query<Since>,
+    Filter(from): Filter<Since>,
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
     let found = plane.books.store().verify(from.since.unwrap_or(1)).await.map_err(|error| refused(error.into()))?;
@@ -75,7 +75,7 @@ pub(super) async fn verify(
 pub(super) async fn export(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(from): Query<Since>,
+    Filter(from): Filter<Since>,
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
     let pages = stream::unfold((plane, Some(from.since.unwrap_or(1))), |(plane, next)| async move {
@@ -106,7 +106,7 @@ pub(super) struct Of {
 pub(super) async fn content(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(of): Query<Of>,
+    Filter(of): Filter<Of>,
 ) -> Result<Response, ApiError> {
     identity.may_rule()?;
     let text = plane.books.content(identity.actor(), &of.request_id).await.map_err(refused)?;

@@ -3,11 +3,36 @@
 use super::super::error::ApiError;
 use crate::dialect::{Fault, parse_object};
 use crate::gateway::nusd;
+use axum::extract::{FromRequestParts, Query};
+use http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
 /// A field that is missing (`None`), null (`Some(None)`), or said.
 pub(super) type Said<T> = Option<Option<T>>;
+
+/// A query string, refused in the plane's own words; its type refuses parameters that it does not know, since a filter
+/// that is misspelt would let everything through.
+pub(super) struct Filter<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Filter<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(found)) => Ok(Self(found)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let reason = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+                // serde says `name: reason` of a value, and names a parameter that is missing, unknown or there twice.
+                let quoted = || reason.split('`').nth(1);
+                let named = reason.split_once(": ").map(|(name, _)| name).filter(|name| !name.contains(' '));
+                let name = named.or_else(quoted).unwrap_or("query");
+                Err(Fault::new(name, "invalid_value", format!("The query string can't be read: {reason}.")).into())
+            }
+        }
+    }
+}
 
 pub(super) struct Fields(Map<String, Value>);
 

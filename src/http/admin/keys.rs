@@ -1,6 +1,6 @@
 //! `/key/…`.
 
-use super::fields::{Fields, wrong};
+use super::fields::{Fields, Filter, wrong};
 use super::wire::{dollars, key_edit, key_object, object, period};
 use super::{Identity, Plane, check_set, json, missing, refused};
 use crate::gateway::limits::ScopeKind;
@@ -9,7 +9,7 @@ use crate::gateway::{BooksError, Credential, KeyRecord, KeySpec, Made, Role};
 use crate::http::error::ApiError;
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -170,6 +170,7 @@ async fn set_blocked(plane: &Plane, identity: &Identity, body: &[u8], blocked: b
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Which {
     key: String,
 }
@@ -177,7 +178,7 @@ pub(super) struct Which {
 pub(super) async fn info(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(which): Query<Which>,
+    Filter(which): Filter<Which>,
 ) -> Result<Response, ApiError> {
     let key =
         find(&plane, &identity, &which.key).or_else(|error| find_fixed(&plane, &identity, &which.key).ok_or(error))?;
@@ -193,6 +194,7 @@ pub(super) async fn spent_by(plane: &Plane, scope: &'static str, id: &str) -> Re
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Page {
     team_id: Option<String>,
     user_id: Option<String>,
@@ -204,7 +206,7 @@ pub(super) struct Page {
 pub(super) async fn list(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(page): Query<Page>,
+    Filter(page): Filter<Page>,
 ) -> Result<Response, ApiError> {
     let team = match (identity.only_team(), &page.team_id) {
         (Some(own), Some(asked)) if own != asked => return Err(missing("team")),

@@ -1,13 +1,13 @@
 //! `/spend/…` and `/global/spend/report`: what was spent, as JSON or, with `Accept: text/csv`, as CSV.
 
-use super::fields::wrong;
+use super::fields::{Filter, wrong};
 use super::wire::{dollars, time};
 use super::{Identity, Plane, missing, refused, typed};
 use crate::gateway::store::{self, DayRow, GroupBy, LogFilter, RequestRow, SpendRow, StoreError};
 use crate::gateway::{Credential, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, header};
 use jiff::civil::Date;
@@ -88,7 +88,7 @@ pub(super) async fn logs(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
     headers: HeaderMap,
-    Query(asked): Query<Asked>,
+    Filter(asked): Filter<Asked>,
 ) -> Result<Response, ApiError> {
     let filter = asked.filter(&identity)?;
     if asked.summarize.unwrap_or(asked.start_date.is_some() && asked.request_id.is_none()) {
@@ -174,7 +174,7 @@ pub(super) async fn keys(
     plane: State<Plane>,
     identity: Extension<Identity>,
     headers: HeaderMap,
-    asked: Query<Asked>,
+    asked: Filter<Asked>,
 ) -> Result<Response, ApiError> {
     sums(plane, identity, headers, asked, ("api_key", GroupBy::Key)).await
 }
@@ -183,7 +183,7 @@ pub(super) async fn teams(
     plane: State<Plane>,
     identity: Extension<Identity>,
     headers: HeaderMap,
-    asked: Query<Asked>,
+    asked: Filter<Asked>,
 ) -> Result<Response, ApiError> {
     sums(plane, identity, headers, asked, ("team_id", GroupBy::Team)).await
 }
@@ -192,7 +192,7 @@ pub(super) async fn tags(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
     headers: HeaderMap,
-    Query(asked): Query<Asked>,
+    Filter(asked): Filter<Asked>,
 ) -> Result<Response, ApiError> {
     let filter = asked.filter(&identity)?;
     let tags = read(&plane, move |conn| store::tags(conn, &filter)).await?;
@@ -212,9 +212,9 @@ pub(super) async fn report(
     plane: State<Plane>,
     identity: Extension<Identity>,
     headers: HeaderMap,
-    asked: Query<Asked>,
+    asked: Filter<Asked>,
 ) -> Result<Response, ApiError> {
-    let by = match asked.group_by.as_deref() {
+    let by = match asked.0.group_by.as_deref() {
         None | Some("team") => ("team_id", GroupBy::Team),
         Some("api_key") => ("api_key", GroupBy::Key),
         Some("user" | "internal_user_id") => ("user_id", GroupBy::User),
@@ -229,7 +229,7 @@ async fn sums(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
     headers: HeaderMap,
-    Query(asked): Query<Asked>,
+    Filter(asked): Filter<Asked>,
     (name, by): (&'static str, GroupBy),
 ) -> Result<Response, ApiError> {
     let filter = asked.filter(&identity)?;

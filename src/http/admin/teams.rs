@@ -1,6 +1,6 @@
 //! `/team/…`.
 
-use super::fields::{Fields, wrong};
+use super::fields::{Fields, Filter, wrong};
 use super::keys::spent_by;
 use super::wire::{dollars, key_object, team_edit, team_object};
 use super::{Identity, Plane, check_set, json, missing, refused};
@@ -9,7 +9,7 @@ use crate::gateway::{TeamRecord, TeamSpec, random_base62};
 use crate::http::error::ApiError;
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -107,6 +107,7 @@ async fn set_blocked(plane: &Plane, identity: &Identity, body: &[u8], blocked: b
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Which {
     team_id: String,
 }
@@ -115,7 +116,7 @@ pub(super) struct Which {
 pub(super) async fn info(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Query(which): Query<Which>,
+    Filter(which): Filter<Which>,
 ) -> Result<Response, ApiError> {
     let team = find(&plane, &identity, &which.team_id)?;
     let spent = spent_by(&plane, "team", &team.id).await?;

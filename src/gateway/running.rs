@@ -5,7 +5,7 @@ use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::meter::Meter;
-use super::store::StoreError;
+use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, UsageSource};
 use crate::chat::Usage;
@@ -14,7 +14,6 @@ use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
@@ -44,7 +43,7 @@ pub struct Running {
 pub(super) enum Noted {
     /// There are no books, or it is.
     Yes,
-    Waiting(oneshot::Receiver<Result<(), StoreError>>),
+    Waiting(Noting),
     /// It can't be: the request fails.
     No,
 }
@@ -157,12 +156,12 @@ impl Running {
         }
     }
 
-    /// Cancel-safe: the receiver stays where it is until it has its word.
+    /// Cancel-safe: the note stays where it is until it has its word.
     async fn await_note(&mut self) {
-        if let Noted::Waiting(receiver) = &mut self.noted {
-            self.noted = match receiver.await {
-                Ok(Ok(())) => Noted::Yes,
-                _ => Noted::No,
+        if let Noted::Waiting(noting) = &mut self.noted {
+            self.noted = match noting.committed().await {
+                Ok(()) => Noted::Yes,
+                Err(_) => Noted::No,
             };
         }
     }

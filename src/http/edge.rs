@@ -5,7 +5,7 @@ use super::drain::Working;
 use super::error::{ApiError, Asked, Told};
 use super::family::Family;
 use super::{App, HttpConfig, auth, hints, limited, origin, unread};
-use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, Trace, random_name};
+use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, Trace, request_name};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -45,7 +45,7 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let config = app.config();
     let started = Instant::now();
-    let request_id = random_name("req_");
+    let request_id = request_name();
     let (parts, body) = request.into_parts();
     let (body, unread) = unread::lend(&parts.headers, body);
     let mut request = Request::from_parts(parts, Body::new(body));

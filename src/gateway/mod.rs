@@ -65,6 +65,7 @@ pub use upstream::{
     BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
     UpstreamStatus,
 };
+pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::{ChatPrompt, Prompt, Sampling};

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod bench;
 mod books_admin;
 mod books_faults;
 mod books_keys;

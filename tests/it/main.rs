@@ -55,4 +55,5 @@ mod tiny_model;
 mod tls;
 mod tokenizer;
 mod tools_real;
+mod traces;
 mod upstreams;

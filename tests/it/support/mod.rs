@@ -3,7 +3,9 @@
 
 pub mod bodies;
 pub mod cloud;
+pub mod cluster;
 pub mod governed;
+pub mod ledger;
 pub mod process;
 pub mod routed;
 pub mod served;

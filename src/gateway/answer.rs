@@ -32,6 +32,7 @@ impl Gateway {
     }
 
     async fn answer(self: &Arc<Self>, caller: &Caller, asked: Asked) -> Result<Running, Error> {
+        caller.trace.asked_for(asked.numbers());
         let Some(route) = self.route(asked.model()) else {
             let idx = self.find(&caller.principal, asked.model())?;
             let permit =
@@ -73,10 +74,8 @@ impl Gateway {
         asked: Asked,
         idx: usize,
     ) -> Result<Running, Error> {
-        if let Some(entry) = &caller.entry {
-            let config = self.models.shared.entries[idx].config();
-            entry.of_model(asked.model(), &config.id, config.price);
-        }
+        let config = self.models.shared.entries[idx].config();
+        caller.of_model(asked.model(), &config.id, config.price);
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(permit, asked, &target.known()).await?;

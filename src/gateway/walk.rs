@@ -119,9 +119,9 @@ impl Way {
         }
         match (doubted, skipped, last) {
             (Some((running, aside, idx)), ..) => {
+                let config = self.gateway.models.shared.entries[idx].config();
+                self.caller.of_model(self.asked.model(), &config.id, config.price);
                 if let (Some(entry), Some(aside)) = (&self.caller.entry, aside) {
-                    let config = self.gateway.models.shared.entries[idx].config();
-                    entry.of_model(self.asked.model(), &config.id, config.price);
                     entry.take_back(&aside);
                 }
                 self.caller.trace.served_by("local", &[]);
@@ -213,9 +213,9 @@ impl Rescue {
 
     /// The model answers after all.
     pub(super) fn stay(&self) {
-        if let (Some(entry), Some(Hop::Home(idx))) = (&self.way.caller.entry, self.way.chain.get(self.at)) {
+        if let Some(Hop::Home(idx)) = self.way.chain.get(self.at) {
             let config = self.way.gateway.models.shared.entries[*idx].config();
-            entry.of_model(self.way.asked.model(), &config.id, config.price);
+            self.way.caller.of_model(self.way.asked.model(), &config.id, config.price);
         }
     }
 
@@ -252,8 +252,9 @@ impl Gateway {
             deadline: *deadline,
             max_tokens: asked.max_tokens(),
         };
+        caller.of_model(asked.model(), &config.name, config.price);
         if let Some(entry) = &caller.entry {
-            entry.of_upstream(asked.model(), &config.name, config.price);
+            entry.of_upstream(&config.name);
         }
         let reserved = self.reserve(permit, &config.name, call.most(&config.price)).map_err(Missed::of)?;
         let (remote, slot) = try_upstream(caller, upstream, &call, has_other).await?;
@@ -302,7 +303,7 @@ async fn try_upstream(
     let attempts = upstream.config.retry.attempts.max(1);
     for n in 0.. {
         let slot = caller.trace.attempt(&upstream.config.name, true, upstream.config.price);
-        let failed = match upstream.attempt(call).await {
+        let failed = match upstream.attempt(call, slot.context()).await {
             Ok(remote) => return Ok((remote, slot)),
             Err(failed) => failed,
         };

@@ -5,7 +5,7 @@ use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::meter::{Meter, word};
-use super::store::StoreError;
+use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, Trace, UsageSource};
 use super::walk::Rescue;
@@ -17,7 +17,6 @@ use futures_util::future::BoxFuture;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +63,7 @@ const READY_MAX: usize = 64;
 pub(super) enum Noted {
     /// There are no books, or it is.
     Yes,
-    Waiting(oneshot::Receiver<Result<(), StoreError>>),
+    Waiting(Noting),
     /// It can't be: the request fails.
     No,
 }
@@ -295,12 +294,12 @@ impl Running {
         }
     }
 
-    /// Cancel-safe: the receiver stays where it is until it has its word.
+    /// Cancel-safe: the note stays where it is until it has its word.
     async fn await_note(&mut self) {
-        if let Noted::Waiting(receiver) = &mut self.noted {
-            self.noted = match receiver.await {
-                Ok(Ok(())) => Noted::Yes,
-                _ => Noted::No,
+        if let Noted::Waiting(noting) = &mut self.noted {
+            self.noted = match noting.committed().await {
+                Ok(()) => Noted::Yes,
+                Err(_) => Noted::No,
             };
         }
     }

@@ -348,6 +348,11 @@ pub trait Context {
         true
     }
 
+    /// Whether a sequence can go on from any position that it has passed: no recurrent state, no sliding window.
+    fn goes_back(&self) -> bool {
+        true
+    }
+
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.
     fn forget(&mut self, seq: u32, from: u32) -> bool;

@@ -479,6 +479,23 @@ impl Context for ScriptedContext {
         true
     }
 
+    /// A byte a token.
+    fn save(&mut self, seq: u32, most: usize) -> Option<Vec<u8>> {
+        let n = self.held.get(&seq)?.len();
+        (n > 0 && n <= most).then(|| vec![0; n])
+    }
+
+    fn load(&mut self, seq: u32, state: &[u8]) -> bool {
+        if self.n_holders.len() + state.len() > self.n_cells as usize {
+            return false;
+        }
+        let cells: Vec<u64> = (self.next_cell..).take(state.len()).collect();
+        self.next_cell += state.len() as u64;
+        self.n_holders.extend(cells.iter().map(|cell| (*cell, 1)));
+        self.held.insert(seq, cells);
+        true
+    }
+
     fn forget(&mut self, seq: u32, from: u32) -> bool {
         let Some(held) = self.held.get_mut(&seq) else { return true };
         for cell in held.drain((from as usize).min(held.len())..) {

@@ -46,6 +46,7 @@ impl Gateway {
     }
 
     async fn answer(&self, caller: &Caller, asked: Asked) -> Result<Running, Error> {
+        caller.trace.asked_for(asked.numbers());
         let Some(route) = self.route(asked.model()) else {
             let idx = self.find(&caller.principal, asked.model())?;
             let permit =
@@ -127,9 +128,9 @@ impl Gateway {
         }
         match (doubted, last) {
             (Some((running, aside, idx)), _) => {
+                let config = self.models.shared.entries[idx].config();
+                caller.of_model(asked.model(), &config.id, config.price);
                 if let (Some(entry), Some(aside)) = (&caller.entry, aside) {
-                    let config = self.models.shared.entries[idx].config();
-                    entry.of_model(asked.model(), &config.id, config.price);
                     entry.take_back(&aside);
                 }
                 caller.trace.served_by("local", &[]);
@@ -153,10 +154,8 @@ impl Gateway {
         asked: Asked,
         idx: usize,
     ) -> Result<Running, Error> {
-        if let Some(entry) = &caller.entry {
-            let config = self.models.shared.entries[idx].config();
-            entry.of_model(asked.model(), &config.id, config.price);
-        }
+        let config = self.models.shared.entries[idx].config();
+        caller.of_model(asked.model(), &config.id, config.price);
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(permit, asked, &target.known()).await?;
@@ -367,8 +366,9 @@ impl Gateway {
             deadline,
             max_tokens: asked.max_tokens(),
         };
+        caller.of_model(asked.model(), &config.name, config.price);
         if let Some(entry) = &caller.entry {
-            entry.of_upstream(asked.model(), &config.name, config.price);
+            entry.of_upstream(&config.name);
         }
         let reserved = self.reserve(permit, &config.name, call.most(&config.price)).map_err(Missed::of)?;
         let (remote, slot) = try_upstream(caller, upstream, &call, has_other).await?;
@@ -429,7 +429,7 @@ async fn try_upstream(
     let attempts = upstream.config.retry.attempts.max(1);
     for n in 0.. {
         let slot = caller.trace.attempt(&upstream.config.name, true, upstream.config.price);
-        let failed = match upstream.attempt(call).await {
+        let failed = match upstream.attempt(call, slot.context()).await {
             Ok(remote) => return Ok((remote, slot)),
             Err(failed) => failed,
         };

@@ -24,6 +24,7 @@ mod live;
 mod meter;
 mod models;
 mod names;
+mod report;
 mod responses;
 mod room;
 mod route;
@@ -60,11 +61,12 @@ pub use spec::{
     nusd, usd,
 };
 pub use target::Target;
-pub use trace::{Attempt, Told, Trace, UsageSource};
+pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
     BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
     UpstreamStatus,
 };
+pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::{ChatPrompt, Prompt, Sampling};
@@ -72,6 +74,7 @@ use crate::engine::{
     Description, Engine, EngineMode, EngineState, Failure, Load, Stats, TokenizeRequest, Tokenized, choose_adapters,
 };
 use crate::telemetry::Metrics;
+use crate::telemetry::context::TraceContext;
 use crate::telemetry::metrics::{ModelLabels, Reading};
 use arc_swap::ArcSwap;
 use cache::Cache;
@@ -79,6 +82,7 @@ use fetch::Fetcher;
 use limits::{LimitSets, Limiter};
 use live::Live;
 use models::Models;
+use report::Reporter;
 use route::{Route, Routes};
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
@@ -127,12 +131,20 @@ pub struct Caller {
     pub hints: Hints,
     /// What becomes of it.
     pub trace: Trace,
-    /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
-    pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
     pub client_ip: Option<IpAddr>,
     /// Its row, where rows are kept.
     pub entry: Option<Arc<Entry>>,
+}
+
+impl Caller {
+    /// Which model its request is for, under which name it was asked for, and what that costs.
+    fn of_model(&self, asked: Option<&str>, model: &str, price: Price) {
+        self.trace.of_model(asked, model);
+        if let Some(entry) = &self.entry {
+            entry.of_model(asked, model, price);
+        }
+    }
 }
 
 pub struct Gateway {
@@ -146,6 +158,7 @@ pub struct Gateway {
     routes: Routes,
     upstreams: Vec<Arc<Upstream>>,
     limiter: Limiter,
+    reporter: Arc<Reporter>,
     /// Of `--data-dir`; none: the static keys are all, and nothing is written.
     books: Option<Arc<Books>>,
 }
@@ -195,9 +208,9 @@ impl Gateway {
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
         let upstreams = routing.upstreams.iter().map(upstream).collect();
-        let limiter = admission::limiter();
+        let (limiter, reporter) = (admission::limiter(), Arc::default());
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
-        Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, books: None }
+        Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, reporter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -208,6 +221,11 @@ impl Gateway {
 
     pub fn books(&self) -> Option<&Arc<Books>> {
         self.books.as_ref()
+    }
+
+    /// The record of a request that came in: to be held by all who work on it.
+    pub fn trace(&self, context: TraceContext, head: Head) -> Trace {
+        Trace::new(context, Some(Arc::clone(&self.reporter)), head)
     }
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
@@ -267,10 +285,8 @@ impl Gateway {
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
         let idx = self.find(&caller.principal, name)?;
-        if let Some(entry) = &caller.entry {
-            let config = self.models.shared.entries[idx].config();
-            entry.of_model(name, &config.id, config.price);
-        }
+        let config = self.models.shared.entries[idx].config();
+        caller.of_model(name, &config.id, config.price);
         self.models.target(idx).await
     }
 

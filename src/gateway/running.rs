@@ -7,7 +7,7 @@ use super::choices::Choices;
 use super::meter::Meter;
 use super::store::StoreError;
 use super::target::Pin;
-use super::trace::{AttemptSlot, UsageSource};
+use super::trace::{AttemptSlot, Trace, UsageSource};
 use crate::chat::Usage;
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
@@ -187,6 +187,11 @@ impl Running {
             }
             None => Ok(()),
         }
+    }
+
+    /// The request's record.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.meter.as_ref().map(Meter::trace)
     }
 
     pub fn entry(&self) -> Option<&Arc<books::Entry>> {

@@ -22,6 +22,7 @@ mod error;
 mod family;
 mod guard;
 mod hints;
+mod journey;
 mod key;
 mod limited;
 mod lora;

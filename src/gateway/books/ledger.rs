@@ -176,12 +176,13 @@ impl Entry {
 
     /// The request's record, whose attempts become rows.
     pub fn follow(&self, trace: Trace) {
-        self.lock().trace = trace;
+        let mut state = self.lock();
+        state.row.trace_id = Some(trace.context().trace.to_string());
+        state.trace = trace;
     }
 
     /// An upstream answers it.
-    pub(in crate::gateway) fn of_upstream(&self, asked: Option<&str>, name: &str, price: Price) {
-        self.of_model(asked, name, price);
+    pub(in crate::gateway) fn of_upstream(&self, name: &str) {
         self.lock().row.served_by = Some(name.to_owned());
     }
 

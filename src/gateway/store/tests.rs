@@ -88,6 +88,27 @@ async fn what_ran_when_the_process_died_is_settled_at_the_next_start() {
 }
 
 #[tokio::test]
+async fn books_of_version_1_get_their_new_column_and_still_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..5 {
+        store.settle(row(n)).await.expect("settled");
+    }
+    drop(store);
+    // As they were before.
+    let conn = rusqlite::Connection::open(dir.path().join("hearth.db")).unwrap();
+    conn.execute_batch("ALTER TABLE request DROP COLUMN trace_id; PRAGMA user_version = 1;").unwrap();
+    drop(conn);
+    let store = open(dir.path());
+    let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+    store.settle(RequestRow { trace_id: trace_id.clone(), ..row(5) }).await.expect("settled");
+    let rows = store.read(|conn| logs(conn, &LogFilter::default(), (10, 0))).await.expect("rows");
+    let with_one: Vec<_> = rows.iter().filter(|row| row.trace_id.is_some()).collect();
+    assert_eq!((rows.len(), with_one.len(), &with_one[0].trace_id), (6, 1, &trace_id));
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+}
+
+#[tokio::test]
 async fn an_act_that_conflicts_fails_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -95,9 +95,10 @@ impl Prefixes {
         if supersedes {
             for found in self.tree.matches(partition, &tokens) {
                 let Holder::Saved(id) = found.holder else { continue };
-                let is_prefix = self.store.get(id).is_some_and(|other| {
-                    other.tokens.len() == found.n && other.family == family && !other.is_pinned
-                });
+                let is_prefix = self
+                    .store
+                    .get(id)
+                    .is_some_and(|other| other.tokens.len() == found.n && other.family == family && !other.is_pinned);
                 if is_prefix {
                     self.forget(id);
                 }

@@ -154,13 +154,8 @@ impl Tree {
         if let Some(root) = self.roots.get(&partition) {
             return *root;
         }
-        let root = self.place(Node {
-            parent: None,
-            from: 0,
-            tokens: Vec::new(),
-            children: Vec::new(),
-            holders: Vec::new(),
-        });
+        let root =
+            self.place(Node { parent: None, from: 0, tokens: Vec::new(), children: Vec::new(), holders: Vec::new() });
         self.roots.insert(partition, root);
         root
     }

@@ -163,6 +163,7 @@ impl<M: Model> Worker<M> {
         if idle {
             self.publish();
             self.flush();
+            self.cancels.rest();
             match self.incoming.recv() {
                 Ok(run) => self.enqueue(run),
                 Err(_) => return false,
@@ -175,6 +176,7 @@ impl<M: Model> Worker<M> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+        self.cancels.step();
         !self.cancels.is_stopping()
     }
 

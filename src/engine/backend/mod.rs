@@ -16,6 +16,7 @@ mod projector;
 mod render;
 pub mod scripted;
 mod scripted_calls;
+mod scripted_encoder;
 mod shape_parser;
 
 use super::config::{EngineConfig, LoraConfig};

@@ -4,6 +4,7 @@
 pub mod bodies;
 pub mod cloud;
 pub mod cluster;
+pub mod disk;
 pub mod engines;
 pub mod governed;
 pub mod ledger;

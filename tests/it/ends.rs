@@ -29,7 +29,7 @@ async fn t_r12_a_server_that_is_told_to_stop_settles_every_stream() {
     let client = reqwest::Client::builder().timeout(PATIENCE * 2).build().expect("a client");
     let open = |n: usize| {
         // Half of them end within the time that they have.
-        let text = if n % 2 == 0 { format!("/count {}", 40 + n) } else { "/forever".to_owned() };
+        let text = if n.is_multiple_of(2) { format!("/count {}", 40 + n) } else { "/forever".to_owned() };
         let body = chat_body(&text, json!({ "model": "scripted", "stream": true }));
         let url = format!("http://{}/v1/chat/completions", server.address);
         let request = client.post(url).bearer_auth(&key).json(&body);
@@ -52,7 +52,10 @@ async fn t_r12_a_server_that_is_told_to_stop_settles_every_stream() {
     }
     assert!((1..STREAMS).contains(&n_whole), "{n_whole}");
     let conn = rusqlite::Connection::open(books.join("hearth.db")).expect("the books");
-    let count = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("a count") as usize;
+    let count = |sql: &str| {
+        let n = conn.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("a count");
+        usize::try_from(n).expect("a count")
+    };
     assert_eq!(count("SELECT count(*) FROM request"), STREAMS);
     assert_eq!(count("SELECT count(*) FROM inflight"), 0);
     assert_eq!(count("SELECT count(*) FROM request WHERE finish = 'stop'"), n_whole);

@@ -55,14 +55,14 @@ fn limits_are_unmoved_by_the_walls_clock() {
         let limiter: Limiter = Limiter::new(clock.clone());
         let limits = Limits { requests_per_minute: Some(3), tokens_per_minute: Some(50), ..Default::default() };
         let mut made = Vec::new();
-        for n in 0..200i64 {
+        for n in 0..200usize {
             clock.pass(Duration::from_secs(7));
             if jumps {
-                clock.set_wall([-3_600_000, 3_600_000, 0, i64::MAX / 2][(n % 4) as usize]);
+                clock.set_wall([-3_600_000, 3_600_000, 0, i64::MAX / 2][n % 4]);
             }
             let scopes = [scope(ScopeKind::Key, "k", limits)];
             let admitted = limiter.admit(&scopes, 0).and_then(|permit| {
-                permit.reserve(tokens(20)).map(|reserved| reserved.settle(tokens(10 + n.unsigned_abs() % 10)))
+                permit.reserve(tokens(20)).map(|reserved| reserved.settle(tokens(10 + n as u64 % 10)))
             });
             made.push(admitted.map_err(|refusal| refusal.kind).is_ok());
         }

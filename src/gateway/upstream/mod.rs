@@ -19,6 +19,8 @@ mod stream;
 pub use breaker::{BreakerConfig, BreakerState};
 pub use budget::RetryConfig;
 pub use class::Class;
+#[cfg(feature = "postgres")]
+pub(in crate::gateway) use connect::tls as tls_of;
 pub use health::HealthConfig;
 
 pub(super) use attempt::{Call, Failed};

@@ -39,6 +39,8 @@ mod openai_sums;
 mod openai_tools;
 mod openapi;
 mod ops;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod reload;
 mod rerank;
 mod responses;

@@ -37,6 +37,7 @@ mod target;
 mod trace;
 mod upstream;
 mod vectors;
+mod walk;
 mod work;
 
 pub use books::{
@@ -67,6 +68,7 @@ pub use upstream::{
     BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, RetryConfig, Secret, Timeouts,
     UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
 };
+pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::{ChatPrompt, Prompt, Sampling};
@@ -489,9 +491,26 @@ pub fn unix_ms() -> i64 {
 
 /// A fresh name: `prefix` and 24 letters or digits (142 bits).
 pub fn random_name(prefix: &str) -> String {
-    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let letters = (0..24).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]));
-    prefix.chars().chain(letters).collect()
+    prefix.to_owned() + &random_letters(24)
+}
+
+/// A name for a request. Later ones sort behind earlier ones, so that what is ordered by them grows at its end.
+pub fn request_name() -> String {
+    let mut ms = u64::try_from(unix_ms()).unwrap_or_default();
+    let mut time = [b'0'; 7];
+    for place in time.iter_mut().rev() {
+        *place = ALPHABET[(ms % 62) as usize];
+        ms /= 62;
+    }
+    let time: String = time.into_iter().map(char::from).collect();
+    format!("req_{time}{}", random_letters(17))
+}
+
+/// In the order of their bytes.
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+fn random_letters(n: usize) -> String {
+    (0..n).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
 }
 
 #[cfg(test)]
@@ -504,5 +523,9 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a.len(), 28);
         assert!(a.starts_with("req_") && a[4..].bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let first = request_name();
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        let second = request_name();
+        assert!(first < second && first.len() == 28 && first.starts_with("req_"), "{first} {second}");
     }
 }

@@ -5,7 +5,7 @@ use super::error::{ApiError, Asked, Told};
 use super::family::Family;
 use super::journey::{self, End};
 use super::{App, HttpConfig, auth, hints, limited, origin, unread};
-use crate::gateway::{Caller, Entry, EntryHead, Error, Head, Principal, Trace, random_name};
+use crate::gateway::{Caller, Entry, EntryHead, Error, Head, Principal, Trace, request_name};
 use crate::telemetry::context::TRACEPARENT;
 use axum::Router;
 use axum::body::Body;
@@ -42,7 +42,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let config = app.config();
-    let request_id = random_name("req_");
+    let request_id = request_name();
     let (parts, body) = request.into_parts();
     let (body, unread) = unread::lend(&parts.headers, body);
     let mut request = Request::from_parts(parts, Body::new(body));

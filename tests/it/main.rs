@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod bench;
 mod books_admin;
 mod books_faults;
 mod books_keys;
@@ -20,6 +21,7 @@ mod edge;
 mod embeddings;
 mod errors;
 mod everywhere;
+mod failover;
 mod faults;
 mod fields;
 mod hostile;

@@ -23,6 +23,7 @@ pub use collector::{Collector, CollectorConfig};
 
 pub(super) use attempt::{Call, Failed};
 pub(super) use class::{Next, Situation, next};
+pub(crate) use connect::{Body, Connector, HttpClient, client};
 pub(super) use stream::Remote;
 
 use super::Price;
@@ -30,7 +31,6 @@ use crate::dialect::remote::Wire;
 use crate::telemetry::metrics::UpstreamSeries;
 use breaker::{Admit, Breaker, Outcome};
 use budget::RetryBudget;
-use connect::{Connector, HttpClient, client};
 use http::{HeaderValue, Uri, header};
 use std::fmt;
 use std::path::PathBuf;

@@ -5,6 +5,7 @@ pub mod bodies;
 pub mod cloud;
 #[cfg(feature = "otlp")]
 pub mod collector;
+pub mod engines;
 pub mod governed;
 pub mod process;
 pub mod routed;

@@ -94,7 +94,8 @@ mod tests {
         let (path, secret) = (dir.path().join("hearth.toml"), dir.path().join("headers"));
         std::fs::write(&secret, "Authorization=Basic%20c2VjcmV0\n").expect("a writable folder");
         let text = text.replace("HEADERS", &secret.display().to_string());
-        std::fs::write(&path, format!("model = \"scripted\"\n{text}")).expect("a writable folder");
+        let model = if text.contains("[[model]]") { "" } else { "model = \"scripted\"\n" };
+        std::fs::write(&path, format!("{model}{text}")).expect("a writable folder");
         Raw::gather(Some(&path), |_| None, &[])?.resolve()
     }
 

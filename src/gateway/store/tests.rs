@@ -139,6 +139,7 @@ async fn the_log_is_copied_back_beside_the_commits() {
     assert_eq!(count(&open(dir.path()), "request").await, 8_000);
 }
 
+#[tokio::test]
 async fn books_of_version_1_get_their_new_column_and_still_verify() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

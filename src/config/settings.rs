@@ -141,6 +141,9 @@ settings! {
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
         /// Not said: a whole context for each slot where that takes at most 64 MiB, else one pool
         kv_unified: Switch = None, "BOOL";
+        /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
+        /// [default: an eighth of what is available at start, at most 1GiB]
+        prefix_ram: ByteSize = None, "BYTES";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it
@@ -230,6 +233,9 @@ settings! {
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
         /// Keep prompts and answers too, sealed, of keys (and teams) whose audit is content
         audit_content: Switch = Some("false"), "BOOL";
+        /// A PostgreSQL database that rows go on to, beside the books in the data folder: env:NAME or file:PATH of an address like
+        /// postgres://USER:PASSWORD@HOST/DATABASE, or the address [default: none]
+        store: String = None, "WHERE", secret;
         /// How long rows of requests are kept; sums by day stay [default: always]
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]

@@ -30,6 +30,8 @@ mod room;
 mod route;
 mod running;
 mod settle;
+
+mod ship;
 mod spans;
 mod spec;
 pub mod store;
@@ -58,6 +60,7 @@ pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;
 pub use settle::default_sampling;
+pub use ship::{Lag, ShipConfig};
 pub use spec::{
     AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
     nusd, usd,
@@ -441,6 +444,10 @@ impl Gateway {
                 reading.n_queued = stats.n_queued.into();
                 reading.n_slots = stats.slots.len() as u64;
                 reading.n_slots_busy = stats.slots.iter().filter(|slot| slot.state != "idle").count() as u64;
+                reading.prompt_tokens_computed = stats.prompt_tokens_computed;
+                reading.prompt_tokens_loaded = stats.prompt_tokens_loaded;
+                reading.n_prefix_waits = stats.n_awaited;
+                reading.prefix_bytes = stats.saved_bytes;
                 reading.kv_used_ratio = f64::from(stats.kv_cells_used) / f64::from(stats.kv_cells_total.max(1));
             }
             reading.loaded = engine
@@ -453,6 +460,11 @@ impl Gateway {
         if let Some(books) = &self.books {
             let (store, health) = (books.store(), books.store().health());
             self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
+            if let Some(shipper) = books.shipper()
+                && let Ok(lag) = shipper.lag().await
+            {
+                self.metrics.shipping((lag.is_connected, lag.n_rows, lag.seconds, lag.n_failed));
+            }
         }
         if let Some(cache) = &self.cache {
             self.metrics.cache_bytes(cache.n_bytes());

@@ -35,6 +35,7 @@ pub struct Metrics {
     otlp: OtlpSeries,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
+    shipping: ShippingGauges,
     rejections: IntCounterVec,
     auth_failures: IntCounterVec,
     limit_rejections: IntCounterVec,
@@ -43,6 +44,14 @@ pub struct Metrics {
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
     scraped: Mutex<Scraped>,
     budget_remaining: GaugeVec,
+}
+
+/// How rows get to the database elsewhere; set at a scrape, and there only if there is one.
+struct ShippingGauges {
+    up: IntGaugeVec,
+    lag_rows: IntGaugeVec,
+    lag_seconds: IntGaugeVec,
+    failed: IntGaugeVec,
 }
 
 /// How the ledger's writer fares; set at a scrape.
@@ -66,6 +75,10 @@ struct Scraped {
     slots_busy: IntGaugeVec,
     slots_total: IntGaugeVec,
     kv_used_ratio: GaugeVec,
+    prompt_tokens_computed: IntGaugeVec,
+    prompt_tokens_loaded: IntGaugeVec,
+    prefix_waits: IntGaugeVec,
+    prefix_bytes: IntGaugeVec,
     engine_restarts: IntGaugeVec,
     model_loaded: IntGaugeVec,
     model_info: IntGaugeVec,
@@ -80,6 +93,13 @@ pub struct Reading {
     pub n_slots_busy: u64,
     pub n_slots: u64,
     pub kv_used_ratio: f64,
+    /// Prompt tokens computed since the model was loaded, and those that came from saved prefixes instead.
+    pub prompt_tokens_computed: u64,
+    pub prompt_tokens_loaded: u64,
+    /// Times a request waited for a prefix that another one computed.
+    pub n_prefix_waits: u64,
+    /// Of saved prefixes.
+    pub prefix_bytes: u64,
     pub n_restarts: u64,
     /// `None`: it is not loaded.
     pub loaded: Option<ModelLabels>,
@@ -175,6 +195,15 @@ impl Metrics {
                 failed: add(r, IntGauge::new("hearth_ledger_failed", "Whether rows can't be written now, 0 or 1.")),
                 lost: add(r, IntGauge::new("hearth_ledger_rows_lost", "Rows that were given up since the start.")),
             },
+            shipping: {
+                let gauge = |name: &str, help: &str| add(r, IntGaugeVec::new(Opts::new(name, help), &[]));
+                ShippingGauges {
+                    up: gauge("hearth_store_up", "Whether rows go to the database of --store, 0 or 1."),
+                    lag_rows: gauge("hearth_store_lag_rows", "Rows that have not arrived in that database."),
+                    lag_seconds: gauge("hearth_store_lag_seconds", "Age of the first of them."),
+                    failed: gauge("hearth_store_failures", "Tries to send rows that failed, since the start."),
+                }
+            },
             connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
             rejections: add(
                 r,
@@ -232,6 +261,22 @@ impl Metrics {
                         &["model"],
                     ),
                 ),
+                prompt_tokens_computed: gauge(
+                    r,
+                    "hearth_engine_prompt_tokens_computed",
+                    "Prompt tokens computed since the model was loaded.",
+                ),
+                prompt_tokens_loaded: gauge(
+                    r,
+                    "hearth_prefix_tokens_loaded",
+                    "Prompt tokens taken from prefixes saved in the host's memory since the model was loaded.",
+                ),
+                prefix_waits: gauge(
+                    r,
+                    "hearth_prefix_waits",
+                    "Times a request waited for a prefix that another one was computing, since the model was loaded.",
+                ),
+                prefix_bytes: gauge(r, "hearth_prefix_store_bytes", "Memory that saved prefixes take."),
                 engine_restarts: gauge(r, "hearth_engine_restarts", "Times the engine was started again."),
                 model_loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),
                 model_info: add(
@@ -300,6 +345,16 @@ impl Metrics {
         self.ledger.lost.set(int(n_lost));
     }
 
+    /// (whether the database is there, rows that have not arrived, seconds since the first, failures).
+    pub fn shipping(&self, (is_up, n_rows, seconds, n_failed): (bool, u64, u64, u64)) {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let set = |gauge: &IntGaugeVec, n: i64| gauge.with_label_values::<&str>(&[]).set(n);
+        set(&self.shipping.up, is_up.into());
+        set(&self.shipping.lag_rows, int(n_rows));
+        set(&self.shipping.lag_seconds, int(seconds));
+        set(&self.shipping.failed, int(n_failed));
+    }
+
     pub fn connection_opened(&self) {
         self.connections.inc();
     }
@@ -349,6 +404,10 @@ impl Metrics {
             scraped.slots_busy.with_label_values(&model).set(saturate(reading.n_slots_busy));
             scraped.slots_total.with_label_values(&model).set(saturate(reading.n_slots));
             scraped.kv_used_ratio.with_label_values(&model).set(reading.kv_used_ratio);
+            scraped.prompt_tokens_computed.with_label_values(&model).set(saturate(reading.prompt_tokens_computed));
+            scraped.prompt_tokens_loaded.with_label_values(&model).set(saturate(reading.prompt_tokens_loaded));
+            scraped.prefix_waits.with_label_values(&model).set(saturate(reading.n_prefix_waits));
+            scraped.prefix_bytes.with_label_values(&model).set(saturate(reading.prefix_bytes));
             scraped.engine_restarts.with_label_values(&model).set(saturate(reading.n_restarts));
             scraped.model_loaded.with_label_values(&model).set(reading.loaded.is_some().into());
             if let Some(labels) = &reading.loaded {

@@ -43,6 +43,7 @@ mod openapi;
 mod ops;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod prefixes;
 mod reload;
 mod rerank;
 mod responses;
@@ -50,6 +51,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+mod store_postgres;
 mod structured;
 mod support;
 mod systemd;

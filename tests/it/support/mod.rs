@@ -3,10 +3,12 @@
 
 pub mod bodies;
 pub mod cloud;
+pub mod cluster;
 #[cfg(feature = "otlp")]
 pub mod collector;
 pub mod engines;
 pub mod governed;
+pub mod ledger;
 pub mod process;
 pub mod routed;
 pub mod served;

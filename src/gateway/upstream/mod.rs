@@ -12,6 +12,7 @@ mod attempt;
 mod breaker;
 mod budget;
 mod class;
+mod collector;
 mod connect;
 mod health;
 mod stream;
@@ -19,6 +20,7 @@ mod stream;
 pub use breaker::{BreakerConfig, BreakerState};
 pub use budget::RetryConfig;
 pub use class::Class;
+pub use collector::{Collector, CollectorConfig};
 #[cfg(feature = "postgres")]
 pub(in crate::gateway) use connect::tls as tls_of;
 pub use health::HealthConfig;

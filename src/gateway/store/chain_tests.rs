@@ -95,7 +95,7 @@ async fn a_thief_of_the_folder_can_not_write_what_came_before_anew() {
     let mut tip = chain[1].tip();
     conn.execute_batch("DELETE FROM audit WHERE seq > 2").unwrap();
     for mut link in chain.into_iter().skip(2) {
-        link.prev = std::mem::replace(&mut tip, Vec::new());
+        link.prev = std::mem::take(&mut tip);
         link.actor = "somebody else".to_owned();
         link.mac = keys.seal(&link).to_vec();
         tip = link.tip();

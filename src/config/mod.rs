@@ -11,6 +11,7 @@
 //! `reload.rs` lists the settings that a running server takes, and a change of any other is refused by name.
 
 mod granted;
+mod guardrails;
 mod limits;
 mod money;
 mod names;
@@ -23,6 +24,7 @@ mod tables;
 mod upstreams;
 mod value;
 
+pub use guardrails::guardrail_lines;
 pub use limits::limit_lines;
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};

@@ -98,7 +98,7 @@ impl Raw {
     /// The files beside `hearth.toml` whose change changes the settings.
     pub fn files(&self) -> Vec<PathBuf> {
         let said = [&self.api_key_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca];
-        said.into_iter().filter_map(|said| said.value.clone()).collect()
+        said.into_iter().filter_map(|said| said.value.clone()).chain(self.guardrail_files()).collect()
     }
 }
 

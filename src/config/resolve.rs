@@ -49,6 +49,7 @@ impl Raw {
             media_path: self.media_path()?,
             responses: self.responses()?,
             limits: LimitSets::new(self.tables.limits.clone()),
+            guardrails: self.guardrails()?,
             routing: self.routing(&models)?,
         };
         let default = LoadLimits::default();

@@ -31,6 +31,7 @@ pub struct UpstreamTable {
     breaker: BreakerConfig,
     max_concurrency: u32,
     price: Price,
+    guardrails: Vec<String>,
     /// Where `name` is written.
     pub origin: Origin,
 }
@@ -43,6 +44,7 @@ pub struct AliasRouting {
     pub never_leaves: bool,
     pub min_logprob: Option<f32>,
     pub reports_alias: bool,
+    pub guardrails: Vec<String>,
 }
 
 pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<UpstreamTable, ConfigError> {
@@ -60,6 +62,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
         breaker: BreakerConfig::default(),
         max_concurrency: 32,
         price: Price::default(),
+        guardrails: Vec::new(),
         origin: Origin::Default,
     };
     for mut entry in entries {
@@ -74,6 +77,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
             "kind" => table.kind = Some(entry.word(&["openai", "anthropic", "hearth"])?),
             "ca" => table.ca = Some(entry.text()?.into()),
             "max_concurrency" => table.max_concurrency = entry.whole(1, CONCURRENCY_MAX)?,
+            "guardrails" => table.guardrails = entry.texts()?,
             "price" => price(&mut table.price, entry.inner()?)?,
             "timeouts" => timeouts(&mut table.timeouts, entry.inner()?)?,
             "retry" => retry(&mut table.retry, entry.inner()?)?,
@@ -155,6 +159,7 @@ fn breaker(breaker: &mut BreakerConfig, entries: Vec<Entry>) -> Result<(), Confi
 pub(super) fn alias_entry(routing: &mut AliasRouting, entry: &mut Entry) -> Result<Option<()>, ConfigError> {
     match entry.key.as_str() {
         "fallbacks" => routing.fallbacks = entry.texts()?,
+        "guardrails" => routing.guardrails = entry.texts()?,
         "egress" => routing.never_leaves = entry.word(&["never", "allowed"])? == "never",
         "min_logprob" => routing.min_logprob = Some(entry.decimal(-100.0, 0.0)? as f32),
         "report_model_as" => routing.reports_alias = entry.word(&["alias", "target"])? == "alias",
@@ -220,7 +225,9 @@ impl Raw {
                 max_concurrency: table.max_concurrency,
                 price: table.price,
                 ca: table.ca.clone(),
+                guardrails: table.guardrails.clone(),
             };
+            self.know_guardrails(&table.guardrails, &table.origin)?;
             upstream.check().map_err(refuse)?;
             upstreams.push(upstream);
         }
@@ -245,6 +252,7 @@ impl Raw {
                     return Err(ConfigError::Rule { origin: origin.clone(), message });
                 }
             }
+            self.know_guardrails(&routing.guardrails, origin)?;
             if *routing == AliasRouting::default() && is_model(model) {
                 continue; // a name, and no more
             }
@@ -256,6 +264,7 @@ impl Raw {
                 never_leaves: routing.never_leaves,
                 min_logprob: routing.min_logprob,
                 reports_alias: routing.reports_alias,
+                guardrails: routing.guardrails.clone(),
             });
         }
         Ok(routes)

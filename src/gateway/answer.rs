@@ -4,7 +4,9 @@
 use super::admission::cut_to_what_is_left;
 use super::asked::Asked;
 use super::cache::{self, CacheResult, CacheScope, Entered, Entry, Key, Recorder, Tenant};
+use super::guardrails::Border;
 use super::limits::{LimitKind, Permit, Spend};
+use super::live::Live;
 use super::meter::{Meter, word};
 use super::models::Known;
 use super::route::{Hop, Route};
@@ -22,6 +24,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// What all tries for one request have in common.
+#[derive(Clone, Copy)]
+struct With<'a> {
+    caller: &'a Caller,
+    permit: &'a Permit,
+    /// The settings that it began with.
+    live: &'a Live,
+    /// Sets of rules of the alias that it came by.
+    alias: &'a [String],
+    /// The client asked for them.
+    wants_logprobs: bool,
+}
 
 /// Why a target gave no answer.
 enum Missed {
@@ -46,16 +61,20 @@ impl Gateway {
     }
 
     async fn answer(&self, caller: &Caller, asked: Asked) -> Result<Running, Error> {
-        let Some(route) = self.route(asked.model()) else {
-            let idx = self.find(&caller.principal, asked.model())?;
+        // One snapshot for all of it: a reload changes nothing for what has begun.
+        let live = self.live.load_full();
+        let wants_logprobs = asked.output().top_logprobs.is_some();
+        let Some(route) = live.route(asked.model()) else {
+            let idx = self.find_in(&live, &caller.principal, asked.model())?;
             let permit =
                 self.admit(caller, Some(idx), &self.models.shared.entries[idx].config().id, asked.end_user()).await?;
-            return self.at_home(caller, &permit, asked, idx).await.map_err(Missed::into_error);
+            let with = With { caller, permit: &permit, live: &live, alias: &[], wants_logprobs };
+            return self.at_home(with, asked, idx).await.map_err(Missed::into_error);
         };
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
             return Err(Error::unknown_model(asked.model().unwrap_or_default()));
         }
-        let chain = self.routes.chain(route, asked.prompt_bytes(), caller);
+        let chain = live.routes.chain(route, asked.prompt_bytes(), caller);
         if chain.is_empty() {
             return Err(Error::Stays);
         }
@@ -64,7 +83,8 @@ impl Gateway {
             Hop::Away(_) => None,
         });
         let permit = self.admit(caller, home, &route.config.name, asked.end_user()).await?;
-        let mut running = self.walk(caller, &permit, asked, route, &chain).await?;
+        let with = With { caller, permit: &permit, live: &live, alias: &route.config.guardrails, wants_logprobs };
+        let mut running = self.walk(with, asked, route, &chain).await?;
         if route.config.reports_alias {
             running.rename(&route.config.name);
         }
@@ -72,15 +92,9 @@ impl Gateway {
     }
 
     /// Asks one target after the other.
-    async fn walk(
-        &self,
-        caller: &Caller,
-        permit: &Permit,
-        asked: Asked,
-        route: &Route,
-        chain: &[Hop],
-    ) -> Result<Running, Error> {
-        let patience = caller.hints.patience.unwrap_or(Duration::MAX).min(self.longest_wait(chain));
+    async fn walk(&self, with: With<'_>, asked: Asked, route: &Route, chain: &[Hop]) -> Result<Running, Error> {
+        let With { caller, live, .. } = with;
+        let patience = caller.hints.patience.unwrap_or(Duration::MAX).min(longest_wait(live, chain));
         let deadline = Instant::now() + patience;
         let (mut last, mut doubted) = (None, None);
         for (i, hop) in chain.iter().enumerate() {
@@ -88,12 +102,12 @@ impl Gateway {
             let doubt = route.config.min_logprob.filter(|_| others > 0 && !asked.is_stream());
             let answer = match hop {
                 Hop::Home(idx) => match doubt {
-                    None => self.at_home(caller, permit, asked.clone(), *idx).await,
-                    Some(least) => match self.at_home(caller, permit, asked.with_logprobs(), *idx).await {
+                    None => self.at_home(with, asked.clone(), *idx).await,
+                    Some(least) => match self.at_home(with, asked.with_logprobs(), *idx).await {
                         Ok(running) => match weigh(running, &asked, least).await {
                             Ok(Weighed::Sure(running)) => Ok(running),
                             Ok(Weighed::Unsure(running)) => {
-                                self.moved_on(chain, i, "unsure");
+                                self.moved_on(live, chain, i, "unsure");
                                 let aside = caller.entry.as_ref().map(|entry| entry.set_aside());
                                 doubted.get_or_insert((running, aside, *idx));
                                 continue;
@@ -108,18 +122,18 @@ impl Gateway {
                         missed => missed,
                     },
                 },
-                Hop::Away(idx) => self.elsewhere(caller, permit, &asked, *idx, (others > 0, deadline)).await,
+                Hop::Away(idx) => self.elsewhere(with, asked.clone(), *idx, (others > 0, deadline)).await,
             };
             match answer {
                 Ok(running) => return Ok(running),
                 Err(Missed::Final(error)) if doubted.is_none() => return Err(error),
                 Err(Missed::Final(_)) => break,
                 Err(Missed::Failed(error)) => {
-                    self.moved_on(chain, i, reason(&error));
+                    self.moved_on(live, chain, i, reason(&error));
                     last = Some(error);
                 }
                 Err(unfit @ Missed::Unfit(_)) => {
-                    self.moved_on(chain, i, "unfit");
+                    self.moved_on(live, chain, i, "unfit");
                     // What went wrong before says more than what was never possible.
                     last.get_or_insert_with(|| unfit.into_error());
                 }
@@ -141,27 +155,24 @@ impl Gateway {
     }
 
     /// A model of our own.
-    async fn at_home(&self, caller: &Caller, permit: &Permit, asked: Asked, idx: usize) -> Result<Running, Missed> {
-        let started = self.start_at_home(caller, permit, asked, idx).await;
+    async fn at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Missed> {
+        let started = self.start_at_home(with, asked, idx).await;
         started.map_err(Missed::of)
     }
 
-    async fn start_at_home(
-        &self,
-        caller: &Caller,
-        permit: &Permit,
-        asked: Asked,
-        idx: usize,
-    ) -> Result<Running, Error> {
+    async fn start_at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Error> {
+        let With { caller, permit, live, alias, wants_logprobs } = with;
+        let config = self.models.shared.entries[idx].config();
         if let Some(entry) = &caller.entry {
-            let config = self.models.shared.entries[idx].config();
             entry.of_model(asked.model(), &config.id, config.price);
         }
+        let border = live.border(caller, alias, &config.guardrails)?;
+        let asked = border.enter(asked, wants_logprobs)?;
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
-            return self.start(caller, permit, work, target, None).await;
+            return self.start((caller, permit, &border), work, target, None).await;
         }
         // What was last known of the model is enough to find an answer, even while its engine is down.
         let (known, target) = match self.models.known(idx) {
@@ -179,7 +190,7 @@ impl Gateway {
             cache::local(tenant, &known.config.id, identity, &work)
         };
         self.capture(caller, || work.prompts.clone()).await?;
-        let mut recorder = match self.enter(caller, &ask, is_steady, key).await {
+        let mut recorder = match self.enter((caller, &border), &ask, is_steady, key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, work.keep())),
             Entered::Miss(recorder) => recorder,
         };
@@ -189,12 +200,12 @@ impl Gateway {
         };
         let now = target.known();
         if now == known {
-            return self.start(caller, permit, work, target, recorder).await;
+            return self.start((caller, permit, &border), work, target, recorder).await;
         }
         // It was loaded anew, from another file or with other adapters: the key is of one that is gone.
         recorder.take();
         let work = self.work(permit, asked, &now).await?;
-        self.start(caller, permit, work, target, recorder).await
+        self.start((caller, permit, &border), work, target, recorder).await
     }
 
     /// What is asked, settled for one model.
@@ -259,8 +270,7 @@ impl Gateway {
 
     async fn start(
         &self,
-        caller: &Caller,
-        permit: &Permit,
+        (caller, permit, border): (&Caller, &Permit, &Border),
         mut work: Work,
         target: Target,
         mut recorder: Option<Recorder>,
@@ -273,7 +283,7 @@ impl Gateway {
         }
         let slot = caller.trace.attempt(target.id(), false, target.config.price);
         let mut meter = Meter::new(self.metrics.model(target.id()), caller, work.n as usize, n_choices);
-        let keep = work.keep();
+        let (keep, output) = (work.keep(), work.output.clone());
         let reserve = |most: Spend| self.reserve(permit, target.id(), most);
         let started = match work.output.max_tokens {
             Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
@@ -289,7 +299,7 @@ impl Gateway {
         let fingerprint = work::fingerprint(&target);
         let model = target.id().to_owned();
         let started = Started { choices, accepted, keep, model, fingerprint, pin: Some(target.into_pin()) };
-        Ok(Running::new(started, meter, recorder, Some(slot), held))
+        Ok(Running::new(started, meter, recorder, Some(slot), held).screened(border, &output))
     }
 
     /// An answer that is there already.
@@ -311,7 +321,7 @@ impl Gateway {
     /// Looks into the cache, if there is one and the request may use it.
     async fn enter(
         &self,
-        caller: &Caller,
+        (caller, border): (&Caller, &Border),
         ask: &CacheAsk,
         is_steady: bool,
         key: impl FnOnce(&Tenant) -> Key,
@@ -321,7 +331,7 @@ impl Gateway {
         let entered = if is_steady || !config.deterministic_only {
             let team = caller.principal.team().filter(|_| config.scope == CacheScope::Team);
             let partition = if team.is_some() { 0 } else { caller.principal.partition() };
-            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref() };
+            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref(), border: border.digest() };
             cache.enter(key(&tenant), ask).await
         } else {
             Entered::Miss(None)
@@ -339,16 +349,18 @@ impl Gateway {
     /// An upstream, asked as often as its rules allow.
     async fn elsewhere(
         &self,
-        caller: &Caller,
-        permit: &Permit,
-        asked: &Asked,
+        with: With<'_>,
+        asked: Asked,
         idx: usize,
         (has_other, deadline): (bool, Instant),
     ) -> Result<Running, Missed> {
-        let Some(upstream) = self.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
+        let With { caller, permit, live, alias, wants_logprobs } = with;
+        let Some(upstream) = live.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
         let config = &upstream.config;
+        let border = live.border(caller, alias, &config.guardrails).map_err(Missed::Final)?;
+        let asked = border.enter(asked, wants_logprobs).map_err(Missed::Final)?;
         let bounded = asked.of_length(Self::length(permit, asked.max_tokens()));
-        let asked = bounded.as_ref().unwrap_or(asked);
+        let asked = bounded.as_ref().unwrap_or(&asked);
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
         if let Some(field) = outgoing.dropped.first().filter(|_| self.config().strict) {
             return Err(Missed::Unfit(field));
@@ -356,7 +368,7 @@ impl Gateway {
         self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
         let ask = caller.hints.cache_over(asked.cache());
         let key = |tenant: &Tenant| cache::remote(tenant, &config.name, outgoing.path, &outgoing.body);
-        let recorder = match self.enter(caller, &ask, asked.is_steady(), key).await {
+        let recorder = match self.enter((caller, &border), &ask, asked.is_steady(), key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, asked.keep())),
             Entered::Miss(recorder) => recorder,
         };
@@ -385,27 +397,28 @@ impl Gateway {
             fingerprint: format!("fp_{}", config.name),
             pin: None,
         };
-        Ok(Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held))
+        let running = Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held);
+        Ok(running.screened(&border, asked.output()))
     }
 
-    /// The longest that a chain may take.
-    fn longest_wait(&self, chain: &[Hop]) -> Duration {
-        let total = |hop: &Hop| match hop {
-            Hop::Away(idx) => self.upstreams.get(*idx).map(|upstream| upstream.config.timeouts.total),
-            Hop::Home(_) => None,
-        };
-        chain.iter().filter_map(total).max().unwrap_or(Duration::from_secs(600))
-    }
-
-    fn moved_on(&self, chain: &[Hop], i: usize, reason: &str) {
+    fn moved_on(&self, live: &Live, chain: &[Hop], i: usize, reason: &str) {
         let name = |hop: &Hop| match hop {
             Hop::Home(idx) => self.models.shared.entries[*idx].config().id.clone(),
-            Hop::Away(idx) => self.upstreams.get(*idx).map(|it| it.config.name.clone()).unwrap_or_default(),
+            Hop::Away(idx) => live.upstreams.get(*idx).map(|it| it.config.name.clone()).unwrap_or_default(),
         };
         if let Some(to) = chain.get(i + 1) {
             self.metrics.fell_back(&name(&chain[i]), &name(to), reason);
         }
     }
+}
+
+/// The longest that a chain may take.
+fn longest_wait(live: &Live, chain: &[Hop]) -> Duration {
+    let total = |hop: &Hop| match hop {
+        Hop::Away(idx) => live.upstreams.get(*idx).map(|upstream| upstream.config.timeouts.total),
+        Hop::Home(_) => None,
+    };
+    chain.iter().filter_map(total).max().unwrap_or(Duration::from_secs(600))
 }
 
 /// Notes on disk that the request runs, where rows are kept: once, however many targets are asked.

@@ -124,9 +124,13 @@ impl Meter {
                 choice.usage.cached_tokens = *n_cached;
                 choice.n_computed = *n_computed;
             }
-            Event::Delta(delta) if delta.n_tokens > 0 => {
+            Event::Delta(delta) => {
                 if let Some(entry) = &self.entry {
                     entry.tell(idx, delta);
+                }
+                // What waited for a decision of the operator's rules was counted when it came.
+                if delta.n_tokens == 0 {
+                    return;
                 }
                 let now = Instant::now();
                 choice.n_computed = choice.usage.prompt_tokens;
@@ -257,6 +261,7 @@ fn finish(finish: &Finish) -> &'static str {
     match finish {
         Finish::EndOfTurn | Finish::StopString(_) => "stop",
         Finish::Length => "length",
+        Finish::Filtered => "content_filter",
     }
 }
 

@@ -17,6 +17,7 @@ mod choices;
 mod error;
 mod fetch;
 mod folder;
+mod guardrails;
 mod hints;
 mod keys;
 pub mod limits;
@@ -44,6 +45,7 @@ pub use books::{
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
+pub use guardrails::{GuardrailSpec, Guardrails, RuleSpec};
 pub use hints::Hints;
 pub use keys::{
     ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
@@ -79,13 +81,12 @@ use fetch::Fetcher;
 use limits::{LimitSets, Limiter};
 use live::Live;
 use models::Models;
-use route::{Route, Routes};
+use route::Route;
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-use upstream::Upstream;
 
 /// What the operator decides about the API, independent of sockets.
 #[derive(Debug, Clone)]
@@ -116,6 +117,8 @@ pub struct GatewayConfig {
     pub routing: RoutingConfig,
     /// Named sets of limits.
     pub limits: LimitSets,
+    /// Named sets of rules for what comes in and goes out.
+    pub guardrails: Guardrails,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -143,8 +146,6 @@ pub struct Gateway {
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
     cache: Option<Arc<Cache>>,
-    routes: Routes,
-    upstreams: Vec<Arc<Upstream>>,
     limiter: Limiter,
     /// Of `--data-dir`; none: the static keys are all, and nothing is written.
     books: Option<Arc<Books>>,
@@ -167,6 +168,7 @@ impl Gateway {
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
             price: config.price,
+            guardrails: Vec::new(),
             n_bytes: 0,
             outline: None,
         };
@@ -189,15 +191,10 @@ impl Gateway {
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
-        let routing = &config.routing;
-        let ids: Vec<&str> = configs.iter().map(|config| config.id.as_str()).collect();
-        let routes = Routes::new(routing, &ids);
-        let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
-        let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
-        let upstreams = routing.upstreams.iter().map(upstream).collect();
+        let cache = config.routing.cache.enabled.then(|| Cache::new(config.routing.cache.clone()));
         let limiter = admission::limiter();
-        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
-        Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, books: None }
+        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref), None, &metrics));
+        Self { live, models, metrics, responses, fetcher, cache, limiter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -235,6 +232,17 @@ impl Gateway {
             settle_chat(prompt, &target.config);
         }
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
+    }
+
+    /// How many tokens the prompt of a chat would have: with the operator's instruction, of which nothing else is told.
+    pub async fn count(&self, caller: &Caller, model: Option<&str>, mut prompt: ChatPrompt) -> Result<usize, Error> {
+        let live = self.live.load_full();
+        let alias = live.route(model).map_or(&[][..], |route| route.config.guardrails.as_slice());
+        let target = self.target(caller, model).await?;
+        live.border(caller, alias, &target.config.guardrails)?.enter_chat(&mut prompt)?;
+        let prompt = Prompt::Chat(prompt);
+        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+        Ok(self.tokenize(caller, model, request).await?.0.tokens.len())
     }
 
     pub async fn detokenize(&self, caller: &Caller, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
@@ -288,7 +296,7 @@ impl Gateway {
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
         let live = self.live.load();
-        let is_known = |name: &String| live.names.find(name).is_some() || self.routes.find(name).is_some();
+        let is_known = |name: &String| live.names.find(name).is_some() || live.routes.find(name).is_some();
         name.filter(|name| is_known(name) || !names::fits(pattern, name))
     }
 
@@ -297,7 +305,7 @@ impl Gateway {
     /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
     pub fn touch(&self, caller: &Caller, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
         // What others serve stays as long as they like.
-        if self.route(name).is_none_or(Route::has_home) {
+        if self.live.load().route(name).is_none_or(Route::has_home) {
             self.models.touch(self.find(&caller.principal, name)?, keep_alive);
         }
         Ok(())
@@ -427,7 +435,7 @@ impl Gateway {
         if let Some(cache) = &self.cache {
             self.metrics.cache_bytes(cache.n_bytes());
         }
-        self.upstreams.iter().for_each(|upstream| upstream.tell_breaker());
+        self.live.load().upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)
     }
 

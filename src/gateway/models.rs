@@ -54,6 +54,8 @@ pub struct ModelConfig {
     pub keep_alive: KeepAlive,
     /// What its tokens cost.
     pub price: Price,
+    /// Sets of `[guardrails.NAME]` that hold for its requests.
+    pub guardrails: Vec<String>,
     /// Estimated bytes of memory once loaded; 0: unknown, and never in the way.
     pub n_bytes: u64,
     /// What its file says of it before it is loaded.

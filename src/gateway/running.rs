@@ -4,11 +4,12 @@ use super::Error;
 use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
+use super::guardrails::{Border, Screen};
 use super::meter::Meter;
 use super::store::StoreError;
 use super::target::Pin;
 use super::trace::{AttemptSlot, UsageSource};
-use crate::chat::Usage;
+use crate::chat::{Output, Usage};
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
@@ -26,6 +27,8 @@ pub struct Running {
     accepted: Vec<u32>,
     model: String,
     fingerprint: String,
+    /// Looks at what the operator has rules for, before anything else sees it.
+    screen: Option<Screen>,
     /// Copies the answer for the cache.
     recorder: Option<Recorder>,
     /// Its place in the request's record, where an engine here answers.
@@ -97,8 +100,14 @@ impl Running {
         for (idx, n_prompt) in accepted.iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt: *n_prompt });
         }
-        let meter = Some(meter);
-        Self { choices, meter, keep, accepted, model, fingerprint, recorder, slot, noted, held: None, cut, pin }
+        let (meter, screen, held) = (Some(meter), None, None);
+        Self { choices, meter, keep, accepted, model, fingerprint, screen, recorder, slot, noted, held, cut, pin }
+    }
+
+    /// With what looks at its events. For an answer that is being made: one that was made before was looked at then.
+    pub(super) fn screened(mut self, border: &Border, output: &Output) -> Self {
+        self.screen = border.screen(output, &self.accepted);
+        self
     }
 
     /// The same answer, read to its end as `events`, once more. It is not counted again.
@@ -126,7 +135,7 @@ impl Running {
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         if self.held.is_none() {
-            let (idx, event) = self.choices.next().await?;
+            let (idx, event) = self.arrival().await?;
             self.observe(idx, &event);
             self.held = Some((idx, event));
         }
@@ -138,6 +147,24 @@ impl Running {
             }
         }
         self.held.take()
+    }
+
+    /// The next event that may go on. Cancel-safe.
+    async fn arrival(&mut self) -> Option<(usize, Event)> {
+        let Some(screen) = &mut self.screen else { return self.choices.next().await };
+        loop {
+            if let Some(passed) = screen.pop() {
+                return Some(passed);
+            }
+            let (idx, event) = self.choices.next().await?;
+            let is_cancelled = event == Event::Failed(Failure::Cancelled);
+            if screen.push(idx, event) {
+                self.choices.cancel_one(idx, screen.is_over());
+            }
+            if is_cancelled && matches!(self.choices, Choices::Remote(_)) {
+                screen.cancelled();
+            }
+        }
     }
 
     fn observe(&mut self, idx: usize, event: &Event) {

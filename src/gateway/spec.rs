@@ -37,6 +37,8 @@ pub struct KeySpec {
     pub budget: BudgetSpec,
     pub egress: Egress,
     pub audit: AuditLevel,
+    /// Sets of `[guardrails.NAME]` that hold for its requests.
+    pub guardrails: Vec<String>,
     /// Whatever the operator wants to find again; never interpreted.
     pub metadata: Map<String, Value>,
 }
@@ -51,6 +53,8 @@ pub struct TeamSpec {
     pub budget: BudgetSpec,
     pub egress: Egress,
     pub audit: AuditLevel,
+    /// Sets of `[guardrails.NAME]` that hold for its keys' requests.
+    pub guardrails: Vec<String>,
     /// The team is one tenant: its keys share KV prefixes, stored responses and cached answers. Otherwise each key is one.
     pub shares: bool,
     pub metadata: Map<String, Value>,

@@ -22,6 +22,7 @@ mod errors;
 mod everywhere;
 mod faults;
 mod fields;
+mod guardrails;
 mod hostile;
 mod limits;
 mod llama_server;

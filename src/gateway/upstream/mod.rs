@@ -56,6 +56,8 @@ pub struct UpstreamConfig {
     pub price: Price,
     /// Certificates to trust instead of the system's, PEM.
     pub ca: Option<PathBuf>,
+    /// Sets of `[guardrails.NAME]` that hold for what it is asked.
+    pub guardrails: Vec<String>,
 }
 
 impl UpstreamConfig {

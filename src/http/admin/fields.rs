@@ -65,6 +65,12 @@ impl Fields {
         self.0.get(name)?.as_str()
     }
 
+    /// A list of texts, left where it is; `None`: it is not said.
+    pub(super) fn peek_list(&self, name: &str) -> Option<Vec<&str>> {
+        let list = self.0.get(name)?.as_array();
+        Some(list.map(|items| items.iter().filter_map(Value::as_str).collect()).unwrap_or_default())
+    }
+
     /// A field that counts only when it is said.
     pub(super) fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         Ok(self.take(name)?.flatten())

@@ -2,7 +2,7 @@
 
 use super::fields::{Fields, Filter, wrong};
 use super::wire::{dollars, key_edit, key_object, object, period};
-use super::{Identity, Plane, check_set, json, missing, refused};
+use super::{Identity, Plane, check_sets, json, missing, refused};
 use crate::gateway::limits::ScopeKind;
 use crate::gateway::store::spent;
 use crate::gateway::{BooksError, Credential, KeyRecord, KeySpec, Made, Role};
@@ -59,7 +59,7 @@ pub(super) async fn generate(
 ) -> Result<Response, ApiError> {
     identity.may_manage()?;
     let mut fields = Fields::parse(&body)?;
-    check_set(&plane, &fields)?;
+    check_sets(&plane, &identity, &fields)?;
     let edit = key_edit(&mut fields)?;
     fields.finish()?;
     let mut spec = KeySpec::default();
@@ -88,7 +88,7 @@ pub(super) async fn update(
     let mut fields = Fields::parse(&body)?;
     let key = find(&plane, &identity, &fields.required::<String>("key")?)?;
     check_grant(&identity, &key.spec)?;
-    check_set(&plane, &fields)?;
+    check_sets(&plane, &identity, &fields)?;
     let edit = key_edit(&mut fields)?;
     fields.finish()?;
     let (asker, (sender, receiver)) = (identity.clone(), std::sync::mpsc::channel());

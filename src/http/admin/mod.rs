@@ -190,14 +190,21 @@ async fn wrong_method(method: Method) -> ApiError {
     ApiError::wrong_method(&method)
 }
 
-/// Refuses a set of limits that `hearth.toml` does not have: a misspelt one would be no limit.
-fn check_set(plane: &Plane, fields: &fields::Fields) -> Result<(), ApiError> {
-    match (&plane.gateway, fields.peek("limits")) {
-        (Some(gateway), Some(name)) if !gateway.has_limits(name) => {
-            Err(fields::wrong("limits", "hearth.toml has no such set of limits"))
-        }
-        _ => Ok(()),
+/// Refuses sets of limits and rules that `hearth.toml` does not have: a misspelt one would be no limit. A team's admin has no
+/// say over rules.
+fn check_sets(plane: &Plane, identity: &Identity, fields: &fields::Fields) -> Result<(), ApiError> {
+    let guardrails = fields.peek_list("guardrails");
+    if guardrails.is_some() && identity.only_team().is_some() {
+        return Err(ApiError::forbidden("A team's admin has no say over guardrails."));
     }
+    let Some(gateway) = &plane.gateway else { return Ok(()) };
+    if fields.peek("limits").is_some_and(|name| !gateway.has_limits(name)) {
+        return Err(fields::wrong("limits", "hearth.toml has no such set of limits"));
+    }
+    if guardrails.unwrap_or_default().into_iter().any(|name| !gateway.has_guardrail(name)) {
+        return Err(fields::wrong("guardrails", "hearth.toml has no such set of guardrails"));
+    }
+    Ok(())
 }
 
 fn refused(error: BooksError) -> ApiError {

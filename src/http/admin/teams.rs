@@ -3,7 +3,7 @@
 use super::fields::{Fields, Filter, wrong};
 use super::keys::spent_by;
 use super::wire::{dollars, key_object, team_edit, team_object};
-use super::{Identity, Plane, check_set, json, missing, refused};
+use super::{Identity, Plane, check_sets, json, missing, refused};
 use crate::gateway::limits::ScopeKind;
 use crate::gateway::{TeamRecord, TeamSpec, random_base62};
 use crate::http::error::ApiError;
@@ -30,7 +30,7 @@ pub(super) async fn new(
     identity.may_rule()?;
     let mut fields = Fields::parse(&body)?;
     let id: Option<String> = fields.optional("team_id")?;
-    check_set(&plane, &fields)?;
+    check_sets(&plane, &identity, &fields)?;
     let edit = team_edit(&mut fields)?;
     fields.finish()?;
     let mut spec = TeamSpec::default();
@@ -51,7 +51,7 @@ pub(super) async fn update(
     identity.may_rule()?;
     let mut fields = Fields::parse(&body)?;
     let team = find(&plane, &identity, &fields.required::<String>("team_id")?)?;
-    check_set(&plane, &fields)?;
+    check_sets(&plane, &identity, &fields)?;
     let edit = team_edit(&mut fields)?;
     fields.finish()?;
     let change = Box::new(move |spec: &mut TeamSpec| {

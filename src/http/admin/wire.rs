@@ -49,6 +49,7 @@ pub(super) fn key_edit(fields: &mut Fields) -> Result<KeyEdit, ApiError> {
     edit!(edits, expires, |spec, expires| spec.expires = expires);
     edit!(edits, fields.take("egress")?, |spec, egress| spec.egress = egress.unwrap_or_default());
     edit!(edits, fields.take("audit")?, |spec, audit| spec.audit = audit.unwrap_or_default());
+    edit!(edits, fields.take::<Vec<_>>("guardrails")?, |spec, names| spec.guardrails = names.unwrap_or_default());
     edit!(edits, fields.take::<Map<_, _>>("metadata")?, |spec, metadata| spec.metadata = metadata.unwrap_or_default());
     let (limits, budget) = (limit_edits(fields)?, budget_edits(fields)?);
     Ok(Box::new(move |spec| {
@@ -64,6 +65,7 @@ pub(super) fn team_edit(fields: &mut Fields) -> Result<TeamEdit, ApiError> {
     edit!(edits, fields.take("models")?, |spec, models| spec.models = all_or(models));
     edit!(edits, fields.take("egress")?, |spec, egress| spec.egress = egress.unwrap_or_default());
     edit!(edits, fields.take("audit")?, |spec, audit| spec.audit = audit.unwrap_or_default());
+    edit!(edits, fields.take::<Vec<_>>("guardrails")?, |spec, names| spec.guardrails = names.unwrap_or_default());
     edit!(edits, fields.take("shares")?, |spec, shares| spec.shares = shares.unwrap_or_default());
     edit!(edits, fields.take::<Map<_, _>>("metadata")?, |spec, metadata| spec.metadata = metadata.unwrap_or_default());
     let (limits, budget) = (limit_edits(fields)?, budget_edits(fields)?);
@@ -147,8 +149,9 @@ pub(in crate::http) async fn own_key(books: &Books, key: &KeyRecord) -> Result<V
     let id = key.id.clone();
     let read = books.store().read(move |conn| spent(conn, "key", &id, (0, i64::MAX))).await;
     let mut object = key_object(key, Some(read.map_err(|error| refused(error.into()))?));
-    // The operator's notes are not the holder's.
+    // The operator's notes and rules are not the holder's.
     object.shift_remove("metadata");
+    object.shift_remove("guardrails");
     Ok(Value::Object(object))
 }
 
@@ -170,6 +173,7 @@ pub(super) fn key_object(key: &KeyRecord, spent: Option<(i64, u64)>) -> Map<Stri
         "blocked": key.blocked,
         "egress": spec.egress,
         "audit": spec.audit,
+        "guardrails": spec.guardrails,
         "metadata": spec.metadata,
     }));
     object.extend(grants(&spec.limits, &spec.budget));
@@ -187,6 +191,7 @@ pub(super) fn team_object(team: &TeamRecord, spent: Option<(i64, u64)>) -> Map<S
         "blocked": team.blocked,
         "egress": spec.egress,
         "audit": spec.audit,
+        "guardrails": spec.guardrails,
         "shares": spec.shares,
         "metadata": spec.metadata,
     }));

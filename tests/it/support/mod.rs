@@ -56,6 +56,7 @@ impl Setup {
             media_path: None,
             responses: Default::default(),
             limits: Default::default(),
+            guardrails: Default::default(),
             routing: Default::default(),
         };
         Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }

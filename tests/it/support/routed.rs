@@ -21,6 +21,7 @@ pub fn upstream(name: &str, base_url: &str) -> UpstreamConfig {
         max_concurrency: 256,
         price: Default::default(),
         ca: None,
+        guardrails: Vec::new(),
     };
     // Nothing is asked twice unless a test is about that.
     config.retry.attempts = 1;
@@ -37,6 +38,7 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
         never_leaves: false,
         min_logprob: None,
         reports_alias: false,
+        guardrails: Vec::new(),
     }
 }
 

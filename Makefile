@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench fmt vendor vendor-test portable clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway fmt vendor vendor-test portable clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,8 +54,14 @@ check: setup ## format, lints, unit tests, and the source's checks of itself
 	$(CARGO) clippy --release --all-targets $(FEATURES) -- -D warnings
 	$(CARGO) test --release $(FEATURES) --lib --test tidy
 
-bench: setup ## measure; LLAMA_SERVER=path measures llama-server beside
+bench: build ## load MODEL and print a table; LLAMA_SERVER=path and URLS="http://…" measure others beside
+	$(HEARTH) bench $(MODEL) $(URLS) $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER)) $(ARGS)
+
+bench-parts: setup ## the benches of parts (benches/README.md); ARGS="--bench serve" for one
 	$(CARGO) bench $(FEATURES) $(ARGS)
+
+bench-gateway: setup ## measure what keys, limits and the ledger add to a request (T-P1)
+	$(CARGO) bench $(FEATURES) --bench gateway
 
 fmt: ## format the source
 	$(CARGO) fmt

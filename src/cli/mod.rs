@@ -7,6 +7,7 @@
 //! Flags follow from `config`'s table of settings, so a setting is declared once. llama-server's spellings are rewritten
 //! before clap sees them, since clap has no flags of several letters behind one dash.
 
+mod bench;
 mod chat;
 mod desk;
 mod engine;
@@ -49,6 +50,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
+    /// Measure servers under load, side by side
+    Bench(bench::Bench),
     /// Make, list, rotate, block and revoke API keys
     Keys(keys::Keys),
     /// The same for teams
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Tokenize(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
         Verb::Keys(verb) => verb.run(),
         Verb::Teams(verb) => verb.run(),
         Verb::Spend(verb) => verb.run(),

@@ -13,6 +13,7 @@
 mod granted;
 mod guardrails;
 mod limits;
+mod masked;
 mod money;
 mod names;
 mod raw;

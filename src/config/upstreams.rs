@@ -24,14 +24,14 @@ pub struct UpstreamTable {
     /// `env:NAME` or `file:PATH`.
     pub api_key: Option<String>,
     pub model: String,
-    kind: Option<String>,
+    pub kind: Option<String>,
     ca: Option<PathBuf>,
     timeouts: Timeouts,
     retry: RetryConfig,
     breaker: BreakerConfig,
-    max_concurrency: u32,
-    price: Price,
-    guardrails: Vec<String>,
+    pub max_concurrency: u32,
+    pub price: Price,
+    pub guardrails: Vec<String>,
     /// Where `name` is written.
     pub origin: Origin,
 }
@@ -232,6 +232,15 @@ impl Raw {
             upstreams.push(upstream);
         }
         Ok(upstreams)
+    }
+
+    /// Files that upstreams' keys and certificates are read from.
+    pub(super) fn upstream_files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let files = |table: &UpstreamTable| {
+            let key = table.api_key.as_deref().and_then(|key| key.strip_prefix("file:"));
+            key.map(PathBuf::from).into_iter().chain(table.ca.clone()).collect::<Vec<_>>()
+        };
+        self.tables.upstreams.iter().flat_map(files)
     }
 
     /// The aliases that are routes, every target there.

@@ -61,6 +61,7 @@ impl Gateway {
     }
 
     async fn answer(&self, caller: &Caller, asked: Asked) -> Result<Running, Error> {
+        caller.trace.asked_for(asked.numbers());
         // One snapshot for all of it: a reload changes nothing for what has begun.
         let live = self.live.load_full();
         let wants_logprobs = asked.output().top_logprobs.is_some();
@@ -141,9 +142,9 @@ impl Gateway {
         }
         match (doubted, last) {
             (Some((running, aside, idx)), _) => {
+                let config = self.models.shared.entries[idx].config();
+                caller.of_model(asked.model(), &config.id, config.price);
                 if let (Some(entry), Some(aside)) = (&caller.entry, aside) {
-                    let config = self.models.shared.entries[idx].config();
-                    entry.of_model(asked.model(), &config.id, config.price);
                     entry.take_back(&aside);
                 }
                 caller.trace.served_by("local", &[]);
@@ -163,9 +164,7 @@ impl Gateway {
     async fn start_at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Error> {
         let With { caller, permit, live, alias, wants_logprobs } = with;
         let config = self.models.shared.entries[idx].config();
-        if let Some(entry) = &caller.entry {
-            entry.of_model(asked.model(), &config.id, config.price);
-        }
+        caller.of_model(asked.model(), &config.id, config.price);
         let border = live.border(caller, alias, &config.guardrails)?;
         let asked = border.enter(asked, wants_logprobs)?;
         if self.cache.is_none() {
@@ -379,8 +378,9 @@ impl Gateway {
             deadline,
             max_tokens: asked.max_tokens(),
         };
+        caller.of_model(asked.model(), &config.name, config.price);
         if let Some(entry) = &caller.entry {
-            entry.of_upstream(asked.model(), &config.name, config.price);
+            entry.of_upstream(&config.name);
         }
         let reserved = self.reserve(permit, &config.name, call.most(&config.price)).map_err(Missed::of)?;
         let (remote, slot) = try_upstream(caller, upstream, &call, has_other).await?;
@@ -442,7 +442,7 @@ async fn try_upstream(
     let attempts = upstream.config.retry.attempts.max(1);
     for n in 0.. {
         let slot = caller.trace.attempt(&upstream.config.name, true, upstream.config.price);
-        let failed = match upstream.attempt(call).await {
+        let failed = match upstream.attempt(call, slot.context()).await {
             Ok(remote) => return Ok((remote, slot)),
             Err(failed) => failed,
         };

@@ -1,7 +1,8 @@
 //! A request that generates, before it is known who answers.
 
 use super::running::Keep;
-use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Output, Prompt, PromptPart};
+use super::trace::AskedFor;
+use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Output, Prompt, PromptPart, Sampling};
 use crate::dialect::remote::{Outgoing, Unsupported, Wire};
 
 #[derive(Clone)]
@@ -78,12 +79,31 @@ impl Asked {
         Keep { of: n, n }
     }
 
-    /// Whether the client asked for the same answer each time.
-    pub(super) fn is_steady(&self) -> bool {
-        let said = match self {
+    fn sampling(&self) -> &Sampling {
+        match self {
             Asked::Chat(request) => &request.sampling,
             Asked::Text(request) => &request.sampling,
-        };
+        }
+    }
+
+    /// What it says in numbers.
+    pub(super) fn numbers(&self) -> AskedFor {
+        let said = self.sampling();
+        AskedFor {
+            n_choices: u32::try_from(self.n_choices()).unwrap_or(u32::MAX),
+            max_tokens: self.max_tokens(),
+            temperature: said.temperature,
+            top_p: said.top_p,
+            top_k: said.top_k,
+            seed: said.seed,
+            frequency_penalty: said.frequency_penalty,
+            presence_penalty: said.presence_penalty,
+        }
+    }
+
+    /// Whether the client asked for the same answer each time.
+    pub(super) fn is_steady(&self) -> bool {
+        let said = self.sampling();
         said.temperature == Some(0.0) || said.seed.is_some_and(|seed| seed != u32::MAX)
     }
 

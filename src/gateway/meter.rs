@@ -2,11 +2,11 @@
 
 use super::books::Entry;
 use super::limits::{Reservation, Spend};
-use super::trace::UsageSource;
+use super::trace::{Generated, Trace, UsageSource};
 use super::upstream::Class;
 use super::{Caller, Price};
 use crate::chat::{Finish, Usage};
-use crate::engine::{Event, Failure};
+use crate::engine::{Event, Failure, Timings};
 use crate::telemetry::metrics::ModelSeries;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,14 +17,17 @@ pub(super) struct Meter {
     source: UsageSource,
     /// The answer of another meter once more: neither counted nor logged.
     is_echo: bool,
-    request_id: String,
-    client_request_id: Option<String>,
+    /// The request's record.
+    trace: Trace,
     /// Choices of each prompt: a prompt is counted with the first of them.
     n_per_prompt: usize,
     started: Instant,
     first_token: Option<Instant>,
     choices: Vec<Choice>,
     n_ended: usize,
+    finishes: Vec<&'static str>,
+    /// Of the first choice that ended.
+    timings: Option<Timings>,
     failed: Option<&'static str>,
     /// The request's row, where rows are kept.
     entry: Option<Arc<Entry>>,
@@ -40,6 +43,7 @@ struct Choice {
     /// Prompt tokens that were computed or found in the cache.
     n_computed: u32,
     last_token: Option<Instant>,
+    calls_tools: bool,
 }
 
 impl Meter {
@@ -48,13 +52,14 @@ impl Meter {
             metrics: Some(metrics),
             source: UsageSource::Engine,
             is_echo: false,
-            request_id: caller.request_id.clone(),
-            client_request_id: caller.client_request_id.clone(),
+            trace: caller.trace.clone(),
             n_per_prompt: n_per_prompt.max(1),
             started: Instant::now(),
             first_token: None,
             choices: vec![Choice::default(); n_choices],
             n_ended: 0,
+            finishes: Vec::new(),
+            timings: None,
             failed: None,
             entry: caller.entry.clone(),
             reserved: None,
@@ -85,13 +90,14 @@ impl Meter {
             metrics: None,
             source: self.source,
             is_echo: true,
-            request_id: self.request_id.clone(),
-            client_request_id: self.client_request_id.clone(),
+            trace: self.trace.clone(),
             n_per_prompt: self.n_per_prompt,
             started: self.started,
             first_token: None,
             choices: vec![Choice::default(); self.choices.len()],
             n_ended: 0,
+            finishes: Vec::new(),
+            timings: None,
             failed: None,
             entry: self.entry.clone(),
             reserved: None,
@@ -128,6 +134,7 @@ impl Meter {
                 if let Some(entry) = &self.entry {
                     entry.tell(idx, delta);
                 }
+                choice.calls_tools |= !delta.tool_calls.is_empty();
                 // What waited for a decision of the operator's rules was counted when it came.
                 if delta.n_tokens == 0 {
                     return;
@@ -153,10 +160,18 @@ impl Meter {
             Event::Done(done) => {
                 choice.usage = done.usage;
                 choice.n_computed = done.usage.prompt_tokens;
+                let finish = match finish(&done.finish) {
+                    "stop" if choice.calls_tools => "tool_calls",
+                    other => other,
+                };
+                self.finishes.push(finish);
+                if self.source == UsageSource::Engine {
+                    self.timings.get_or_insert(done.timings);
+                }
                 if let Some(entry) = &self.entry {
                     entry.queued(done.timings.queue_us / 1000);
                     if self.n_ended + 1 == n_choices {
-                        entry.end(finish(&done.finish));
+                        entry.end(finish);
                     }
                 }
                 // The token that ended the turn had no delta.
@@ -185,6 +200,10 @@ impl Meter {
 
     pub(super) fn entry(&self) -> Option<&Arc<Entry>> {
         self.entry.as_ref()
+    }
+
+    pub(super) fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     pub(super) fn n_choices(&self) -> usize {
@@ -228,8 +247,11 @@ impl Drop for Meter {
         if self.is_echo {
             return;
         }
+        let mut cost_nusd = 0;
         if let Some((reserved, price)) = self.reserved.take() {
-            reserved.settle(self.spend(price));
+            let spend = self.spend(price);
+            cost_nusd = spend.nusd;
+            reserved.settle(spend);
         }
         let usage = self.usage();
         if let Some(metrics) = &self.metrics {
@@ -240,19 +262,18 @@ impl Drop for Meter {
             None if self.n_ended == self.choices.len() => "done",
             None => "cancelled",
         };
-        tracing::info!(
-            request_id = self.request_id,
-            client_request_id = self.client_request_id,
+        self.trace.generated(Generated {
             outcome,
-            n_choices = self.choices.len(),
-            prompt_tokens = usage.prompt_tokens,
-            cached_tokens = usage.cached_tokens,
-            completion_tokens = usage.completion_tokens,
-            usage_source = self.source.as_str(),
-            ttft_ms = self.first_token.map(|at| (at - self.started).as_millis() as u64),
-            total_ms = self.started.elapsed().as_millis() as u64,
-            "generation ended"
-        );
+            finishes: std::mem::take(&mut self.finishes),
+            n_choices: self.choices.len(),
+            usage,
+            source: self.source,
+            cost_nusd,
+            began: self.started,
+            first_token: self.first_token,
+            ended: Instant::now(),
+            timings: self.timings,
+        });
     }
 }
 

@@ -25,6 +25,7 @@ mod live;
 mod meter;
 mod models;
 mod names;
+mod report;
 mod responses;
 mod room;
 mod route;
@@ -62,11 +63,12 @@ pub use spec::{
     nusd, usd,
 };
 pub use target::Target;
-pub use trace::{Attempt, Told, Trace, UsageSource};
+pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
     BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
     UpstreamStatus,
 };
+pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
 
 use crate::chat::{ChatPrompt, Prompt, Sampling};
@@ -74,6 +76,7 @@ use crate::engine::{
     Description, Engine, EngineMode, EngineState, Failure, Load, Stats, TokenizeRequest, Tokenized, choose_adapters,
 };
 use crate::telemetry::Metrics;
+use crate::telemetry::context::TraceContext;
 use crate::telemetry::metrics::{ModelLabels, Reading};
 use arc_swap::ArcSwap;
 use cache::Cache;
@@ -81,6 +84,7 @@ use fetch::Fetcher;
 use limits::{LimitSets, Limiter};
 use live::Live;
 use models::Models;
+use report::Reporter;
 use route::Route;
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
@@ -130,12 +134,20 @@ pub struct Caller {
     pub hints: Hints,
     /// What becomes of it.
     pub trace: Trace,
-    /// The client's own name for the request, if it gave one that may be logged: 1..=128 of `A-Za-z0-9._-`.
-    pub client_request_id: Option<String>,
     /// Where the client is, as far as trusted proxies tell; `None`: not on a network.
     pub client_ip: Option<IpAddr>,
     /// Its row, where rows are kept.
     pub entry: Option<Arc<Entry>>,
+}
+
+impl Caller {
+    /// Which model its request is for, under which name it was asked for, and what that costs.
+    fn of_model(&self, asked: Option<&str>, model: &str, price: Price) {
+        self.trace.of_model(asked, model);
+        if let Some(entry) = &self.entry {
+            entry.of_model(asked, model, price);
+        }
+    }
 }
 
 pub struct Gateway {
@@ -147,6 +159,7 @@ pub struct Gateway {
     responses: Arc<ResponseStore>,
     cache: Option<Arc<Cache>>,
     limiter: Limiter,
+    reporter: Arc<Reporter>,
     /// Of `--data-dir`; none: the static keys are all, and nothing is written.
     books: Option<Arc<Books>>,
 }
@@ -192,9 +205,9 @@ impl Gateway {
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let cache = config.routing.cache.enabled.then(|| Cache::new(config.routing.cache.clone()));
-        let limiter = admission::limiter();
+        let (limiter, reporter) = (admission::limiter(), Arc::default());
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref), None, &metrics));
-        Self { live, models, metrics, responses, fetcher, cache, limiter, books: None }
+        Self { live, models, metrics, responses, fetcher, cache, limiter, reporter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -205,6 +218,11 @@ impl Gateway {
 
     pub fn books(&self) -> Option<&Arc<Books>> {
         self.books.as_ref()
+    }
+
+    /// The record of a request that came in: to be held by all who work on it.
+    pub fn trace(&self, context: TraceContext, head: Head) -> Trace {
+        Trace::new(context, Some(Arc::clone(&self.reporter)), head)
     }
 
     /// Whether `presented` opens the API from `ip`. Static keys first: they are few.
@@ -275,10 +293,8 @@ impl Gateway {
     /// takes too long, or when no memory can be freed for it · `Overloaded` when too many wait for the same load.
     pub async fn target(&self, caller: &Caller, name: Option<&str>) -> Result<Target, Error> {
         let idx = self.find(&caller.principal, name)?;
-        if let Some(entry) = &caller.entry {
-            let config = self.models.shared.entries[idx].config();
-            entry.of_model(name, &config.id, config.price);
-        }
+        let config = self.models.shared.entries[idx].config();
+        caller.of_model(name, &config.id, config.price);
         self.models.target(idx).await
     }
 
@@ -469,9 +485,26 @@ pub fn unix_ms() -> i64 {
 
 /// A fresh name: `prefix` and 24 letters or digits (142 bits).
 pub fn random_name(prefix: &str) -> String {
-    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let letters = (0..24).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())]));
-    prefix.chars().chain(letters).collect()
+    prefix.to_owned() + &random_letters(24)
+}
+
+/// A name for a request. Later ones sort behind earlier ones, so that what is ordered by them grows at its end.
+pub fn request_name() -> String {
+    let mut ms = u64::try_from(unix_ms()).unwrap_or_default();
+    let mut time = [b'0'; 7];
+    for place in time.iter_mut().rev() {
+        *place = ALPHABET[(ms % 62) as usize];
+        ms /= 62;
+    }
+    let time: String = time.into_iter().map(char::from).collect();
+    format!("req_{time}{}", random_letters(17))
+}
+
+/// In the order of their bytes.
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+fn random_letters(n: usize) -> String {
+    (0..n).map(|_| char::from(ALPHABET[rand::random_range(0..ALPHABET.len())])).collect()
 }
 
 #[cfg(test)]
@@ -484,5 +517,9 @@ mod tests {
         assert_ne!(a, b);
         assert_eq!(a.len(), 28);
         assert!(a.starts_with("req_") && a[4..].bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let first = request_name();
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        let second = request_name();
+        assert!(first < second && first.len() == 28 && first.starts_with("req_"), "{first} {second}");
     }
 }

@@ -6,16 +6,15 @@ use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::guardrails::{Border, Screen};
 use super::meter::Meter;
-use super::store::StoreError;
+use super::store::Noting;
 use super::target::Pin;
-use super::trace::{AttemptSlot, UsageSource};
+use super::trace::{AttemptSlot, Trace, UsageSource};
 use crate::chat::{Output, Usage};
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
@@ -47,7 +46,7 @@ pub struct Running {
 pub(super) enum Noted {
     /// There are no books, or it is.
     Yes,
-    Waiting(oneshot::Receiver<Result<(), StoreError>>),
+    Waiting(Noting),
     /// It can't be: the request fails.
     No,
 }
@@ -184,12 +183,12 @@ impl Running {
         }
     }
 
-    /// Cancel-safe: the receiver stays where it is until it has its word.
+    /// Cancel-safe: the note stays where it is until it has its word.
     async fn await_note(&mut self) {
-        if let Noted::Waiting(receiver) = &mut self.noted {
-            self.noted = match receiver.await {
-                Ok(Ok(())) => Noted::Yes,
-                _ => Noted::No,
+        if let Noted::Waiting(noting) = &mut self.noted {
+            self.noted = match noting.committed().await {
+                Ok(()) => Noted::Yes,
+                Err(_) => Noted::No,
             };
         }
     }
@@ -214,6 +213,11 @@ impl Running {
             }
             None => Ok(()),
         }
+    }
+
+    /// The request's record.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.meter.as_ref().map(Meter::trace)
     }
 
     pub fn entry(&self) -> Option<&Arc<books::Entry>> {

@@ -3,7 +3,7 @@
 use super::books::Entry;
 use super::limits::{Permit, Reservation, Spend};
 use super::meter::word;
-use super::trace::UsageSource;
+use super::trace::{Generated, Trace, UsageSource};
 use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
@@ -201,7 +201,7 @@ fn unsupported(message: &str) -> Error {
 /// Counts a request's tokens and logs its end, however it ends.
 struct VectorMeter {
     series: ModelSeries,
-    request_id: String,
+    trace: Trace,
     n_inputs: usize,
     started: Instant,
     prompt_tokens: u64,
@@ -222,7 +222,7 @@ impl VectorMeter {
             reserved: None,
             price: target.config.price,
             series: gateway.metrics.model(target.id()),
-            request_id: caller.request_id.clone(),
+            trace: caller.trace.clone(),
             n_inputs,
             started: Instant::now(),
             prompt_tokens: 0,
@@ -276,19 +276,24 @@ impl VectorMeter {
 
 impl Drop for VectorMeter {
     fn drop(&mut self) {
+        let spend = Spend { tokens: self.prompt_tokens, nusd: self.price.cost(self.prompt_tokens, 0, 0) };
         // A client that left has made its request, though nobody knows of how many tokens; one that failed has not.
         if let Some(reserved) = self.reserved.take().filter(|_| matches!(self.outcome, "done" | "cancelled")) {
-            let tokens = self.prompt_tokens;
-            reserved.settle(Spend { tokens, nusd: self.price.cost(tokens, 0, 0) });
+            reserved.settle(spend);
         }
-        self.series.prompt(u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX), 0);
-        tracing::info!(
-            request_id = self.request_id,
-            outcome = self.outcome,
-            n_inputs = self.n_inputs,
-            prompt_tokens = self.prompt_tokens,
-            total_ms = self.started.elapsed().as_millis() as u64,
-            "vectors ended"
-        );
+        let prompt_tokens = u32::try_from(self.prompt_tokens).unwrap_or(u32::MAX);
+        self.series.prompt(prompt_tokens, 0);
+        self.trace.generated(Generated {
+            outcome: self.outcome,
+            finishes: Vec::new(),
+            n_choices: self.n_inputs,
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            source: UsageSource::Engine,
+            cost_nusd: if self.outcome == "done" { spend.nusd } else { 0 },
+            began: self.started,
+            first_token: None,
+            ended: Instant::now(),
+            timings: None,
+        });
     }
 }

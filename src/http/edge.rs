@@ -1,11 +1,12 @@
 //! What every request passes, whatever its path: id, host, address, origin, key, draining, and the counting of its end.
 
 use super::connection::Busy;
-use super::drain::Working;
 use super::error::{ApiError, Asked, Told};
 use super::family::Family;
+use super::journey::{self, End};
 use super::{App, HttpConfig, auth, hints, limited, origin, unread};
-use crate::gateway::{Caller, Entry, EntryHead, Error, Principal, Trace, random_name};
+use crate::gateway::{Caller, Entry, EntryHead, Error, Head, Principal, Trace, request_name};
+use crate::telemetry::context::TRACEPARENT;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::MatchedPath;
@@ -17,9 +18,6 @@ use hyper::body::Incoming;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 use tower::ServiceExt;
 
@@ -44,51 +42,57 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let config = app.config();
-    let started = Instant::now();
-    let request_id = random_name("req_");
+    let request_id = request_name();
     let (parts, body) = request.into_parts();
     let (body, unread) = unread::lend(&parts.headers, body);
     let mut request = Request::from_parts(parts, Body::new(body));
     tolerate_slash(request.uri_mut());
-    let (method, version, family) = (request.method().clone(), request.version(), Family::of(request.uri().path()));
+    let (version, family) = (request.version(), Family::of(request.uri().path()));
+    let head = Head {
+        request_id: request_id.clone(),
+        client_request_id: client_request_id(request.headers()),
+        method: journey::method_name(request.method()),
+        ..Head::default()
+    };
+    let trace = app.gateway.trace(journey::context(request.headers(), 0.0), head.clone());
+    let mut end = End::of(&app, &trace, &head, via.busy);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin.clone().filter(|origin| is_allowed(&config, origin));
     let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let client_ip = config.clients.address(via.peer, request.headers());
-    // Only posts are work; looking at the server must not hold up its end.
-    let working = (method == Method::POST).then(|| app.drain.working());
-    let mut trace = Trace::default();
-    let asking = Asking { app: &app, config: &config, client_ip, foreign: origin.is_some() && allowed.is_none() };
+    let foreign = origin.is_some() && allowed.is_none();
+    let asking = Asking { app: &app, config: &config, client_ip, foreign, head: &head, trace: &trace };
     let mut limited = None;
-    let (response, entry) = match asking.admit(&request, &request_id) {
+    let response = match asking.admit(&request) {
         Ok(Admitted::Preflight) => {
             let preflight = origin::preflight(request.headers());
             drop(request);
-            (preflight, None)
+            preflight
         }
         Ok(Admitted::Caller(caller)) => {
-            trace = caller.trace.clone();
-            let (cut, entry) = (caller.principal.cut(), caller.entry.clone());
+            let cut = caller.principal.cut();
+            end.entry.clone_from(&caller.entry);
             limited = app.gateway.standing(&caller).map(|_| caller.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
             let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind();
-            let response = tokio::select! {
+            tokio::select! {
                 routed = routed => routed.map_or_else(|_| ApiError::internal().into_response(), |Ok(response)| response),
-                () = cut.cancelled() => revoked(entry.as_deref()),
-            };
-            (response, entry)
+                () = cut.cancelled() => revoked(end.entry.as_deref()),
+            }
         }
         Err(error) => {
             drop(request);
-            (error.into_response(), None)
+            error.into_response()
         }
     };
-    let response = match &entry {
+    let response = match &end.entry {
         Some(entry) => record(entry, response).await,
         None => response,
     };
     let is_reusable = unread.settle(&app).await;
+    let is_streamed = is_stream(response.headers());
+    end.answers(&response, is_streamed);
     let mut response = family.recast(response, &request_id);
     if origin.is_some() {
         origin::mark(response.headers_mut(), allowed);
@@ -98,23 +102,17 @@ pub(super) async fn answer(
     // read here.
     let is_last = !is_reusable || is_chunked || app.drain.has_begun();
     mark(response.headers_mut(), version, &request_id, is_last);
+    let context = trace.context();
+    if let Ok(parent) = HeaderValue::from_str(&context.traceparent(context.span)) {
+        response.headers_mut().insert(TRACEPARENT, parent);
+    }
     if let Some(standing) = limited.and_then(|caller| app.gateway.standing(&caller)) {
         limited::mark(response.headers_mut(), &standing, family);
     }
-    if method == Method::POST && !is_stream(response.headers()) {
-        response.headers_mut().insert(PROCESSING_MS, (started.elapsed().as_millis() as u64).into());
+    if end.is_post() && !is_streamed {
+        response.headers_mut().insert(PROCESSING_MS, (end.started().elapsed().as_millis() as u64).into());
     }
-    let path = response.extensions().get::<MatchedPath>().cloned();
-    let end = End {
-        app,
-        path,
-        status: response.status().as_u16(),
-        started,
-        _entry: entry,
-        _working: working,
-        _busy: via.busy,
-    };
-    Ok(response.map(|inner| Body::new(Counted { inner, _end: end })))
+    Ok(response.map(|inner| end.with(inner)))
 }
 
 enum Admitted {
@@ -129,11 +127,13 @@ struct Asking<'a> {
     client_ip: IpAddr,
     /// A web page asks that may not.
     foreign: bool,
+    head: &'a Head,
+    trace: &'a Trace,
 }
 
 impl Asking<'_> {
     /// The checks that need no more than the head, cheapest first.
-    fn admit(&self, request: &Request<Body>, request_id: &str) -> Result<Admitted, ApiError> {
+    fn admit(&self, request: &Request<Body>) -> Result<Admitted, ApiError> {
         origin::check_host(self.config, request)?;
         if !self.config.clients.admits(self.client_ip) {
             self.app.gateway.metrics().rejected("address");
@@ -153,14 +153,17 @@ impl Asking<'_> {
         if self.app.drain.has_begun() && request.method() == Method::POST {
             return Err(ApiError::shutting_down());
         }
-        let trace = Trace::default();
+        if let Some(key) = principal.key() {
+            self.trace.of_key(&key.id, key.spec.team.as_deref());
+        }
+        let request_id = self.head.request_id.as_str();
         let entry = match self.app.gateway.books() {
             Some(books) if request.method() == Method::POST && !is_public => {
                 let refuse = |error| ApiError::of(error, Asked::Nothing);
                 books.ledger().admit().map_err(refuse)?;
                 let head = EntryHead { request_id, principal: &principal, ip: Some(self.client_ip) };
                 let entry = books.ledger().enter(head);
-                entry.follow(trace.clone());
+                entry.follow(self.trace.clone());
                 Some(entry)
             }
             _ => None,
@@ -168,10 +171,9 @@ impl Asking<'_> {
         Ok(Admitted::Caller(Caller {
             principal,
             request_id: request_id.to_owned(),
-            client_request_id: client_request_id(request.headers()),
             client_ip: Some(self.client_ip),
             hints: hints::read(request.headers()),
-            trace,
+            trace: self.trace.clone(),
             entry,
         }))
     }
@@ -303,60 +305,18 @@ fn tolerate_slash(uri: &mut Uri) {
 /// Hands the matched route out to [`answer`], which counts under it: a client's path is no label.
 pub(super) async fn note_route(request: axum::extract::Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().cloned();
-    let entry = request.extensions().get::<Caller>().and_then(|caller| caller.entry.as_deref());
-    if let (Some(entry), Some(path)) = (entry, &path) {
-        entry.at(path.as_str());
+    if let (Some(caller), Some(path)) = (request.extensions().get::<Caller>(), &path) {
+        let operation = journey::operation(path.as_str()).filter(|_| request.method() == Method::POST);
+        caller.trace.at(path.as_str(), operation);
+        if let Some(entry) = &caller.entry {
+            entry.at(path.as_str());
+        }
     }
     let mut response = next.run(request).await;
     if let Some(path) = path {
         response.extensions_mut().insert(path);
     }
     response
-}
-
-/// The end of a request: when its body was sent, or dropped because the client left.
-struct End {
-    app: App,
-    path: Option<MatchedPath>,
-    status: u16,
-    started: Instant,
-    /// The last of its holders: a body that is dropped ends the request's row.
-    _entry: Option<Arc<Entry>>,
-    _working: Option<Working>,
-    _busy: Busy,
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        let path = self.path.as_ref().map_or("other", MatchedPath::as_str);
-        self.app.gateway.metrics().request(path, self.status, self.started.elapsed());
-    }
-}
-
-/// A body that counts its end.
-struct Counted {
-    inner: Body,
-    _end: End,
-}
-
-impl hyper::body::Body for Counted {
-    type Data = bytes::Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 /// What an endpoint that lists unknown fields puts into its answer.

@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, heade
 use std::net::IpAddr;
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, request-id, retry-after, x-hearth-ignored");
+const EXPOSED: HeaderValue =
+    HeaderValue::from_static("x-request-id, request-id, retry-after, x-hearth-ignored, traceparent");
 /// `*` does not cover `authorization` in browsers, so everything our clients send is spelled out.
 const REQUEST_HEADERS: &str = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, \
      x-stainless-arch, x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-retry-count, \

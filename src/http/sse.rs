@@ -167,6 +167,9 @@ impl<C: Chunks> Events<C> {
         };
         // The status is long sent, so the failure is an event, and the last one.
         let problem = ApiError::of(error, self.asked).problem;
+        if let Some(trace) = running.trace() {
+            trace.failed_with(problem.code.as_deref());
+        }
         if let Some(entry) = running.entry() {
             // Written once the engine has said what it came to.
             entry.end(word);

@@ -1,11 +1,13 @@
-//! What the house tells its operator: log lines and Prometheus series.
+//! What the house tells its operator: log lines, Prometheus series and traces.
 //!
 //! **Invariant:** prompts, answers and keys never pass through here; labels come from the router and the model file, never
 //! from a client. This room uses no other room.
 
+pub mod context;
 pub mod logging;
 pub mod metrics;
 mod routing;
+pub mod semconv;
 
 pub use logging::{LogConfig, LogFormat};
 pub use metrics::Metrics;

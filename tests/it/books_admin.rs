@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 36] = [
+const ROUTES: [(&str, &str, &str); 38] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -38,6 +38,8 @@ const ROUTES: [(&str, &str, &str); 36] = [
     ("GET", "/upstreams", ""),
     ("POST", "/cache/flush", ""),
     ("GET", "/admin/slots", ""),
+    ("GET", "/config", ""),
+    ("POST", "/config/reload", ""),
     ("GET", "/metrics", ""),
     ("GET", "/health/liveliness", ""),
     ("GET", "/health/readiness", ""),
@@ -47,7 +49,7 @@ const ROUTES: [(&str, &str, &str); 36] = [
 /// What each identity gets at each route, in the order above: nobody and wrong keys 401, keys for data 403 everywhere.
 fn expected(identity: &str, method: &str, path: &str) -> u16 {
     let rules = path.starts_with("/team") && method == "POST" || path.ends_with("/reset_spend");
-    let looks = ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin"]
+    let looks = ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin", "/config"]
         .iter()
         .any(|prefix| path.starts_with(prefix));
     match identity {

@@ -1,6 +1,6 @@
 //! What the operator lets in and out, over HTTP: every dialect, streamed and whole, here and elsewhere.
 
-use crate::support::cloud::{Act, Cloud, SSE, answer, event, head, role, text};
+use crate::support::cloud::{Act, Cloud, SSE, answer, role, text};
 use crate::support::governed::Governed;
 use crate::support::routed::{route, upstream};
 use crate::support::{Answer, Events, MODEL, Server, Setup, chat_body, with};
@@ -262,7 +262,7 @@ async fn a_denied_answer_is_stopped_settled_and_in_the_ledger() {
     let answer = governed.chat(&key, "one two three four five six seven eight").await;
     assert_eq!((answer.status, answer.content().as_str()), (200, "one "), "{}", answer.text);
     let row = governed.row_of(&answer).await;
-    assert_eq!((row.finish.as_deref(), row.status), (Some("content_filter"), Some(200)));
+    assert_eq!((row.finish.as_str(), row.status), ("content_filter", 200));
     assert!((7..=40).contains(&row.out_tok) && row.in_tok > 0 && row.cost_nusd >= 0, "{row:?}");
     assert_eq!(answer.json()["usage"]["completion_tokens"], row.out_tok);
     // Denied on its way in: a row with the reason, and nothing charged.
@@ -386,9 +386,8 @@ async fn upstreams_get_and_give_what_the_rules_let_through() {
 
 #[tokio::test]
 async fn an_upstream_that_says_what_is_denied_is_hung_up_on() {
-    let start =
-        [SSE.as_bytes(), role().as_bytes(), text("all is well, but the sec").as_bytes(), text("ret is").as_bytes()];
-    let cloud = Cloud::always(vec![Act::Send(start.concat()), Act::Hang]).await;
+    let start = format!("{SSE}{}{}{}", role(), text("all is well, but the sec"), text("ret is"));
+    let cloud = Cloud::always(vec![Act::Send(start.into_bytes()), Act::Hang]).await;
     let server = beside(&cloud, |setup| {
         setup.gateway.guardrails = sets(&[("u", output(&["secret"], &[]))]);
         setup.gateway.routing.upstreams[0].guardrails = vec!["u".into()];
@@ -408,7 +407,6 @@ async fn an_upstream_that_says_what_is_denied_is_hung_up_on() {
         }
     };
     tokio::time::timeout(crate::support::PATIENCE, left).await.expect("the connection is closed");
-    let _ = (head(200, ""), event(&json!({})));
 }
 
 #[tokio::test]

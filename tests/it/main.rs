@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod bench;
 mod books_admin;
 mod books_faults;
 mod books_keys;
@@ -55,4 +56,5 @@ mod tiny_model;
 mod tls;
 mod tokenizer;
 mod tools_real;
+mod traces;
 mod upstreams;

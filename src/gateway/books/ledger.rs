@@ -10,7 +10,7 @@ use super::capture::Capture;
 use crate::chat::{Delta, Prompt, Usage};
 use crate::gateway::keys::Principal;
 use crate::gateway::spec::Price;
-use crate::gateway::store::{Attempt, Progress, RequestRow, Sealed, Store, StoreError};
+use crate::gateway::store::{Attempt, Noting, Progress, RequestRow, Sealed, Store};
 use crate::gateway::trace::{self, Trace, UsageSource};
 use crate::gateway::{Error, unix_ms};
 use std::collections::HashMap;
@@ -18,7 +18,6 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::oneshot;
 
 /// How often running requests note how far they are: what a crash may lose of each stream.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -176,12 +175,13 @@ impl Entry {
 
     /// The request's record, whose attempts become rows.
     pub fn follow(&self, trace: Trace) {
-        self.lock().trace = trace;
+        let mut state = self.lock();
+        state.row.trace_id = Some(trace.context().trace.to_string());
+        state.trace = trace;
     }
 
     /// An upstream answers it.
-    pub(in crate::gateway) fn of_upstream(&self, asked: Option<&str>, name: &str, price: Price) {
-        self.of_model(asked, name, price);
+    pub(in crate::gateway) fn of_upstream(&self, name: &str) {
         self.lock().row.served_by = Some(name.to_owned());
     }
 
@@ -227,9 +227,8 @@ impl Entry {
         self.lock().row.end_user = Some(name.chars().take(256).collect());
     }
 
-    /// Notes on disk that it runs. The receiver gets its word at the commit, which takes place while the prompt is computed.
-    /// Errors: `LedgerUnavailable`.
-    pub async fn open(&self) -> Result<oneshot::Receiver<Result<(), StoreError>>, Error> {
+    /// Notes on disk that it runs, while the prompt is computed. Errors: `LedgerUnavailable`.
+    pub async fn open(&self) -> Result<Noting, Error> {
         let row = {
             let mut state = self.lock();
             state.is_running = true;

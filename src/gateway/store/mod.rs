@@ -11,9 +11,11 @@
 //! were running when the file could no longer be written; it is bounded, and written when a probe finds the file well.
 
 mod chain;
+mod checkpoint;
 mod content;
 mod forget;
 mod open;
+mod opening;
 mod reports;
 mod row;
 mod spill;
@@ -35,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use writer::{Job, Work, Writer};
+use writer::{Job, Shared, Work, Writer};
 
 /// Jobs that wait for the writer, at most.
 pub const QUEUE_MAX: usize = 4096;
@@ -158,6 +160,8 @@ pub struct Store {
     spill: Arc<spill::Spill>,
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
+    /// The writer was told to hurry and has not looked yet.
+    is_hurried: Arc<AtomicBool>,
     keys: ChainKeys,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -168,10 +172,13 @@ impl Store {
         let keys = ChainKeys::new(config.chain_key, config.signing_key)?;
         let health = Arc::new(Health::default());
         let spill = Arc::new(spill::Spill::default());
-        // **Bound:** every job but a tick holds one of `QUEUE_MAX` permits; ticks come one at a time.
+        // **Bound:** every job but a hurry holds one of `QUEUE_MAX` permits, and there is one hurry at a time.
         let (jobs, receiver): (Sender<Job>, Receiver<Job>) = crossbeam_channel::unbounded();
         let (path, on_failure) = (config.path.clone(), config.on_failure);
-        let writer = Writer::open(config, keys.clone(), Arc::clone(&health), Arc::clone(&spill))?;
+        let is_hurried = Arc::new(AtomicBool::new(false));
+        let shared =
+            Shared { health: Arc::clone(&health), spill: Arc::clone(&spill), is_hurried: Arc::clone(&is_hurried) };
+        let writer = Writer::open(config, keys.clone(), shared)?;
         let thread = std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || writer.run(&receiver))
@@ -185,6 +192,7 @@ impl Store {
             spill,
             readers: Mutex::new(Vec::new()),
             reading: Semaphore::new(READERS_MAX),
+            is_hurried,
             keys,
             thread: Mutex::new(Some(thread)),
         })
@@ -212,11 +220,17 @@ impl Store {
         }
     }
 
-    /// Notes that a request runs; committed when the receiver gets its word.
-    pub async fn open_row(&self, row: RequestRow) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+    /// Notes that a request runs, within a few milliseconds, or once [`Noting::committed`] is awaited.
+    pub async fn open_row(self: &Arc<Self>, row: RequestRow) -> Result<Noting, StoreError> {
         let (done, receiver) = oneshot::channel();
         self.send(Work::Open(Box::new(row), done)).await?;
-        Ok(receiver)
+        Ok(Noting { store: Arc::clone(self), receiver, is_hurried: false })
+    }
+
+    fn hurry(&self) {
+        if !self.is_hurried.swap(true, Ordering::AcqRel) {
+            self.put(Work::Hurry, None);
+        }
     }
 
     /// Settles a request; returns when its row is committed, or safe in the spill. Whoever stops waiting has settled it too.
@@ -327,6 +341,29 @@ impl Store {
     pub async fn verify(self: &Arc<Self>, from: i64) -> Result<Verified, StoreError> {
         let keys = self.keys.clone();
         self.read(move |conn| verify::verify(conn, &keys, from)).await
+    }
+}
+
+/// A note that a request runs, on its way to the disk.
+pub struct Noting {
+    store: Arc<Store>,
+    receiver: oneshot::Receiver<Result<(), StoreError>>,
+    is_hurried: bool,
+}
+
+impl std::fmt::Debug for Noting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Noting").finish_non_exhaustive()
+    }
+}
+
+impl Noting {
+    /// Returns when it is committed. Cancel-safe; not to be awaited again once it has returned.
+    pub async fn committed(&mut self) -> Result<(), StoreError> {
+        if !std::mem::replace(&mut self.is_hurried, true) {
+            self.store.hurry();
+        }
+        (&mut self.receiver).await.unwrap_or_else(|_| Err(closed()))
     }
 }
 

@@ -1,14 +1,18 @@
 //! The database file: how it is opened, what version it has, whether it is whole.
 
+use super::checkpoint::Pages;
 use super::{Durability, StoreError};
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// `hrth` in the file's header: this database is ours.
 const APPLICATION_ID: i32 = 0x6872_7468;
 /// Each step leads from its index to the next version. A database of a newer one is refused.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), "ALTER TABLE request ADD COLUMN trace_id TEXT;"];
 /// A damaged page of a larger file is found by `hearth db check`, not at every start.
 const QUICK_CHECK_BYTES: i64 = 64 << 20;
 /// Waiting for another connection's lock; the only other writers are SQLite's own tools.
@@ -17,7 +21,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// The one connection that writes.
 ///
 /// Errors: the file is no database of ours, is of a newer version, is damaged, or can't be written.
-pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection, StoreError> {
+///
+/// `pages` is told at each commit how many pages the write-ahead log has; nobody but [`super::checkpoint`] copies it back.
+pub(super) fn writer(path: &Path, durability: Durability, pages: &Pages) -> Result<Connection, StoreError> {
     let mut conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -31,7 +37,25 @@ pub(super) fn writer(path: &Path, durability: Durability) -> Result<Connection, 
     conn.pragma_update(None, "cell_size_check", true)?;
     // Bytes that the WAL keeps after a checkpoint.
     conn.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    // KiB; what the indexes of a month's rows are written to is found here.
+    conn.pragma_update(None, "cache_size", -8192)?;
     migrate(&mut conn)?;
+    conn.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
+    let pages = Arc::clone(pages);
+    conn.wal_hook(Some(move |_: &mut Wal, n: i32| {
+        pages.store(u32::try_from(n).unwrap_or_default(), Ordering::Relaxed);
+        Ok(())
+    }))?;
+    Ok(conn)
+}
+
+/// A connection that copies the write-ahead log into the file and does nothing else.
+pub(super) fn copier(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags)?;
+    guard(&conn)?;
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    conn.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     Ok(conn)
 }
 
@@ -103,7 +127,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hearth.db");
         for _ in 0..2 {
-            let conn = writer(&path, Durability::Power).expect("opens");
+            let conn = writer(&path, Durability::Power, &Pages::default()).expect("opens");
             let boot: i64 = conn.query_row("SELECT boot FROM state", [], |row| row.get(0)).unwrap();
             assert_eq!(boot, 0);
             let setting = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, String>(0)).unwrap();
@@ -120,19 +144,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hearth.db");
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs(x)").unwrap();
-        assert!(matches!(writer(&path, Durability::Power), Err(StoreError::Foreign)));
+        assert!(matches!(writer(&path, Durability::Power, &Pages::default()), Err(StoreError::Foreign)));
         let path = dir.path().join("newer.db");
-        writer(&path, Durability::Power).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(writer(&path, Durability::Power), Err(StoreError::Newer { version: 99, .. })));
+        writer(&path, Durability::Power, &Pages::default()).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(
+            writer(&path, Durability::Power, &Pages::default()),
+            Err(StoreError::Newer { version: 99, .. })
+        ));
         let path = dir.path().join("text.db");
         std::fs::write(&path, "no database at all, but long enough to have a header of one".repeat(40)).unwrap();
-        assert!(writer(&path, Durability::Power).is_err());
+        assert!(writer(&path, Durability::Power, &Pages::default()).is_err());
         let path = dir.path().join("damaged.db");
-        drop(writer(&path, Durability::Power).unwrap());
+        drop(writer(&path, Durability::Power, &Pages::default()).unwrap());
         let mut bytes = std::fs::read(&path).unwrap();
         let page = 4096;
         bytes[page..2 * page].fill(0xa5);
         std::fs::write(&path, bytes).unwrap();
-        assert!(writer(&path, Durability::Power).is_err());
+        assert!(writer(&path, Durability::Power, &Pages::default()).is_err());
     }
 }

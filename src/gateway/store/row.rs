@@ -46,6 +46,10 @@ pub struct RequestRow {
     pub attempts: Vec<Attempt>,
     /// Of the sealed words; they may be gone, it stays.
     pub content_digest: Option<String>,
+    /// Of the trace that it is a part of. Left out where there is none, as in rows that are older than it: their digests
+    /// in the audit chain stay what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     #[serde(skip)]
     pub content: Option<Sealed>,
 }
@@ -103,9 +107,10 @@ impl RequestRow {
             .prepare_cached(
                 "INSERT OR IGNORE INTO request(seq, id, boot, t0, t_first, t_end, key_id, team_id, user_id, end_user, ip,
                    endpoint, model_req, model, served_by, status, finish, error_code, stream, in_tok, cached_tok, out_tok,
-                   reason_tok, usage_source, cost_nusd, price, queue_ms, cache, tags, content_digest)
+                   reason_tok, usage_source, cost_nusd, price, queue_ms, cache, tags, content_digest,
+                   trace_id)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-                   ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30)",
+                   ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)",
             )?
             .execute(params![
                 seq,
@@ -138,6 +143,7 @@ impl RequestRow {
                 self.cache,
                 tags,
                 self.content_digest,
+                self.trace_id,
             ])?;
         if n == 0 {
             return Ok(false);
@@ -227,6 +233,7 @@ impl RequestRow {
             tags: serde_json::from_str(&row.get::<_, String>("tags")?).unwrap_or_default(),
             attempts: Vec::new(),
             content_digest: row.get("content_digest")?,
+            trace_id: row.get("trace_id")?,
             content: None,
         })
     }

@@ -67,11 +67,11 @@ async fn rows_that_come_together_share_a_commit_and_come_once() {
 async fn what_ran_when_the_process_died_is_settled_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let waits = store.open_row(RequestRow { finish: String::new(), ..row(1) }).await.expect("sent");
-    waits.await.expect("told").expect("committed");
+    let mut waits = store.open_row(RequestRow { finish: String::new(), ..row(1) }).await.expect("sent");
+    waits.committed().await.expect("committed");
     store.progress(vec![Progress { id: "req_1".into(), in_tok: 2_000_000, cached_tok: 0, out_tok: 7 }]);
-    let done = store.open_row(row(2)).await.expect("sent");
-    done.await.expect("told").expect("committed");
+    let mut done = store.open_row(row(2)).await.expect("sent");
+    done.committed().await.expect("committed");
     store.settle(row(2)).await.expect("settled");
     store.flush().await;
     drop(store);
@@ -85,6 +85,79 @@ async fn what_ran_when_the_process_died_is_settled_at_the_next_start() {
     assert_eq!(store.verify(1).await.expect("verified").fault, None);
     drop(store);
     assert_eq!(count(&open(dir.path()), "request").await, 2, "settled once");
+}
+
+#[tokio::test]
+async fn a_note_is_written_when_it_is_due_and_never_for_what_is_settled_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let before = store.health().commits().0;
+    let mut note = store.open_row(row(1)).await.expect("sent");
+    store.settle(row(1)).await.expect("settled");
+    note.committed().await.expect("its row says it");
+    assert_eq!(count(&store, "inflight").await, 0);
+    assert_eq!(store.health().commits().0, before + 1, "one commit for both, and the hurry found nothing");
+    // Nobody asks: a few milliseconds later it is there all the same.
+    let _note = store.open_row(row(2)).await.expect("sent");
+    let written = async {
+        while count(&store, "inflight").await == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), written).await.expect("it is written by itself");
+    store.settle(row(2)).await.expect("settled");
+    assert_eq!((count(&store, "inflight").await, count(&store, "request").await), (0, 2));
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
+}
+
+/// Commits never wait for a checkpoint, and the log does not grow without end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_copied_back_beside_the_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreConfig {
+        path: dir.path().join("hearth.db"),
+        durability: Durability::Process,
+        on_failure: OnFailure::Reject,
+        chain_key: [1; 32],
+        signing_key: [2; 32],
+        observe: Box::new(|_| {}),
+    });
+    let store = Arc::new(store.expect("it opens"));
+    let wal = dir.path().join("hearth.db-wal");
+    let mut longest = 0;
+    // Each row is a commit of some ten pages: five times the log's bound in all.
+    for n in 0..8_000 {
+        store.settle(row(n)).await.expect("settled");
+        longest = longest.max(std::fs::metadata(&wal).map_or(0, |file| file.len()));
+    }
+    assert!((1 << 20..96 << 20).contains(&longest), "{longest}");
+    let main = std::fs::metadata(dir.path().join("hearth.db")).unwrap().len();
+    assert!(main > 1 << 20, "{main}: the file itself grew meanwhile");
+    store.flush().await;
+    drop(store);
+    assert!(!wal.exists(), "nothing is left in it at the end");
+    assert_eq!(count(&open(dir.path()), "request").await, 8_000);
+}
+
+#[tokio::test]
+async fn books_of_version_1_get_their_new_column_and_still_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..5 {
+        store.settle(row(n)).await.expect("settled");
+    }
+    drop(store);
+    // As they were before.
+    let conn = rusqlite::Connection::open(dir.path().join("hearth.db")).unwrap();
+    conn.execute_batch("ALTER TABLE request DROP COLUMN trace_id; PRAGMA user_version = 1;").unwrap();
+    drop(conn);
+    let store = open(dir.path());
+    let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());
+    store.settle(RequestRow { trace_id: trace_id.clone(), ..row(5) }).await.expect("settled");
+    let rows = store.read(|conn| logs(conn, &LogFilter::default(), (10, 0))).await.expect("rows");
+    let with_one: Vec<_> = rows.iter().filter(|row| row.trace_id.is_some()).collect();
+    assert_eq!((rows.len(), with_one.len(), &with_one[0].trace_id), (6, 1, &trace_id));
+    assert_eq!(store.verify(1).await.expect("verified").fault, None);
 }
 
 #[tokio::test]
@@ -148,7 +221,7 @@ async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
     blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert!(store.settle(row(2)).await.is_ok(), "kept in the spill");
     assert!(store.health().is_failed() && store.admit().is_err());
-    assert!(store.open_row(row(3)).await.expect("sent").await.expect("told").is_err(), "no new request");
+    assert!(store.open_row(row(3)).await.expect("sent").committed().await.is_err(), "no new request");
     let act = Act { actor: "test".into(), action: "test.act", object: String::new(), detail: json!({}) };
     assert!(store.change(act, |_| Ok(())).await.is_err());
     store.settle_later(row(4));

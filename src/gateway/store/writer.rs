@@ -1,6 +1,8 @@
 //! The thread that writes: groups of jobs, one transaction each, and what it does when the disk says no.
 
 use super::chain::{Act, ChainKeys, Head};
+use super::checkpoint::{Checkpoints, Pages};
+use super::opening::Opening;
 use super::row::{self, Progress, RequestRow};
 use super::spill::Spill;
 use super::verify::digest_of_rows;
@@ -10,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Connection, TransactionBehavior};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -25,6 +27,10 @@ type Apply = Box<dyn FnOnce(&Connection) -> Result<(), StoreError> + Send>;
 
 pub(super) enum Work {
     Open(Box<RequestRow>, Done),
+    /// Somebody waits for what waits in [`Opening`].
+    Hurry,
+    /// A request that is settled before its note was written.
+    Covered(Done),
     Settle(Box<RequestRow>, Option<Done>),
     Progress(Vec<Progress>),
     Change(Act, Apply, Done),
@@ -35,11 +41,19 @@ pub(super) enum Work {
 const SIGN_LINKS: u64 = 1000;
 const SIGN_EVERY: Duration = Duration::from_secs(60);
 
+/// What the store and its writer both look at.
+pub(super) struct Shared {
+    pub health: Arc<Health>,
+    pub spill: Arc<Spill>,
+    pub is_hurried: Arc<AtomicBool>,
+}
+
 pub(super) struct Writer {
     config: StoreConfig,
     keys: ChainKeys,
     health: Arc<Health>,
     spill: Arc<Spill>,
+    is_hurried: Arc<AtomicBool>,
     /// `None` while the file can't be written: it is opened anew by the probe.
     conn: Option<Connection>,
     head: Head,
@@ -47,6 +61,9 @@ pub(super) struct Writer {
     /// Of the last row.
     seq: i64,
     signed: Instant,
+    opening: Opening,
+    pages: Pages,
+    checkpoints: Checkpoints,
 }
 
 /// What a transaction leads to, once it is committed.
@@ -61,16 +78,30 @@ impl Writer {
     pub(super) fn open(
         config: StoreConfig,
         keys: ChainKeys,
-        health: Arc<Health>,
-        spill: Arc<Spill>,
+        Shared { health, spill, is_hurried }: Shared,
     ) -> Result<Self, StoreError> {
-        let mut conn = open::writer(&config.path, config.durability)?;
+        let pages = Pages::default();
+        let mut conn = open::writer(&config.path, config.durability, &pages)?;
+        let checkpoints = Checkpoints::start(config.path.clone(), Arc::clone(&pages))?;
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE state SET boot = boot + 1", [])?;
         let (boot, seq) =
             tx.query_row("SELECT boot, request_seq FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut writer =
-            Self { head: Head::read(&tx)?, config, keys, health, spill, conn: None, boot, seq, signed: Instant::now() };
+        let mut writer = Self {
+            head: Head::read(&tx)?,
+            config,
+            keys,
+            health,
+            spill,
+            is_hurried,
+            conn: None,
+            boot,
+            seq,
+            signed: Instant::now(),
+            opening: Opening::default(),
+            pages,
+            checkpoints,
+        };
         let left = row::left_behind(&tx, boot)?;
         let n_left = left.len();
         let mut start = writer.begin();
@@ -99,11 +130,13 @@ impl Writer {
             let patience = match &self.conn {
                 None => PROBE_EVERY.saturating_sub(probed.elapsed()),
                 Some(_) if !self.spill.is_empty() => Duration::ZERO,
-                Some(_) => Duration::from_secs(1),
+                Some(_) => self.opening.wait().unwrap_or(Duration::from_secs(1)),
             };
             let first = jobs.recv_timeout(patience);
             let is_last = matches!(first, Err(RecvTimeoutError::Disconnected));
-            let mut group: Vec<Job> = first.into_iter().chain(jobs.try_iter().take(GROUP_MAX - 1)).collect();
+            let is_idle = first.is_err();
+            let came = first.into_iter().chain(jobs.try_iter().take(GROUP_MAX - 1)).collect();
+            let mut group = self.gather(came, is_last);
             if self.conn.is_none() && (is_last || probed.elapsed() >= PROBE_EVERY) {
                 probed = Instant::now();
                 self.probe();
@@ -120,10 +153,44 @@ impl Writer {
             if !group.is_empty() || !self.spill.is_empty() || is_due {
                 self.commit(group, is_due);
             }
+            if let Some(conn) = &self.conn {
+                self.checkpoints.look(conn, is_idle);
+            }
             if is_last && self.spill.is_empty() {
                 break;
             }
         }
+    }
+
+    /// What is to be written now: of the notes that requests run, those that are due.
+    fn gather(&mut self, came: Vec<Job>, is_last: bool) -> Vec<Job> {
+        let mut group = Vec::with_capacity(came.len());
+        let mut is_asked = is_last || self.conn.is_none();
+        for job in came {
+            match &job.work {
+                Work::Open(row, _) => {
+                    let id = row.id.clone();
+                    group.extend(self.opening.push(id, job));
+                    continue;
+                }
+                Work::Settle(row, _) => group.extend(self.opening.covered(&row.id)),
+                // What has come further is told of a note that is there; an act or a flush comes after what was sent before.
+                // Whoever asks from here on is not in this group, and must be heard again.
+                Work::Hurry => {
+                    self.is_hurried.store(false, Ordering::Release);
+                    is_asked = true;
+                    continue;
+                }
+                Work::Progress(_) | Work::Change(..) | Work::Flush(_) => is_asked = true,
+                Work::Covered(_) => {}
+            }
+            group.push(job);
+        }
+        if is_asked || self.opening.is_due() {
+            // Before everything else: they were sent before.
+            group.splice(0..0, self.opening.drain());
+        }
+        group
     }
 
     fn begin(&self) -> Written {
@@ -133,6 +200,7 @@ impl Writer {
     fn commit(&mut self, mut group: Vec<Job>, sign: bool) {
         let started = Instant::now();
         let spilled = self.spill.first(GROUP_MAX);
+        group.extend(spilled.iter().filter_map(|row| self.opening.covered(&row.id)));
         let Some(mut conn) = self.conn.take() else { return };
         let mut results: Vec<Option<StoreError>> = Vec::with_capacity(group.len());
         match self.transact(&mut conn, &mut group, &spilled, sign, &mut results) {
@@ -147,7 +215,7 @@ impl Writer {
                     tracing::info!(checkpoint = line, "audit checkpoint");
                 }
                 if group.iter().any(|job| matches!(&job.work, Work::Change(act, ..) if act.action == "subject.erase")) {
-                    self.empty_log();
+                    self.conn.iter().for_each(|conn| self.checkpoints.empty(conn));
                 }
                 (self.config.observe)(started.elapsed().as_secs_f64());
                 for (job, error) in group.into_iter().zip(results) {
@@ -160,15 +228,6 @@ impl Writer {
                 self.fail(&error);
                 group.into_iter().for_each(|job| self.refuse(job));
             }
-        }
-    }
-
-    /// What was erased is also gone from the write-ahead log. Somebody who reads at this moment keeps it until the next
-    /// checkpoint.
-    fn empty_log(&self) {
-        let Some(conn) = &self.conn else { return };
-        if let Err(error) = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-            tracing::warn!(%error, "the write-ahead log could not be emptied");
         }
     }
 
@@ -189,7 +248,7 @@ impl Writer {
             let mut failed = None;
             match &mut job.work {
                 Work::Open(row, _) => row.open(&tx, self.boot)?,
-                Work::Settle(..) | Work::Flush(_) => {}
+                Work::Settle(..) | Work::Flush(_) | Work::Hurry | Work::Covered(_) => {}
                 Work::Progress(of) => of.iter().try_for_each(|progress| progress.update(&tx, now))?,
                 Work::Change(act, apply, _) => {
                     let apply = std::mem::replace(apply, Box::new(|_| Ok(())));
@@ -251,7 +310,7 @@ impl Writer {
 
     /// Opens the file anew and writes a mark. What waits in the spill is written after it.
     fn probe(&mut self) {
-        let probed = open::writer(&self.config.path, self.config.durability).and_then(|conn| {
+        let probed = open::writer(&self.config.path, self.config.durability, &self.pages).and_then(|conn| {
             conn.execute("UPDATE state SET probe = ?1", [unix_ms()])?;
             // What an earlier transaction came to is read again: its commit may have failed after it was written.
             let head = Head::read(&conn)?;
@@ -281,7 +340,7 @@ impl Writer {
                 let result = if degrades { Ok(()) } else { spilled };
                 done.into_iter().for_each(|done| drop(done.send(result_of(&result))));
             }
-            Work::Open(_, done) => {
+            Work::Open(_, done) | Work::Covered(done) => {
                 let result = match self.config.on_failure {
                     OnFailure::Reject => Err(error()),
                     OnFailure::Degrade => Ok(()),
@@ -290,7 +349,7 @@ impl Writer {
             }
             Work::Change(_, _, done) => drop(done.send(Err(error()))),
             Work::Flush(done) => drop(done.send(())),
-            Work::Progress(_) => {}
+            Work::Progress(_) | Work::Hurry => {}
         }
     }
 }
@@ -305,9 +364,9 @@ fn result_of(result: &Result<(), StoreError>) -> Result<(), StoreError> {
 /// Tells whoever waits; an error means that nobody does any more.
 fn finish(job: Job, result: Result<(), StoreError>) {
     match job.work {
-        Work::Open(_, done) | Work::Change(_, _, done) => drop(done.send(result)),
+        Work::Open(_, done) | Work::Covered(done) | Work::Change(_, _, done) => drop(done.send(result)),
         Work::Settle(_, done) => done.into_iter().for_each(|done| drop(done.send(result_of(&result)))),
         Work::Flush(done) => drop(done.send(())),
-        Work::Progress(_) => {}
+        Work::Progress(_) | Work::Hurry => {}
     }
 }

@@ -6,6 +6,7 @@ use super::{Ticket, Upstream};
 use crate::dialect::remote::{Outgoing, Reader, Said};
 use crate::gateway::Price;
 use crate::gateway::limits::Spend;
+use crate::telemetry::context::{TRACEPARENT, TRACESTATE};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::BodyExt as _;
@@ -67,13 +68,18 @@ impl Failed {
 impl Upstream {
     /// Sends the request and waits for content, or for the answer's end if it has none. Cancel-safe: dropping it closes
     /// the connection.
-    pub(in crate::gateway) async fn attempt(self: &Arc<Self>, call: &Call<'_>) -> Result<Remote, Failed> {
+    /// `trace`: what to say of it in `traceparent` and `tracestate`.
+    pub(in crate::gateway) async fn attempt(
+        self: &Arc<Self>,
+        call: &Call<'_>,
+        trace: (String, Option<&str>),
+    ) -> Result<Remote, Failed> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return Err(Failed { is_own: true, ..Failed::new(Class::Throttled, "all_places_taken") });
         };
         let mut ticket = self.admit()?;
         let patience = call.deadline.min(Instant::now() + self.config.timeouts.first_byte);
-        let began = tokio::time::timeout_at(patience, self.begin(call)).await;
+        let began = tokio::time::timeout_at(patience, self.begin(call, &trace)).await;
         let began = began.unwrap_or_else(|_| match Instant::now() >= call.deadline {
             true => Err(Failed::new(Class::Cancelled, "deadline")),
             false => Err(Failed::new(Class::Transient, "no_first_byte")),
@@ -100,8 +106,8 @@ impl Upstream {
         tracing::warn!(upstream, class = failed.class.as_str(), status, reason = failed.word, "an upstream failed");
     }
 
-    async fn begin(&self, call: &Call<'_>) -> Result<Began, Failed> {
-        let request = self.request(call).ok_or(Failed::new(Class::Transient, "no_request"))?;
+    async fn begin(&self, call: &Call<'_>, trace: &(String, Option<&str>)) -> Result<Began, Failed> {
+        let request = self.request(call, trace).ok_or(Failed::new(Class::Transient, "no_request"))?;
         let client = self.client.as_ref().map_err(|_| Failed::new(Class::Transient, "no_certificates"))?;
         let response = client.request(request).await.map_err(|error| {
             Failed::new(Class::Transient, if error.is_connect() { "not_connected" } else { "broken_off" })
@@ -143,7 +149,11 @@ impl Upstream {
         }
     }
 
-    fn request(&self, call: &Call<'_>) -> Option<Request<super::connect::Body>> {
+    fn request(
+        &self,
+        call: &Call<'_>,
+        (parent, state): &(String, Option<&str>),
+    ) -> Option<Request<super::connect::Body>> {
         let body = http_body_util::Full::new(Bytes::from(call.outgoing.body.clone()));
         let mut request = Request::post(self.config.base_url.join(call.outgoing.path)?)
             .header(header::CONTENT_TYPE, "application/json")
@@ -154,6 +164,10 @@ impl Upstream {
             .body(body)
             .ok()?;
         let headers = request.headers_mut();
+        headers.insert(TRACEPARENT, HeaderValue::from_str(parent).ok()?);
+        if let Some(state) = state.and_then(|state| HeaderValue::from_str(state).ok()) {
+            headers.insert(TRACESTATE, state);
+        }
         if let Some((name, value)) = &self.key {
             headers.insert(name, value.clone());
         }

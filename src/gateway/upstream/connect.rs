@@ -26,8 +26,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-pub(super) type Body = http_body_util::Full<bytes::Bytes>;
-pub(super) type HttpClient = Client<Connector, Body>;
+pub(crate) type Body = http_body_util::Full<bytes::Bytes>;
+pub(crate) type HttpClient = Client<Connector, Body>;
 
 /// Bytes of an answer's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -35,7 +35,7 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// `idle`: most connections kept for later.
-pub(super) fn client(connector: Connector, idle: usize) -> HttpClient {
+pub(crate) fn client(connector: Connector, idle: usize) -> HttpClient {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
@@ -45,14 +45,14 @@ pub(super) fn client(connector: Connector, idle: usize) -> HttpClient {
 }
 
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     timeout: Duration,
     tls: Option<TlsConnector>,
 }
 
 impl Connector {
     /// `ca`: certificates to trust instead of the system's. Errors say what the operator has to look at.
-    pub(super) fn new(is_tls: bool, ca: Option<&Path>, timeout: Duration) -> Result<Self, String> {
+    pub(crate) fn new(is_tls: bool, ca: Option<&Path>, timeout: Duration) -> Result<Self, String> {
         let tls = if is_tls { Some(TlsConnector::from(Arc::new(tls(ca)?))) } else { None };
         Ok(Self { timeout, tls })
     }
@@ -113,7 +113,7 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-pub(super) struct Conn(TokioIo<Box<dyn Duplex>>);
+pub(crate) struct Conn(TokioIo<Box<dyn Duplex>>);
 
 impl Connection for Conn {
     fn connected(&self) -> Connected {

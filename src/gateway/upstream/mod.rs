@@ -21,6 +21,7 @@ pub use class::Class;
 
 pub(super) use attempt::{Call, Failed};
 pub(super) use class::{Next, Situation, next};
+pub(crate) use connect::{Body, Connector, HttpClient, client};
 pub(super) use stream::Remote;
 
 use super::Price;
@@ -28,7 +29,6 @@ use crate::dialect::remote::Wire;
 use crate::telemetry::metrics::UpstreamSeries;
 use breaker::{Admit, Breaker, Outcome};
 use budget::RetryBudget;
-use connect::{Connector, HttpClient, client};
 use http::{HeaderValue, Uri, header};
 use std::fmt;
 use std::path::PathBuf;

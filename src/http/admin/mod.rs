@@ -14,11 +14,13 @@ mod fields;
 mod keys;
 mod listen;
 mod server;
+mod settings;
 mod spend;
 mod teams;
 mod wire;
 
 pub use listen::{AdminListener, serve_admin};
+pub use settings::{ReloadAsk, Settings};
 pub(super) use wire::own_key;
 pub use wire::{granted_key, granted_team};
 
@@ -42,6 +44,8 @@ pub struct Admin {
     pub gateway: Option<Arc<Gateway>>,
     /// Cancelled to end the server, running answers first.
     pub drain: CancellationToken,
+    /// `None` where no server runs.
+    pub settings: Option<Settings>,
 }
 
 type Plane = Arc<Admin>;
@@ -105,6 +109,8 @@ fn routes() -> Router<Plane> {
         .route("/cache/flush", post(server::flush_cache))
         .route("/admin/slots", get(server::slots))
         .route("/admin/drain", post(server::drain))
+        .route("/config", get(settings::shown))
+        .route("/config/reload", post(settings::reload))
         .route("/metrics", get(audit::metrics))
         .route("/health/liveliness", get(audit::live))
         .route("/health/readiness", get(audit::ready))

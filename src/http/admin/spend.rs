@@ -128,6 +128,7 @@ fn request_object(row: &RequestRow) -> Map<String, Value> {
         "completionStartTime": row.t_first.map(time),
         "endTime": time(row.t_end),
         "queue_ms": row.queue_ms,
+        "trace_id": row.trace_id,
         "cache_hit": row.cache,
         "request_tags": row.tags,
         "requester_ip_address": row.ip,

@@ -210,8 +210,20 @@ impl Raw {
             mmproj: self.mmproj.value.clone(),
             max_gap: Duration::from_millis(max_gap_ms.into()),
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
+            max_wait: Some(seconds(&self.max_wait, Duration::ZERO)).filter(|wait| !wait.is_zero()),
+            hang_timeout: self.hang_timeout()?,
             source: default.source,
         })
+    }
+
+    /// `None`: never. Errors: less than a step may take on a busy machine.
+    fn hang_timeout(&self) -> Result<Option<Duration>, ConfigError> {
+        const LEAST: Duration = Duration::from_secs(1);
+        let timeout = seconds(&self.hang_timeout, Duration::from_secs(60));
+        if !timeout.is_zero() && timeout < LEAST {
+            return Err(rule(&self.hang_timeout, format!("{timeout:?} is less than {LEAST:?}")));
+        }
+        Ok(Some(timeout).filter(|timeout| !timeout.is_zero()))
     }
 
     /// `--rerank` is a pooling by another name.

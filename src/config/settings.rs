@@ -117,6 +117,11 @@ settings! {
         workers: u32 = Some("1"), "N";
         /// Requests that may wait for a slot; one more is refused with 503
         queue: u32 = Some("256"), "N";
+        /// A request that would wait longer than this for a slot is refused at once with 503; 0: however long
+        max_wait: Seconds = Some("0"), "TIME";
+        /// An engine process that is not heard of, or gets nowhere with its work, for so long is killed and started anew;
+        /// 0: never
+        hang_timeout: Seconds = Some("60"), "TIME";
         /// Threads of one decode; 0: physical cores, shared among the workers
         threads('t'): u32 = None, "N";
         /// Threads while prompts are computed (-tb) [default: as --threads]

@@ -43,6 +43,7 @@ pub struct AliasRouting {
     pub rules: Vec<(Condition, String)>,
     pub never_leaves: bool,
     pub min_logprob: Option<f32>,
+    pub burst_after: Option<Duration>,
     pub reports_alias: bool,
     pub guardrails: Vec<String>,
 }
@@ -161,6 +162,7 @@ pub(super) fn alias_entry(routing: &mut AliasRouting, entry: &mut Entry) -> Resu
         "fallbacks" => routing.fallbacks = entry.texts()?,
         "guardrails" => routing.guardrails = entry.texts()?,
         "egress" => routing.never_leaves = entry.word(&["never", "allowed"])? == "never",
+        "burst_after" => routing.burst_after = Some(entry.time()?),
         "min_logprob" => routing.min_logprob = Some(entry.decimal(-100.0, 0.0)? as f32),
         "report_model_as" => routing.reports_alias = entry.word(&["alias", "target"])? == "alias",
         "route" => {
@@ -272,6 +274,7 @@ impl Raw {
                 rules: routing.rules.clone(),
                 never_leaves: routing.never_leaves,
                 min_logprob: routing.min_logprob,
+                burst_after: routing.burst_after,
                 reports_alias: routing.reports_alias,
                 guardrails: routing.guardrails.clone(),
             });
@@ -372,6 +375,7 @@ mod tests {
             target = "scripted"
             fallbacks = ["box", "cloud"]
             min_logprob = -0.5
+            burst_after = "2s"
             report_model_as = "alias"
             route = [{ when = "prompt_tokens > 6000", target = "cloud" }]
             [[alias]]
@@ -396,6 +400,7 @@ mod tests {
         let [mini, away] = routing.routes.as_slice() else { unreachable!("a plain alias is no route") };
         assert_eq!((mini.target.as_str(), mini.fallbacks.len(), mini.rules.len()), ("scripted", 2, 1));
         assert_eq!((mini.min_logprob, mini.reports_alias, away.never_leaves), (Some(-0.5), true, true));
+        assert_eq!((mini.burst_after, away.burst_after), (Some(Duration::from_secs(2)), None));
         assert!(!resolve(MODEL).expect("a good file").gateway.routing.may_leave);
     }
 

@@ -170,6 +170,10 @@ pub struct EngineConfig {
     pub max_gap: Duration,
     /// Requests that may wait for a slot, over all workers; one more is refused.
     pub n_queue: u32,
+    /// A request that would wait longer for a slot is refused at once; `None`: however long.
+    pub max_wait: Option<Duration>,
+    /// An engine process that is not heard of, or gets nowhere with its work, for so long is killed; `None`: never.
+    pub hang_timeout: Option<Duration>,
 }
 
 impl EngineConfig {
@@ -221,6 +225,8 @@ impl EngineConfig {
             pooling: None,
             max_gap: Duration::from_millis(150),
             n_queue: 256,
+            max_wait: None,
+            hang_timeout: Some(Duration::from_secs(60)),
         }
     }
 

@@ -5,7 +5,7 @@ use super::error::Failure;
 use super::event::{Description, Event, Stats, Vectors};
 use super::mailbox::Mailbox;
 use super::request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest};
-use super::router::{Place, Router};
+use super::router::{Place, Router, whole_seconds};
 use super::transport::{self, EngineMode, Transport};
 use crate::chat::ChatPrompt;
 use std::sync::Arc;
@@ -64,6 +64,7 @@ struct Shared {
     router: Arc<Router>,
     transport: Box<dyn Transport>,
     state: watch::Receiver<EngineState>,
+    max_wait: Option<Duration>,
 }
 
 /// Text as tokens.
@@ -89,8 +90,9 @@ impl Engine {
     pub fn start(config: EngineConfig, mode: EngineMode) -> Engine {
         let router = Arc::new(Router::new(config.n_places(), config.n_slots * config.n_workers));
         let (state, watch) = watch::channel(EngineState::Loading { progress: 0.0 });
+        let max_wait = config.max_wait;
         let transport = transport::open(config, mode, Arc::clone(&router), state);
-        Engine { shared: Arc::new(Shared { router, transport, state: watch }) }
+        Engine { shared: Arc::new(Shared { router, transport, state: watch, max_wait }) }
     }
 
     pub fn state(&self) -> EngineState {
@@ -118,9 +120,25 @@ impl Engine {
         }
     }
 
+    /// How long a request of `owner` that comes now would wait for a slot, as far as anybody can tell.
+    pub fn wait(&self, owner: u64) -> Duration {
+        self.shared.router.wait(owner)
+    }
+
+    /// Errors: `Overloaded`, when the wait of a request of `owner` would be longer than the operator allows, or than
+    /// `patience`.
+    pub fn refuse_long_wait(&self, owner: u64, patience: Option<Duration>) -> Result<(), Failure> {
+        let Some(most) = self.shared.max_wait.into_iter().chain(patience).min() else { return Ok(()) };
+        let wait = self.wait(owner);
+        if wait <= most {
+            return Ok(());
+        }
+        Err(Failure::Overloaded { n_places: self.shared.router.n_places(), retry_after_s: whole_seconds(wait) })
+    }
+
     /// Starts one generation. Errors at once when not ready, full, or refused for earlier crashes.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, Failure> {
-        let place = Place::Generate(request.fingerprint());
+        let place = Place::Generate { fingerprint: request.fingerprint(), owner: request.owner };
         self.submit(place, Command::Generate(Box::new(request)))
     }
 

@@ -40,6 +40,7 @@ mod service;
 mod slot;
 mod text;
 mod transport;
+mod wait;
 mod worker;
 
 pub use adapters::chosen as choose_adapters;

@@ -4,7 +4,8 @@ use super::error::Failure;
 use super::event::Event;
 use super::mailbox::Mailbox;
 use super::request::RequestId;
-use rustc_hash::FxHashMap;
+use super::wait::{self, Line};
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,13 @@ use std::time::{Duration, Instant};
 /// What a request occupies while it is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A generation: takes one of the engine's places (slots and queue). Holds the request's fingerprint.
-    Generate(u64),
+    /// A generation: takes one of the engine's places (slots and queue).
+    Generate {
+        /// The request's.
+        fingerprint: u64,
+        /// With whom it shares its turn.
+        owner: u64,
+    },
     /// Anything short (tokenize, render, stats), with the fingerprint of the text it works on, if any.
     Short(Option<u64>),
 }
@@ -25,9 +31,8 @@ struct Entry {
     place: Place,
     /// It is being worked on: prepared, or in a slot. Only such requests can be to blame for a crash.
     active: bool,
-    /// A generation that was heard of since its acceptance: it has a slot, or had one.
-    has_slot: bool,
-    started: Instant,
+    /// Since when it has a slot, as far as it was heard of since its acceptance.
+    slot_since: Option<Instant>,
 }
 
 /// The front's table of requests in flight.
@@ -49,8 +54,8 @@ struct State {
     /// Of them, those that have a slot.
     n_running: u32,
     n_short: u32,
-    /// Mean time a generation held its place, for `Retry-After`.
-    mean_hold_s: f64,
+    /// Mean time a generation held its slot; the latest count most. 0: none has ended.
+    mean_slot_s: f64,
     quarantine: Quarantine,
 }
 
@@ -66,12 +71,11 @@ impl Router {
     pub(super) fn admit(&self, place: Place) -> Result<(RequestId, Arc<Mailbox>), Failure> {
         let mut state = self.lock();
         match place {
-            Place::Generate(fingerprint) => {
+            Place::Generate { fingerprint, owner } => {
                 state.quarantine.check(fingerprint, Instant::now())?;
                 if state.n_generate >= self.n_places {
-                    // A place frees each time one of the slots ends its generation.
-                    let wait_s = state.mean_hold_s / f64::from(self.n_slots.max(1));
-                    return Err(Failure::Overloaded { n_places: self.n_places, retry_after_s: whole_seconds(wait_s) });
+                    let wait = state.wait(self.n_slots, owner, Instant::now());
+                    return Err(Failure::Overloaded { n_places: self.n_places, retry_after_s: whole_seconds(wait) });
                 }
                 state.n_generate += 1;
             }
@@ -87,8 +91,7 @@ impl Router {
         }
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mailbox = Arc::new(Mailbox::default());
-        let entry =
-            Entry { mailbox: Arc::clone(&mailbox), place, active: true, has_slot: false, started: Instant::now() };
+        let entry = Entry { mailbox: Arc::clone(&mailbox), place, active: true, slot_since: None };
         state.entries.insert(id, entry);
         Ok((id, mailbox))
     }
@@ -106,7 +109,8 @@ impl Router {
                 Event::Accepted { .. } => entry.active = !waits || matches!(entry.place, Place::Short(_)),
                 Event::Progress { .. } | Event::Delta(_) => {
                     entry.active = true;
-                    if !std::mem::replace(&mut entry.has_slot, true) {
+                    if entry.slot_since.is_none() {
+                        entry.slot_since = Some(Instant::now());
                         state.n_running += 1;
                     }
                 }
@@ -130,7 +134,7 @@ impl Router {
                 .values()
                 .filter(|entry| entry.active)
                 .filter_map(|entry| match entry.place {
-                    Place::Generate(fingerprint) => Some(fingerprint),
+                    Place::Generate { fingerprint, .. } => Some(fingerprint),
                     Place::Short(fingerprint) => fingerprint,
                 })
                 .collect();
@@ -150,6 +154,11 @@ impl Router {
         (state.n_generate, state.n_short)
     }
 
+    /// How long a request of `owner` that comes now would wait for a slot.
+    pub(super) fn wait(&self, owner: u64) -> Duration {
+        self.lock().wait(self.n_slots, owner, Instant::now())
+    }
+
     pub(super) fn n_places(&self) -> u32 {
         self.n_places
     }
@@ -167,19 +176,45 @@ impl Router {
 impl State {
     fn n_active_but(&self, id: RequestId) -> usize {
         let is_active = |(other, entry): (&RequestId, &Entry)| {
-            *other != id && entry.active && matches!(entry.place, Place::Generate(_))
+            *other != id && entry.active && matches!(entry.place, Place::Generate { .. })
         };
         self.entries.iter().filter(|pair| is_active(*pair)).count()
+    }
+
+    fn wait(&self, n_slots: u32, owner: u64, now: Instant) -> Duration {
+        if self.n_running < n_slots && self.n_generate == self.n_running {
+            return Duration::ZERO;
+        }
+        let (mut n_own, mut n_others, mut others) = (0, 0, FxHashSet::default());
+        let mut running = Vec::new();
+        for entry in self.entries.values() {
+            match (entry.place, entry.slot_since) {
+                (Place::Generate { .. }, Some(since)) => {
+                    running.push(now.saturating_duration_since(since).as_secs_f64());
+                }
+                (Place::Generate { owner: whose, .. }, None) if whose == owner => n_own += 1,
+                (Place::Generate { owner: whose, .. }, None) => {
+                    n_others += 1;
+                    others.insert(whose);
+                }
+                (Place::Short(_), _) => {}
+            }
+        }
+        let n_ahead = wait::ahead(n_own, n_others, others.len() as u32);
+        wait::expected(&Line { n_slots, running, n_ahead, mean_slot_s: self.mean_slot_s })
     }
 
     fn end(&mut self, id: RequestId, event: Event) {
         let Some(entry) = self.entries.remove(&id) else { return };
         match entry.place {
-            Place::Generate(_) => {
+            Place::Generate { .. } => {
                 self.n_generate -= 1;
-                self.n_running -= u32::from(entry.has_slot);
-                let held = entry.started.elapsed().as_secs_f64();
-                self.mean_hold_s += (held - self.mean_hold_s) * 0.1;
+                if let Some(since) = entry.slot_since {
+                    self.n_running -= 1;
+                    let held = since.elapsed().as_secs_f64();
+                    let weight = if self.mean_slot_s > 0.0 { 0.1 } else { 1.0 };
+                    self.mean_slot_s += (held - self.mean_slot_s) * weight;
+                }
             }
             Place::Short(_) => self.n_short -= 1,
         }
@@ -187,9 +222,9 @@ impl State {
     }
 }
 
-fn whole_seconds(seconds: f64) -> u32 {
-    // 1..=60: zero would make clients spin, and nobody should plan further ahead than a minute.
-    (1..=60).find(|whole| f64::from(*whole) >= seconds).unwrap_or(60)
+/// 1..=60: zero would make clients spin, and nobody should plan further ahead than a minute.
+pub(super) fn whole_seconds(wait: Duration) -> u32 {
+    (1..=60).find(|whole| f64::from(*whole) >= wait.as_secs_f64()).unwrap_or(60)
 }
 
 /// Fingerprints of requests that were being worked on when the engine died.
@@ -248,11 +283,14 @@ mod tests {
     #[test]
     fn a_place_is_free_again_after_the_ending() {
         let router = Router::new(1, 1);
-        let (id, mailbox) = router.admit(Place::Generate(1)).expect("a free place");
-        assert!(matches!(router.admit(Place::Generate(2)), Err(Failure::Overloaded { n_places: 1, .. })));
+        let (id, mailbox) = router.admit(Place::Generate { fingerprint: 1, owner: 0 }).expect("a free place");
+        assert!(matches!(
+            router.admit(Place::Generate { fingerprint: 2, owner: 0 }),
+            Err(Failure::Overloaded { n_places: 1, .. })
+        ));
         router.dispatch(vec![(id, Event::Failed(Failure::Cancelled))]);
         assert!(mailbox.has_ended());
-        assert!(router.admit(Place::Generate(2)).is_ok());
+        assert!(router.admit(Place::Generate { fingerprint: 2, owner: 0 }).is_ok());
     }
 
     #[test]
@@ -260,13 +298,16 @@ mod tests {
         let router = Router::new(8, 1);
         let crash = Failure::Crashed { reason: "signal 9".into() };
         for _ in 0..2 {
-            router.admit(Place::Generate(7)).expect("not yet refused");
-            let (queued, _) = router.admit(Place::Generate(8)).expect("free");
+            router.admit(Place::Generate { fingerprint: 7, owner: 0 }).expect("not yet refused");
+            let (queued, _) = router.admit(Place::Generate { fingerprint: 8, owner: 0 }).expect("free");
             router.dispatch(vec![(queued, Event::Accepted { n_prompt: 1 })]);
             router.end_all(&crash, true);
         }
-        assert!(matches!(router.admit(Place::Generate(7)), Err(Failure::Quarantined { crashes: 2, .. })));
-        assert!(router.admit(Place::Generate(8)).is_ok(), "it was only waiting");
+        assert!(matches!(
+            router.admit(Place::Generate { fingerprint: 7, owner: 0 }),
+            Err(Failure::Quarantined { crashes: 2, .. })
+        ));
+        assert!(router.admit(Place::Generate { fingerprint: 8, owner: 0 }).is_ok(), "it was only waiting");
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub(super) struct Cancels {
     batch: Mutex<Vec<Arc<Live>>>,
     /// Cancels that were looked at.
     seen: AtomicU64,
+    /// Goes up while the worker gets on: with each of its rounds, and each node of a graph.
+    n_steps: AtomicU64,
+    is_busy: AtomicBool,
 }
 
 impl Cancels {
@@ -89,8 +92,21 @@ impl Cancels {
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    /// Nobody wants any row of the running decode: asked once per graph node, so the usual answer is one atomic load.
+    /// The worker has something to do and does it.
+    pub(super) fn step(&self) {
+        self.is_busy.store(true, Ordering::Relaxed);
+        // Nobody else adds while this does: there is one worker, and the threads of its decode take turns at this.
+        self.n_steps.store(self.n_steps.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The worker waits for something to do.
+    pub(super) fn rest(&self) {
+        self.is_busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Nobody wants any row of the running decode: asked once per graph node, so the usual answer is a few atomic loads.
     fn should_abort(&self) -> bool {
+        self.step();
         if self.stopping.load(Ordering::Relaxed) {
             return true;
         }
@@ -226,6 +242,13 @@ impl Service {
         for thread in threads {
             let _ = thread.join(); // A panic was reported when it happened.
         }
+    }
+
+    /// How far the workers are, and whether any of them has something to do.
+    pub(super) fn pulse(&self) -> (u64, bool) {
+        let all = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        let n_steps = all.iter().map(|one| one.n_steps.load(Ordering::Relaxed)).fold(0, u64::wrapping_add);
+        (n_steps, all.iter().any(|one| one.is_busy.load(Ordering::Relaxed)))
     }
 
     pub(super) fn emit(&self, events: Vec<(RequestId, Event)>) {

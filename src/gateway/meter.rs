@@ -193,6 +193,12 @@ impl Meter {
         }
     }
 
+    /// Another target answers instead; what this one did is not charged. `reason`: a word for the log.
+    pub(super) fn give_up(&mut self, reason: &'static str) {
+        self.failed = Some(reason);
+        self.reserved = None;
+    }
+
     /// Whether every choice has ended by itself.
     pub(super) fn is_over(&self) -> bool {
         self.failed.is_some() || self.n_ended == self.choices.len()

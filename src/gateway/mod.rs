@@ -37,6 +37,7 @@ mod target;
 mod trace;
 mod upstream;
 mod vectors;
+mod walk;
 mod work;
 
 pub use books::{

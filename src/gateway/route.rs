@@ -11,6 +11,8 @@ use super::settle::settle;
 use super::upstream::{UpstreamConfig, UpstreamStatus};
 use super::{Caller, Gateway, Hints, Principal};
 use crate::chat::{Sampling, SamplingParams};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Targets of one request, its alternatives included.
 pub const CHAIN_MAX: usize = 4;
@@ -44,6 +46,9 @@ pub struct RouteConfig {
     pub never_leaves: bool,
     /// A whole answer whose tokens' mean log-probability is below this is asked of the next target, too.
     pub min_logprob: Option<f32>,
+    /// A model here that would have the request wait longer than this for a slot is passed over, as long as others are
+    /// left; `None`: only a full queue is.
+    pub burst_after: Option<Duration>,
     /// Answers carry the name that was asked for instead of the target's.
     pub reports_alias: bool,
     /// Sets of `[guardrails.NAME]` that hold for its requests, whoever answers them.
@@ -210,7 +215,7 @@ pub(super) struct Routes {
 }
 
 pub(super) struct Route {
-    pub config: RouteConfig,
+    pub config: Arc<RouteConfig>,
     target: Hop,
     fallbacks: Vec<Hop>,
     rules: Vec<(Condition, Hop)>,
@@ -227,7 +232,7 @@ impl Routes {
                 target: hop(&route.target)?,
                 fallbacks: route.fallbacks.iter().filter_map(hop).collect(),
                 rules: route.rules.iter().filter_map(|(when, to)| Some((when.clone(), hop(to)?))).collect(),
-                config: route.clone(),
+                config: Arc::new(route.clone()),
             })
         };
         Self {
@@ -368,6 +373,7 @@ mod tests {
             rules: rules.iter().map(rule).collect(),
             never_leaves: false,
             min_logprob: None,
+            burst_after: None,
             reports_alias: false,
             guardrails: Vec::new(),
         }

@@ -5,16 +5,20 @@ use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
 use super::guardrails::{Border, Screen};
-use super::meter::Meter;
+use super::meter::{Meter, word};
 use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, Trace, UsageSource};
+use super::walk::Rescue;
 use crate::chat::{Output, Usage};
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// All choices of one request. Dropping it cancels what still runs and settles what it cost.
@@ -33,13 +37,29 @@ pub struct Running {
     /// Its place in the request's record, where an engine here answers.
     slot: Option<AttemptSlot>,
     noted: Noted,
-    /// The event that came while the commit was waited for.
-    held: Option<(usize, Event)>,
+    /// Events that came while a commit, or the first content, was waited for. **Bound:** `READY_MAX`.
+    ready: VecDeque<(usize, Event)>,
+    /// Who is asked if the engine here fails; `None` once there is content, or where nobody is.
+    rescue: Option<Rescue>,
+    moving: Option<Moving>,
+    /// Why nobody else could answer either.
+    error: Option<Error>,
     /// Cancelled when the key is revoked.
     cut: CancellationToken,
     /// Keeps the model loaded. Last, so that it is dropped after what runs on it.
     pin: Option<Pin>,
 }
+
+/// Others are asked in place of who answers now.
+struct Moving {
+    rescue: Rescue,
+    others: BoxFuture<'static, Result<Running, Error>>,
+    /// How who answers now has failed, and in which choice; `None`: it only takes long, and may go on if nobody else can.
+    failure: Option<(usize, Failure)>,
+}
+
+/// Most events that are held back for the first content.
+const READY_MAX: usize = 64;
 
 /// Whether the row that says that this request runs is committed. Nothing of an answer goes out before.
 #[derive(Debug)]
@@ -99,14 +119,72 @@ impl Running {
         for (idx, n_prompt) in accepted.iter().enumerate() {
             meter.observe(idx, &Event::Accepted { n_prompt: *n_prompt });
         }
-        let (meter, screen, held) = (Some(meter), None, None);
-        Self { choices, meter, keep, accepted, model, fingerprint, screen, recorder, slot, noted, held, cut, pin }
+        let meter = Some(meter);
+        Self {
+            choices,
+            meter,
+            keep,
+            accepted,
+            model,
+            fingerprint,
+            screen: None,
+            recorder,
+            slot,
+            noted,
+            ready: VecDeque::new(),
+            rescue: None,
+            moving: None,
+            error: None,
+            cut,
+            pin,
+        }
     }
 
     /// With what looks at its events. For an answer that is being made: one that was made before was looked at then.
     pub(super) fn screened(mut self, border: &Border, output: &Output) -> Self {
         self.screen = border.screen(output, &self.accepted);
         self
+    }
+
+    /// The next event that may go on. Cancel-safe.
+    async fn arrival(&mut self) -> Option<(usize, Event)> {
+        let Some(screen) = &mut self.screen else { return self.choices.next().await };
+        loop {
+            if let Some(passed) = screen.pop() {
+                return Some(passed);
+            }
+            let (idx, event) = self.choices.next().await?;
+            let is_cancelled = event == Event::Failed(Failure::Cancelled);
+            if screen.push(idx, event) {
+                self.choices.cancel_one(idx, screen.is_over());
+            }
+            if is_cancelled && matches!(self.choices, Choices::Remote(_)) {
+                screen.cancelled();
+            }
+        }
+    }
+
+    /// Others may answer as long as this has said nothing.
+    pub(super) fn rescue_by(&mut self, rescue: Rescue) {
+        self.rescue = Some(rescue);
+    }
+
+    /// Returns when it is certain who answers: with the first content, which [`Running::next`] then has, at the end of an
+    /// answer without any, or `until`. Errors: it failed, and nobody else could.
+    pub(super) async fn await_content(&mut self, until: Instant) -> Result<(), Error> {
+        while self.ready.len() < READY_MAX {
+            let Ok(pulled) = tokio::time::timeout_at(until, self.pull()).await else { return Ok(()) };
+            let Some((idx, event)) = pulled else { return Ok(()) };
+            if let Event::Failed(failure) = event {
+                return Err(self.error(failure));
+            }
+            let is_content = !matches!(event, Event::Progress { .. });
+            self.ready.push_back((idx, event));
+            if is_content {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// The same answer, read to its end as `events`, once more. It is not counted again.
@@ -133,37 +211,98 @@ impl Running {
 
     /// The next event and the index of its choice; `None` when all have ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        if self.held.is_none() {
-            let (idx, event) = self.arrival().await?;
-            self.observe(idx, &event);
-            self.held = Some((idx, event));
+        if self.ready.is_empty() {
+            let pulled = self.pull().await?;
+            self.ready.push_back(pulled);
         }
-        if matches!(self.held, Some((_, Event::Delta(_) | Event::Done(_)))) {
+        if matches!(self.ready.front(), Some((_, Event::Delta(_) | Event::Done(_)))) {
             self.await_note().await;
             if matches!(self.noted, Noted::No) {
                 let failure = Failure::NotReady { reason: "the ledger can't be written".into(), retry_after_s: 2 };
-                self.held = self.held.take().map(|(idx, _)| (idx, Event::Failed(failure)));
+                return self.ready.pop_front().map(|(idx, _)| (idx, Event::Failed(failure)));
             }
         }
-        self.held.take()
+        self.ready.pop_front()
     }
 
-    /// The next event that may go on. Cancel-safe.
-    async fn arrival(&mut self) -> Option<(usize, Event)> {
-        let Some(screen) = &mut self.screen else { return self.choices.next().await };
+    /// The next event of whoever answers, counted. Cancel-safe.
+    async fn pull(&mut self) -> Option<(usize, Event)> {
         loop {
-            if let Some(passed) = screen.pop() {
-                return Some(passed);
+            if let Some(moving) = &mut self.moving {
+                let moved = moving.others.as_mut().await;
+                let Some(Moving { rescue, failure, .. }) = self.moving.take() else { continue };
+                match (moved, failure) {
+                    (Ok(other), _) => {
+                        self.become_one_of_others(other);
+                        if let Some(event) = self.ready.pop_front() {
+                            return Some(event);
+                        }
+                    }
+                    (Err(error), Some((idx, failure))) => {
+                        self.error = Some(error);
+                        let event = Event::Failed(failure);
+                        self.observe(idx, &event);
+                        return Some((idx, event));
+                    }
+                    // It goes on to wait where it waits.
+                    (Err(_), None) => rescue.stay(),
+                }
+                continue;
             }
-            let (idx, event) = self.choices.next().await?;
-            let is_cancelled = event == Event::Failed(Failure::Cancelled);
-            if screen.push(idx, event) {
-                self.choices.cancel_one(idx, screen.is_over());
-            }
-            if is_cancelled && matches!(self.choices, Choices::Remote(_)) {
-                screen.cancelled();
+            let (idx, event) = match self.rescue.as_ref().and_then(|rescue| rescue.leaves_at) {
+                None => self.arrival().await?,
+                Some(at) => match tokio::time::timeout_at(at, self.arrival()).await {
+                    Ok(next) => next?,
+                    Err(_) => {
+                        self.ask_others("busy", None);
+                        continue;
+                    }
+                },
+            };
+            match (event, &mut self.rescue) {
+                (Event::Failed(failure), Some(_)) if Rescue::helps(&failure) => {
+                    self.give_up(word(&failure));
+                    self.ask_others(word(&failure), Some((idx, failure)));
+                }
+                (event, rescue) => {
+                    match (&event, rescue) {
+                        // It has its slot.
+                        (Event::Progress { .. }, Some(rescue)) => rescue.leaves_at = None,
+                        (_, rescue) => *rescue = None,
+                    }
+                    self.observe(idx, &event);
+                    return Some((idx, event));
+                }
             }
         }
+    }
+
+    fn ask_others(&mut self, reason: &'static str, failure: Option<(usize, Failure)>) {
+        if let Some(rescue) = self.rescue.take() {
+            self.moving = Some(Moving { others: rescue.go_on(reason), rescue, failure });
+        }
+    }
+
+    /// Who answers now will not: what is held for it goes back, and its try is noted.
+    fn give_up(&mut self, reason: &'static str) {
+        self.choices = Choices::ended(Vec::new());
+        (self.screen, self.recorder) = (None, None);
+        self.pin = None;
+        if let Some(meter) = &mut self.meter {
+            meter.give_up(reason);
+            settle(self.slot.take().as_ref(), meter);
+        }
+    }
+
+    /// Another answers in its place; what was noted on disk for the request holds for it, too.
+    fn become_one_of_others(&mut self, mut other: Running) {
+        if !self.meter.as_ref().is_some_and(Meter::is_over) {
+            self.give_up("overloaded");
+        }
+        if matches!(other.noted, Noted::Yes) {
+            other.noted = std::mem::replace(&mut self.noted, Noted::Yes);
+        }
+        *self = other;
     }
 
     fn observe(&mut self, idx: usize, event: &Event) {
@@ -197,7 +336,7 @@ impl Running {
     pub fn error(&self, failure: Failure) -> Error {
         match self.noted {
             Noted::No => Error::LedgerUnavailable,
-            _ => failure.into(),
+            _ => self.error.clone().unwrap_or_else(|| failure.into()),
         }
     }
 
@@ -296,6 +435,8 @@ impl Drop for Running {
             }
             return;
         };
+        // Others are not asked any more, and count what they have come to by themselves.
+        self.moving = None;
         let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
         let pin = self.pin.take();
         choices.cancel();

@@ -284,7 +284,9 @@ impl ApiError {
                     .detail(Detail::Overflow { n_prompt, n_ctx })
             }
             Failure::Overloaded { n_places, retry_after_s } => {
-                let message = format!("All {n_places} places of this server are taken; please try again.");
+                let message = format!(
+                    "This server has {n_places} places for requests, and none that would be free in time; please try again."
+                );
                 Self::unavailable("server_is_overloaded", message, retry_after_s)
             }
             Failure::NotReady { reason, retry_after_s } => {

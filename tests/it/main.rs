@@ -21,6 +21,7 @@ mod edge;
 mod embeddings;
 mod errors;
 mod everywhere;
+mod failover;
 mod faults;
 mod fields;
 mod guardrails;

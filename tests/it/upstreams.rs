@@ -74,7 +74,7 @@ async fn a_full_queue_bursts() {
     let caller = Caller::default();
     let mut held = Vec::new();
     for _ in 0..2 {
-        held.push(routed.gateway.chat(&caller, chat("a", "/forever")).await.expect("a place"));
+        held.push(routed.gateway.chat(&caller, chat(MODEL, "/forever")).await.expect("a place"));
     }
     let came = routed.ask(chat("a", "x")).await;
     assert_eq!((came.served_by(), came.attempts()), ("cloud", vec![format!("{MODEL}:throttled"), "cloud:ok".into()]));

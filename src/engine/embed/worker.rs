@@ -95,6 +95,7 @@ impl<E: Encoder> Worker<E> {
     fn take_incoming(&mut self) -> bool {
         if self.tasks.is_empty() {
             self.publish();
+            self.parts.cancels.rest();
             match self.parts.incoming.recv() {
                 Ok(job) => self.enqueue(job),
                 Err(_) => return false,
@@ -107,6 +108,7 @@ impl<E: Encoder> Worker<E> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+        self.parts.cancels.step();
         !self.parts.cancels.stopping.load(Ordering::Relaxed)
     }
 

@@ -34,7 +34,14 @@ pub fn run_child() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let service = Service::start(config, sink);
+    let pause = config.hang_timeout.map(super::pulse::interval);
+    let service = Arc::new(Service::start(config, Arc::clone(&sink) as Arc<dyn Sink>));
+    if let Some(pause) = pause
+        && let Err(error) = live(pause, Arc::clone(&service), sink)
+    {
+        tracing::error!(%error, "no thread for signs of life can be started");
+        return ExitCode::from(3);
+    }
     loop {
         match read_frame(&mut input) {
             Ok(Some(ToEngine::Request(id, command))) => {
@@ -58,6 +65,18 @@ pub fn run_child() -> ExitCode {
             }
         }
     }
+}
+
+/// Tells the front each `pause` that this process lives and how far it is, until the process ends.
+fn live(pause: std::time::Duration, service: Arc<Service>, sink: Arc<StdoutSink>) -> io::Result<()> {
+    let tell = move || {
+        loop {
+            std::thread::sleep(pause);
+            let (n_steps, is_busy) = service.pulse();
+            sink.write(&FromEngine::Pulse { n_steps, is_busy });
+        }
+    };
+    std::thread::Builder::new().name("pulse".into()).spawn(tell).map(|_| ())
 }
 
 /// The next frame; `None` at a clean end.

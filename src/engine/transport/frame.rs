@@ -21,6 +21,11 @@ pub(super) enum ToEngine {
 #[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
 pub(super) enum FromEngine {
     Notice(Notice),
+    /// A sign of life: how far the workers are, and whether any of them has something to do.
+    Pulse {
+        n_steps: u64,
+        is_busy: bool,
+    },
     Events(Vec<(RequestId, Event)>),
 }
 

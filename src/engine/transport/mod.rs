@@ -3,6 +3,7 @@
 mod child;
 mod frame;
 mod process;
+mod pulse;
 mod supervisor;
 mod threads;
 

@@ -4,6 +4,7 @@
 //! to a dead child is lost silently: the sender's end is taken away before requests are ended.
 
 use super::frame::{self, FromEngine, ToEngine};
+use super::pulse::Watch;
 use super::supervisor::Backoff;
 use super::{Notice, Transport};
 use crate::engine::config::EngineConfig;
@@ -11,7 +12,9 @@ use crate::engine::error::Failure;
 use crate::engine::handle::EngineState;
 use crate::engine::request::{Command, RequestId};
 use crate::engine::router::Router;
+use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -168,29 +171,40 @@ impl Link {
         if let Some(error) = &broken {
             tracing::error!(%error, "the engine's stream is broken");
         }
+        let hung = broken.filter(|error| error.kind() == ErrorKind::TimedOut).map(|error| error.to_string());
         // Ends the child's stdin, which asks it to leave.
         writer.abort();
         let status = reap(&mut child, if asked_to_leave { Process::LEAVE } else { Duration::from_millis(200) }).await;
         Death {
-            reason: life.load_failure.clone().unwrap_or_else(|| describe(status)),
+            reason: life.load_failure.clone().or(hung).unwrap_or_else(|| describe(status)),
             was_ready: life.was_ready,
             load_failed: life.load_failure.is_some(),
         }
     }
 
-    /// Until the child closes its stdout or can't load (`Ok`), or breaks the protocol.
+    /// Until the child closes its stdout or can't load (`Ok`), or breaks the protocol. `TimedOut`: it hangs.
     async fn read_frames(&self, stdout: ChildStdout, life: &mut Life) -> std::io::Result<()> {
         let mut stdout = BufReader::with_capacity(64 << 10, stdout);
         let mut body = Vec::new();
+        let mut watch = self.config.hang_timeout.map(|timeout| Watch::new(timeout, Instant::now()));
         loop {
             let mut header = [0; 4];
-            match stdout.read_exact(&mut header).await {
-                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            match within(watch.as_ref(), stdout.read_exact(&mut header)).await {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
                 other => other?,
             };
+            if let Some(watch) = &mut watch {
+                watch.heard(Instant::now());
+            }
             body.resize(frame::length(header)?, 0);
-            stdout.read_exact(&mut body).await?;
+            within(watch.as_ref(), stdout.read_exact(&mut body)).await?;
             match frame::decode(&body)? {
+                FromEngine::Pulse { n_steps, is_busy } => {
+                    let hangs = watch.as_mut().is_some_and(|watch| watch.pulse(n_steps, is_busy, Instant::now()));
+                    if hangs {
+                        return Err(hung("it got nowhere with its work"));
+                    }
+                }
                 FromEngine::Events(events) => self.router.dispatch(events),
                 FromEngine::Notice(notice) => self.notice(notice, life),
             }
@@ -215,6 +229,24 @@ impl Link {
             Notice::LoadFailed { reason } => life.load_failure = Some(reason),
         }
     }
+}
+
+/// What is read, in time.
+async fn within<T>(watch: Option<&Watch>, read: impl Future<Output = std::io::Result<T>>) -> std::io::Result<T> {
+    let Some(watch) = watch else { return read.await };
+    let mut read = pin!(read);
+    let until = watch.deadline();
+    if let Ok(came) = tokio::time::timeout_at(until.into(), &mut read).await {
+        return came;
+    }
+    match tokio::time::timeout(watch.grace(), read).await {
+        Ok(came) => came,
+        Err(_) => Err(hung("nothing was heard of it")),
+    }
+}
+
+fn hung(what: &str) -> std::io::Error {
+    std::io::Error::new(ErrorKind::TimedOut, format!("it hung: {what} for the time of --hang-timeout"))
 }
 
 /// What is known of a living child.

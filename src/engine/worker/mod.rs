@@ -158,6 +158,7 @@ impl<M: Model> Worker<M> {
             self.drop_large_branch();
             self.publish();
             self.flush();
+            self.cancels.rest();
             match self.incoming.recv() {
                 Ok(run) => self.enqueue(run),
                 Err(_) => return false,
@@ -170,6 +171,7 @@ impl<M: Model> Worker<M> {
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
+        self.cancels.step();
         !self.cancels.is_stopping()
     }
 

@@ -3,6 +3,7 @@
 
 pub mod bodies;
 pub mod cloud;
+pub mod engines;
 pub mod governed;
 pub mod process;
 pub mod routed;

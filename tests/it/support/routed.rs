@@ -37,6 +37,7 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
         rules: Vec::new(),
         never_leaves: false,
         min_logprob: None,
+        burst_after: None,
         reports_alias: false,
         guardrails: Vec::new(),
     }

@@ -41,8 +41,8 @@ mod walk;
 mod work;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger,
-    MASTER, Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, BudgetChange, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam,
+    KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
 };
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
@@ -50,8 +50,8 @@ pub use fetch::MediaHost;
 pub use guardrails::{GuardrailSpec, Guardrails, RuleSpec};
 pub use hints::Hints;
 pub use keys::{
-    ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
-    TeamRecord, hmac, masked, random_base62,
+    ApiKey, BudgetRecord, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal,
+    Snapshot, TeamRecord, hmac, masked, random_base62,
 };
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
@@ -60,8 +60,8 @@ pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingC
 pub use running::Running;
 pub use settle::default_sampling;
 pub use spec::{
-    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
-    nusd, usd,
+    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, SharedSpec,
+    TeamSpec, nusd, usd,
 };
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};

@@ -245,7 +245,7 @@ async fn an_administrator_has_every_kind_of_table_taken_anew() {
     assert_eq!((answer.content().as_str(), answer.header("x-hearth-served-by")), ("from afar", "cloud"));
     house.take(&plain).await;
     assert_eq!(status("sk-ci-key", json!({ "model": "away" })).await, 404);
-    assert_eq!(house.ask(reqwest::Method::GET, "/upstreams").await.json()["upstreams"], json!([]));
+    assert_eq!(house.ask(reqwest::Method::GET, "/upstreams").await.json()["data"], json!([]));
     // A key that is gone from the file opens nothing.
     house.take("").await;
     assert_eq!(status("sk-ci-key", json!({})).await, 401);

@@ -9,12 +9,14 @@
 //! and disk as they belong together.
 
 mod acts;
+mod budgets;
 mod capture;
 mod files;
 mod ledger;
 mod load;
 
 pub use acts::{KeyChange, Made, TeamChange};
+pub use budgets::BudgetChange;
 pub use capture::Capture;
 pub use files::{MASTER, SOCKET, read_master};
 pub use ledger::{Entry, EntryHead, Ledger};

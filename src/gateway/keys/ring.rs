@@ -1,7 +1,7 @@
 //! All keys and teams in memory, swapped whole at every change: a request sees one state or the next, never between.
 
 use super::credential::{Credential, KeyHash, Pepper};
-use super::{KeyRecord, Principal, TeamRecord};
+use super::{BudgetRecord, KeyRecord, Principal, TeamRecord};
 use crate::gateway::Error;
 use crate::gateway::spec::Role;
 use arc_swap::ArcSwap;
@@ -36,6 +36,8 @@ pub struct Fixed {
 pub struct Snapshot {
     pub keys: HashMap<String, KeyEntry>,
     pub teams: HashMap<String, Arc<TeamRecord>>,
+    /// Those that keys and teams share.
+    pub budgets: HashMap<String, Arc<BudgetRecord>>,
     pub fixed: Arc<Fixed>,
 }
 
@@ -118,7 +120,7 @@ impl Keyring {
         let snapshot = self.snapshot.load();
         if !snapshot.fixed.keys.is_empty() {
             let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
-            let fixed = snapshot.fixed.keys.get(&digest).filter(|key| !key.is_expired(now));
+            let fixed = snapshot.fixed.keys.get(&digest).filter(|key| !key.is_shut() && !key.is_expired(now));
             if let Some(key) = fixed {
                 return Some(Arc::clone(key));
             }

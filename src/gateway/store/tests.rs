@@ -149,7 +149,11 @@ async fn books_of_version_1_get_their_new_column_and_still_verify() {
     drop(store);
     // As they were before.
     let conn = rusqlite::Connection::open(dir.path().join("hearth.db")).unwrap();
-    conn.execute_batch("ALTER TABLE request DROP COLUMN trace_id; PRAGMA user_version = 1;").unwrap();
+    conn.execute_batch(
+        "ALTER TABLE request DROP COLUMN trace_id; ALTER TABLE request DROP COLUMN budgets; DROP TABLE budget;
+         DROP TABLE usage_budget; PRAGMA user_version = 1;",
+    )
+    .unwrap();
     drop(conn);
     let store = open(dir.path());
     let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());

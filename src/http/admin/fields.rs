@@ -65,6 +65,10 @@ impl Fields {
         self.0.get(name)?.as_str()
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// A list of texts, left where it is; `None`: it is not said.
     pub(super) fn peek_list(&self, name: &str) -> Option<Vec<&str>> {
         let list = self.0.get(name)?.as_array();

@@ -10,6 +10,7 @@
 //! with the server down, without one.
 
 mod audit;
+mod budgets;
 mod fields;
 mod keys;
 mod listen;
@@ -93,6 +94,12 @@ fn routes() -> Router<Plane> {
         .route("/team/info", get(teams::info))
         .route("/team/list", get(teams::list))
         .route("/team/{id}/reset_spend", post(teams::reset_spend))
+        .route("/budget/new", post(budgets::new))
+        .route("/budget/update", post(budgets::update))
+        .route("/budget/delete", post(budgets::delete))
+        .route("/budget/info", get(budgets::info).post(budgets::infos))
+        .route("/budget/list", get(budgets::list))
+        .route("/budget/{id}/reset_spend", post(budgets::reset_spend))
         .route("/spend/logs", get(spend::logs))
         .route("/spend/keys", get(spend::keys))
         .route("/spend/teams", get(spend::teams))
@@ -202,6 +209,9 @@ fn check_sets(plane: &Plane, identity: &Identity, fields: &fields::Fields) -> Re
     let guardrails = fields.peek_list("guardrails");
     if guardrails.is_some() && identity.only_team().is_some() {
         return Err(ApiError::forbidden("A team's admin has no say over guardrails."));
+    }
+    if fields.has("budget_id") && identity.only_team().is_some() {
+        return Err(ApiError::forbidden("A team's admin has no say over budgets that are shared."));
     }
     let Some(gateway) = &plane.gateway else { return Ok(()) };
     if fields.peek("limits").is_some_and(|name| !gateway.has_limits(name)) {

@@ -107,6 +107,7 @@ impl Desk {
             gateway: None,
             drain: Default::default(),
             settings: None,
+            ui: false,
         }));
         Ok(Desk::Down { books, router, master: read_master(&dir)? })
     }

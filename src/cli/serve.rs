@@ -85,6 +85,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
             gateway: Some(Arc::clone(&gateway)),
             drain: shutdown.clone(),
             settings: Some(settings.clone()),
+            ui: config.admin_ui,
         };
         serve_admin(&mut planes, admin, config.admin_listen, &admin_ends).await?;
     }

@@ -49,6 +49,8 @@ pub struct Config {
     pub books: Option<BooksConfig>,
     /// An address of the admin API, beside its socket.
     pub admin_listen: Option<SocketAddr>,
+    /// Whether the admin API has its page.
+    pub admin_ui: bool,
     pub log: LogConfig,
     /// Run the engine on threads of this process instead of a child.
     pub in_process: bool,

@@ -69,6 +69,7 @@ impl Raw {
             limits,
             books,
             admin_listen,
+            admin_ui: on(&self.admin_ui),
             log: self.log(),
             in_process: on(&self.in_process),
             warnings,

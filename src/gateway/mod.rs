@@ -22,6 +22,7 @@ mod hints;
 mod keys;
 pub mod limits;
 mod live;
+mod loading;
 mod meter;
 mod models;
 mod names;
@@ -53,6 +54,7 @@ pub use keys::{
     ApiKey, BudgetRecord, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal,
     Snapshot, TeamRecord, hmac, masked, random_base62,
 };
+pub use loading::Unloading;
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};

@@ -271,6 +271,28 @@ impl Models {
         self.shared.tell();
     }
 
+    /// Ends the model's engine and returns when it is gone; `false`: requests hold it, or it can't be started again.
+    pub(super) async fn unload(&self, idx: usize) -> bool {
+        let mut changed = self.shared.changed.subscribe();
+        {
+            let mut states = self.shared.lock();
+            let can_go = states[idx].n_pins == 0 && self.shared.entries[idx].source.is_some();
+            if !can_go {
+                return matches!(states[idx].phase, Phase::Unloaded);
+            }
+            states[idx].leave();
+        }
+        self.shared.tell();
+        loop {
+            changed.mark_unchanged();
+            if !matches!(self.shared.lock()[idx].phase, Phase::Closing(_)) {
+                return true;
+            }
+            // The sender is in `shared`, so it can't be gone.
+            drop(changed.changed().await);
+        }
+    }
+
     pub(super) fn list(&self) -> Vec<Listed> {
         let states = self.shared.lock();
         let listed = |(entry, state): (&Entry, &State)| {

@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 45] = [
+const ROUTES: [(&str, &str, &str); 47] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -42,6 +42,8 @@ const ROUTES: [(&str, &str, &str); 45] = [
     ("POST", "/subject/erase", r#"{"user_id":"nobody"}"#),
     ("GET", "/db/check", ""),
     ("GET", "/model/info", ""),
+    ("POST", "/model/load", r#"{"model":"Scripted-1"}"#),
+    ("POST", "/model/unload", r#"{"model":"nobodys"}"#),
     ("GET", "/upstreams", ""),
     ("POST", "/cache/flush", ""),
     ("GET", "/admin/slots", ""),
@@ -63,7 +65,7 @@ fn expected(identity: &str, method: &str, path: &str) -> u16 {
         "none" | "wrong" | "revoked" => 401,
         "data" => 403,
         _ if path == "/nowhere" => 404,
-        "admin" | "master" if path.contains("nobodys") || path == "/subject/erase" => 404,
+        "admin" | "master" if path.contains("nobodys") || ["/subject/erase", "/model/unload"].contains(&path) => 404,
         _ if path.contains("nobodys") => 403,
         "auditor" if path == "/budget/info" => 200,
         "auditor" if method == "POST" => 403,

@@ -195,6 +195,11 @@ impl Governed {
         self.ask(reqwest::Method::POST, "/config/reload").await
     }
 
+    async fn act(&self, path: &str, body: Value) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.admin)).bearer_auth(&self.master);
+        Answer::of(request.json(&body).send().await.expect("an answer")).await
+    }
+
     async fn take(&self, settings: &str) {
         let answer = self.reload(settings).await;
         assert_eq!((answer.status, answer.text.as_str()), (200, "{\"status\":\"reloaded\"}"), "{}", self.server.log());
@@ -251,7 +256,7 @@ async fn an_administrator_has_every_kind_of_table_taken_anew() {
     assert_eq!(status("sk-ci-key", json!({})).await, 401);
     let events = house.ask(reqwest::Method::GET, "/audit/events").await.json();
     let is_reload = |event: &&Value| event["action"] == "config.reload" && event["actor"] == "master";
-    assert_eq!(events["events"].as_array().expect("a list").iter().filter(is_reload).count(), 9, "{events}");
+    assert_eq!(events.as_array().expect("a list").iter().filter(is_reload).count(), 9, "{events}");
     assert_eq!(house.ask(reqwest::Method::GET, "/audit/verify").await.status, 200);
 }
 
@@ -301,4 +306,38 @@ async fn a_running_stream_keeps_what_it_began_with() {
     assert!(events.text(0, "content").ends_with("599 600") && events.finish(0) == ["stop"], "{events:?}");
     let more = json!({ "messages": [{ "role": "user", "content": "/count 600" }] });
     assert_eq!(house.server.chat("sk-ci-key", more).await.status, 400);
+}
+
+#[tokio::test]
+async fn models_of_the_settings_are_loaded_and_unloaded() {
+    let side = "[[model]]\nname = \"side\"\nfile = \"scripted:load_ms=30\"\nload = \"lazy\"\n";
+    let house = Governed::start(&format!("{}{side}", key("ci", "sk-ci-key", ""))).await;
+    let loaded = async |name: &str| {
+        let all = house.ask(reqwest::Method::GET, "/model/info").await.json();
+        let model = all["data"].as_array().expect("a list").iter().find(|model| model["model_name"] == name).cloned();
+        model.expect("it is listed")["model_info"]["loaded"] == true
+    };
+    let status = async |path: &str, model: &str| house.act(path, json!({ "model": model })).await.status;
+    assert!(!loaded("side").await);
+    let answer = house.act("/model/load", json!({ "model": "side" })).await;
+    assert_eq!((answer.status, answer.json()), (200, json!({ "model": "side", "status": "loaded" })));
+    assert!(loaded("side").await);
+    for name in ["side", "scripted"] {
+        assert_eq!(status("/model/unload", name).await, 200);
+        assert!(!loaded(name).await);
+        assert_eq!(status("/model/unload", name).await, 200, "it is gone already");
+        // The next request loads it.
+        assert_eq!(house.server.chat("sk-ci-key", json!({ "model": name })).await.status, 200);
+        assert!(loaded(name).await);
+    }
+    let body = json!({ "model": "side", "stream": true, "messages": [{ "role": "user", "content": "/forever" }] });
+    let url = format!("http://{}/v1/chat/completions", house.server.address);
+    let mut running = house.client.post(url).bearer_auth("sk-ci-key").json(&body).send().await.expect("an answer");
+    running.chunk().await.expect("the stream lives");
+    let busy = house.act("/model/unload", json!({ "model": "side" })).await;
+    assert_eq!((busy.status, busy.error().2.as_deref()), (409, Some("model_busy")), "{}", busy.text);
+    for path in ["/model/load", "/model/unload"] {
+        assert_eq!(status(path, "/etc/passwd").await, 404, "only what the settings name");
+        assert_eq!(house.act(path, json!({ "model": "side", "path": "x" })).await.status, 400);
+    }
 }

@@ -18,6 +18,7 @@ mod server;
 mod settings;
 mod spend;
 mod teams;
+mod ui;
 mod wire;
 
 pub use listen::{AdminListener, serve_admin};
@@ -47,6 +48,8 @@ pub struct Admin {
     pub drain: CancellationToken,
     /// `None` where no server runs.
     pub settings: Option<Settings>,
+    /// Serve the page, too.
+    pub ui: bool,
 }
 
 type Plane = Arc<Admin>;
@@ -66,12 +69,15 @@ struct Peer(Option<std::net::IpAddr>);
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 pub fn admin_router(admin: Arc<Admin>) -> Router {
-    routes()
+    let page = if admin.ui { ui::routes() } else { Router::new() };
+    let plane = routes()
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&admin), identify))
-        .with_state(admin)
+        .with_state(admin);
+    // What it holds is no secret, and nobody has typed in a key before it is there.
+    plane.merge(page)
 }
 
 /// Every path of the plane.
@@ -112,6 +118,8 @@ fn routes() -> Router<Plane> {
         .route("/subject/erase", post(audit::erase))
         .route("/db/check", get(audit::check))
         .route("/model/info", get(audit::models))
+        .route("/model/load", post(server::load))
+        .route("/model/unload", post(server::unload))
         .route("/upstreams", get(server::upstreams))
         .route("/cache/flush", post(server::flush_cache))
         .route("/admin/slots", get(server::slots))

@@ -67,6 +67,7 @@ impl Governed {
             gateway: Some(Arc::clone(&gateway)),
             drain: drain.clone(),
             settings: Some(settings),
+            ui: true,
         };
         let router = admin_router(Arc::new(admin_parts));
         let ends = CancellationToken::new();

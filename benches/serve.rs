@@ -58,10 +58,11 @@ fn main() -> Outcome<()> {
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
     println!("model {}, {} threads, medians of {} rounds", setup.model.display(), setup.threads, setup.rounds);
     println!("{:<44} {:>12} {:>12} {:>8}", "", "hearth", "llama-server", "ratio");
-    let scenarios: [(&str, Scenario); 10] = [
+    let scenarios: [(&str, Scenario); 11] = [
         ("single", single_stream),
         ("streams", eight_streams),
         ("schema", schemas),
+        ("shared", shared_prefix),
         ("beside", prompt_beside_stream),
         ("leave-prefill", leave_in_prefill),
         ("leave-whole", leave_whole_answer),
@@ -226,6 +227,40 @@ fn schemas(setup: &Setup) -> Outcome<Vec<Figure>> {
         };
         let (plain, small, large) = (rate(None, 0)?, rate(Some(list), 50)?, rate(Some(&large), 70)?);
         Ok(vec![plain, small, small / plain, large])
+    })
+}
+
+/// From cold, 16 clients at once with the same 1,500 tokens in front of 50 of their own.
+fn shared_prefix(setup: &Setup) -> Outcome<Vec<Figure>> {
+    const N_CLIENTS: u64 = 16;
+    const N_SHARED: usize = 1450;
+    const N_OWN: usize = 48;
+    let names = [
+        ("16 clients, one 1,500-token prefix: all", "request/s"),
+        ("  first token, 95th percentile", "ms"),
+        ("  prompt tokens computed, of the distinct", "×"),
+        ("  generated", "token/s"),
+    ];
+    // Room for every client to have cells of its own.
+    setup.rounds(Shape { n_slots: 16, n_ctx: 16 * 1792, is_pool: false }, &names, |server, seed| {
+        let shared = Request::new(N_SHARED, 0, seed * 53).prompt;
+        let request = |client| {
+            let own = Request::new(N_OWN, 64, seed * 59 + client);
+            Request { prompt: format!("{shared} {}", own.prompt), is_cached: true, ..own }
+        };
+        let requests: Vec<Request> = (0..N_CLIENTS).map(request).collect();
+        let (measured, took) = together(server, &requests)?;
+        let mut firsts: Vec<f64> = measured.iter().map(|one| millis(one.first)).collect();
+        firsts.sort_by(f64::total_cmp);
+        let p95 = firsts[(firsts.len() * 95).div_ceil(100) - 1];
+        let total: u64 = measured.iter().map(|one| one.n_prompt).sum();
+        let computed: u64 = measured.iter().map(|one| one.n_prompt - one.n_cached).sum();
+        // Words are tokens, nearly.
+        let each = total as f64 / N_CLIENTS as f64;
+        let distinct = each + (N_CLIENTS - 1) as f64 * each * N_OWN as f64 / (N_SHARED + N_OWN) as f64;
+        let generated: u64 = measured.iter().map(|one| one.n_completion).sum();
+        let seconds = took.as_secs_f64();
+        Ok(vec![N_CLIENTS as f64 / seconds, p95, computed as f64 / distinct, generated as f64 / seconds])
     })
 }
 

@@ -78,8 +78,8 @@ impl Server {
                     }
                     measured.last = Some(now);
                 }
-                StreamEvent::Usage { prompt, completion } => {
-                    (measured.n_prompt, measured.n_completion) = (prompt, completion);
+                StreamEvent::Usage { prompt, cached, completion } => {
+                    (measured.n_prompt, measured.n_cached, measured.n_completion) = (prompt, cached, completion);
                 }
                 StreamEvent::Error(text) => return Err(io::Error::other(text)),
                 StreamEvent::Other => {}
@@ -114,6 +114,8 @@ pub struct Request {
     pub stream: bool,
     /// A JSON schema that the answer must fit.
     pub schema: Option<String>,
+    /// What the server has computed of the prompt before may be used.
+    pub is_cached: bool,
 }
 
 impl Request {
@@ -131,7 +133,7 @@ impl Request {
             WORDS[(state >> 33) as usize % WORDS.len()]
         };
         let words: Vec<&str> = (0..n_words).map(|_| next()).collect();
-        Self { prompt: words.join(" "), max_tokens, stream: true, schema: None }
+        Self { prompt: words.join(" "), max_tokens, stream: true, schema: None, is_cached: false }
     }
 
     fn json(&self) -> String {
@@ -141,10 +143,11 @@ impl Request {
             .as_ref()
             .map_or(r#""ignore_eos":true"#.to_owned(), |schema| format!(r#""json_schema":{schema}"#));
         format!(
-            r#"{{"prompt":"{}","max_tokens":{},"stream":{},{schema},"temperature":0.8,"seed":7,"cache_prompt":false{}}}"#,
+            r#"{{"prompt":"{}","max_tokens":{},"stream":{},{schema},"temperature":0.8,"seed":7,"cache_prompt":{}{}}}"#,
             self.prompt,
             self.max_tokens,
             self.stream,
+            self.is_cached,
             if self.stream { r#","stream_options":{"include_usage":true}"# } else { "" }
         )
     }
@@ -159,6 +162,8 @@ pub struct Measured {
     pub gaps: Vec<Duration>,
     pub total: Duration,
     pub n_prompt: u64,
+    /// Of them, those that were not computed for this request.
+    pub n_cached: u64,
     pub n_completion: u64,
 }
 
@@ -180,7 +185,7 @@ impl Measured {
 
 pub enum StreamEvent {
     Text,
-    Usage { prompt: u64, completion: u64 },
+    Usage { prompt: u64, cached: u64, completion: u64 },
     Error(String),
     Other,
 }
@@ -240,7 +245,8 @@ fn read_event(data: &str) -> StreamEvent {
         };
         let prompt = number(r#""prompt_tokens":"#).unwrap_or(0);
         let completion = number(r#""completion_tokens":"#).unwrap_or(0);
-        return StreamEvent::Usage { prompt, completion };
+        let cached = number(r#""cached_tokens":"#).unwrap_or(0);
+        return StreamEvent::Usage { prompt, cached, completion };
     }
     // A token may have no text of its own (half a character); it is not an arrival a reader would see.
     let has_text = data.contains(r#""text":""#) && !data.contains(r#""text":"""#);

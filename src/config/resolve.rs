@@ -201,6 +201,7 @@ impl Raw {
                 Some(Switch(true)) => KvLayout::Unified,
                 Some(Switch(false)) => KvLayout::Split,
             },
+            saved_bytes: self.prefix_ram.value.map(|ByteSize(n)| n as u64),
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),
             mlock: on(&self.mlock),

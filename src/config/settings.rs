@@ -141,6 +141,9 @@ settings! {
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
         /// Not said: a whole context for each slot where that takes at most 64 MiB, else one pool
         kv_unified: Switch = None, "BOOL";
+        /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
+        /// [default: an eighth of what is available at start, at most 1GiB]
+        prefix_ram: ByteSize = None, "BYTES";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it

@@ -60,6 +60,11 @@ impl Cells {
         }
     }
 
+    /// Of a sequence's cells, those that nobody else holds.
+    pub fn n_only(&self, held: &[CellId]) -> usize {
+        held.iter().filter(|cell| self.n_holders[cell.0 as usize] == 1).count()
+    }
+
     /// Cells that at least one of these sequences holds.
     pub fn count<'a>(&self, held: impl Iterator<Item = &'a [CellId]>) -> usize {
         let mut seen = vec![false; self.n_holders.len()];
@@ -82,6 +87,7 @@ mod tests {
         cells.take(3, &mut a);
         let mut b = cells.share(&a, 2);
         assert_eq!((cells.n_free(), cells.count([a.as_slice(), &b].into_iter())), (1, 3));
+        assert_eq!((cells.n_only(&a), cells.n_only(&b)), (1, 0));
         cells.release(&mut a, 0);
         assert_eq!((cells.n_free(), cells.n_used()), (2, 2));
         cells.release(&mut b, 1);

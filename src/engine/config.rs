@@ -1,6 +1,7 @@
 //! How an engine is set up. The front sends this to the engine process as its first frame.
 
 use super::event::Pooling;
+use crate::model::Memory;
 use serde::{Deserialize, Serialize};
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
@@ -166,6 +167,9 @@ pub struct EngineConfig {
     /// How the vectors of an input's tokens become one; `None`: as the file says, else the last token's for a causal model
     /// and the mean for an encoder.
     pub pooling: Option<Pooling>,
+    /// Most bytes of the host's memory for prefixes that left the context, over all workers; `None`: an eighth of what is
+    /// available when the engine starts, at most `SAVED_BYTES_MAX`.
+    pub saved_bytes: Option<u64>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
     /// Requests that may wait for a slot, over all workers; one more is refused.
@@ -183,6 +187,15 @@ impl EngineConfig {
     pub const LORA_MAX: usize = 64;
     /// Beyond it an adapter leaves nothing of the model, and floats overflow.
     pub const LORA_SCALE_MAX: f32 = 100.0;
+
+    /// Most that is taken for saved prefixes without being asked for.
+    pub const SAVED_BYTES_MAX: u64 = 1 << 30;
+
+    /// Bytes for saved prefixes.
+    pub fn saved_bytes(&self) -> usize {
+        let eighth = || Memory::now().map_or(64 << 20, |memory| memory.available / 8).min(Self::SAVED_BYTES_MAX);
+        usize::try_from(self.saved_bytes.unwrap_or_else(eighth)).unwrap_or(usize::MAX)
+    }
 
     /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times, and which inodes
     /// they are. 0 where there are none.
@@ -223,6 +236,7 @@ impl EngineConfig {
             lora: Vec::new(),
             embeddings: EmbedMode::Auto,
             pooling: None,
+            saved_bytes: None,
             max_gap: Duration::from_millis(150),
             n_queue: 256,
             max_wait: None,

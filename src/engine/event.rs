@@ -158,6 +158,12 @@ pub struct Stats {
     pub n_decode_rows: u64,
     /// Times a running request gave its KV cells to an older one and was computed again later.
     pub n_parked: u64,
+    /// Of the cached prompt tokens, those that came from states saved in the host's memory.
+    pub prompt_tokens_loaded: u64,
+    /// Times a request waited for a prefix that another one was computing.
+    pub n_awaited: u64,
+    /// Bytes of saved states.
+    pub saved_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

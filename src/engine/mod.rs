@@ -30,6 +30,7 @@ mod logprobs;
 mod mailbox;
 pub mod media;
 mod output;
+mod prefix;
 mod prepare;
 mod reading;
 mod request;

@@ -311,6 +311,8 @@ impl<M: Model> Preparer<M> {
             owner: request.owner,
             charged: (0, 0),
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
+            awaits: None,
+            marks: Vec::new(),
             clock: Clock { accepted: Instant::now(), started: None, first_token: None },
             ticket: None,
         };

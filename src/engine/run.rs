@@ -55,9 +55,23 @@ pub(super) struct Run<S> {
     pub charged: (u32, u32),
     /// Order of acceptance: the oldest run is never parked.
     pub serial: u64,
+    /// What it waits for instead of computing it too.
+    pub awaits: Option<Await>,
+    /// Points of its prompt where its state is to be saved.
+    pub marks: Vec<usize>,
     pub clock: Clock,
     /// Its place on the worker; set when it is sent there.
     pub ticket: Option<Ticket>,
+}
+
+/// A prefix that another run is computing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Await {
+    pub slot: usize,
+    /// Of the run in it.
+    pub serial: u64,
+    /// How many tokens it must hold.
+    pub until: usize,
 }
 
 /// The prompt's tokens, on their way to the client.

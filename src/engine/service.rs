@@ -133,6 +133,9 @@ pub(super) struct WorkerStats {
     pub n_decode_calls: u64,
     pub n_decode_rows: u64,
     pub n_parked: u64,
+    pub prompt_tokens_loaded: u64,
+    pub n_awaited: u64,
+    pub saved_bytes: u64,
 }
 
 /// A running engine. Dropping it without `stop` leaves its threads to end by themselves.
@@ -270,6 +273,9 @@ impl Service {
             total.n_decode_calls += worker.n_decode_calls;
             total.n_decode_rows += worker.n_decode_rows;
             total.n_parked += worker.n_parked;
+            total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
+            total.n_awaited += worker.n_awaited;
+            total.saved_bytes += worker.saved_bytes;
         }
         total
     }
@@ -458,6 +464,7 @@ impl Loading {
             pace,
             masks: Masks::start()?,
             stats,
+            n_bytes_saved: self.config.saved_bytes() / self.config.n_workers.max(1) as usize,
         };
         let sink = Arc::clone(&self.sink);
         self.spawn(format!("worker-{index}"), 8 << 20, move || {

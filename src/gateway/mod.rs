@@ -438,6 +438,10 @@ impl Gateway {
                 reading.n_queued = stats.n_queued.into();
                 reading.n_slots = stats.slots.len() as u64;
                 reading.n_slots_busy = stats.slots.iter().filter(|slot| slot.state != "idle").count() as u64;
+                reading.prompt_tokens_computed = stats.prompt_tokens_computed;
+                reading.prompt_tokens_loaded = stats.prompt_tokens_loaded;
+                reading.n_prefix_waits = stats.n_awaited;
+                reading.prefix_bytes = stats.saved_bytes;
                 reading.kv_used_ratio = f64::from(stats.kv_cells_used) / f64::from(stats.kv_cells_total.max(1));
             }
             reading.loaded = engine

@@ -64,6 +64,10 @@ struct Scraped {
     slots_busy: IntGaugeVec,
     slots_total: IntGaugeVec,
     kv_used_ratio: GaugeVec,
+    prompt_tokens_computed: IntGaugeVec,
+    prompt_tokens_loaded: IntGaugeVec,
+    prefix_waits: IntGaugeVec,
+    prefix_bytes: IntGaugeVec,
     engine_restarts: IntGaugeVec,
     model_loaded: IntGaugeVec,
     model_info: IntGaugeVec,
@@ -78,6 +82,13 @@ pub struct Reading {
     pub n_slots_busy: u64,
     pub n_slots: u64,
     pub kv_used_ratio: f64,
+    /// Prompt tokens computed since the model was loaded, and those that came from saved prefixes instead.
+    pub prompt_tokens_computed: u64,
+    pub prompt_tokens_loaded: u64,
+    /// Times a request waited for a prefix that another one computed.
+    pub n_prefix_waits: u64,
+    /// Of saved prefixes.
+    pub prefix_bytes: u64,
     pub n_restarts: u64,
     /// `None`: it is not loaded.
     pub loaded: Option<ModelLabels>,
@@ -220,6 +231,22 @@ impl Metrics {
                         &["model"],
                     ),
                 ),
+                prompt_tokens_computed: gauge(
+                    r,
+                    "hearth_engine_prompt_tokens_computed",
+                    "Prompt tokens computed since the model was loaded.",
+                ),
+                prompt_tokens_loaded: gauge(
+                    r,
+                    "hearth_prefix_tokens_loaded",
+                    "Prompt tokens taken from prefixes saved in the host's memory since the model was loaded.",
+                ),
+                prefix_waits: gauge(
+                    r,
+                    "hearth_prefix_waits",
+                    "Times a request waited for a prefix that another one was computing, since the model was loaded.",
+                ),
+                prefix_bytes: gauge(r, "hearth_prefix_store_bytes", "Memory that saved prefixes take."),
                 engine_restarts: gauge(r, "hearth_engine_restarts", "Times the engine was started again."),
                 model_loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),
                 model_info: add(
@@ -332,6 +359,10 @@ impl Metrics {
             scraped.slots_busy.with_label_values(&model).set(saturate(reading.n_slots_busy));
             scraped.slots_total.with_label_values(&model).set(saturate(reading.n_slots));
             scraped.kv_used_ratio.with_label_values(&model).set(reading.kv_used_ratio);
+            scraped.prompt_tokens_computed.with_label_values(&model).set(saturate(reading.prompt_tokens_computed));
+            scraped.prompt_tokens_loaded.with_label_values(&model).set(saturate(reading.prompt_tokens_loaded));
+            scraped.prefix_waits.with_label_values(&model).set(saturate(reading.n_prefix_waits));
+            scraped.prefix_bytes.with_label_values(&model).set(saturate(reading.prefix_bytes));
             scraped.engine_restarts.with_label_values(&model).set(saturate(reading.n_restarts));
             scraped.model_loaded.with_label_values(&model).set(reading.loaded.is_some().into());
             if let Some(labels) = &reading.loaded {

@@ -42,6 +42,7 @@ mod openai_sums;
 mod openai_tools;
 mod openapi;
 mod ops;
+mod prefixes;
 mod reload;
 mod rerank;
 mod responses;

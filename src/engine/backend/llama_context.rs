@@ -73,6 +73,10 @@ impl Context for LlamaContext {
         self.traits.can_cut
     }
 
+    fn goes_back(&self) -> bool {
+        self.traits.can_cut && self.traits.n_swa == 0
+    }
+
     fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {
         self.context.set_adapters(adapters).map_err(|error| error.to_string())
     }

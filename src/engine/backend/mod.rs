@@ -16,6 +16,7 @@ mod projector;
 mod render;
 pub mod scripted;
 mod scripted_calls;
+mod scripted_encoder;
 mod shape_parser;
 
 use super::config::{EngineConfig, LoraConfig};
@@ -345,6 +346,11 @@ pub trait Context {
 
     /// Whether a sequence can forget its last positions and keep the others.
     fn can_cut(&self) -> bool {
+        true
+    }
+
+    /// Whether a sequence can go on from any position that it has passed: no recurrent state, no sliding window.
+    fn goes_back(&self) -> bool {
         true
     }
 

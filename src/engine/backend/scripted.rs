@@ -26,9 +26,10 @@
 //! log-probability is -ln 260 (unless a bias says otherwise).
 
 use super::scripted_calls::{CallParser, calls};
+use super::scripted_encoder::ScriptedEncoder;
 use super::{
-    Calls, Context, DecodeError, Encoder, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece,
-    Reading, Rendered, Row, Tags, Token, allows,
+    Calls, Context, DecodeError, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece, Reading,
+    Rendered, Row, Tags, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
@@ -40,19 +41,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BOS: Token = 256;
-const END: Token = 257;
+pub(super) const END: Token = 257;
 const OPEN: Token = 258;
 const CLOSE: Token = 259;
 const N_VOCAB: usize = 260;
 /// Numbers of a vector.
-const N_EMBD: usize = 16;
+pub(super) const N_EMBD: usize = 16;
 
 pub struct ScriptedModel {
-    config: ScriptedConfig,
+    pub(super) config: ScriptedConfig,
     pieces: Vec<Vec<u8>>,
     control_texts: Vec<String>,
     n_ctx: u32,
-    shape: EngineConfig,
+    pub(super) shape: EngineConfig,
 }
 
 impl ScriptedModel {
@@ -76,7 +77,7 @@ impl ScriptedModel {
         }
     }
 
-    fn pooling(&self) -> Option<Pooling> {
+    pub(super) fn pooling(&self) -> Option<Pooling> {
         match self.config.embeds {
             0 => None,
             1 => Some(Pooling::Mean),
@@ -353,13 +354,7 @@ impl Model for ScriptedModel {
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<ScriptedEncoder, String> {
-        Ok(ScriptedEncoder {
-            model: Arc::clone(self),
-            interrupt,
-            held: FxHashMap::default(),
-            vectors: FxHashMap::default(),
-            rows: Vec::new(),
-        })
+        Ok(ScriptedEncoder::new(Arc::clone(self), interrupt))
     }
 
     fn pair_layout(&self) -> PairLayout {
@@ -384,7 +379,7 @@ pub struct ScriptedContext {
 }
 
 /// Sleeps for `time`, unless the interrupt ends it.
-fn wait(interrupt: &Interrupt, time: Duration) -> Result<(), DecodeError> {
+pub(super) fn wait(interrupt: &Interrupt, time: Duration) -> Result<(), DecodeError> {
     let until = Instant::now() + time;
     loop {
         if interrupt() {
@@ -479,6 +474,23 @@ impl Context for ScriptedContext {
         true
     }
 
+    /// A byte a token.
+    fn save(&mut self, seq: u32, most: usize) -> Option<Vec<u8>> {
+        let n = self.held.get(&seq)?.len();
+        (n > 0 && n <= most).then(|| vec![0; n])
+    }
+
+    fn load(&mut self, seq: u32, state: &[u8]) -> bool {
+        if self.n_holders.len() + state.len() > self.n_cells as usize {
+            return false;
+        }
+        let cells: Vec<u64> = (self.next_cell..).take(state.len()).collect();
+        self.next_cell += state.len() as u64;
+        self.n_holders.extend(cells.iter().map(|cell| (*cell, 1)));
+        self.held.insert(seq, cells);
+        true
+    }
+
     fn forget(&mut self, seq: u32, from: u32) -> bool {
         let Some(held) = self.held.get_mut(&seq) else { return true };
         for cell in held.drain((from as usize).min(held.len())..) {
@@ -495,90 +507,4 @@ impl Context for ScriptedContext {
     fn can_resume(&mut self, _seq: u32, _from: u32) -> bool {
         true
     }
-}
-
-/// Vectors of what a sequence holds, in parts as an input comes.
-pub struct ScriptedEncoder {
-    model: Arc<ScriptedModel>,
-    interrupt: Interrupt,
-    held: FxHashMap<u32, Vec<Token>>,
-    vectors: FxHashMap<u32, Vec<f32>>,
-    /// Of the rows of the last pass.
-    rows: Vec<Vec<f32>>,
-}
-
-impl Encoder for ScriptedEncoder {
-    fn n_batch(&self) -> u32 {
-        self.model.shape.n_batch
-    }
-
-    fn n_seqs(&self) -> u32 {
-        8
-    }
-
-    fn takes_whole_inputs(&self) -> bool {
-        false
-    }
-
-    fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        let config = &self.model.config;
-        let time = Duration::from_micros(config.step_us + rows.len() as u64 * config.prompt_token_us);
-        if !time.is_zero() {
-            wait(&self.interrupt, time)?;
-        }
-        self.vectors.clear();
-        self.rows.clear();
-        let is_pooled = self.is_pooled();
-        for row in rows {
-            let held = self.held.entry(row.seq).or_default();
-            assert_eq!(held.len(), row.pos as usize, "positions of a sequence are contiguous; this is a bug");
-            held.push(row.token);
-            if !is_pooled {
-                self.rows.push(vector_of(held));
-            }
-            self.vectors.insert(row.seq, Vec::new());
-        }
-        for (seq, vector) in &mut self.vectors {
-            let tokens = &self.held[seq];
-            *vector = match self.model.config.embeds {
-                2 => vec![overlap(tokens)],
-                _ => vector_of(tokens),
-            };
-        }
-        Ok(())
-    }
-
-    fn is_pooled(&self) -> bool {
-        self.model.pooling() != Some(Pooling::None)
-    }
-
-    fn vector(&mut self, seq: u32) -> Option<&[f32]> {
-        self.vectors.get(&seq).map(Vec::as_slice)
-    }
-
-    fn row_vector(&mut self, row: usize) -> Option<&[f32]> {
-        self.rows.get(row).map(Vec::as_slice)
-    }
-
-    fn forget(&mut self, seq: u32) {
-        self.held.remove(&seq);
-    }
-}
-
-/// Counts of the tokens by the remainder of their ids, and their order in the last number.
-fn vector_of(tokens: &[Token]) -> Vec<f32> {
-    let mut vector = vec![0.0; N_EMBD];
-    for (at, token) in tokens.iter().enumerate() {
-        vector[token.unsigned_abs() as usize % (N_EMBD - 1)] += 1.0;
-        vector[N_EMBD - 1] += (token.unsigned_abs() % 7) as f32 / (at + 1) as f32;
-    }
-    vector
-}
-
-/// The share of what is before the first END that is behind it too.
-fn overlap(tokens: &[Token]) -> f32 {
-    let mut parts = tokens.split(|token| *token == END);
-    let (query, document) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let n_shared = query.iter().filter(|token| document.contains(token)).count();
-    n_shared as f32 / query.len().max(1) as f32
 }

@@ -1,20 +1,20 @@
 //! Who gets a slot, from where it starts, and who gives up cells when they run out.
 
 use super::super::fair::{Holder, PATIENCE};
-use super::super::{media, slot};
+use super::super::run::Await;
+use super::super::{media, prefix, slot};
 use super::*;
 use crate::chat::Class;
 use std::time::Instant;
-
-/// Leading tokens that another slot must hold beyond what this one does for sharing them to be worth it: a copy of cells'
-/// names where all share one pool, of the cells themselves where each sequence has its own.
-const SHARE_MIN_POOLED: usize = 32;
-const SHARE_MIN_SPLIT: usize = 256;
 
 impl<M: Model> Worker<M> {
     /// Gives waiting runs slots, the fairest first, as long as their tokens fit into free cells.
     pub(super) fn fill_slots(&mut self) {
         while let Some(at) = self.next_startable() {
+            if let Some(awaited) = self.awaited_by(at) {
+                self.await_for(at, awaited);
+                continue;
+            }
             let run = &self.waiting[at];
             match slot::choose(&self.slots, &run.tokens, run.partition, run.cache_prompt) {
                 Some(index) => {
@@ -31,17 +31,17 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Of the waiting runs whose prompt isn't being computed for a sibling right now, the one that is next.
+    /// The run that the waiting one at `at` had better wait for.
+    fn awaited_by(&mut self, at: usize) -> Option<Await> {
+        let run = self.waiting.remove(at)?;
+        let awaited = self.awaited(&run);
+        self.waiting.insert(at, run);
+        awaited
+    }
+
+    /// Of the waiting runs whose prefix isn't being computed for another right now, the one that is next.
     fn next_startable(&self) -> Option<usize> {
-        let is_computed_for_sibling = |run: &Run<M::Sampler>| {
-            let siblings =
-                || self.slots.iter().filter(|slot| slot.run.as_ref().is_some_and(|one| one.family == run.family));
-            run.family != 0
-                && run.echo.is_none()
-                && siblings().next().is_some()
-                && siblings().all(|slot| slot.kept.len() + 1 < run.n_prompt as usize)
-        };
-        let startable = self.waiting.iter().enumerate().filter(|(_, run)| !is_computed_for_sibling(run));
+        let startable = self.waiting.iter().enumerate().filter(|(_, run)| !self.is_awaiting(run));
         let ranked = startable.map(|(at, run)| (self.fair.rank(run.class, run.owner, run.serial), at));
         ranked.min().map(|(_, at)| at)
     }
@@ -82,7 +82,8 @@ impl<M: Model> Worker<M> {
     }
 
     fn start(&mut self, index: usize, mut run: Box<Run<M::Sampler>>) {
-        let keep = self.begin_at(index, &run);
+        run.awaits = None;
+        let keep = self.begin_at(index, &mut run);
         self.fair.start(run.class, run.owner);
         let is_first = run.clock.started.is_none();
         if is_first {
@@ -108,72 +109,6 @@ impl<M: Model> Worker<M> {
         slot.run = Some(run);
     }
 
-    /// Keeps or shares as much of the run's tokens as is held somewhere; returns how many slot `index` then holds.
-    fn begin_at(&mut self, index: usize, run: &Run<M::Sampler>) -> usize {
-        // The last token is computed again: its logits are wanted. Chunks are computed as a whole.
-        let most = if run.wants_prompt_logits() { 0 } else { run.tokens.len() - 1 };
-        let whole = |n: usize| media::whole(&run.media, n.min(most));
-        let own = if run.cache_prompt { whole(self.slots[index].common_prefix(&run.tokens, run.partition)) } else { 0 };
-        let donor = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(other, slot)| {
-                let is_sibling = || slot.run.as_ref().is_some_and(|one| one.family == run.family && run.family != 0);
-                *other != index && (run.cache_prompt || is_sibling())
-            })
-            .map(|(other, slot)| (whole(slot.common_prefix(&run.tokens, run.partition)), other))
-            .max_by_key(|(n, other)| (*n, std::cmp::Reverse(*other)));
-        let least = if self.context.shares_cells() { SHARE_MIN_POOLED } else { SHARE_MIN_SPLIT };
-        let least = if run.family != 0 { 1 } else { least };
-        if let Some((n, donor)) = donor.filter(|(n, _)| *n >= own + least)
-            && self.share(donor, index, n)
-        {
-            return n;
-        }
-        match self.load_branch(index, run) {
-            0 => self.cut(index, own),
-            n => n,
-        }
-    }
-
-    /// Slot `to` holds the first `n` tokens of slot `from` and nothing else; false (and empty) where that can't be.
-    fn share(&mut self, from: usize, to: usize, n: usize) -> bool {
-        // A window may have slid past what the next token looks at.
-        let pos = self.slots[from].position(n);
-        if !self.context.can_resume(from as u32, pos) {
-            return false;
-        }
-        self.cut(to, 0);
-        if !self.context.share(from as u32, to as u32, pos) {
-            return false;
-        }
-        self.slots[to].kept = self.slots[from].kept[..n].to_vec();
-        if self.context.shares_cells() {
-            self.slots[to].cells = self.cells.share(&self.slots[from].cells, n);
-        }
-        true
-    }
-
-    /// Forgets what slot `index` holds from position `keep` on; returns how much really stays.
-    pub(super) fn cut(&mut self, index: usize, keep: usize) -> usize {
-        let held = self.slots[index].kept.len();
-        let (seq, from) = (index as u32, self.slots[index].position(keep));
-        let stays = if held == 0 || keep == 0 || !self.context.can_resume(seq, from) {
-            0
-        } else if keep == held || self.context.forget(seq, from) {
-            keep
-        } else {
-            0
-        };
-        if stays == 0 && held > 0 {
-            self.context.forget(seq, 0);
-        }
-        self.slots[index].kept.truncate(stays);
-        self.cells.release(&mut self.slots[index].cells, stays);
-        stays
-    }
-
     /// Frees cells until every running stream, or at least the oldest run, can get its next token.
     pub(super) fn make_room(&mut self) {
         if !self.context.shares_cells() {
@@ -188,17 +123,32 @@ impl<M: Model> Worker<M> {
             if self.cells.n_free() >= needed.max(1) as usize {
                 return;
             }
-            if let Some(index) = self.least_recent_idle() {
-                self.cut(index, 0);
-            } else if !self.park_youngest() {
+            if !self.empty_idle() && !self.park_youngest() {
                 return; // One run alone: it fits, since no request may be longer than the cells.
             }
         }
     }
 
-    fn least_recent_idle(&self) -> Option<usize> {
+    /// Of the idle slots whose end would free cells, the one that is worth least: how much would be computed again, by the
+    /// cells and by how long ago it was served. What others hold too is not lost with it.
+    fn least_worth_idle(&mut self) -> Option<usize> {
+        self.note_held();
         let idle = self.slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none() && !slot.kept.is_empty());
-        idle.min_by_key(|(_, slot)| slot.served_at).map(|(index, _)| index)
+        let ranked = idle.filter_map(|(index, slot)| {
+            let n_freed = self.cells.n_only(&slot.cells);
+            let age = self.step.saturating_sub(slot.served_at) + 1;
+            let worth = prefix::worth(self.prefixes.n_unique(index), n_freed, age);
+            (n_freed > 0).then_some((worth, slot.served_at, index))
+        });
+        ranked.min_by(|a, b| a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2)))).map(|(_, _, index)| index)
+    }
+
+    /// Empties the idle slot that is worth least; false when none would free a cell.
+    fn empty_idle(&mut self) -> bool {
+        let Some(index) = self.least_worth_idle() else { return false };
+        self.give_up(index, 0);
+        self.cut(index, 0);
+        true
     }
 
     /// Cells that would be free without the idle slots.
@@ -219,21 +169,22 @@ impl<M: Model> Worker<M> {
         true
     }
 
-    /// Takes the slot from its run, which waits again and will be computed again.
+    /// Takes the slot from its run, which waits again; what it held is saved, or will be computed again.
     fn park(&mut self, index: usize) {
+        let run = self.slots[index].run.take();
+        if run.as_ref().is_some_and(|run| run.cache_prompt) {
+            self.give_up(index, 0);
+        }
         self.cut(index, 0);
-        if let Some(run) = self.slots[index].run.take() {
+        if let Some(run) = run {
             self.lock_stats().n_parked += 1;
             self.fair.park(run.class, run.owner);
             self.wait(run);
         }
     }
 
-    /// Empties idle slots, least recent first, until `n_rows` cells are free.
+    /// Empties idle slots, those worth least first, until `n_rows` cells are free.
     pub(super) fn free_idle(&mut self, n_rows: usize) {
-        while self.context.shares_cells() && self.cells.n_free() < n_rows {
-            let Some(index) = self.least_recent_idle() else { return };
-            self.cut(index, 0);
-        }
+        while self.context.shares_cells() && self.cells.n_free() < n_rows && self.empty_idle() {}
     }
 }

@@ -281,8 +281,7 @@ impl<M: Model> Worker<M> {
         if stays == 0 {
             self.context.forget(index as u32, 0);
         }
-        self.slots[index].kept.truncate(stays);
-        self.cells.release(&mut self.slots[index].cells, stays);
+        self.held_only(index, stays);
     }
 
     pub(super) fn fail_shares(&mut self, shares: &[Share], failure: &Failure) {
@@ -307,9 +306,8 @@ impl<M: Model> Worker<M> {
     pub(super) fn renew_context(&mut self) -> Result<(), Broken> {
         self.context = (self.reopen)().map_err(Broken)?;
         self.adapters.clear();
-        for slot in &mut self.slots {
-            slot.kept.clear();
-            self.cells.release(&mut slot.cells, 0);
+        for index in 0..self.slots.len() {
+            self.held_only(index, 0);
         }
         Ok(())
     }

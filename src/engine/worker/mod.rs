@@ -15,7 +15,7 @@
 
 mod admit;
 mod advance;
-mod branch;
+mod shared;
 mod sight;
 
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
@@ -25,6 +25,7 @@ use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
 use super::output::Item;
+use super::prefix::Prefixes;
 use super::run::Run;
 use super::scheduler::{self, Pace, Share, Want};
 use super::service::{Cancels, WorkerStats};
@@ -69,8 +70,10 @@ pub(super) struct Worker<M: Model> {
     masks: Masks,
     /// The adapters that are applied now.
     adapters: Vec<(u32, f32)>,
-    /// Where the choices of one prompt part, for memories that can't go back.
-    branch: Option<branch::Branch>,
+    /// Which prefixes are held, and saved states.
+    prefixes: Prefixes,
+    /// Times a run waited for another's prefix.
+    n_awaited: u64,
     stats: Arc<Mutex<WorkerStats>>,
 }
 
@@ -86,6 +89,8 @@ pub(super) struct Parts<M: Model> {
     pub pace: Pace,
     pub masks: Masks,
     pub stats: Arc<Mutex<WorkerStats>>,
+    /// Most bytes of saved states.
+    pub n_bytes_saved: usize,
 }
 
 /// The worker can't go on: its context broke and no new one could be made.
@@ -97,7 +102,8 @@ impl<M: Model> Worker<M> {
         Self {
             cells: Cells::new(n_cells),
             drafts: Vec::new(),
-            branch: None,
+            prefixes: Prefixes::new(parts.n_bytes_saved),
+            n_awaited: 0,
             masks: parts.masks,
             adapters: Vec::new(),
             model: parts.model,
@@ -155,7 +161,6 @@ impl<M: Model> Worker<M> {
     fn take_incoming(&mut self) -> bool {
         let idle = self.waiting.is_empty() && self.slots.iter().all(|slot| slot.run.is_none());
         if idle {
-            self.drop_large_branch();
             self.publish();
             self.flush();
             self.cancels.rest();
@@ -221,11 +226,17 @@ impl<M: Model> Worker<M> {
         let mut wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
         for want in &mut wants {
             if let Some(run) = self.slots[want.slot].run.as_ref().filter(|_| !want.is_decode) {
-                want.turn = self.fair.turn(run.class, run.owner);
+                let awaited = self.waiting.iter().filter(|one| {
+                    one.awaits.is_some_and(|awaited| (awaited.slot, awaited.serial) == (want.slot, run.serial))
+                });
+                // Whoever waits for its prefix lends it its own turn.
+                let turns = awaited.map(|one| self.fair.turn(one.class, one.owner));
+                let own = self.fair.turn(run.class, run.owner);
+                want.turn = turns.fold(own, std::cmp::min);
             }
         }
         self.keep_one_adapter_set(&mut wants);
-        self.stop_at_branches(&mut wants);
+        self.stop_at_marks(&mut wants);
         let n_echoes = wants.iter().filter(|want| want.cap < u32::MAX).count().max(1) as u32;
         wants.iter_mut().filter(|want| want.cap < u32::MAX).for_each(|want| want.cap /= n_echoes);
         let free = if !self.context.shares_cells() {
@@ -268,7 +279,7 @@ impl<M: Model> Worker<M> {
                 self.pace.observe(n_decode, n_prefill, time);
                 self.count(n_decode, n_prefill);
                 self.advance(shares);
-                self.save_branch(shares);
+                self.save_marked(shares);
                 Ok(())
             }
             Err(error) => self.not_computed(shares, error),
@@ -400,6 +411,8 @@ impl<M: Model> Worker<M> {
 
     fn publish(&self) {
         let mut stats = self.lock_stats();
+        stats.n_awaited = self.n_awaited;
+        stats.saved_bytes = self.prefixes.n_bytes() as u64;
         stats.n_waiting = (self.waiting.len() + self.incoming.len()) as u32;
         stats.kv_cells_used = if self.context.shares_cells() {
             self.cells.n_used() as u32

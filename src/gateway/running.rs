@@ -148,20 +148,7 @@ impl Running {
 
     /// The next event that may go on. Cancel-safe.
     async fn arrival(&mut self) -> Option<(usize, Event)> {
-        let Some(screen) = &mut self.screen else { return self.choices.next().await };
-        loop {
-            if let Some(passed) = screen.pop() {
-                return Some(passed);
-            }
-            let (idx, event) = self.choices.next().await?;
-            let is_cancelled = event == Event::Failed(Failure::Cancelled);
-            if screen.push(idx, event) {
-                self.choices.cancel_one(idx, screen.is_over());
-            }
-            if is_cancelled && matches!(self.choices, Choices::Remote(_)) {
-                screen.cancelled();
-            }
-        }
+        next_screened(&mut self.choices, &mut self.screen).await
     }
 
     /// Others may answer as long as this has said nothing.
@@ -438,11 +425,12 @@ impl Drop for Running {
         // Others are not asked any more, and count what they have come to by themselves.
         self.moving = None;
         let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
-        let pin = self.pin.take();
+        let (pin, mut screen) = (self.pin.take(), self.screen.take());
         choices.cancel();
         runtime.spawn(async move {
             let rest = async {
-                while let Some((idx, event)) = choices.next().await {
+                // What is kept of it is looked at to the end.
+                while let Some((idx, event)) = next_screened(&mut choices, &mut screen).await {
                     meter.observe(idx, &event);
                 }
             };
@@ -453,6 +441,24 @@ impl Drop for Running {
             drop(meter);
             drop(pin);
         });
+    }
+}
+
+/// The next event that the operator's rules let through. Cancel-safe.
+async fn next_screened(choices: &mut Choices, screen: &mut Option<Screen>) -> Option<(usize, Event)> {
+    let Some(screen) = screen else { return choices.next().await };
+    loop {
+        if let Some(passed) = screen.pop() {
+            return Some(passed);
+        }
+        let (idx, event) = choices.next().await?;
+        let is_cancelled = event == Event::Failed(Failure::Cancelled);
+        if screen.push(idx, event) {
+            choices.cancel_one(idx, screen.is_over());
+        }
+        if is_cancelled && matches!(choices, Choices::Remote(_)) {
+            screen.cancelled();
+        }
     }
 }
 

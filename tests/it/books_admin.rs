@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 47] = [
+const ROUTES: [(&str, &str, &str); 48] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -42,6 +42,7 @@ const ROUTES: [(&str, &str, &str); 47] = [
     ("POST", "/subject/erase", r#"{"user_id":"nobody"}"#),
     ("GET", "/db/check", ""),
     ("GET", "/model/info", ""),
+    ("GET", "/v1/model/info", ""),
     ("POST", "/model/load", r#"{"model":"Scripted-1"}"#),
     ("POST", "/model/unload", r#"{"model":"nobodys"}"#),
     ("GET", "/upstreams", ""),
@@ -58,9 +59,10 @@ const ROUTES: [(&str, &str, &str); 47] = [
 /// What each identity gets at each route, in the order above: nobody and wrong keys 401, keys for data 403 everywhere.
 fn expected(identity: &str, method: &str, path: &str) -> u16 {
     let rules = path.starts_with("/team") && method == "POST" || path.ends_with("/reset_spend");
-    let looks = ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin", "/config", "/budget"]
-        .iter()
-        .any(|prefix| path.starts_with(prefix));
+    let looks =
+        ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin", "/config", "/budget", "/v1/model"]
+            .iter()
+            .any(|prefix| path.starts_with(prefix));
     match identity {
         "none" | "wrong" | "revoked" => 401,
         "data" => 403,

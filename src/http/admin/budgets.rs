@@ -1,17 +1,17 @@
 //! `/budget/…`: what keys and teams share.
 
-use super::fields::{Fields, Filter, wrong};
+use super::fields::{Fields, Filter, Ruling, wrong};
 use super::wire::{budget_object, shared_edit};
-use super::{Identity, Plane, json, missing, refused};
+use super::{Identity, Plane, check_sets, json, missing, refused, reset};
 use crate::gateway::limits::ScopeKind;
-use crate::gateway::{BudgetRecord, SharedSpec, random_base62};
+use crate::gateway::{BudgetRecord, SharedSpec};
 use crate::http::error::ApiError;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// Budgets of one question.
@@ -28,36 +28,24 @@ async fn shown(plane: &Plane, budget: &BudgetRecord) -> Result<Value, ApiError> 
 
 pub(super) async fn new(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
-    let id: Option<String> = fields.optional("budget_id")?;
-    super::check_sets(&plane, &identity, &fields)?;
-    let edit = shared_edit(&mut fields)?;
-    fields.finish()?;
+    let id = fields.new_id("budget_id")?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(shared_edit)?;
     let mut spec = SharedSpec::default();
     edit(&mut spec);
-    let id = match id {
-        Some(id) => id,
-        None => random_base62(12).map_err(|_| ApiError::internal())?,
-    };
     let budget = plane.books.new_budget(identity.actor(), id, spec).await.map_err(refused)?;
     Ok(json(&Value::Object(budget_object(&budget, None))))
 }
 
 pub(super) async fn update(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
     let budget = find(&plane, &fields.required::<String>("budget_id")?)?;
-    super::check_sets(&plane, &identity, &fields)?;
-    let edit = shared_edit(&mut fields)?;
-    fields.finish()?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(shared_edit)?;
     let change = Box::new(move |spec: &mut SharedSpec| {
         edit(spec);
         Ok(())
@@ -69,11 +57,8 @@ pub(super) async fn update(
 /// Of one that nobody names.
 pub(super) async fn delete(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
     let id: String = fields.required("id")?;
     fields.finish()?;
     let budget = find(&plane, &id)?;
@@ -137,9 +122,5 @@ pub(super) async fn reset_spend(
 ) -> Result<Response, ApiError> {
     identity.may_rule()?;
     let budget = find(&plane, &id)?;
-    plane.books.reset_spend(identity.actor(), "budget", &budget.id).await.map_err(refused)?;
-    if let Some(gateway) = &plane.gateway {
-        gateway.forgive(ScopeKind::Budget, &budget.id);
-    }
-    Ok(json(&json!({ "budget_id": budget.id, "spend": super::wire::dollars(0) })))
+    reset(&plane, &identity, ScopeKind::Budget, &budget.id).await
 }

@@ -28,6 +28,7 @@ pub use wire::{granted_key, granted_team};
 
 use super::auth;
 use super::error::{ApiError, Asked};
+use crate::gateway::limits::ScopeKind;
 use crate::gateway::{Books, BooksError, Gateway, KeyRecord, Role, unix_ms};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -86,8 +87,8 @@ fn routes() -> Router<Plane> {
         .route("/key/generate", post(keys::generate))
         .route("/key/update", post(keys::update))
         .route("/key/delete", post(keys::delete))
-        .route("/key/block", post(keys::block))
-        .route("/key/unblock", post(keys::unblock))
+        .route("/key/block", post(|plane, act| keys::set_blocked(plane, act, true)))
+        .route("/key/unblock", post(|plane, act| keys::set_blocked(plane, act, false)))
         .route("/key/info", get(keys::info))
         .route("/key/list", get(keys::list))
         .route("/key/{id}/regenerate", post(keys::regenerate))
@@ -95,8 +96,8 @@ fn routes() -> Router<Plane> {
         .route("/team/new", post(teams::new))
         .route("/team/update", post(teams::update))
         .route("/team/delete", post(teams::delete))
-        .route("/team/block", post(teams::block))
-        .route("/team/unblock", post(teams::unblock))
+        .route("/team/block", post(|plane, act| teams::set_blocked(plane, act, true)))
+        .route("/team/unblock", post(|plane, act| teams::set_blocked(plane, act, false)))
         .route("/team/info", get(teams::info))
         .route("/team/list", get(teams::list))
         .route("/team/{id}/reset_spend", post(teams::reset_spend))
@@ -118,6 +119,7 @@ fn routes() -> Router<Plane> {
         .route("/subject/erase", post(audit::erase))
         .route("/db/check", get(audit::check))
         .route("/model/info", get(audit::models))
+        .route("/v1/model/info", get(audit::models))
         .route("/model/load", post(server::load))
         .route("/model/unload", post(server::unload))
         .route("/upstreams", get(server::upstreams))
@@ -229,6 +231,15 @@ fn check_sets(plane: &Plane, identity: &Identity, fields: &fields::Fields) -> Re
         return Err(fields::wrong("guardrails", "hearth.toml has no such set of guardrails"));
     }
     Ok(())
+}
+
+/// From now on the budget of a key, a team or of those who share one counts anew.
+async fn reset(plane: &Plane, identity: &Identity, kind: ScopeKind, id: &str) -> Result<Response, ApiError> {
+    plane.books.reset_spend(identity.actor(), kind.name(), id).await.map_err(refused)?;
+    if let Some(gateway) = &plane.gateway {
+        gateway.forgive(kind, id);
+    }
+    Ok(json(&serde_json::json!({ format!("{}_id", kind.name()): id, "spend": wire::dollars(0) })))
 }
 
 fn refused(error: BooksError) -> ApiError {

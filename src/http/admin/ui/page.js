@@ -76,9 +76,10 @@ function sure(title, work) {
   return button;
 }
 
-/** Fields: [name, title, type]. What is left empty is not sent. */
+/** Fields: [name, title, type, an example]. What is left empty is not sent. */
 function form(fields, title, work) {
-  const inputs = fields.map(([name, , type]) => make("input", { name, type: type === "list" ? "text" : type, autocomplete: "off", step: "any" }));
+  const input = ([name, , type, example]) => make("input", { name, type: type === "list" ? "text" : type, autocomplete: "off", step: "any", placeholder: example ?? "" });
+  const inputs = fields.map(input);
   const labels = fields.map(([, title], i) => make("label", {}, title, inputs[i]));
   const submit = (event) => {
     event.preventDefault();
@@ -101,7 +102,7 @@ const sections = {
     const once = make("div", { id: "once" });
     const again = () => show("Keys");
     const fields = [["key_alias", "Name", "text"], ["models", "Models, by commas", "list"], ["team_id", "Team", "text"], ["max_budget", "Budget, $", "number"],
-      ["budget_duration", "every", "text"], ["rpm_limit", "Requests a minute", "number"], ["duration", "Expires in", "text"]];
+      ["budget_duration", "every", "text", "30d"], ["rpm_limit", "Requests a minute", "number"], ["duration", "Expires in", "text", "90d"]];
     const acts = (row) => {
       if (!row.created_at) return "";
       const shut = row.blocked ? "unblock" : "block";
@@ -126,7 +127,7 @@ const sections = {
   async Teams(show) {
     const [teams, budgets] = await Promise.all([ask("/team/list"), ask("/budget/list").catch(() => [])]);
     const again = () => show("Teams");
-    const fields = [["team_id", "Id", "text"], ["team_alias", "Name", "text"], ["models", "Models, by commas", "list"], ["max_budget", "Budget, $", "number"], ["budget_duration", "every", "text"], ["budget_id", "Shared budget", "text"]];
+    const fields = [["team_id", "Id", "text"], ["team_alias", "Name", "text"], ["models", "Models, by commas", "list"], ["max_budget", "Budget, $", "number"], ["budget_duration", "every", "text", "1mo"], ["budget_id", "Shared budget", "text"]];
     const acts = (row) => {
       const shut = row.blocked ? "unblock" : "block";
       return make("button", { type: "button", onclick: () => doing(async () => { await ask(`/team/${shut}`, { team_id: row.team_id }); again(); }) }, shut);
@@ -145,12 +146,12 @@ const sections = {
 
   async Spend() {
     const parts = [];
-    for (const [group, title] of [["day", "By day"], ["model", "By model"], ["key", "By key"]]) {
+    for (const [group, title] of [["day", "By day"], ["model", "By model"], ["api_key", "By key"], ["team", "By team"]]) {
       const rows = await ask(`/global/spend/report?group_by=${group}`);
       const most = Math.max(...rows.map((row) => row.spend), 0);
       const name = (row) => Object.entries(row)[0][1];
       const bar = (row) => make("meter", { min: 0, max: most || 1, value: row.spend, title: dollars(row.spend) });
-      parts.push(make("h2", {}, title), table([[group, name], ["Requests", (row) => row.requests, "number"], ["Failed", (row) => row.failed, "number"], ["Prompt tokens", (row) => row.prompt_tokens, "number"],
+      parts.push(make("h2", {}, title), table([[group.replace("api_", ""), name], ["Requests", (row) => row.requests, "number"], ["Failed", (row) => row.failed, "number"], ["Prompt tokens", (row) => row.prompt_tokens, "number"],
         ["Cached", (row) => row.cached_tokens, "number"], ["Answer tokens", (row) => row.completion_tokens, "number"], ["Spend", (row) => dollars(row.spend), "number"], ["", bar]], rows, "Nothing was asked yet."));
     }
     return parts;

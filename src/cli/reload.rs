@@ -76,7 +76,7 @@ impl Reload {
             taken = self.look();
             let actor = ask.as_ref().map_or("config", |ask| ask.actor.as_str()).to_owned();
             let outcome;
-            (self, outcome) = self.reload(why, &actor).await?;
+            (self, outcome) = Box::pin(self.reload(why, &actor)).await?;
             if let Some(ask) = ask {
                 // Whoever asked may have left.
                 let _ = ask.answer.send(outcome);

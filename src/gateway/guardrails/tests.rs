@@ -408,7 +408,7 @@ fn instructions_come_first_in_the_order_of_their_sets() {
     let got = messages(border.enter(chat(ChatPrompt::new(vec![own, user])), false).expect("let in"));
     assert_eq!(got[0].content.as_deref(), Some("one\n\nthree\n\ntwo\n\nown"));
     assert_eq!((got.len(), got[0].media[0].offset), (2, 19), "the image stands where it stood");
-    assert_eq!(sets.border([].iter()).expect("there").digest() == border.digest(), false);
+    assert_ne!(sets.border([].iter()).expect("there").digest(), border.digest());
     assert_eq!(sets.border(["d".to_owned()].iter()).map(|_| ()), Err(Error::Unguarded));
     assert_eq!(code(border.enter(text(Prompt::Text("x".into()), Output::default()), false)), "unsupported_operation");
     assert!(guardrails(&[]).border([].iter()).expect("nothing").is_open());

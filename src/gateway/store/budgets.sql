@@ -1,4 +1,4 @@
--- Budgets that keys and teams share. Version 3.
+-- Budgets that keys and teams share. Version 4.
 CREATE TABLE budget(
   id TEXT PRIMARY KEY,
   spec TEXT NOT NULL,

@@ -150,8 +150,9 @@ async fn books_of_version_1_get_their_new_column_and_still_verify() {
     // As they were before.
     let conn = rusqlite::Connection::open(dir.path().join("hearth.db")).unwrap();
     conn.execute_batch(
-        "ALTER TABLE request DROP COLUMN trace_id; ALTER TABLE request DROP COLUMN budgets; DROP TABLE budget;
-         DROP TABLE usage_budget; PRAGMA user_version = 1;",
+        "ALTER TABLE request DROP COLUMN trace_id; ALTER TABLE state DROP COLUMN instance;
+         ALTER TABLE state DROP COLUMN shipped_request; ALTER TABLE state DROP COLUMN shipped_audit;
+         PRAGMA user_version = 1;",
     )
     .unwrap();
     drop(conn);

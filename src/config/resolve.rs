@@ -71,6 +71,7 @@ impl Raw {
             admin_listen,
             admin_ui: on(&self.admin_ui),
             log: self.log(),
+            otlp: self.otlp(|name| std::env::var(name).ok())?,
             in_process: on(&self.in_process),
             warnings,
         })

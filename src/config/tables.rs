@@ -77,7 +77,7 @@ pub(super) fn is_tables(value: &toml::Value) -> bool {
 
 /// Whether a `[[model]]` may say it: the server's own settings are said once.
 fn is_of_a_model(setting: &Setting) -> bool {
-    !matches!(setting.group, "Server" | "Log" | "Keys and ledger" | "Cache of answers" | "Upstreams")
+    !matches!(setting.group, "Server" | "Log" | "Traces" | "Keys and ledger" | "Cache of answers" | "Upstreams")
         && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
 }
 

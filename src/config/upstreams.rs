@@ -283,21 +283,26 @@ impl Raw {
     }
 }
 
-/// Keys are not written into the file: it says where they are. Errors never hold one.
+/// Errors never hold the key.
 fn secret(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Secret, String> {
-    let found = if let Some(name) = text.strip_prefix("env:") {
-        variable(name).ok_or_else(|| format!("api_key: the variable {name} is not set"))?
+    let found = secret_text("api_key", text, variable)?;
+    Secret::new(found.trim()).ok_or_else(|| "api_key: empty, or not plain ASCII without spaces".to_owned())
+}
+
+/// Secrets are not written into the file: `key` says where one is. Errors never hold it.
+pub(super) fn secret_text(key: &str, text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    Ok(if let Some(name) = text.strip_prefix("env:") {
+        variable(name).ok_or_else(|| format!("{key}: the variable {name} is not set"))?
     } else if let Some(path) = text.strip_prefix("file:") {
-        let refuse = |what: String| format!("api_key: {path}: {what}");
+        let refuse = |what: String| format!("{key}: {path}: {what}");
         let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
         if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
             return Err(refuse(format!("not a file of at most {KEY_FILE_BYTES_MAX} bytes")));
         }
         std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?
     } else {
-        return Err("api_key is env:NAME or file:PATH, not the key itself".to_owned());
-    };
-    Secret::new(found.trim()).ok_or_else(|| "api_key: empty, or not plain ASCII without spaces".to_owned())
+        return Err(format!("{key} is env:NAME or file:PATH, not the key itself"));
+    })
 }
 
 impl Entry {

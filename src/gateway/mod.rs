@@ -32,7 +32,9 @@ mod room;
 mod route;
 mod running;
 mod settle;
+
 mod ship;
+mod spans;
 mod spec;
 pub mod store;
 mod target;
@@ -70,8 +72,8 @@ pub use spec::{
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
-    BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
-    UpstreamStatus,
+    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, RetryConfig, Secret, Timeouts,
+    UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
 };
 pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
@@ -83,6 +85,7 @@ use crate::engine::{
 use crate::telemetry::Metrics;
 use crate::telemetry::context::TraceContext;
 use crate::telemetry::metrics::{ModelLabels, Reading};
+use crate::telemetry::otlp::Exporter;
 use arc_swap::ArcSwap;
 use cache::Cache;
 use fetch::Fetcher;
@@ -219,6 +222,17 @@ impl Gateway {
     pub fn with_books(mut self, books: Arc<Books>) -> Self {
         self.books = Some(books);
         self
+    }
+
+    /// With traces that go to a collector.
+    pub fn with_traces(mut self, exporter: Arc<Exporter>) -> Self {
+        self.reporter = Arc::new(Reporter::of(exporter));
+        self
+    }
+
+    /// Part of new traces that are recorded.
+    pub fn trace_ratio(&self) -> f64 {
+        self.reporter.ratio()
     }
 
     pub fn books(&self) -> Option<&Arc<Books>> {

@@ -42,6 +42,8 @@ mod openai_sums;
 mod openai_tools;
 mod openapi;
 mod ops;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod prefixes;
 mod reload;
 mod rerank;

@@ -12,12 +12,14 @@ mod attempt;
 mod breaker;
 mod budget;
 mod class;
+mod collector;
 mod connect;
 mod stream;
 
 pub use breaker::{BreakerConfig, BreakerState};
 pub use budget::RetryConfig;
 pub use class::Class;
+pub use collector::{Collector, CollectorConfig};
 #[cfg(feature = "postgres")]
 pub(in crate::gateway) use connect::tls as tls_of;
 

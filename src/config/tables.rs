@@ -226,6 +226,11 @@ fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, Conf
             "name" => name = Some((entry.text()?, entry.origin("name"))),
             // `model` is the older word.
             "model" | "target" => model = Some(entry.text()?),
+            "targets" => {
+                let mut all = entry.texts()?.into_iter();
+                model = all.next();
+                routing.equals = all.collect();
+            }
             _ => alias_entry(&mut routing, &mut entry)?.ok_or_else(|| entry.unknown())?,
         }
     }

@@ -47,7 +47,8 @@ impl Gateway {
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
             return Err(Error::unknown_model(asked.model().unwrap_or_default()));
         }
-        let chain = live.routes.chain(route, asked.prompt_bytes(), caller);
+        let chain =
+            live.routes.chain(route, asked.prompt_bytes(), caller, |equals| self.balance(&live, equals, caller));
         if chain.is_empty() {
             return Err(Error::Stays);
         }

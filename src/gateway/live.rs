@@ -29,9 +29,19 @@ impl Live {
         let ids: Vec<&str> = models.map(|model| model.id.as_str()).collect();
         let routes = Routes::new(&config.routing, &ids);
         let known = before.map_or(&[][..], |before| before.upstreams.as_slice());
+        let may_leave = config.routing.may_leave;
+        let was_watched = before.is_some_and(|before| before.config.routing.may_leave);
         let upstreams = config.routing.upstreams.iter().map(|config| {
-            let same = known.iter().find(|upstream| upstream.config == *config);
-            same.map_or_else(|| Upstream::new(config.clone(), metrics.upstream(&config.name)), Arc::clone)
+            // One that nothing may be sent to is not asked how it is, either; nor one that was, and must not any more.
+            let same = known.iter().find(|upstream| upstream.config == *config).filter(|_| was_watched == may_leave);
+            if let Some(same) = same {
+                return Arc::clone(same);
+            }
+            let upstream = Upstream::new(config.clone(), metrics.upstream(&config.name));
+            if may_leave {
+                upstream.watch();
+            }
+            upstream
         });
         let upstreams = upstreams.collect();
         Self { config: Arc::new(config), names, routes, upstreams }

@@ -11,6 +11,7 @@
 mod admission;
 mod answer;
 mod asked;
+mod balance;
 mod books;
 mod cache;
 mod choices;
@@ -72,8 +73,8 @@ pub use spec::{
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
-    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, RetryConfig, Secret, Timeouts,
-    UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
+    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, HealthConfig, RetryConfig, Secret,
+    Timeouts, UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
 };
 pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};

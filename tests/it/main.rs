@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod balance;
 mod bench;
 mod books_admin;
 mod books_faults;
@@ -19,6 +20,7 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod embeddings;
+mod ends;
 mod errors;
 mod everywhere;
 mod failover;
@@ -26,6 +28,7 @@ mod faults;
 mod fields;
 mod guardrails;
 mod hostile;
+mod kills;
 mod limits;
 mod llama_server;
 mod lora;

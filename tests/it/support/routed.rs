@@ -22,6 +22,8 @@ pub fn upstream(name: &str, base_url: &str) -> UpstreamConfig {
         price: Default::default(),
         ca: None,
         guardrails: Vec::new(),
+        health: None,
+        drains: false,
     };
     // Nothing is asked twice unless a test is about that.
     config.retry.attempts = 1;
@@ -33,6 +35,7 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
     RouteConfig {
         name: name.to_owned(),
         target: targets[0].to_owned(),
+        equals: Vec::new(),
         fallbacks: targets[1..].iter().map(|name| (*name).to_owned()).collect(),
         rules: Vec::new(),
         never_leaves: false,

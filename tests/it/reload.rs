@@ -181,6 +181,10 @@ impl Governed {
         let address = line["address"].as_str().or(line["fields"]["address"].as_str()).expect("an address");
         let master = std::fs::read_to_string(books.path().join("master.key")).expect("a key").trim().to_owned();
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+        let ready = format!("http://{}/readyz", server.address);
+        while client.get(&ready).send().await.expect("an answer").status() != 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Self { admin: format!("http://{address}"), server, master, client, _books: books, base }
     }
 

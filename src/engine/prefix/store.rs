@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// What a sequence held when it was saved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Saved {
     pub partition: u64,
     pub tokens: Vec<Token>,

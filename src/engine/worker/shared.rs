@@ -1,8 +1,8 @@
 //! Where a run begins: at the longest prefix of its tokens that somebody holds, has saved, or is about to hold.
 
-use super::super::media;
-use super::super::prefix::{Holder, Match, Saved};
+use super::super::prefix::{Holder, Match, SHARED, Saved};
 use super::super::run::Await;
+use super::super::{adapters, media};
 use super::*;
 
 /// Leading tokens that another slot must hold beyond what this one does for sharing them to be worth it: a copy of cells'
@@ -55,7 +55,25 @@ impl<M: Model> Worker<M> {
                 family => is_sibling(family),
             }),
         });
+        if run.cache_prompt {
+            self.add_named(run, &mut found);
+        }
         found
+    }
+
+    /// Adds who has the named prefix that the run begins with: its state, and sequences of any tenant that began with it.
+    fn add_named(&self, run: &Run<M::Sampler>, found: &mut Vec<Match>) {
+        let shared = adapters::partition(SHARED, &run.adapters);
+        let named = self.prefixes.matches(shared, &run.tokens);
+        let Some(n) = named.first().map(|named| named.n) else { return };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let is_new = slot.partition != run.partition && slot.shared == shared;
+            if is_new && slot.kept.len() >= n && slot.kept[..n] == run.tokens[..n] {
+                found.push(Match { holder: Holder::Seq(index as u32), n });
+            }
+        }
+        found.extend(named);
+        found.sort_by_key(|found| std::cmp::Reverse(found.n));
     }
 
     /// How many of the run's tokens it could go on from, of those that it has in common with a holder.

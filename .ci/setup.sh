@@ -29,9 +29,10 @@ has_libclang || need libclang-dev
 if [ "$want" = test ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || need python3-venv
     command -v npm >/dev/null || need npm
-    # Its test is skipped where it is missing. Debian leaves its folder out of the path of ordinary users.
+    # Their tests are skipped where they are missing. Debian leaves their folders out of the path of ordinary users.
     if command -v apt-get >/dev/null; then
         command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || need nginx
+        ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
     fi
 fi
 [ -n "$missing" ] || exit 0

@@ -158,6 +158,15 @@ impl Db {
         let found = self.place.call(Call::get("/db/check"))?.json()?;
         if found["ok"] == true {
             say!("ok");
+            let store = &found["store"];
+            if store.is_object() {
+                let place = store["place"].as_str().unwrap_or_default();
+                let (n, seconds) = (&store["rows_behind"], &store["seconds_behind"]);
+                say!("{place}: {n} rows behind, the first for {seconds} s (this server is {})", store["instance"]);
+                if let Some(error) = store["error"].as_str() {
+                    say!("{place}: {error}");
+                }
+            }
             return Ok(());
         }
         let faults = found["faults"].as_array().into_iter().flatten().filter_map(Value::as_str);

@@ -69,6 +69,9 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
     let metrics = Arc::new(Metrics::new());
     let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
+    if let Some(shipper) = books.as_ref().and_then(|books| books.shipper()) {
+        shipper.start();
+    }
     let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
     if let Some(books) = &books {
         gateway = gateway.with_books(Arc::clone(books));

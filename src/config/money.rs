@@ -1,13 +1,17 @@
 //! Settings about money and the books.
 
 use super::raw::ConfigError;
-use super::resolve::rule;
+use super::resolve::{read_text, rule};
 use super::settings::Raw;
 use super::value::{Switch, Written};
 use crate::gateway::store::{Durability, OnFailure};
-use crate::gateway::{BooksConfig, Period, Price, nusd, usd};
+use crate::gateway::{BooksConfig, Period, Price, ShipConfig, nusd, usd};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
+
+/// Of a file that holds an address.
+const ADDRESS_BYTES_MAX: u64 = 4096;
 
 /// Dollars, exact to a nano-USD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,16 +103,35 @@ impl Raw {
     /// How the books are kept; `None`: there are none.
     pub fn books(&self) -> Result<Option<BooksConfig>, ConfigError> {
         let granted = self.granted()?;
-        let Some(dir) = self.data_dir.value.clone() else { return Ok(None) };
+        let Some(dir) = self.data_dir.value.clone() else {
+            return match self.store.value {
+                Some(_) => Err(rule(&self.store, "there are no rows to send without --data-dir")),
+                None => Ok(None),
+            };
+        };
         Ok(Some(BooksConfig {
             dir,
             durability: self.durability.value.unwrap_or_default(),
             on_failure: self.on_store_failure.value.unwrap_or_default(),
             revoke_cuts_streams: self.revoke_cuts_streams.value != Some(Switch(false)),
             retention: self.retention.value.map(|Days(time)| time),
+            ship: self.ship()?,
             audit_content: self.audit_content.value == Some(Switch(true)),
             granted,
         }))
+    }
+
+    /// The address is in a variable or a file, so that its password is not among the arguments of a process.
+    fn ship(&self) -> Result<Option<ShipConfig>, ConfigError> {
+        let Some(text) = &self.store.value else { return Ok(None) };
+        let found = match text.split_once(':') {
+            Some(("env", name)) => {
+                std::env::var(name).map_err(|_| rule(&self.store, format!("the variable {name} is not set")))?
+            }
+            Some(("file", path)) => read_text(Path::new(path), ADDRESS_BYTES_MAX, &self.store)?,
+            _ => text.clone(),
+        };
+        ShipConfig::new(found.trim()).map(Some).map_err(|error| rule(&self.store, error))
     }
 
     pub(super) fn admin_listen(&self, warnings: &mut Vec<String>) -> Result<Option<SocketAddr>, ConfigError> {
@@ -160,6 +183,27 @@ mod tests {
         assert_eq!(raw.price().cached_input, 3);
         raw.price_cached_input.value = Some(Usd(0));
         assert_eq!(raw.price(), Price { input: 3, cached_input: 0, output: 0 });
+    }
+
+    #[test]
+    fn a_store_is_an_address_or_says_where_one_is_and_its_password_is_not_told() {
+        let mut raw = Raw::default();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        std::fs::write(&path, "postgres://me:hush@localhost/books\n").unwrap();
+        raw.store.value = Some(format!("file:{}", path.display()));
+        assert!(raw.books().unwrap_err().to_string().contains("without --data-dir"));
+        raw.data_dir.value = Some("books".into());
+        let found = raw.books().unwrap().unwrap().ship;
+        assert_eq!(found, ShipConfig::new("postgres://me:hush@localhost/books").ok());
+        for (bad, words) in [
+            ("env:HEARTH_NO_SUCH_VARIABLE", "HEARTH_NO_SUCH_VARIABLE is not set"),
+            ("mysql://me:hush@localhost/books", "an address like postgres://"),
+        ] {
+            raw.store.value = Some(bad.to_owned());
+            let error = raw.books().unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains("hush"), "{error}");
+        }
     }
 
     #[test]

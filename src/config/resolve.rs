@@ -401,7 +401,7 @@ fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigErr
     Ok(config)
 }
 
-fn read_text<T>(path: &Path, n_bytes_max: u64, said: &Said<T>) -> Result<String, ConfigError> {
+pub(super) fn read_text<T>(path: &Path, n_bytes_max: u64, said: &Said<T>) -> Result<String, ConfigError> {
     let refuse = |what: String| rule(said, format!("{}: {what}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
     if !metadata.is_file() || metadata.len() > n_bytes_max {

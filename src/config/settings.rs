@@ -235,6 +235,9 @@ settings! {
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
         /// Keep prompts and answers too, sealed, of keys (and teams) whose audit is content
         audit_content: Switch = Some("false"), "BOOL";
+        /// A PostgreSQL database that rows go on to, beside the books in the data folder: env:NAME or file:PATH of an address like
+        /// postgres://USER:PASSWORD@HOST/DATABASE, or the address [default: none]
+        store: String = None, "WHERE", secret;
         /// How long rows of requests are kept; sums by day stay [default: always]
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]

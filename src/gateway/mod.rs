@@ -30,6 +30,7 @@ mod room;
 mod route;
 mod running;
 mod settle;
+mod ship;
 mod spec;
 pub mod store;
 mod target;
@@ -57,6 +58,7 @@ pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;
 pub use settle::default_sampling;
+pub use ship::{Lag, ShipConfig};
 pub use spec::{
     AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
     nusd, usd,
@@ -444,6 +446,11 @@ impl Gateway {
         if let Some(books) = &self.books {
             let (store, health) = (books.store(), books.store().health());
             self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
+            if let Some(shipper) = books.shipper()
+                && let Ok(lag) = shipper.lag().await
+            {
+                self.metrics.shipping((lag.is_connected, lag.n_rows, lag.seconds, lag.n_failed));
+            }
         }
         if let Some(cache) = &self.cache {
             self.metrics.cache_bytes(cache.n_bytes());

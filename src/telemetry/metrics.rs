@@ -33,6 +33,7 @@ pub struct Metrics {
     routing: Routing,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
+    shipping: ShippingGauges,
     rejections: IntCounterVec,
     auth_failures: IntCounterVec,
     limit_rejections: IntCounterVec,
@@ -41,6 +42,14 @@ pub struct Metrics {
     /// Gauges set at a scrape; the lock keeps one scrape's numbers together.
     scraped: Mutex<Scraped>,
     budget_remaining: GaugeVec,
+}
+
+/// How rows get to the database elsewhere; set at a scrape, and there only if there is one.
+struct ShippingGauges {
+    up: IntGaugeVec,
+    lag_rows: IntGaugeVec,
+    lag_seconds: IntGaugeVec,
+    failed: IntGaugeVec,
 }
 
 /// How the ledger's writer fares; set at a scrape.
@@ -173,6 +182,15 @@ impl Metrics {
                 pending: add(r, IntGauge::new("hearth_ledger_pending", "Rows and acts that wait for a commit.")),
                 failed: add(r, IntGauge::new("hearth_ledger_failed", "Whether rows can't be written now, 0 or 1.")),
                 lost: add(r, IntGauge::new("hearth_ledger_rows_lost", "Rows that were given up since the start.")),
+            },
+            shipping: {
+                let gauge = |name: &str, help: &str| add(r, IntGaugeVec::new(Opts::new(name, help), &[]));
+                ShippingGauges {
+                    up: gauge("hearth_store_up", "Whether rows go to the database of --store, 0 or 1."),
+                    lag_rows: gauge("hearth_store_lag_rows", "Rows that have not arrived in that database."),
+                    lag_seconds: gauge("hearth_store_lag_seconds", "Age of the first of them."),
+                    failed: gauge("hearth_store_failures", "Tries to send rows that failed, since the start."),
+                }
             },
             connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
             rejections: add(
@@ -308,6 +326,16 @@ impl Metrics {
         self.ledger.pending.set(int(n_pending));
         self.ledger.failed.set(is_failed.into());
         self.ledger.lost.set(int(n_lost));
+    }
+
+    /// (whether the database is there, rows that have not arrived, seconds since the first, failures).
+    pub fn shipping(&self, (is_up, n_rows, seconds, n_failed): (bool, u64, u64, u64)) {
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let set = |gauge: &IntGaugeVec, n: i64| gauge.with_label_values::<&str>(&[]).set(n);
+        set(&self.shipping.up, is_up.into());
+        set(&self.shipping.lag_rows, int(n_rows));
+        set(&self.shipping.lag_seconds, int(seconds));
+        set(&self.shipping.failed, int(n_failed));
     }
 
     pub fn connection_opened(&self) {

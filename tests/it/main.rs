@@ -50,6 +50,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+mod store_postgres;
 mod structured;
 mod support;
 mod systemd;

@@ -20,6 +20,7 @@ pub use files::{MASTER, SOCKET, read_master};
 pub use ledger::{Entry, EntryHead, Ledger};
 
 use super::keys::{ApiKey, Keyring, Pepper, Snapshot};
+use super::ship::{ShipConfig, Shipper};
 use super::spec::{KeySpec, TeamSpec};
 use super::store::{Act, Durability, OnFailure, Store, StoreConfig, StoreError};
 use crate::telemetry::Metrics;
@@ -66,6 +67,8 @@ pub struct BooksConfig {
     pub retention: Option<Duration>,
     /// Words of requests are kept where keys allow it.
     pub audit_content: bool,
+    /// Where rows go besides; `None`: nowhere.
+    pub ship: Option<ShipConfig>,
     pub granted: Granted,
 }
 
@@ -108,6 +111,7 @@ pub struct Books {
     store: Arc<Store>,
     keyring: Arc<Keyring>,
     ledger: Arc<Ledger>,
+    shipper: Option<Arc<Shipper>>,
     master: ApiKey,
     /// What the subjects' keys are sealed under; `None`: no words are kept.
     kek: Option<[u8; 32]>,
@@ -144,9 +148,11 @@ impl Books {
         let store = Arc::new(store);
         let snapshot = store.read_now(|conn| load::snapshot(conn, &config.granted)).map_err(refuse)?;
         let keyring = Arc::new(Keyring::new(pepper, snapshot, config.revoke_cuts_streams));
+        let shipper =
+            config.ship.clone().map(|ship| Shipper::new(ship, Arc::clone(&store))).transpose().map_err(refuse)?;
         let ledger = Ledger::start(Arc::clone(&store), config.retention);
         let changing = Arc::default();
-        Ok(Arc::new(Self { config, store, keyring, ledger, master, kek, is_new, changing, _lock: lock }))
+        Ok(Arc::new(Self { config, store, keyring, ledger, shipper, master, kek, is_new, changing, _lock: lock }))
     }
 
     pub fn dir(&self) -> &Path {
@@ -163,6 +169,11 @@ impl Books {
 
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    /// What sends rows on to a database, where one was named.
+    pub fn shipper(&self) -> Option<&Arc<Shipper>> {
+        self.shipper.as_ref()
     }
 
     pub fn is_new(&self) -> bool {

@@ -17,8 +17,8 @@ pub(super) struct Old {
     pub has_more: bool,
 }
 
-/// The oldest groups that are not removed yet and were committed before `before`.
-pub(super) fn old(conn: &Connection, before: i64) -> Result<Option<Old>, StoreError> {
+/// The oldest groups that are not removed yet, were committed before `before` and hold no row behind `kept_from`.
+pub(super) fn old(conn: &Connection, before: i64, kept_from: i64) -> Result<Option<Old>, StoreError> {
     let last: Option<String> = conn
         .prepare_cached("SELECT detail FROM audit WHERE action = 'retention' ORDER BY seq DESC LIMIT 1")?
         .query_row([], |row| row.get(0))
@@ -27,9 +27,11 @@ pub(super) fn old(conn: &Connection, before: i64) -> Result<Option<Old>, StoreEr
     let from = last["link"].as_i64().unwrap_or(0);
     let mut statement = conn.prepare_cached(
         "SELECT seq, json_extract(detail, '$.to') FROM audit WHERE seq > ?1 AND action = 'requests' AND ts < ?2
+           AND json_extract(detail, '$.to') <= ?4
          ORDER BY seq LIMIT ?3",
     )?;
-    let groups = statement.query_map(params![from, before, GROUPS_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let groups =
+        statement.query_map(params![from, before, GROUPS_MAX, kept_from], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let groups: Vec<(i64, i64)> = groups.collect::<Result<_, _>>()?;
     let has_more = i64::try_from(groups.len()) == Ok(GROUPS_MAX);
     Ok(groups.last().map(|(link, to)| Old { link: *link, to: *to, has_more }))

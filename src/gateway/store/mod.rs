@@ -25,14 +25,14 @@ mod writer;
 pub use chain::{Act, Link};
 pub use content::{Dek, Sealed, content, dek, erase, make_dek};
 pub use reports::{DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, days, links, logs, spend, spent, tags};
-pub use row::{Attempt, Progress, RequestRow};
+pub use row::{Attempt, Progress, RequestRow, attempts_of, rows_after};
 pub use verify::{Fault, Verified};
 
 use chain::ChainKeys;
 use crossbeam_channel::{Receiver, Sender};
 use rusqlite::{Connection, ErrorCode};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -162,6 +162,8 @@ pub struct Store {
     reading: Semaphore,
     /// The writer was told to hurry and has not looked yet.
     is_hurried: Arc<AtomicBool>,
+    /// Rows behind it stay until they have arrived elsewhere; [`i64::MAX`]: they go nowhere.
+    kept_from: AtomicI64,
     keys: ChainKeys,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -193,6 +195,7 @@ impl Store {
             readers: Mutex::new(Vec::new()),
             reading: Semaphore::new(READERS_MAX),
             is_hurried,
+            kept_from: AtomicI64::new(i64::MAX),
             keys,
             thread: Mutex::new(Some(thread)),
         })
@@ -276,10 +279,25 @@ impl Store {
         receiver.await.unwrap_or_else(|_| Err(closed()))
     }
 
+    /// From now on rows behind `seq` are not too old, however old they are.
+    pub(in crate::gateway) fn keep_until_shipped(&self, seq: i64) {
+        self.kept_from.store(seq, Ordering::Relaxed);
+    }
+
+    /// Rows and links up to these numbers have arrived elsewhere. Noted with other work; skipped where the queue is full, since
+    /// the next one says more.
+    pub(in crate::gateway) fn shipped(&self, request_seq: i64, audit_seq: i64) {
+        self.keep_until_shipped(request_seq);
+        if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {
+            self.put(Work::Shipped(request_seq, audit_seq), Some(permit));
+        }
+    }
+
     /// Removes rows of groups that were committed before `before` (unix milliseconds), the oldest first and only whole groups,
     /// with a link that says so. `true`: there are more.
     pub async fn forget(self: &Arc<Self>, before: i64) -> Result<bool, StoreError> {
-        let Some(old) = self.read(move |conn| forget::old(conn, before)).await? else { return Ok(false) };
+        let kept_from = self.kept_from.load(Ordering::Relaxed);
+        let Some(old) = self.read(move |conn| forget::old(conn, before, kept_from)).await? else { return Ok(false) };
         let has_more = old.has_more;
         self.change(old.act(), move |conn| old.remove(conn)).await.map(|()| has_more)
     }

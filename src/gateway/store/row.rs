@@ -1,10 +1,12 @@
 //! Rows of the ledger, and how they are written.
 
+use super::StoreError;
 use super::content::Sealed;
 use crate::gateway::spec::Price;
 use rusqlite::{Connection, Result, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 
 /// One request and what became of it. The same fields wait in `inflight` until it is settled.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -292,6 +294,36 @@ impl Attempt {
         ])?;
         Ok(())
     }
+}
+
+/// Rows behind `seq` with their numbers, in order, without their attempts.
+pub fn rows_after(conn: &Connection, seq: i64, most: u32) -> Result<Vec<(i64, RequestRow)>, StoreError> {
+    let mut statement = conn.prepare_cached("SELECT * FROM request WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+    let rows = statement.query_map([seq, most.into()], |row| Ok((row.get("seq")?, RequestRow::read(row)?)))?;
+    Ok(rows.collect::<Result<_>>()?)
+}
+
+/// The attempts of rows `first..=last`, by the row's name, each in order.
+pub fn attempts_of(conn: &Connection, first: i64, last: i64) -> Result<HashMap<String, Vec<Attempt>>, StoreError> {
+    let mut statement = conn.prepare_cached(
+        "SELECT a.request_id, a.target, a.class, a.status, a.ms, a.in_tok, a.out_tok, a.cost_nusd
+         FROM request r JOIN attempt a ON a.request_id = r.id WHERE r.seq BETWEEN ?1 AND ?2 ORDER BY r.seq, a.n",
+    )?;
+    let mut rows = statement.query([first, last])?;
+    let mut all: HashMap<String, Vec<Attempt>> = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let count = |idx: usize| row.get::<_, i64>(idx).map(|n| u64::try_from(n).unwrap_or_default());
+        all.entry(row.get(0)?).or_default().push(Attempt {
+            target: row.get(1)?,
+            class: row.get(2)?,
+            status: row.get(3)?,
+            ms: count(4)?,
+            in_tok: count(5)?,
+            out_tok: count(6)?,
+            cost_nusd: row.get(7)?,
+        });
+    }
+    Ok(all)
 }
 
 fn price_text(price: &Price) -> String {

@@ -139,6 +139,7 @@ async fn the_log_is_copied_back_beside_the_commits() {
     assert_eq!(count(&open(dir.path()), "request").await, 8_000);
 }
 
+#[tokio::test]
 async fn books_of_version_1_get_their_new_column_and_still_verify() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
@@ -148,7 +149,12 @@ async fn books_of_version_1_get_their_new_column_and_still_verify() {
     drop(store);
     // As they were before.
     let conn = rusqlite::Connection::open(dir.path().join("hearth.db")).unwrap();
-    conn.execute_batch("ALTER TABLE request DROP COLUMN trace_id; PRAGMA user_version = 1;").unwrap();
+    conn.execute_batch(
+        "ALTER TABLE request DROP COLUMN trace_id; ALTER TABLE state DROP COLUMN instance;
+         ALTER TABLE state DROP COLUMN shipped_request; ALTER TABLE state DROP COLUMN shipped_audit;
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
     drop(conn);
     let store = open(dir.path());
     let trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".to_owned());

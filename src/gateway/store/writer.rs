@@ -34,6 +34,8 @@ pub(super) enum Work {
     Settle(Box<RequestRow>, Option<Done>),
     Progress(Vec<Progress>),
     Change(Act, Apply, Done),
+    /// Rows and links up to here have arrived elsewhere.
+    Shipped(i64, i64),
     Flush(oneshot::Sender<()>),
 }
 
@@ -182,7 +184,7 @@ impl Writer {
                     continue;
                 }
                 Work::Progress(_) | Work::Change(..) | Work::Flush(_) => is_asked = true,
-                Work::Covered(_) => {}
+                Work::Covered(_) | Work::Shipped(..) => {}
             }
             group.push(job);
         }
@@ -250,6 +252,10 @@ impl Writer {
                 Work::Open(row, _) => row.open(&tx, self.boot)?,
                 Work::Settle(..) | Work::Flush(_) | Work::Hurry | Work::Covered(_) => {}
                 Work::Progress(of) => of.iter().try_for_each(|progress| progress.update(&tx, now))?,
+                Work::Shipped(request_seq, audit_seq) => {
+                    tx.prepare_cached("UPDATE state SET shipped_request = ?1, shipped_audit = ?2")?
+                        .execute([*request_seq, *audit_seq])?;
+                }
                 Work::Change(act, apply, _) => {
                     let apply = std::mem::replace(apply, Box::new(|_| Ok(())));
                     let act = act.clone();
@@ -349,7 +355,7 @@ impl Writer {
             }
             Work::Change(_, _, done) => drop(done.send(Err(error()))),
             Work::Flush(done) => drop(done.send(())),
-            Work::Progress(_) | Work::Hurry => {}
+            Work::Progress(_) | Work::Hurry | Work::Shipped(..) => {}
         }
     }
 }
@@ -367,6 +373,6 @@ fn finish(job: Job, result: Result<(), StoreError>) {
         Work::Open(_, done) | Work::Covered(done) | Work::Change(_, _, done) => drop(done.send(result)),
         Work::Settle(_, done) => done.into_iter().for_each(|done| drop(done.send(result_of(&result)))),
         Work::Flush(done) => drop(done.send(())),
-        Work::Progress(_) | Work::Hurry => {}
+        Work::Progress(_) | Work::Hurry | Work::Shipped(..) => {}
     }
 }

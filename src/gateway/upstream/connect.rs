@@ -90,7 +90,8 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
+/// `ca`: certificates to trust instead of the system's. Errors say what the operator has to look at.
+pub(crate) fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(path) => {

@@ -18,6 +18,8 @@ mod stream;
 pub use breaker::{BreakerConfig, BreakerState};
 pub use budget::RetryConfig;
 pub use class::Class;
+#[cfg(feature = "postgres")]
+pub(in crate::gateway) use connect::tls as tls_of;
 
 pub(super) use attempt::{Call, Failed};
 pub(super) use class::{Next, Situation, next};

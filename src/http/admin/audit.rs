@@ -134,7 +134,17 @@ pub(super) async fn check(
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
     let found = plane.books.store().check().await.map_err(|error| refused(error.into()))?;
-    Ok(json(&json!({ "ok": found.is_empty(), "faults": found })))
+    let lag = match plane.books.shipper() {
+        Some(shipper) => Some(shipper.lag().await.map_err(|error| refused(error.into()))?),
+        None => None,
+    };
+    let store = lag.map(|lag| {
+        json!({
+            "place": lag.place, "instance": lag.instance, "connected": lag.is_connected, "rows_behind": lag.n_rows,
+            "seconds_behind": lag.seconds, "failures": lag.n_failed, "error": lag.error,
+        })
+    });
+    Ok(json(&json!({ "ok": found.is_empty(), "faults": found, "store": store })))
 }
 
 /// LiteLLM's list of models.

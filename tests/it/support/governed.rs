@@ -33,6 +33,7 @@ pub fn books_config(dir: &Path) -> BooksConfig {
         revoke_cuts_streams: true,
         retention: None,
         audit_content: false,
+        ship: None,
         granted: Default::default(),
     }
 }

@@ -3,8 +3,10 @@
 
 pub mod bodies;
 pub mod cloud;
+pub mod cluster;
 pub mod engines;
 pub mod governed;
+pub mod ledger;
 pub mod process;
 pub mod routed;
 pub mod served;

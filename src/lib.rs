@@ -25,6 +25,7 @@
 //! | [`engine`] handle | [`engine::Event`], one ending each | mailbox; dropping it cancels |
 //! | [`gateway`] meter | events counted as they pass; permit settled at the end | async task |
 //! | [`gateway`] books, store | what it came to → a row, committed before the last byte | writer thread, owner of the database |
+//! | [`gateway`] report, [`telemetry`] | what is known of it at its end → a line of the log, spans | the last who lets go; exporter task |
 //! | [`http`] sse, [`dialect`] | delta → chunk → bytes | async task |
 //!
 //! # Invariants
@@ -36,8 +37,9 @@
 //! 4. Every queue, buffer, cache and retry has a bound, written where it is made.
 //! 5. Nothing is silent: an unknown field is listed in a response header, a known one that can't be honoured is refused.
 //! 6. Prompts, answers and keys never reach logs, metrics or error texts. (Sealed in the books, where all concerned say so.)
-//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`) and for upstreams, where
-//!    the operator, the alias, the model, the key and the request all allow it.
+//! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`), for upstreams, where
+//!    the operator, the alias, the model, the key and the request all allow it, and for the collector of traces that the
+//!    operator named (`--otlp-endpoint`), which gets no words of requests.
 //! 8. The same request with the same seed, alone, gives the same answer.
 
 pub mod cli;

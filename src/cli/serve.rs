@@ -8,8 +8,9 @@ use super::reload::Reload;
 use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
-use crate::gateway::{Books, Gateway, MASTER, ModelSetup, SOCKET};
+use crate::gateway::{Books, Collector, Gateway, MASTER, ModelSetup, SOCKET};
 use crate::http::{self, Admin, AdminListener, LiveHttp};
+use crate::telemetry::otlp::Exporter;
 use crate::telemetry::{self, Metrics};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
@@ -76,6 +77,16 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     if let Some(books) = &books {
         gateway = gateway.with_books(Arc::clone(books));
     }
+    let exporter = match &config.otlp {
+        Some(otlp) => {
+            let collector = Collector::new(&otlp.collector).map_err(|error| anyhow!("the collector: {error}"))?;
+            Some(Arc::new(Exporter::start(otlp.exporter.clone(), collector, gateway.metrics().otlp())))
+        }
+        None => None,
+    };
+    if let Some(exporter) = &exporter {
+        gateway = gateway.with_traces(Arc::clone(exporter));
+    }
     let gateway = Arc::new(gateway);
     let shutdown = CancellationToken::new();
     // Served until the last row is written, so that a draining server can still be looked at.
@@ -110,6 +121,9 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     gateway.close().await;
     if let Some(books) = &books {
         books.close().await;
+    }
+    if let Some(exporter) = &exporter {
+        exporter.close().await;
     }
     admin_ends.cancel();
     while planes.join_next().await.is_some() {}

@@ -21,6 +21,7 @@ mod resolve;
 mod server;
 mod settings;
 mod tables;
+mod telemetry;
 mod upstreams;
 mod value;
 
@@ -28,6 +29,7 @@ pub use limits::limit_lines;
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
 pub use tables::GrantTable;
+pub use telemetry::OtlpSetup;
 
 use crate::engine::EngineConfig;
 use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
@@ -48,6 +50,8 @@ pub struct Config {
     /// An address of the admin API, beside its socket.
     pub admin_listen: Option<SocketAddr>,
     pub log: LogConfig,
+    /// Where traces go; `None`: nowhere.
+    pub otlp: Option<OtlpSetup>,
     /// Run the engine on threads of this process instead of a child.
     pub in_process: bool,
     /// What is allowed but looks like a mistake; for the log.

@@ -179,9 +179,14 @@ impl Raw {
                 message: error.message().to_owned(),
             })?;
         self.add_tables(path, text, &entries)?;
+        let is_telemetry = |key: &str, value: &toml::Value| key == super::telemetry::KEY && value.is_table();
+        if entries.iter().any(|(key, value)| is_telemetry(key.get_ref(), value)) {
+            self.add_telemetry(path, text)?;
+        }
         for (key, value) in entries {
             if super::tables::is_tables(&value) && super::tables::KINDS.contains(&key.get_ref().as_str())
                 || value.is_table() && key.get_ref() == super::limits::KEY
+                || is_telemetry(key.get_ref(), &value)
             {
                 continue;
             }

@@ -69,6 +69,7 @@ impl Raw {
             books,
             admin_listen,
             log: self.log(),
+            otlp: self.otlp(|name| std::env::var(name).ok())?,
             in_process: on(&self.in_process),
             warnings,
         })

@@ -293,6 +293,20 @@ settings! {
         /// human, json, or auto: human on a terminal and JSON otherwise
         log_format: LogFormat = Some("auto"), "FORMAT";
     }
+    "Traces": {
+        /// Collector that traces are sent to, over OTLP (HTTP, protobuf): its address, with or without /v1/traces
+        /// [default: none, nothing is sent]
+        otlp_endpoint: String = None, "URL";
+        /// Where the headers for it are, env:NAME or file:PATH, as name=value after commas, values percent-encoded:
+        /// Authorization=Basic%20…
+        otlp_headers: String = None, "env:NAME|file:PATH", secret;
+        /// Part of new traces that are recorded, 0 to 1; of one that began elsewhere, its traceparent decides
+        otlp_sample: f32 = Some("1"), "N";
+        /// Name of this service in traces
+        otlp_service: String = Some("hearth"), "NAME";
+        /// Certificates (PEM) to check the collector with, instead of the system's
+        otlp_ca: PathBuf = None, "FILE";
+    }
     "Sampling, where a request says nothing": {
         /// Temperature; 0: always the likeliest token
         temp: f32 = None, "N";

@@ -74,7 +74,7 @@ pub(super) fn is_tables(value: &toml::Value) -> bool {
 
 /// Whether a `[[model]]` may say it: the server's own settings are said once.
 fn is_of_a_model(setting: &Setting) -> bool {
-    !matches!(setting.group, "Server" | "Log" | "Keys and ledger" | "Cache of answers" | "Upstreams")
+    !matches!(setting.group, "Server" | "Log" | "Traces" | "Keys and ledger" | "Cache of answers" | "Upstreams")
         && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
 }
 
@@ -227,6 +227,11 @@ fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, Conf
             "name" => name = Some((entry.text()?, entry.origin("name"))),
             // `model` is the older word.
             "model" | "target" => model = Some(entry.text()?),
+            "targets" => {
+                let mut all = entry.texts()?.into_iter();
+                model = all.next();
+                routing.equals = all.collect();
+            }
             _ => alias_entry(&mut routing, &mut entry)?.ok_or_else(|| entry.unknown())?,
         }
     }

@@ -11,6 +11,7 @@
 mod admission;
 mod answer;
 mod asked;
+mod balance;
 mod books;
 mod cache;
 mod choices;
@@ -30,7 +31,9 @@ mod room;
 mod route;
 mod running;
 mod settle;
+
 mod ship;
+mod spans;
 mod spec;
 pub mod store;
 mod target;
@@ -66,8 +69,8 @@ pub use spec::{
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
-    BaseUrl, BreakerConfig, BreakerState, Class, RetryConfig, Secret, Timeouts, UPSTREAMS_MAX, UpstreamConfig,
-    UpstreamStatus,
+    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, HealthConfig, RetryConfig, Secret,
+    Timeouts, UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
 };
 pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
@@ -79,6 +82,7 @@ use crate::engine::{
 use crate::telemetry::Metrics;
 use crate::telemetry::context::TraceContext;
 use crate::telemetry::metrics::{ModelLabels, Reading};
+use crate::telemetry::otlp::Exporter;
 use arc_swap::ArcSwap;
 use cache::Cache;
 use fetch::Fetcher;
@@ -210,7 +214,10 @@ impl Gateway {
         let routes = Routes::new(routing, &ids);
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
-        let upstreams = routing.upstreams.iter().map(upstream).collect();
+        let upstreams: Vec<Arc<Upstream>> = routing.upstreams.iter().map(upstream).collect();
+        if routing.may_leave {
+            upstreams.iter().for_each(Upstream::watch);
+        }
         let (limiter, reporter) = (admission::limiter(), Arc::default());
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
         Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, reporter, books: None }
@@ -220,6 +227,17 @@ impl Gateway {
     pub fn with_books(mut self, books: Arc<Books>) -> Self {
         self.books = Some(books);
         self
+    }
+
+    /// With traces that go to a collector.
+    pub fn with_traces(mut self, exporter: Arc<Exporter>) -> Self {
+        self.reporter = Arc::new(Reporter::of(exporter));
+        self
+    }
+
+    /// Part of new traces that are recorded.
+    pub fn trace_ratio(&self) -> f64 {
+        self.reporter.ratio()
     }
 
     pub fn books(&self) -> Option<&Arc<Books>> {

@@ -1,22 +1,49 @@
-//! What is told of a request once all of it is known: its line in the log.
+//! What is told of a request once all of it is known: its line in the log, and its spans.
 //!
 //! **Invariant:** nothing here was written by a client but the names that it gave its request and that were checked for it
 //! (`client_request_id`, the trace's id): no prompt, answer, header, path or model name of its own.
 
+use super::spans::spans;
 use super::trace::Told;
 use crate::telemetry::context::TraceContext;
+use crate::telemetry::otlp::Exporter;
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Who is told of every request's end.
-#[derive(Debug, Default)]
-pub(super) struct Reporter {}
+#[derive(Default)]
+pub(super) struct Reporter {
+    /// Nobody, unless the operator named a collector.
+    exporter: Option<Arc<Exporter>>,
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reporter").finish_non_exhaustive()
+    }
+}
 
 /// Routes that probes and scrapers ask all day; their good answers are worth a line only to who looks for them.
 const QUIET: [&str; 6] = ["/livez", "/readyz", "/health", "/v1/health", "/metrics", "/"];
 
 impl Reporter {
-    pub(super) fn report(&self, context: &TraceContext, _began: (Instant, SystemTime), told: &Told) {
+    pub(super) fn of(exporter: Arc<Exporter>) -> Self {
+        Self { exporter: Some(exporter) }
+    }
+
+    pub(super) fn ratio(&self) -> f64 {
+        self.exporter.as_ref().map_or(0.0, |exporter| exporter.ratio())
+    }
+
+    pub(super) fn report(&self, context: &TraceContext, began: (Instant, SystemTime), told: &Told) {
         log(context, told);
+        if let Some(exporter) = self.exporter.as_ref().filter(|_| context.is_sampled()) {
+            let spans = spans(context, began, told);
+            if !spans.is_empty() {
+                exporter.send(spans);
+            }
+        }
     }
 }
 

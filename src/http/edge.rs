@@ -54,7 +54,7 @@ pub(super) async fn answer(
         method: journey::method_name(request.method()),
         ..Head::default()
     };
-    let trace = app.gateway.trace(journey::context(request.headers(), 0.0), head.clone());
+    let trace = app.gateway.trace(journey::context(request.headers(), app.gateway.trace_ratio()), head.clone());
     let mut end = End::of(&app, &trace, &head, via.busy);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin.clone().filter(|origin| is_allowed(&config, origin));
@@ -72,7 +72,7 @@ pub(super) async fn answer(
         Ok(Admitted::Caller(caller)) => {
             let cut = caller.principal.cut();
             end.entry.clone_from(&caller.entry);
-            limited = app.gateway.standing(&caller).map(|_| caller.clone());
+            limited = app.gateway.may_limit(&caller).then(|| caller.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
             let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind();

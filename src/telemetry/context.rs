@@ -117,6 +117,11 @@ impl TraceContext {
         self.flags & SAMPLED != 0
     }
 
+    /// The bits that are passed on.
+    pub fn flags(&self) -> u32 {
+        self.flags.into()
+    }
+
     /// What to tell somebody whose work is a part of `span`.
     pub fn traceparent(&self, span: SpanId) -> String {
         format!("00-{}-{span}-{:02x}", self.trace, self.flags)

@@ -4,6 +4,7 @@
 //! An own registry instead of the crate's global one: two servers in one process (as in tests) do not share counters.
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
+use super::otlp::OtlpSeries;
 use super::routing::Routing;
 pub use super::routing::UpstreamSeries;
 use prometheus::{
@@ -31,6 +32,7 @@ pub struct Metrics {
     gap: HistogramVec,
     connections: IntGauge,
     routing: Routing,
+    otlp: OtlpSeries,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
     shipping: ShippingGauges,
@@ -170,6 +172,16 @@ impl Metrics {
                 ),
             ),
             routing: Routing::new(r),
+            otlp: OtlpSeries {
+                exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
+                dropped: add(
+                    r,
+                    IntCounterVec::new(
+                        Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason."),
+                        &["reason"],
+                    ),
+                ),
+            },
             ledger_commits: add(
                 r,
                 Histogram::with_opts(histogram(
@@ -299,6 +311,11 @@ impl Metrics {
     /// A request passed the cache; `result`: hit, miss or bypass.
     pub fn cache_request(&self, result: &str) {
         self.routing.cache_request(result);
+    }
+
+    /// For the exporter of traces.
+    pub fn otlp(&self) -> OtlpSeries {
+        self.otlp.clone()
     }
 
     pub fn cache_bytes(&self, n: usize) {

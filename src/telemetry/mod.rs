@@ -6,8 +6,10 @@
 pub mod context;
 pub mod logging;
 pub mod metrics;
+pub mod otlp;
 mod routing;
 pub mod semconv;
+pub mod spans;
 
 pub use logging::{LogConfig, LogFormat};
 pub use metrics::Metrics;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod anthropic;
+mod balance;
 mod bench;
 mod books_admin;
 mod books_faults;
@@ -19,12 +20,14 @@ mod crash_http;
 mod decoding;
 mod edge;
 mod embeddings;
+mod ends;
 mod errors;
 mod everywhere;
 mod failover;
 mod faults;
 mod fields;
 mod hostile;
+mod kills;
 mod limits;
 mod llama_server;
 mod lora;
@@ -42,6 +45,8 @@ mod openai_sums;
 mod openai_tools;
 mod openapi;
 mod ops;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod prefixes;
 mod reload;
 mod rerank;

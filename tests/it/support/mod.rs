@@ -4,6 +4,8 @@
 pub mod bodies;
 pub mod cloud;
 pub mod cluster;
+#[cfg(feature = "otlp")]
+pub mod collector;
 pub mod engines;
 pub mod governed;
 pub mod ledger;
@@ -15,9 +17,10 @@ pub mod tls;
 use futures_util::StreamExt;
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
-use hearth::gateway::{ApiKey, Gateway, GatewayConfig};
+use hearth::gateway::{ApiKey, BaseUrl, Collector, CollectorConfig, Gateway, GatewayConfig};
 use hearth::http::{self, HttpConfig, LiveHttp};
 use hearth::telemetry::Metrics;
+use hearth::telemetry::otlp::{Exporter, OtlpConfig};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -38,6 +41,8 @@ pub struct Setup {
     pub http: HttpConfig,
     pub gateway: GatewayConfig,
     pub mode: EngineMode,
+    /// Address of a collector of traces, and the part of new ones that it gets.
+    pub otlp: Option<(String, f64)>,
     /// Return before the model is loaded.
     pub while_loading: bool,
 }
@@ -61,7 +66,14 @@ impl Setup {
             limits: Default::default(),
             routing: Default::default(),
         };
-        Self { engine, http: HttpConfig::default(), gateway, mode: EngineMode::InProcess, while_loading: false }
+        Self {
+            engine,
+            http: HttpConfig::default(),
+            gateway,
+            mode: EngineMode::InProcess,
+            otlp: None,
+            while_loading: false,
+        }
     }
 
     pub fn scripted(&mut self) -> &mut ScriptedConfig {
@@ -83,6 +95,7 @@ pub struct Server {
     pub live: LiveHttp,
     pub shutdown: CancellationToken,
     pub client: reqwest::Client,
+    pub exporter: Option<Arc<Exporter>>,
     serving: Option<JoinHandle<std::io::Result<()>>>,
 }
 
@@ -152,8 +165,14 @@ impl Server {
         if !setup.while_loading {
             ready(&engine).await;
         }
-        let gateway = Arc::new(Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new())));
-        Self::of(gateway, engine, setup.http).await
+        let mut gateway = Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new()));
+        let exporter = setup.otlp.map(|(endpoint, ratio)| exporter(&gateway, &endpoint, ratio));
+        if let Some(exporter) = &exporter {
+            gateway = gateway.with_traces(Arc::clone(exporter));
+        }
+        let mut server = Self::of(Arc::new(gateway), engine, setup.http).await;
+        server.exporter = exporter;
+        server
     }
 
     /// Serves what `gateway` has; `engine` is the one that the waiting methods look at.
@@ -165,7 +184,7 @@ impl Server {
         let served = http::serve(vec![listener], live.clone(), Arc::clone(&gateway), shutdown.clone());
         let serving = tokio::spawn(served);
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        Self { address, engine, gateway, live, shutdown, client, serving: Some(serving) }
+        Self { address, engine, gateway, live, shutdown, client, exporter: None, serving: Some(serving) }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -260,6 +279,14 @@ impl Server {
         let served = tokio::time::timeout(PATIENCE, serving).await.expect("serve returns in time");
         served.expect("serve does not panic").expect("serve ends well");
     }
+}
+
+pub fn exporter(gateway: &Gateway, endpoint: &str, ratio: f64) -> Arc<Exporter> {
+    let endpoint = BaseUrl::new(endpoint).expect("an address");
+    let config = CollectorConfig { endpoint, headers: HeaderMap::new(), ca: None };
+    let collector = Collector::new(&config).expect("a collector");
+    let config = OtlpConfig { ratio, service: "hearth-test".to_owned() };
+    Arc::new(Exporter::start(config, collector, gateway.metrics().otlp()))
 }
 
 impl Drop for Server {

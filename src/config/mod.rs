@@ -16,6 +16,7 @@ mod limits;
 mod masked;
 mod money;
 mod names;
+mod prefixes;
 mod raw;
 mod reload;
 mod resolve;

@@ -7,6 +7,7 @@
 //! wins over flags and variables, which speak for all models.
 
 use super::guardrails::{GuardrailTable, KEY};
+use super::prefixes::{PrefixTable, prefix_table};
 use super::raw::{ConfigError, Origin, article, nearest};
 use super::settings::{Raw, SETTINGS};
 use super::upstreams::{AliasRouting, UpstreamTable, alias_entry, upstream_table};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Keys that may be arrays of tables.
-pub(super) const KINDS: [&str; 5] = ["model", "alias", "upstream", "team", "key"];
+pub(super) const KINDS: [&str; 6] = ["model", "alias", "upstream", "prefix", "team", "key"];
 
 /// What the file says in tables.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,6 +30,7 @@ pub struct Tables {
     /// `[limits.NAME]`.
     pub limits: BTreeMap<String, LimitSpec>,
     pub upstreams: Vec<UpstreamTable>,
+    pub prefixes: Vec<PrefixTable>,
     pub teams: Vec<GrantTable>,
     pub keys: Vec<GrantTable>,
     /// `[guardrails.NAME]`.
@@ -126,6 +128,18 @@ impl Raw {
                 upstream_table(entries, &place)
             });
             self.tables.upstreams = tables.collect::<Result<_, _>>()?;
+        }
+        #[derive(Deserialize)]
+        struct Prefixes {
+            prefix: Vec<Table>,
+        }
+        if has("prefix") {
+            let prefixes: Prefixes = toml::from_str(text).map_err(broken)?;
+            let tables = prefixes.prefix.into_iter().map(|table| {
+                let (entries, place) = read(path, text, "prefix", table);
+                prefix_table(entries, place)
+            });
+            self.tables.prefixes = tables.collect::<Result<_, _>>()?;
         }
         #[derive(Deserialize)]
         struct Teams {
@@ -251,6 +265,7 @@ pub(super) struct Entry {
 }
 
 /// Where a table begins.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Place {
     path: PathBuf,
     line: usize,

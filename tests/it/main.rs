@@ -36,6 +36,7 @@ mod many_models;
 mod matrix;
 mod media;
 mod models;
+mod named_prefixes;
 mod native;
 mod nginx;
 mod ollama;

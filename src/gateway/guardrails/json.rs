@@ -27,7 +27,7 @@ enum Place {
     Inside,
     /// Behind a backslash.
     Escape,
-    /// In `\uXXXX`: how many digits, and what they are so far.
+    /// Behind `\u`: how many of its four digits came, and what they are so far.
     Code(u8, u32),
 }
 

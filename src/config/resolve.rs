@@ -49,6 +49,7 @@ impl Raw {
             media_path: self.media_path()?,
             responses: self.responses()?,
             limits: LimitSets::new(self.tables.limits.clone()),
+            guardrails: self.guardrails()?,
             routing: self.routing(&models)?,
         };
         let default = LoadLimits::default();
@@ -68,6 +69,7 @@ impl Raw {
             limits,
             books,
             admin_listen,
+            admin_ui: on(&self.admin_ui),
             log: self.log(),
             otlp: self.otlp(|name| std::env::var(name).ok())?,
             in_process: on(&self.in_process),

@@ -316,6 +316,9 @@ pub struct Usage {
     /// Tokens of the request's prediction that were drafted and kept, and those that were drafted in vain.
     pub accepted_prediction_tokens: u32,
     pub rejected_prediction_tokens: u32,
+    /// Tokens tried ahead of the model, wherever they came from, and those of them that it then chose.
+    pub draft_tokens: u32,
+    pub accepted_draft_tokens: u32,
 }
 
 /// Why a generation ended by itself.

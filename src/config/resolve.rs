@@ -214,6 +214,7 @@ impl Raw {
             pooling: self.pooling()?,
             mmproj: self.mmproj.value.clone(),
             max_gap: Duration::from_millis(max_gap_ms.into()),
+            n_draft_max: within(&self.draft_max, default.n_draft_max, 0, EngineConfig::DRAFT_MAX)?,
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
             max_wait: Some(seconds(&self.max_wait, Duration::ZERO)).filter(|wait| !wait.is_zero()),
             hang_timeout: self.hang_timeout()?,

@@ -154,6 +154,9 @@ settings! {
         mlock: Switch = Some("false"), "BOOL";
         /// Longest gap between two tokens of a stream to aim at while prompts are computed beside it
         max_gap_ms: u32 = Some("150"), "MS";
+        /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, and where that is
+        /// measured to pay; 0: none
+        draft_max: u32 = Some("16"), "N";
         /// Run the engine on threads of this process: least memory, but a crash of it takes the server along
         in_process: Switch = Some("false"), "BOOL";
     }

@@ -50,7 +50,7 @@ pub(super) fn timings(usage: &Usage, n_choices: usize, spent: &Timings) -> Value
     let (prompt_ms, predicted_ms) = (spent.prompt_us as f64 / 1e3, spent.predicted_us as f64 / 1e3);
     let n_steps = (usage.completion_tokens as usize).saturating_sub(n_choices);
     let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-    json!({
+    let mut timings = json!({
         "cache_n": usage.cached_tokens,
         "prompt_n": prompt_n,
         "prompt_ms": prompt_ms,
@@ -60,7 +60,12 @@ pub(super) fn timings(usage: &Usage, n_choices: usize, spent: &Timings) -> Value
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": ratio(predicted_ms, n_steps as f64),
         "predicted_per_second": ratio(1e3 * n_steps as f64, predicted_ms),
-    })
+    });
+    if usage.draft_tokens > 0 {
+        timings["draft_n"] = usage.draft_tokens.into();
+        timings["draft_n_accepted"] = usage.accepted_draft_tokens.into();
+    }
+    timings
 }
 
 /// Chunks of another kind, with the telemetry in them.

@@ -192,6 +192,8 @@ pub struct EngineConfig {
     pub saved_bytes: Option<u64>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
+    /// Most tokens that are tried ahead at once where a text repeats and it pays; 0: none. At most `DRAFT_MAX`.
+    pub n_draft_max: u32,
     /// Requests that may wait for a slot, over all workers; one more is refused.
     pub n_queue: u32,
     /// A request that would wait longer for a slot is refused at once; `None`: however long.
@@ -204,6 +206,7 @@ impl EngineConfig {
     /// Largest context chosen without being asked: more is a memory decision the operator makes.
     pub const DEFAULT_CTX_MAX: u32 = 8192;
     pub const SLOTS_MAX: u32 = 256;
+    pub const DRAFT_MAX: u32 = 48;
     pub const LORA_MAX: usize = 64;
     /// Beyond it an adapter leaves nothing of the model, and floats overflow.
     pub const LORA_SCALE_MAX: f32 = 100.0;
@@ -268,6 +271,7 @@ impl EngineConfig {
             prefix_store: None,
             saved_bytes: None,
             max_gap: Duration::from_millis(150),
+            n_draft_max: 16,
             n_queue: 256,
             max_wait: None,
             hang_timeout: Some(Duration::from_secs(60)),

@@ -1,75 +1,218 @@
-//! Drafts of the next tokens, from a text that the answer probably repeats.
+//! Drafts of the next tokens: from a text that the answer probably repeats, and from what the request itself said before
+//! (prompt lookup: Saxena 2023; Yang et al. 2023, arXiv:2304.04487).
 //!
 //! A draft costs rows in a decode that happens anyway; what the model says about them decides, so the answer is the same
 //! with and without.
+//!
+//! # Design
+//! Each source follows the answer whether or not its draft is tried, so how often it is right is known at no cost: a source
+//! that was wrong is silent, and speaks again when it would have been right for a while.
 
 use super::backend::Token;
+use rustc_hash::FxHashMap;
 
-/// Most tokens of one draft.
-const DRAFT_MAX: usize = 16;
-/// Tokens that must agree before a place in the text is believed again.
+/// Tokens that must agree before a place in a text is believed.
 const AGREE: usize = 3;
-/// Tokens to wait after a draft of which nothing was right, doubled each time.
-const PAUSE_MAX: u32 = 64;
+/// Tokens of the prompt, counted from its end, among which a passage is looked for: it bounds what a request costs before
+/// its first token (about 20 ns a token) and the memory of its index.
+const LOOKBACK: usize = 16 << 10;
+
+/// Where a draft is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The client's prediction.
+    Prediction,
+    /// The prompt and the answer so far.
+    History,
+}
+
+/// Tokens that probably come next.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub tokens: Vec<Token>,
+    pub source: Source,
+}
+
+impl Draft {
+    pub fn none() -> Self {
+        Self { tokens: Vec::new(), source: Source::History }
+    }
+}
+
+/// What a source proposes.
+pub(super) struct Proposal<'a> {
+    /// What comes next, as far as the text goes.
+    pub text: &'a [Token],
+    pub source: Source,
+    /// How probably its first token is right, and each that follows one that was.
+    pub odds: f64,
+}
 
 #[derive(Debug)]
 pub(super) struct Drafter {
-    text: Vec<Token>,
-    /// Where the answer stands in the text; `None` while it isn't following it.
-    at: Option<usize>,
-    /// Length of the next draft.
-    length: usize,
-    pause: u32,
-    n_waiting: u32,
-    pub n_accepted: u32,
-    pub n_rejected: u32,
+    prediction: Option<(Vec<Token>, Follower)>,
+    history: Option<Follower>,
+    pub drafted: Drafted,
+}
+
+/// Tokens that were tried, and those of them that were right.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tried {
+    pub n: u32,
+    pub n_right: u32,
+}
+
+impl Tried {
+    fn add(&mut self, n: usize, n_right: usize) {
+        self.n += n as u32;
+        self.n_right += n_right as u32;
+    }
+}
+
+/// What a run's drafts came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Drafted {
+    pub all: Tried,
+    /// Those of the client's prediction.
+    pub prediction: Tried,
 }
 
 impl Drafter {
-    pub fn new(text: Vec<Token>) -> Self {
-        Self { text, at: Some(0), length: 4, pause: 0, n_waiting: 0, n_accepted: 0, n_rejected: 0 }
+    /// `None` when there is nothing to draft from.
+    pub fn new(prediction: Option<Vec<Token>>, has_history: bool) -> Option<Box<Self>> {
+        let prediction = prediction.filter(|text| !text.is_empty()).map(|text| {
+            let mut follower = Follower::default();
+            follower.learn(&text, 0);
+            (follower.at, follower.streak) = (Some(0), Follower::SURE);
+            (text, follower)
+        });
+        let drafter = Self { prediction, history: has_history.then(Follower::default), drafted: Drafted::default() };
+        (drafter.prediction.is_some() || has_history).then(|| Box::new(drafter))
     }
 
-    /// What probably comes next, at most `most` tokens; empty when nothing is known or it doesn't pay.
-    pub fn propose(&self, most: usize) -> &[Token] {
-        let Some(at) = self.at.filter(|_| self.n_waiting == 0) else { return &[] };
-        let end = (at + self.length.min(most).min(DRAFT_MAX)).min(self.text.len());
-        &self.text[at..end]
+    /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surer.
+    pub fn propose<'a>(&'a self, tokens: &'a [Token]) -> Option<Proposal<'a>> {
+        let prediction = self.prediction.as_ref().and_then(|(text, follower)| {
+            let text = text.get(follower.at?..).filter(|text| !text.is_empty())?;
+            Some(Proposal { text, source: Source::Prediction, odds: follower.odds() })
+        });
+        let history = self.history.as_ref().and_then(|follower| {
+            let text = tokens.get(follower.at?..)?;
+            // Chunks of media are no tokens.
+            let end = text.iter().position(|token| *token < 0).unwrap_or(text.len());
+            let text = text.get(..end).filter(|text| !text.is_empty())?;
+            Some(Proposal { text, source: Source::History, odds: follower.odds() })
+        });
+        match (prediction, history) {
+            (Some(one), Some(other)) => Some(if other.odds > one.odds { other } else { one }),
+            (one, other) => one.or(other),
+        }
     }
 
-    /// The answer's tokens so far, the last one new.
-    pub fn follow(&mut self, generated: &[Token]) {
-        let Some(&last) = generated.last() else { return };
-        self.n_waiting = self.n_waiting.saturating_sub(1);
-        self.at = match self.at {
-            Some(at) if self.text.get(at) == Some(&last) => Some(at + 1),
-            _ => self.find(generated),
-        };
-    }
-
-    /// The place behind the answer's last tokens, the nearest one after where it was.
-    fn find(&self, generated: &[Token]) -> Option<usize> {
-        let end = generated.get(generated.len().checked_sub(AGREE)?..)?;
-        let from = self.at.unwrap_or(0).saturating_sub(AGREE);
-        let search = |range: &[Token]| range.windows(AGREE).position(|window| window == end);
-        let ahead = self.text.get(from..).and_then(search).map(|at| from + at);
-        ahead.or_else(|| search(&self.text)).map(|at| at + AGREE)
+    /// `tokens`: the prompt and the answer so far, whose last token is new.
+    pub fn follow(&mut self, tokens: &[Token], n_prompt: usize) {
+        if let Some((text, follower)) = &mut self.prediction {
+            follower.follow(text, tokens.get(n_prompt..).unwrap_or_default());
+        }
+        if let Some(follower) = &mut self.history {
+            follower.follow(tokens, tokens);
+            follower.learn(tokens, n_prompt.saturating_sub(LOOKBACK));
+        }
     }
 
     /// Of a draft of `n` tokens the model said `n_right` first.
-    pub fn learn(&mut self, n: usize, n_right: usize) {
-        self.n_accepted += n_right as u32;
-        self.n_rejected += (n - n_right) as u32;
-        if n_right == n {
-            self.length = (self.length * 2).min(DRAFT_MAX);
-            self.pause = 0;
-        } else if n_right > 0 {
-            self.length = n_right.max(2);
-            self.pause = 0;
-        } else {
-            self.length = 2;
-            self.pause = (self.pause * 2).clamp(2, PAUSE_MAX);
-            self.n_waiting = self.pause;
+    pub fn count(&mut self, source: Source, n: usize, n_right: usize) {
+        self.drafted.all.add(n, n_right);
+        if source == Source::Prediction {
+            self.drafted.prediction.add(n, n_right);
+        }
+    }
+}
+
+/// How often a guess was right lately.
+#[derive(Debug, Clone, Copy)]
+struct Odds {
+    right: f64,
+    wrong: f64,
+}
+
+impl Odds {
+    /// About twenty guesses are remembered.
+    const DECAY: f64 = 0.95;
+
+    fn take(&mut self, is_right: bool) {
+        self.right = self.right * Self::DECAY + f64::from(u8::from(is_right));
+        self.wrong = self.wrong * Self::DECAY + f64::from(u8::from(!is_right));
+    }
+
+    fn value(self) -> f64 {
+        (self.right / (self.right + self.wrong)).min(0.98)
+    }
+}
+
+/// Follows the answer through a text.
+#[derive(Debug)]
+struct Follower {
+    /// Behind each run of `AGREE` tokens, where it stood last.
+    index: FxHashMap<[Token; AGREE], u32>,
+    /// Tokens of the text that are in the index.
+    n_indexed: usize,
+    /// Where the answer goes on in the text; `None` while it isn't following it.
+    at: Option<usize>,
+    /// Tokens in a row that the text foretold.
+    streak: u32,
+    /// By the length of the streak: new, some, `SURE`.
+    odds: [Odds; 3],
+}
+
+impl Default for Follower {
+    fn default() -> Self {
+        // What three agreeing tokens, or a long passage, are worth before anything is known of this request.
+        let odds = [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)].map(|(right, wrong)| Odds { right, wrong });
+        Self { index: FxHashMap::default(), n_indexed: 0, at: None, streak: 0, odds }
+    }
+}
+
+impl Follower {
+    const SOME: u32 = 4;
+    const SURE: u32 = 16;
+
+    fn level(&self) -> usize {
+        usize::from(self.streak >= Self::SOME) + usize::from(self.streak >= Self::SURE)
+    }
+
+    fn odds(&self) -> f64 {
+        self.odds[self.level()].value()
+    }
+
+    /// Takes the last token of `answer` in: it is what the text foretold, or the place is looked for anew.
+    fn follow(&mut self, text: &[Token], answer: &[Token]) {
+        let Some(last) = answer.last() else { return };
+        if let Some(foretold) = self.at.and_then(|at| text.get(at)) {
+            let is_right = foretold == last;
+            self.odds[self.level()].take(is_right);
+            if is_right {
+                self.streak += 1;
+                self.at = self.at.map(|at| at + 1);
+                return;
+            }
+        }
+        self.streak = 0;
+        self.at = answer.last_chunk().and_then(|end| self.index.get(end)).map(|at| *at as usize);
+    }
+
+    /// Takes the rest of `text` into the index, of what is not there yet from `from` on; not what ends it, which nothing
+    /// follows.
+    fn learn(&mut self, text: &[Token], from: usize) {
+        let start = self.n_indexed.max(from);
+        for (i, window) in text.get(start..).unwrap_or_default().windows(AGREE).enumerate() {
+            let behind = start + i + AGREE;
+            if behind < text.len() {
+                if let Ok(run) = <[Token; AGREE]>::try_from(window) {
+                    self.index.insert(run, behind as u32);
+                }
+                self.n_indexed = start + i + 1;
+            }
         }
     }
 }
@@ -77,31 +220,104 @@ impl Drafter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn a_draft_goes_on_where_the_answer_is() {
-        let mut drafter = Drafter::new(vec![1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(drafter.propose(16), [1, 2, 3, 4]);
-        drafter.follow(&[1]);
-        assert_eq!(drafter.propose(2), [2, 3]);
-        drafter.follow(&[1, 42]);
-        assert!(drafter.propose(16).is_empty(), "lost");
-        drafter.follow(&[1, 42, 5]);
-        drafter.follow(&[1, 42, 5, 6]);
-        drafter.follow(&[1, 42, 5, 6, 7]);
-        assert_eq!(drafter.propose(16), [8, 9], "found again");
+    fn says(drafter: &Drafter, tokens: &[Token]) -> Vec<Token> {
+        drafter.propose(tokens).map(|proposal| proposal.text.to_vec()).unwrap_or_default()
     }
 
     #[test]
-    fn drafts_that_fail_become_rare() {
-        let mut drafter = Drafter::new((0..100).collect());
-        drafter.learn(4, 0);
-        assert!(drafter.propose(16).is_empty());
-        for token in 0..3 {
-            drafter.follow(&(0..=token).collect::<Vec<_>>());
+    fn a_prediction_goes_on_where_the_answer_is() {
+        let mut drafter = Drafter::new(Some((1..10).collect()), false).unwrap();
+        let mut tokens = vec![70, 71];
+        let mut say = |drafter: &mut Drafter, token| {
+            tokens.push(token);
+            drafter.follow(&tokens, 2);
+            says(drafter, &tokens)
+        };
+        assert_eq!(says(&drafter, &[]), (1..10).collect::<Vec<_>>());
+        assert_eq!(say(&mut drafter, 1), (2..10).collect::<Vec<_>>());
+        assert!(say(&mut drafter, 42).is_empty(), "lost");
+        say(&mut drafter, 5);
+        say(&mut drafter, 6);
+        assert_eq!(say(&mut drafter, 7), [8, 9], "found again");
+    }
+
+    #[test]
+    fn a_passage_of_the_prompt_is_found_and_believed_more_the_longer_it_holds() {
+        let passage: Vec<Token> = (100..140).collect();
+        let mut tokens = passage.clone();
+        tokens.extend([1, 2, 3]);
+        let n_prompt = tokens.len();
+        let mut drafter = Drafter::new(None, true).unwrap();
+        let mut odds = Vec::new();
+        for token in &passage {
+            tokens.push(*token);
+            drafter.follow(&tokens, n_prompt);
+            if let Some(proposal) = drafter.propose(&tokens) {
+                assert_eq!(proposal.source, Source::History);
+                assert_eq!(proposal.text.first(), Some(&(token + 1)).filter(|next| **next < 140).or(Some(&1)));
+                odds.push(proposal.odds);
+            }
         }
-        assert_eq!(drafter.propose(16).len(), 2);
-        drafter.learn(2, 2);
-        assert_eq!((drafter.propose(16).len(), drafter.n_accepted, drafter.n_rejected), (4, 2, 4));
+        assert_eq!(odds.len(), passage.len() - AGREE + 1, "found by its first {AGREE} tokens");
+        assert!(odds[0] <= 0.5 && odds[36] > 0.9, "{odds:?}");
+    }
+
+    #[test]
+    fn a_source_that_is_wrong_loses_its_odds_and_gets_them_back() {
+        // 1 2 3 is followed by something else each time.
+        let mut drafter = Drafter::new(None, true).unwrap();
+        let mut tokens = Vec::new();
+        let mut odds = |drafter: &mut Drafter, next: Token| {
+            let mut odds = f64::NAN;
+            for token in [1, 2, 3, next] {
+                tokens.push(token);
+                drafter.follow(&tokens, 0);
+                if token == 3 {
+                    odds = drafter.propose(&tokens).map_or(odds, |proposal| proposal.odds);
+                }
+            }
+            odds
+        };
+        for next in 100..130 {
+            odds(&mut drafter, next);
+        }
+        let worst = odds(&mut drafter, 130);
+        assert!(worst < 0.3, "{worst}");
+        for _ in 0..60 {
+            odds(&mut drafter, 5);
+        }
+        let best = odds(&mut drafter, 5);
+        assert!(best > worst, "{best}");
+    }
+
+    #[test]
+    fn only_predictions_are_counted_as_such() {
+        let mut drafter = Drafter::new(Some(vec![1, 2, 3]), true).unwrap();
+        drafter.count(Source::Prediction, 4, 1);
+        drafter.count(Source::History, 9, 9);
+        let Drafted { all, prediction } = drafter.drafted;
+        assert_eq!((prediction.n, prediction.n_right, all.n, all.n_right), (4, 1, 13, 10));
+        assert!(Drafter::new(Some(Vec::new()), false).is_none());
+    }
+
+    proptest! {
+        /// What is proposed stands in the text, behind the same tokens that end the answer, or where the last guess was right.
+        #[test]
+        fn proposals_follow_what_was_said(prompt in prop::collection::vec(0i32..4, 0..60), answer in prop::collection::vec(-1i32..4, 1..60)) {
+            let mut drafter = Drafter::new(None, true).unwrap();
+            let mut tokens = prompt.clone();
+            for token in answer {
+                tokens.push(token.max(0));
+                drafter.follow(&tokens, prompt.len());
+                if let Some(proposal) = drafter.propose(&tokens) {
+                    prop_assert!(!proposal.text.is_empty() && (0.0..=0.98).contains(&proposal.odds));
+                    let at = tokens.len() - proposal.text.len();
+                    prop_assert!(at >= 1 && tokens[at..] == *proposal.text);
+                    prop_assert_eq!(tokens[at - 1], tokens[tokens.len() - 1], "it follows the token that was said");
+                }
+            }
+        }
     }
 }

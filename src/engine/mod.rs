@@ -16,6 +16,7 @@ mod adapters;
 mod backend;
 mod cells;
 mod constraint;
+mod cost;
 mod drafter;
 mod embed;
 mod error;

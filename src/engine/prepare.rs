@@ -40,6 +40,8 @@ pub(super) struct Preparer<M: Model> {
     pub serial: Arc<AtomicU64>,
     /// Most tokens of one request.
     pub n_ctx: u32,
+    /// 0: nothing is tried ahead.
+    pub n_draft_max: u32,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
     /// Default scales of the LoRA adapters.
@@ -274,10 +276,8 @@ impl<M: Model> Preparer<M> {
             forces: request.output.top_logprobs.is_none(),
         })?;
         let gate = hold.gate;
-        let drafter = match &request.output.prediction {
-            Some(text) if gate.is_none() && !text.is_empty() => self.drafter(text)?,
-            _ => None,
-        };
+        let prediction = request.output.prediction.as_deref().unwrap_or_default();
+        let drafter = if gate.is_none() && self.n_draft_max > 0 { self.drafter(prediction)? } else { None };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
         let mut sampling = request.sampling.clone();
@@ -337,10 +337,9 @@ impl<M: Model> Preparer<M> {
     fn drafter(&self, text: &str) -> Result<Option<Box<Drafter>>, Failure> {
         // What can't be part of an answer is no use.
         let most = self.n_ctx as usize * self.piece_bytes_max as usize;
-        if text.len() > most.min(TOKENIZE_BYTES_MAX) {
-            return Ok(None);
-        }
-        Ok(Some(Box::new(Drafter::new(self.model.tokenize(text, false, false)?))))
+        let is_usable = !text.is_empty() && text.len() <= most.min(TOKENIZE_BYTES_MAX);
+        let prediction = is_usable.then(|| self.model.tokenize(text, false, false)).transpose()?;
+        Ok(Drafter::new(prediction, true))
     }
 
     fn dispatch(&self, run: Run<M::Sampler>, pending: Vec<Pending<M::Chunk>>) -> Result<(), Failure> {

@@ -119,6 +119,7 @@ impl<S> Run<S> {
         let micros = |from: Instant, to: Instant| u64::try_from((to - from).as_micros()).unwrap_or(u64::MAX);
         let started = self.clock.started.unwrap_or(now);
         let first = self.clock.first_token.unwrap_or(now);
+        let drafted = self.drafter.as_ref().map(|drafter| drafter.drafted).unwrap_or_default();
         Item::Done {
             id: self.id,
             rest: self.text.finish(),
@@ -127,8 +128,10 @@ impl<S> Run<S> {
                 prompt_tokens: self.n_prompt,
                 cached_tokens: self.n_cached,
                 completion_tokens: self.n_generated(),
-                accepted_prediction_tokens: self.drafter.as_ref().map_or(0, |drafter| drafter.n_accepted),
-                rejected_prediction_tokens: self.drafter.as_ref().map_or(0, |drafter| drafter.n_rejected),
+                accepted_prediction_tokens: drafted.prediction.n_right,
+                rejected_prediction_tokens: drafted.prediction.n - drafted.prediction.n_right,
+                draft_tokens: drafted.all.n,
+                accepted_draft_tokens: drafted.all.n_right,
                 // The rest is counted where the answer is read.
                 ..Default::default()
             },

@@ -9,6 +9,7 @@ use super::backend::{Context, Interrupt, Model};
 use super::config::{EngineConfig, ModelSource};
 use super::constraint::Constraints;
 use super::constraint::masks::Masks;
+use super::cost::StepCost;
 use super::embed;
 use super::error::Failure;
 use super::event::{Description, Event, Pooling, SlotStats, Stats};
@@ -351,6 +352,7 @@ impl Loading {
             sink: Arc::clone(&self.sink),
             serial: Arc::clone(&serial),
             n_ctx,
+            n_draft_max: self.config.n_draft_max,
             piece_bytes_max: description.piece_bytes_max.max(1),
             n_vocab: description.n_vocab,
             adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
@@ -449,7 +451,8 @@ impl Loading {
         let mut context = model.context(&self.config, Arc::clone(&interrupt))?;
         let n_ctx_seq = context.n_ctx_seq();
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
-        worker::warm_up(&mut context, 0, &mut pace)?;
+        let mut cost = StepCost::default();
+        worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
         // The first worker computes them, the others take copies.
         let named = match states {
@@ -477,6 +480,8 @@ impl Loading {
             cancels,
             items,
             pace,
+            cost,
+            n_draft_max: self.config.n_draft_max,
             masks: Masks::start()?,
             stats,
             named,

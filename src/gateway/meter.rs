@@ -244,6 +244,8 @@ impl Meter {
             sum.reasoning_tokens += choice.usage.reasoning_tokens;
             sum.accepted_prediction_tokens += choice.usage.accepted_prediction_tokens;
             sum.rejected_prediction_tokens += choice.usage.rejected_prediction_tokens;
+            sum.draft_tokens += choice.usage.draft_tokens;
+            sum.accepted_draft_tokens += choice.usage.accepted_draft_tokens;
         }
         sum
     }

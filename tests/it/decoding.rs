@@ -2,7 +2,8 @@
 
 use crate::tiny_model::{GENERATORS, answer, chat, greedy, start, tokens};
 use hearth::chat::{Constraint, Finish, Infill, Prompt};
-use hearth::engine::{Engine, Event, Failure, GenerateRequest, TokenizeRequest, fresh_family};
+use hearth::engine::config::{EngineConfig, ModelSource, ScriptedConfig};
+use hearth::engine::{Engine, EngineMode, Event, Failure, GenerateRequest, TokenizeRequest, fresh_family};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Map, Value, json};
@@ -264,6 +265,41 @@ async fn a_right_prediction_saves_decodes_and_changes_nothing() {
     let third = answer(&engine, wrong).await.unwrap();
     assert_eq!(third.text, first.text);
     assert!(third.usage.rejected_prediction_tokens <= 16, "{:?}", third.usage);
+}
+
+/// What was said before is tried again where it goes on the same way, and the answer is what it would be without.
+#[tokio::test]
+async fn an_answer_that_repeats_its_prompt_takes_fewer_decodes_and_is_the_same() {
+    let message = "The quick brown fox jumps over the lazy dog and runs away from 27 angry bees.";
+    let mut seen = Vec::new();
+    for n_draft_max in [0, 16] {
+        let mut config =
+            EngineConfig::new(ModelSource::Scripted(ScriptedConfig { step_us: 1000, ..ScriptedConfig::default() }));
+        config.n_draft_max = n_draft_max;
+        let engine = Engine::start(config, EngineMode::InProcess);
+        crate::support::ready(&engine).await;
+        let one = answer(&engine, greedy(Prompt::Text(message.into()), 200)).await.unwrap();
+        seen.push((one.text, one.usage, engine.stats().await.unwrap().n_decode_calls));
+    }
+    let [(plain, _, n_plain), (drafted, usage, n_drafted)] = &seen[..] else { panic!("two answers") };
+    assert_eq!((plain.as_str(), drafted), (message, plain));
+    assert!(usage.accepted_draft_tokens > 40 && usage.accepted_draft_tokens <= usage.draft_tokens, "{usage:?}");
+    assert_eq!(usage.accepted_prediction_tokens, 0, "the client predicted nothing");
+    assert!(n_drafted * 2 < *n_plain, "{n_drafted} decodes with, {n_plain} without");
+}
+
+/// The same with a real model, wherever its passage leads.
+#[tokio::test]
+async fn drafts_change_no_greedy_answer() {
+    let passage = "Lily had a red ball and a blue box. She put the ball in the box. ";
+    for prompt in [passage.repeat(6), "One day, Tim and Tom went".to_owned(), "a b c ".repeat(30)] {
+        let mut texts = Vec::new();
+        for n_draft_max in [0, 16] {
+            let engine = start("hearth-demo", |config| config.n_draft_max = n_draft_max).await;
+            texts.push(answer(&engine, greedy(Prompt::Text(prompt.clone()), 96)).await.unwrap().text);
+        }
+        assert_eq!(texts[0], texts[1], "{prompt:?}");
+    }
 }
 
 #[tokio::test]

@@ -202,8 +202,8 @@ async fn beside(target: &Target, seed: u64) -> Result<Vec<Figure>> {
 }
 
 async fn copy(target: &Target, seed: u64) -> Result<Vec<Figure>> {
-    let passage = words(60, seed ^ 0x33);
-    let prompt = format!("{passage}. {passage}. {passage}. {passage}.");
+    // So often that models which follow nothing else go on with it.
+    let prompt = format!("{}. ", words(8, seed ^ 0x33)).repeat(30);
     let repeats = Ask { prompt, max_tokens: 128, is_greedy: true, ..Ask::default() };
     let free = Ask { max_tokens: 128, ..ask(240, 128, seed ^ 0x34) };
     let free = target.client.stream(&free).await?.decode_rate();

@@ -22,7 +22,7 @@ impl<M: Model> Worker<M> {
         let mut row = 0;
         for (share, draft) in shares.iter().zip(&drafts) {
             let first = row;
-            row += share.n_rows as usize + draft.len();
+            row += share.n_rows as usize + draft.tokens.len();
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else {
                 // It ended beside the decode: what was computed for it is nobody's.
@@ -98,7 +98,8 @@ impl<M: Model> Worker<M> {
     }
 
     /// Chooses from `row`, and from the rows behind it as long as the draft there was right.
-    fn next_tokens(&mut self, index: usize, row: usize, draft: &[Token]) {
+    fn next_tokens(&mut self, index: usize, row: usize, draft: &Draft) {
+        let (source, draft) = (draft.source, &draft.tokens);
         let mut n_right = 0;
         while let Some(token) = self.next_token(index, row + n_right) {
             if draft.get(n_right) != Some(&token) {
@@ -115,7 +116,7 @@ impl<M: Model> Worker<M> {
             return;
         }
         if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
-            drafter.learn(draft.len(), n_right);
+            drafter.count(source, draft.len(), n_right);
         }
         if n_right < draft.len() {
             self.resync(index);
@@ -175,7 +176,7 @@ impl<M: Model> Worker<M> {
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
         let piece = if is_shown { self.model.piece(token) } else { &[] };
         if let Some(drafter) = &mut run.drafter {
-            drafter.follow(&run.tokens[run.n_prompt as usize..]);
+            drafter.follow(&run.tokens, run.n_prompt as usize);
         }
         let mut released = run.text.push(piece, entry);
         let stop = released.stop.take();

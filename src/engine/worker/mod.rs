@@ -21,6 +21,8 @@ mod sight;
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
+use super::cost::StepCost;
+use super::drafter::Draft;
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -61,10 +63,13 @@ pub(super) struct Worker<M: Model> {
     is_urgent: bool,
     flushed_at: Instant,
     pace: Pace,
+    cost: StepCost,
+    /// Most tokens of one draft.
+    n_draft_max: u32,
     step: u64,
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
-    drafts: Vec<Vec<Token>>,
+    drafts: Vec<Draft>,
     /// Free and used cells, where all sequences draw from one pool.
     cells: Cells,
     masks: Masks,
@@ -87,6 +92,8 @@ pub(super) struct Parts<M: Model> {
     pub cancels: Arc<Cancels>,
     pub items: Sender<Vec<Item>>,
     pub pace: Pace,
+    pub cost: StepCost,
+    pub n_draft_max: u32,
     pub masks: Masks,
     pub stats: Arc<Mutex<WorkerStats>>,
     /// Most bytes of saved states.
@@ -122,6 +129,8 @@ impl<M: Model> Worker<M> {
             is_urgent: false,
             flushed_at: Instant::now(),
             pace: parts.pace,
+            cost: parts.cost,
+            n_draft_max: parts.n_draft_max,
             step: 0,
             rows: Vec::new(),
             stats: parts.stats,
@@ -279,6 +288,9 @@ impl<M: Model> Worker<M> {
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
+                if n_prefill == 0 {
+                    self.cost.observe(n_decode, time);
+                }
                 self.count(n_decode, n_prefill);
                 self.advance(shares);
                 self.save_marked(shares);
@@ -364,11 +376,12 @@ impl<M: Model> Worker<M> {
         if self.context.shares_cells() {
             n_extra = n_extra.min((self.cells.n_free() as u32).saturating_sub(n_planned));
         }
+        let (mut n_drafted, mut n_useful) = (0, f64::from(n_planned));
         for share in shares {
-            let slot = &mut self.slots[share.slot];
-            slot.served_at = self.step;
+            self.slots[share.slot].served_at = self.step;
+            let slot = &self.slots[share.slot];
             let Some(run) = &slot.run else {
-                self.drafts.push(Vec::new());
+                self.drafts.push(Draft::none());
                 continue;
             };
             let from = slot.kept.len();
@@ -379,29 +392,41 @@ impl<M: Model> Worker<M> {
                 let output = at + 1 == run.tokens.len() || all_are_outputs;
                 self.rows.push(Row { token: run.tokens[at], pos: slot.position(at), seq: share.slot as u32, output });
             }
-            let draft =
-                if is_decode && to == run.tokens.len() { Self::draft(run, &self.context, n_extra) } else { &[] };
-            n_extra -= draft.len() as u32;
-            for (i, token) in draft.iter().enumerate() {
+            let draft = if is_decode && to == run.tokens.len() {
+                let (draft, n_right) = self.draft(run, n_planned as usize + n_drafted, n_useful, n_extra as usize);
+                n_useful += n_right;
+                draft
+            } else {
+                Draft::none()
+            };
+            n_drafted += draft.tokens.len();
+            n_extra -= draft.tokens.len() as u32;
+            for (i, token) in draft.tokens.iter().enumerate() {
                 self.rows.push(Row { token: *token, pos: slot.position(to + i), seq: share.slot as u32, output: true });
             }
             if is_decode {
-                n_decode += share.n_rows + draft.len() as u32;
+                n_decode += share.n_rows + draft.tokens.len() as u32;
             } else {
                 n_prefill += share.n_rows;
             }
-            self.drafts.push(draft.to_vec());
+            self.drafts.push(draft);
         }
         (n_decode, n_prefill)
     }
 
-    /// Tokens to try behind the run's last one.
-    fn draft<'a>(run: &'a Run<M::Sampler>, context: &M::Context, n_extra: u32) -> &'a [Token] {
-        let Some(drafter) = run.drafter.as_ref().filter(|_| run.gate.is_none()) else { return &[] };
+    /// Tokens to try behind the run's last one, in a step of `n_rows` that gets `n_useful` tokens on; and how many of them
+    /// are expected to be right.
+    fn draft(&self, run: &Run<M::Sampler>, n_rows: usize, n_useful: f64, n_extra: usize) -> (Draft, f64) {
+        let drafter = run.drafter.as_ref().filter(|_| run.gate.is_none() && n_extra > 0);
+        let Some(proposal) = drafter.and_then(|drafter| drafter.propose(&run.tokens)) else {
+            return (Draft::none(), 0.0);
+        };
         // The last token is chosen, not drafted.
         let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
-        let room = context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
-        drafter.propose(n_extra.min(left).min(room) as usize)
+        let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
+        let most = n_extra.min(left.min(room).min(self.n_draft_max) as usize).min(proposal.text.len());
+        let (n, n_right) = self.cost.worth(n_rows, n_useful, proposal.odds, most);
+        (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
     }
 
     fn count(&self, n_decode: u32, n_prefill: u32) {
@@ -452,24 +477,50 @@ impl<M: Model> Worker<M> {
     }
 }
 
-/// Computes a few rows so that the first request meets warm caches and a measured pace.
-pub(super) fn warm_up<C: Context>(context: &mut C, token: Token, pace: &mut Pace) -> Result<(), String> {
+/// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
+pub(super) fn warm_up<C: Context>(
+    context: &mut C,
+    token: Token,
+    pace: &mut Pace,
+    cost: &mut StepCost,
+) -> Result<(), String> {
     let n_rows = 64.min(context.n_batch()).min(context.n_ctx_seq().saturating_sub(1)).max(1);
+    // The first round pages the weights in; the second one is what requests will see.
     for round in 0..2u32 {
-        let rows: Vec<Row> = (0..n_rows).map(|pos| Row { token, pos, seq: 0, output: pos + 1 == n_rows }).collect();
-        let start = Instant::now();
-        match context.decode(&rows) {
-            Ok(()) | Err(DecodeError::Aborted) => {}
-            Err(DecodeError::NoKvSlot) => return Err("the KV cache has no room for the warm-up".into()),
-            Err(DecodeError::Broken(reason)) => return Err(reason),
-        }
-        // The first round pages the weights in; the second one is what requests will see.
+        let time = time_of_rows(context, token, n_rows, |pos| pos + 1 == n_rows)?;
         if round > 0 {
-            (0..4).for_each(|_| pace.observe(0, n_rows, start.elapsed().max(Duration::from_micros(1))));
+            (0..4).for_each(|_| pace.observe(0, n_rows, time));
         }
-        context.forget(0, 0);
     }
+    for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_rows) {
+        // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            best = best.min(time_of_rows(context, token, n, |_| true)?);
+        }
+        cost.observe(n, best);
+    }
+    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), "steps were measured");
     Ok(())
+}
+
+/// Decodes rows that are forgotten again.
+fn time_of_rows<C: Context>(
+    context: &mut C,
+    token: Token,
+    n_rows: u32,
+    is_output: impl Fn(u32) -> bool,
+) -> Result<Duration, String> {
+    let rows: Vec<Row> = (0..n_rows).map(|pos| Row { token, pos, seq: 0, output: is_output(pos) }).collect();
+    let start = Instant::now();
+    match context.decode(&rows) {
+        Ok(()) | Err(DecodeError::Aborted) => {}
+        Err(DecodeError::NoKvSlot) => return Err("the KV cache has no room for the warm-up".into()),
+        Err(DecodeError::Broken(reason)) => return Err(reason),
+    }
+    let time = start.elapsed().max(Duration::from_micros(1));
+    context.forget(0, 0);
+    Ok(time)
 }
 
 impl Cancels {

@@ -50,7 +50,7 @@ impl<M: Model> Worker<M> {
                 self.pace.observe(0, n_rows, time);
                 self.count(0, n_rows);
                 self.drafts.clear();
-                self.drafts.push(Vec::new());
+                self.drafts.push(Draft::none());
                 self.advance(&share);
                 Ok(())
             }

@@ -1,0 +1,118 @@
+//! What a step of few rows costs, as measured, and so how many draft tokens pay.
+//!
+//! # Design
+//! A draft's rows ride in a decode that happens anyway, but they are not free: on a CPU that is short of arithmetic a
+//! step of eight rows may take four times one of a single row. So a draft is as long as the measured time of the longer
+//! step, and the odds that its tokens are right, make it the fastest way to get on, and empty where nothing is.
+
+use std::time::Duration;
+
+/// Rows of the largest step that is told apart; with more there is no slack that a draft could use.
+const ROWS_MAX: usize = 64;
+/// A step that took this many times what it took before was held up by something else.
+const OUTLIER: f64 = 3.0;
+/// A draft must promise this much more, since the odds are a guess.
+const MARGIN: f64 = 1.02;
+
+/// Seconds of a step by its number of rows; 0: not measured.
+#[derive(Debug, Clone)]
+pub struct StepCost([f64; ROWS_MAX + 1]);
+
+impl Default for StepCost {
+    fn default() -> Self {
+        Self([0.0; ROWS_MAX + 1])
+    }
+}
+
+impl StepCost {
+    /// Numbers of rows that a warm-up should measure; what lies between is interpolated.
+    pub const PROBES: [u32; 3] = [1, 4, 16];
+
+    pub fn observe(&mut self, n_rows: u32, time: Duration) {
+        let Some(known) = self.0.get_mut(n_rows as usize) else { return };
+        let time = time.as_secs_f64();
+        if *known == 0.0 {
+            *known = time;
+        } else {
+            *known += (time.min(*known * OUTLIER) - *known) * 0.1;
+        }
+    }
+
+    /// Microseconds of the steps that were probed, for the log.
+    pub fn probed_us(&self) -> [u64; Self::PROBES.len()] {
+        #[expect(clippy::cast_sign_loss, reason = "a time")]
+        Self::PROBES.map(|n| (self.0[n as usize] * 1e6) as u64)
+    }
+
+    /// Seconds of a step with `n_rows`; `None`: there is nothing to guess from.
+    fn time(&self, n_rows: usize) -> Option<f64> {
+        let known = |at: usize| (self.0[at] > 0.0).then_some((at as f64, self.0[at]));
+        if n_rows > ROWS_MAX {
+            return None;
+        }
+        let below = (1..=n_rows).rev().find_map(known)?;
+        let above = (n_rows..=ROWS_MAX).find_map(known)?;
+        let share = if above.0 > below.0 { (n_rows as f64 - below.0) / (above.0 - below.0) } else { 0.0 };
+        Some(below.1 + (above.1 - below.1) * share)
+    }
+
+    /// How many draft tokens to add to a step of `n_rows` that gets `n_useful` tokens on, where each is right with `odds`
+    /// if those before it were: between 0 and `most`, with the tokens that are expected to be right.
+    pub fn worth(&self, n_rows: usize, n_useful: f64, odds: f64, most: usize) -> (usize, f64) {
+        let Some(plain) = self.time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0) };
+        let (mut best, mut best_rate) = ((0, 0.0), n_useful / plain * MARGIN);
+        let (mut right, mut expected) = (1.0, 0.0);
+        for n in 1..=most {
+            right *= odds;
+            expected += right;
+            let Some(time) = self.time(n_rows + n) else { break };
+            let rate = (n_useful + expected) / time;
+            if rate > best_rate {
+                (best, best_rate) = ((n, expected), rate);
+            }
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(of: impl Fn(u32) -> f64) -> StepCost {
+        let mut cost = StepCost::default();
+        for n in StepCost::PROBES {
+            cost.observe(n, Duration::from_secs_f64(of(n)));
+        }
+        cost
+    }
+
+    #[test]
+    fn nothing_is_drafted_before_anything_was_measured() {
+        assert_eq!(StepCost::default().worth(1, 1.0, 0.9, 16).0, 0);
+    }
+
+    #[test]
+    fn free_rows_are_filled_and_dear_ones_are_not() {
+        assert_eq!(cost(|_| 0.01).worth(1, 1.0, 0.9, 12).0, 12, "as on a GPU");
+        assert_eq!(cost(f64::from).worth(1, 1.0, 0.9, 12).0, 0, "each row costs as much as a step");
+        let (n, expected) = cost(|n| 1.0 + 0.3 * f64::from(n)).worth(1, 1.0, 0.9, 12);
+        assert!((3..12).contains(&n) && expected > 2.0, "{n}, {expected}");
+    }
+
+    #[test]
+    fn poor_odds_and_full_steps_get_no_draft() {
+        let cost = cost(|n| 1.0 + 0.3 * f64::from(n));
+        assert_eq!(cost.worth(1, 1.0, 0.15, 12).0, 0);
+        assert_eq!(cost.worth(12, 12.0, 0.7, 4).0, 0, "twelve streams use the step already");
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_counts_little() {
+        let mut cost = cost(|_| 0.01);
+        cost.observe(1, Duration::from_secs(5));
+        assert!(cost.time(1).unwrap() < 0.013);
+        cost.observe(ROWS_MAX as u32 + 1, Duration::from_secs(1));
+        assert!(cost.time(ROWS_MAX + 1).is_none());
+    }
+}

@@ -18,6 +18,8 @@ use std::thread::JoinHandle;
 const START_PAGES: u32 = 1000;
 /// Pages of a log that has to end: 64 MiB.
 const RESTART_PAGES: u32 = 16_000;
+/// Pages at which the writer copies whatever the thread has left, however long that takes: 80 MiB.
+const BOUND_PAGES: u32 = 20_000;
 /// Passes over such a log. Each leaves what came while it ran, so they get shorter, and the writer's own is a short one.
 const PASSES: usize = 4;
 
@@ -61,7 +63,7 @@ impl Checkpoints {
             // It has begun at its head again.
             self.asked = 0;
         }
-        if n >= RESTART_PAGES && self.is_done.swap(false, Ordering::Relaxed) {
+        if n >= RESTART_PAGES && (self.is_done.swap(false, Ordering::Relaxed) || n >= BOUND_PAGES) {
             self.copy_here(conn, "PASSIVE");
             self.asked = n;
         } else if n >= self.asked + START_PAGES || (is_idle && n > self.asked) {

@@ -33,6 +33,10 @@ if [ "$want" = test ]; then
     if command -v apt-get >/dev/null; then
         command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || need nginx
         ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
+        # Ubuntu's is a snap, which containers can't install.
+        if grep -qs '^ID=debian' /etc/os-release; then
+            command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
+        fi
     fi
 fi
 [ -n "$missing" ] || exit 0

@@ -15,6 +15,7 @@ pub(super) async fn listen(http: &mut HttpConfig) -> Result<Vec<TcpListener>> {
         let addresses: Vec<SocketAddr> = passed.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         http.port = addresses[0].port();
         http.hosts = addresses.iter().map(SocketAddr::ip).collect();
+        http.hands_over = true;
         return Ok(passed);
     }
     let mut listeners = Vec::with_capacity(http.hosts.len());

@@ -145,6 +145,7 @@ impl Reload {
         // A port of 0 has become a real one, and systemd's sockets are where they are.
         let now = self.http.now();
         (config.http.hosts, config.http.port) = (now.hosts.clone(), now.port);
+        config.http.hands_over = now.hands_over;
         self.http.set(config.http);
         if let Some(tls) = &self.http.now().tls {
             self.gateway.metrics().certificate_expires(tls.expires_unix());

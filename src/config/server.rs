@@ -71,6 +71,7 @@ impl Raw {
             drain_deadline: seconds(&self.drain_timeout, default.drain_deadline),
             connections_max: within(&self.max_connections, 4096, 1, CONNECTIONS_MAX)? as usize,
             expose_slots: on(&self.slots),
+            hands_over: default.hands_over,
         })
     }
 

@@ -150,7 +150,7 @@ impl Asking<'_> {
             return Err(ApiError::forbidden("This Origin may not call this server."));
         }
         let principal = if is_public { Default::default() } else { self.authenticate(request.headers())? };
-        if self.app.drain.has_begun() && request.method() == Method::POST {
+        if self.app.drain.refuses() && request.method() == Method::POST {
             return Err(ApiError::shutting_down());
         }
         if let Some(key) = principal.key() {

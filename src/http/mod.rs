@@ -89,6 +89,9 @@ pub struct HttpConfig {
     pub connections_max: usize,
     /// Offer `/slots`, which tells what others are doing.
     pub expose_slots: bool,
+    /// The sockets are held by somebody who gives them to the next server: whoever comes once the end has begun waits for
+    /// that one, and is not refused.
+    pub hands_over: bool,
 }
 
 impl Default for HttpConfig {
@@ -109,6 +112,7 @@ impl Default for HttpConfig {
             drain_deadline: Duration::from_secs(30),
             connections_max: 4096,
             expose_slots: false,
+            hands_over: false,
         }
     }
 }
@@ -121,7 +125,7 @@ impl HttpConfig {
 }
 
 /// The settings of a running server. Every request takes one snapshot, so a change is seen by the next one whole; host,
-/// port, `connections_max` and `expose_slots` stay as they were at the start.
+/// port, `connections_max`, `expose_slots` and `hands_over` stay as they were at the start.
 #[derive(Clone)]
 pub struct LiveHttp(Arc<ArcSwap<HttpConfig>>);
 
@@ -176,7 +180,7 @@ pub async fn serve(
     let config = live.now();
     let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
     let bodies = body::Budget::new(config.body_bytes_max.saturating_mul(4));
-    let (drain, expose_slots) = (Drain::new(shutdown), config.expose_slots);
+    let (drain, expose_slots) = (Drain::new(shutdown.clone(), config.hands_over), config.expose_slots);
     let app: App = Arc::new(Shared { drain, bodies, live, gateway, guard: Guard::default(), expose_slots });
     note_expiry(&app);
     let router = router::router(Arc::clone(&app));
@@ -187,9 +191,13 @@ pub async fn serve(
     tokio::pin!(drained);
     let mut turn = 0;
     loop {
+        let accepts = !(config.hands_over && shutdown.is_cancelled());
         tokio::select! {
+            // Before the others, so that nobody is taken in who should wait.
+            biased;
+            () = shutdown.cancelled(), if accepts && config.hands_over => {}
             () = &mut drained => break,
-            accepted = accept(&listeners, &places, &mut turn) => match accepted {
+            accepted = accept(&listeners, &places, &mut turn), if accepts => match accepted {
                 Ok((stream, peer, place)) => {
                     if let Some(open) = admit(&app, &stream, peer) {
                         let app = Arc::clone(&app);

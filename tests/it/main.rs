@@ -28,6 +28,7 @@ mod failover;
 mod faults;
 mod fields;
 mod guardrails;
+mod handover;
 mod hostile;
 mod kills;
 mod limits;

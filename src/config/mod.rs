@@ -34,6 +34,7 @@ use crate::engine::EngineConfig;
 use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
+use crate::telemetry::metrics::MetricsConfig;
 use std::net::SocketAddr;
 
 /// Everything a server needs to know, one struct per room.
@@ -49,6 +50,7 @@ pub struct Config {
     /// An address of the admin API, beside its socket.
     pub admin_listen: Option<SocketAddr>,
     pub log: LogConfig,
+    pub metrics: MetricsConfig,
     /// Where traces go; `None`: nowhere.
     pub otlp: Option<OtlpSetup>,
     /// Run the engine on threads of this process instead of a child.

@@ -165,6 +165,8 @@ pub(super) struct State {
     description: Option<Arc<Description>>,
     /// The engine was ready since it was started.
     was_ready: bool,
+    /// Of the last load that was done.
+    load_time: Duration,
     failure: Option<(String, Instant)>,
     pub adapter_scales: Option<Vec<f32>>,
 }
@@ -269,6 +271,11 @@ impl Models {
         self.shared.tell();
     }
 
+    /// How long the last load took.
+    pub(super) fn load_time(&self, idx: usize) -> Duration {
+        self.shared.lock()[idx].load_time
+    }
+
     pub(super) fn list(&self) -> Vec<Listed> {
         let states = self.shared.lock();
         let listed = |(entry, state): (&Entry, &State)| {
@@ -338,6 +345,7 @@ impl Shared {
             keep_alive: entry.config().keep_alive,
             description: None,
             was_ready: false,
+            load_time: Duration::ZERO,
             failure: None,
             adapter_scales: None,
         };
@@ -495,6 +503,7 @@ async fn live(shared: &Shared, idx: usize, engine: &Engine, waits: bool) -> Opti
                 let mut states = shared.lock();
                 states[idx].description = Some(description);
                 states[idx].was_ready = true;
+                states[idx].load_time = started.elapsed();
                 states[idx].last_used = Instant::now();
                 drop(states);
                 shared.tell();

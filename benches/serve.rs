@@ -58,11 +58,12 @@ fn main() -> Outcome<()> {
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
     println!("model {}, {} threads, medians of {} rounds", setup.model.display(), setup.threads, setup.rounds);
     println!("{:<44} {:>12} {:>12} {:>8}", "", "hearth", "llama-server", "ratio");
-    let scenarios: [(&str, Scenario); 11] = [
+    let scenarios: [(&str, Scenario); 12] = [
         ("single", single_stream),
         ("streams", eight_streams),
         ("schema", schemas),
         ("shared", shared_prefix),
+        ("return", conversations_return),
         ("beside", prompt_beside_stream),
         ("leave-prefill", leave_in_prefill),
         ("leave-whole", leave_whole_answer),
@@ -261,6 +262,30 @@ fn shared_prefix(setup: &Setup) -> Outcome<Vec<Figure>> {
         let generated: u64 = measured.iter().map(|one| one.n_completion).sum();
         let seconds = took.as_secs_f64();
         Ok(vec![N_CLIENTS as f64 / seconds, p95, computed as f64 / distinct, generated as f64 / seconds])
+    })
+}
+
+/// Six conversations of about 700 tokens take turns on two slots, so that each has lost its slot when it comes back.
+fn conversations_return(setup: &Setup) -> Outcome<Vec<Figure>> {
+    let names =
+        [("6 chats take turns on 2 slots: first token", "ms"), ("  prompt tokens computed, of the new ones", "×")];
+    setup.rounds(Shape { n_slots: 2, n_ctx: 4096, is_pool: false }, &names, |server, seed| {
+        let mut prompts: Vec<String> = (0..6).map(|chat| Request::new(680, 0, seed * 61 + chat).prompt).collect();
+        let (mut firsts, mut computed, mut new) = (Vec::new(), 0, 0);
+        for turn in 0..3 {
+            for (chat, prompt) in (0..).zip(&mut prompts) {
+                let request = Request::new(20, 8, seed * 67 + turn * 10 + chat);
+                prompt.push(' ');
+                prompt.push_str(&request.prompt);
+                let measured = server.measure(&Request { prompt: prompt.clone(), is_cached: true, ..request })?;
+                if turn > 0 {
+                    firsts.push(millis(measured.first));
+                    computed += measured.n_prompt - measured.n_cached;
+                    new += 20;
+                }
+            }
+        }
+        Ok(vec![median(firsts), computed as f64 / f64::from(new)])
     })
 }
 

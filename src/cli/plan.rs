@@ -166,9 +166,19 @@ fn settle_layout(engine: &mut EngineConfig, model: &Model) {
     let n_ctx = u32::try_from(pool.n_ctx * pool.n_slots);
     if let (Ok(n_ctx), true, true) = (n_ctx, kv <= OWN_CELLS_BYTES_MAX, pool.n_slots > 1) {
         (engine.kv_layout, engine.n_ctx) = (KvLayout::Split, Some(n_ctx));
-        tracing::info!("KV cache: each slot has a whole context of its own ({} in all)", bytes(kv));
-    } else {
-        tracing::info!("KV cache: one pool of cells for all slots");
+        tracing::info!(
+            "KV cache: each slot has a whole context of its own ({} in all, at most {}); what prompts begin with alike is \
+             computed once and copied",
+            bytes(kv),
+            bytes(OWN_CELLS_BYTES_MAX)
+        );
+    } else if pool.n_slots > 1 {
+        tracing::info!(
+            "KV cache: one pool of cells for all slots, since a context for each would take {} (more than {}); what prompts \
+             begin with alike is computed once and its cells are shared",
+            bytes(kv),
+            bytes(OWN_CELLS_BYTES_MAX)
+        );
     }
 }
 

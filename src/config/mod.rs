@@ -14,6 +14,7 @@ mod granted;
 mod limits;
 mod money;
 mod names;
+mod prefixes;
 mod raw;
 mod reload;
 mod resolve;

@@ -31,7 +31,9 @@ impl Raw {
         }
         self.add_aliases(&mut models)?;
         check_names(&models)?;
-        Ok(models.into_iter().map(|(model, _)| model).collect())
+        let mut models: Vec<ServedModel> = models.into_iter().map(|(model, _)| model).collect();
+        self.add_prefixes(&mut models)?;
+        Ok(models)
     }
 
     /// What is said of the top-level model has no meaning where there is none.

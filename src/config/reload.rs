@@ -84,6 +84,9 @@ impl Raw {
                 return Err(needs_restart(origin, "another [[key]] or [[team]]"));
             }
         }
+        if self.tables.prefixes != new.tables.prefixes {
+            return Err(needs_restart(Origin::Default, "another [[prefix]]"));
+        }
         let (old_tables, new_tables) = (&self.tables.models, &new.tables.models);
         if old_tables.len() != new_tables.len() {
             let origin = new_tables.last().or(old_tables.last()).map_or(Origin::Default, |table| table.origin.clone());

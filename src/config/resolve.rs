@@ -209,6 +209,8 @@ impl Raw {
                 Some(Switch(true)) => KvLayout::Unified,
                 Some(Switch(false)) => KvLayout::Split,
             },
+            prefixes: Vec::new(),
+            prefix_store: self.prefix_store.value.clone(),
             saved_bytes: self.prefix_ram.value.map(|ByteSize(n)| n as u64),
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),

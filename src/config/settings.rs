@@ -144,6 +144,8 @@ settings! {
         /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
         /// [default: an eighth of what is available at start, at most 1GiB]
         prefix_ram: ByteSize = None, "BYTES";
+        /// A folder that keeps what was computed of each [[prefix]] of hearth.toml for the next start
+        prefix_store: PathBuf = None, "DIR";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it

@@ -6,6 +6,7 @@
 //! which model it is (the group "Model") belongs to the top-level `model` alone and is not handed down. What a table says
 //! wins over flags and variables, which speak for all models.
 
+use super::prefixes::{PrefixTable, prefix_table};
 use super::raw::{ConfigError, Origin, article, nearest};
 use super::settings::{Raw, SETTINGS};
 use super::upstreams::{AliasRouting, UpstreamTable, alias_entry, upstream_table};
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Keys that may be arrays of tables.
-pub(super) const KINDS: [&str; 5] = ["model", "alias", "upstream", "team", "key"];
+pub(super) const KINDS: [&str; 6] = ["model", "alias", "upstream", "prefix", "team", "key"];
 
 /// What the file says in tables.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,6 +29,7 @@ pub struct Tables {
     /// `[limits.NAME]`.
     pub limits: BTreeMap<String, LimitSpec>,
     pub upstreams: Vec<UpstreamTable>,
+    pub prefixes: Vec<PrefixTable>,
     pub teams: Vec<GrantTable>,
     pub keys: Vec<GrantTable>,
 }
@@ -120,6 +122,18 @@ impl Raw {
                 upstream_table(entries, &place)
             });
             self.tables.upstreams = tables.collect::<Result<_, _>>()?;
+        }
+        #[derive(Deserialize)]
+        struct Prefixes {
+            prefix: Vec<Table>,
+        }
+        if has("prefix") {
+            let prefixes: Prefixes = toml::from_str(text).map_err(broken)?;
+            let tables = prefixes.prefix.into_iter().map(|table| {
+                let (entries, place) = read(path, text, "prefix", table);
+                prefix_table(entries, place)
+            });
+            self.tables.prefixes = tables.collect::<Result<_, _>>()?;
         }
         #[derive(Deserialize)]
         struct Teams {
@@ -215,6 +229,11 @@ fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, Conf
             "name" => name = Some((entry.text()?, entry.origin("name"))),
             // `model` is the older word.
             "model" | "target" => model = Some(entry.text()?),
+            "targets" => {
+                let mut all = entry.texts()?.into_iter();
+                model = all.next();
+                routing.equals = all.collect();
+            }
             _ => alias_entry(&mut routing, &mut entry)?.ok_or_else(|| entry.unknown())?,
         }
     }
@@ -235,6 +254,7 @@ pub(super) struct Entry {
 }
 
 /// Where a table begins.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Place {
     path: PathBuf,
     line: usize,

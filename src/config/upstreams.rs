@@ -7,8 +7,8 @@ use super::value::{Seconds, Written};
 use super::{Origin, ServedModel};
 use crate::dialect::remote::{Kind, Wire};
 use crate::gateway::{
-    BaseUrl, BreakerConfig, Condition, Price, RULES_MAX, RetryConfig, RouteConfig, Secret, Timeouts, UpstreamConfig,
-    nusd,
+    BaseUrl, BreakerConfig, Condition, HealthConfig, Price, RULES_MAX, RetryConfig, RouteConfig, Secret, Timeouts,
+    UpstreamConfig, nusd,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct UpstreamTable {
     breaker: BreakerConfig,
     max_concurrency: u32,
     price: Price,
+    health: Option<HealthConfig>,
+    drains: bool,
     /// Where `name` is written.
     pub origin: Origin,
 }
@@ -38,6 +40,8 @@ pub struct UpstreamTable {
 /// What an `[[alias]]` says beside its name and target.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AliasRouting {
+    /// Of `targets`, all but the first.
+    pub equals: Vec<String>,
     pub fallbacks: Vec<String>,
     pub rules: Vec<(Condition, String)>,
     pub never_leaves: bool,
@@ -61,6 +65,8 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
         breaker: BreakerConfig::default(),
         max_concurrency: 32,
         price: Price::default(),
+        health: None,
+        drains: false,
         origin: Origin::Default,
     };
     for mut entry in entries {
@@ -76,6 +82,8 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
             "ca" => table.ca = Some(entry.text()?.into()),
             "max_concurrency" => table.max_concurrency = entry.whole(1, CONCURRENCY_MAX)?,
             "price" => price(&mut table.price, entry.inner()?)?,
+            "health" => table.health = Some(health(entry.inner()?)?),
+            "on_abort" => table.drains = entry.word(&["close", "drain"])? == "drain",
             "timeouts" => timeouts(&mut table.timeouts, entry.inner()?)?,
             "retry" => retry(&mut table.retry, entry.inner()?)?,
             "breaker" => breaker(&mut table.breaker, entry.inner()?)?,
@@ -116,6 +124,25 @@ fn timeouts(timeouts: &mut Timeouts, entries: Vec<Entry>) -> Result<(), ConfigEr
         *time = entry.time()?;
     }
     Ok(())
+}
+
+fn health(entries: Vec<Entry>) -> Result<HealthConfig, ConfigError> {
+    let mut health = HealthConfig::default();
+    for mut entry in entries {
+        match entry.key.as_str() {
+            "path" => {
+                health.path = entry.text()?;
+                if !health.path.starts_with('/') || !health.path.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    return Err(entry.fault("a path behind the base address is expected, as /models".to_owned()));
+                }
+            }
+            "every" => health.every = entry.time()?,
+            "timeout" => health.timeout = entry.time()?,
+            "failures" => health.failures = entry.whole(1, 100)?,
+            _ => return Err(entry.unknown()),
+        }
+    }
+    Ok(health)
 }
 
 fn retry(retry: &mut RetryConfig, entries: Vec<Entry>) -> Result<(), ConfigError> {
@@ -222,6 +249,8 @@ impl Raw {
                 max_concurrency: table.max_concurrency,
                 price: table.price,
                 ca: table.ca.clone(),
+                health: table.health.clone(),
+                drains: table.drains,
             };
             upstream.check().map_err(refuse)?;
             upstreams.push(upstream);
@@ -239,8 +268,10 @@ impl Raw {
         let is_upstream = |name: &str| upstreams.iter().any(|upstream| upstream.name.eq_ignore_ascii_case(name));
         let mut routes = Vec::new();
         for AliasTable { name, model, routing, origin } in &self.tables.aliases {
-            let targets =
-                std::iter::once(model).chain(&routing.fallbacks).chain(routing.rules.iter().map(|(_, to)| to));
+            let targets = std::iter::once(model)
+                .chain(&routing.equals)
+                .chain(&routing.fallbacks)
+                .chain(routing.rules.iter().map(|(_, to)| to));
             for target in targets {
                 if !is_model(target) && !is_upstream(target) {
                     let message = format!("there is no model or upstream named {target:?}");
@@ -253,6 +284,7 @@ impl Raw {
             routes.push(RouteConfig {
                 name: name.clone(),
                 target: model.clone(),
+                equals: routing.equals.clone(),
                 fallbacks: routing.fallbacks.clone(),
                 rules: routing.rules.clone(),
                 never_leaves: routing.never_leaves,
@@ -351,6 +383,8 @@ mod tests {
             retry = { attempts = 2, base = "1ms", factor = 1.5, max = "2s", budget_percent = 10, min_per_sec = 0 }
             breaker = { consecutive_failures = 3, error_rate = 0.25, min_samples = 4, window = "5s", open_for = "6s", max_open = "7s", probes = 1 }
             max_concurrency = 7
+            health = { path = "/health", every = "1s", timeout = "100ms", failures = 3 }
+            on_abort = "drain"
             price = { input = 0.15, cached_input = "0.075", output = 1 }
             [[upstream]]
             name = "box"
@@ -370,7 +404,7 @@ mod tests {
             model = "scripted"
             [[alias]]
             name = "away"
-            target = "box"
+            targets = ["box", "cloud"]
             egress = "never"
             "#
         );
@@ -380,6 +414,9 @@ mod tests {
         assert_eq!((cloud.wire.kind, cloud.wire.newer_limit, cloud.max_concurrency), (Kind::OpenAi, true, 7));
         let price = Price { input: 150_000_000, cached_input: 75_000_000, output: 1_000_000_000 };
         assert_eq!((cloud.price, there.price), (price, Price::default()));
+        let health = cloud.health.as_ref().expect("it is asked");
+        assert_eq!((health.path.as_str(), health.every, health.failures), ("/health", Duration::from_secs(1), 3));
+        assert!(cloud.drains && !there.drains && there.health.is_none());
         assert!(cloud.api_key.is_some() && there.api_key.is_none());
         assert_eq!((cloud.timeouts.connect, cloud.timeouts.idle), (Duration::from_secs(1), Duration::from_millis(200)));
         assert_eq!((cloud.retry.attempts, cloud.breaker.consecutive_failures, there.retry.attempts), (2, 3, 3));
@@ -387,6 +424,7 @@ mod tests {
         let [mini, away] = routing.routes.as_slice() else { unreachable!("a plain alias is no route") };
         assert_eq!((mini.target.as_str(), mini.fallbacks.len(), mini.rules.len()), ("scripted", 2, 1));
         assert_eq!((mini.min_logprob, mini.reports_alias, away.never_leaves), (Some(-0.5), true, true));
+        assert_eq!((away.target.as_str(), away.equals.as_slice()), ("box", &["cloud".to_owned()][..]));
         assert_eq!((mini.burst_after, away.burst_after), (Some(Duration::from_secs(2)), None));
         assert!(!resolve(MODEL).expect("a good file").gateway.routing.may_leave);
     }
@@ -407,6 +445,8 @@ mod tests {
             (format!("{MODEL}{upstream}retry = {{ attempts = 11 }}\n"), "within 1..=10"),
             (format!("{MODEL}{upstream}timeouts = {{ idle = 0 }}\n"), "a time such as"),
             (format!("{MODEL}{upstream}breaker = {{ odd = 0 }}\n"), "unknown key \"odd\""),
+            (format!("{MODEL}{upstream}health = {{ path = \"models\" }}\n"), "behind the base address"),
+            (format!("{MODEL}[[alias]]\nname = \"a\"\ntargets = []\n"), "an [[alias]] has a name and a model"),
             (format!("{MODEL}{upstream}breaker = 5\n"), "does not belong here"),
             (format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"x\"\n"), "no model or upstream named \"x\""),
             (format!("{MODEL}[[alias]]\nname = \"a\"\ntarget = \"scripted\"\nfallbacks = [\"x\"]\n"), "named \"x\""),

@@ -1,6 +1,7 @@
 //! How an engine is set up. The front sends this to the engine process as its first frame.
 
 use super::event::Pooling;
+use crate::chat::ChatPrompt;
 use crate::model::Memory;
 use serde::{Deserialize, Serialize};
 use std::hash::{Hash, Hasher};
@@ -133,6 +134,21 @@ pub struct LoraConfig {
     pub scale: f32,
 }
 
+/// A beginning of prompts that the operator named. All tenants share what is computed of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrefixConfig {
+    pub name: String,
+    pub text: PrefixText,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PrefixText {
+    /// What chats have in common that begin with these messages and tools.
+    Chat(ChatPrompt),
+    /// The beginning of a raw prompt.
+    Prompt(String),
+}
+
 /// Everything an engine needs to know before it loads. `None`: chosen from the model and the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineConfig {
@@ -167,6 +183,10 @@ pub struct EngineConfig {
     /// How the vectors of an input's tokens become one; `None`: as the file says, else the last token's for a causal model
     /// and the mean for an encoder.
     pub pooling: Option<Pooling>,
+    /// Beginnings of prompts that are computed when the engine starts; at most `PREFIXES_MAX`.
+    pub prefixes: Vec<PrefixConfig>,
+    /// A folder that keeps what was computed of them.
+    pub prefix_store: Option<PathBuf>,
     /// Most bytes of the host's memory for prefixes that left the context, over all workers; `None`: an eighth of what is
     /// available when the engine starts, at most `SAVED_BYTES_MAX`.
     pub saved_bytes: Option<u64>,
@@ -188,6 +208,7 @@ impl EngineConfig {
     /// Beyond it an adapter leaves nothing of the model, and floats overflow.
     pub const LORA_SCALE_MAX: f32 = 100.0;
 
+    pub const PREFIXES_MAX: usize = 64;
     /// Most that is taken for saved prefixes without being asked for.
     pub const SAVED_BYTES_MAX: u64 = 1 << 30;
 
@@ -195,6 +216,13 @@ impl EngineConfig {
     pub fn saved_bytes(&self) -> usize {
         let eighth = || Memory::now().map_or(64 << 20, |memory| memory.available / 8).min(Self::SAVED_BYTES_MAX);
         usize::try_from(self.saved_bytes.unwrap_or_else(eighth)).unwrap_or(usize::MAX)
+    }
+
+    /// What must be the same of two contexts for the state of one to fit the other, besides model and build.
+    pub fn state_shape(&self, n_ctx_seq: u32) -> String {
+        let (k, v) = (self.cache_type_k.name(), self.cache_type_v.name());
+        let (layout, attention) = (self.kv_layout.is_unified(), self.flash_attn);
+        format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={}", self.swa_full)
     }
 
     /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times, and which inodes
@@ -236,6 +264,8 @@ impl EngineConfig {
             lora: Vec::new(),
             embeddings: EmbedMode::Auto,
             pooling: None,
+            prefixes: Vec::new(),
+            prefix_store: None,
             saved_bytes: None,
             max_gap: Duration::from_millis(150),
             n_queue: 256,

@@ -393,6 +393,22 @@ impl<M: Model> Preparer<M> {
         }
     }
 
+    /// The tokens of a prompt without media.
+    pub(super) fn lead_tokens(&self, prompt: &Prompt) -> Result<Vec<Token>, Failure> {
+        let (tokens, lacks_media) = match prompt {
+            Prompt::Chat(chat) => {
+                let (ready, pending) = self.chat_tokens(chat)?;
+                (ready.tokens, pending.is_empty() && ready.media.is_empty())
+            }
+            Prompt::Text(text) => (self.model.tokenize(text, true, true)?, true),
+            _ => (Vec::new(), true),
+        };
+        if !lacks_media {
+            return Err(Failure::invalid("prefix", "unsupported_operation", "images and sound are no prefix"));
+        }
+        Ok(tokens)
+    }
+
     /// The chat's tokens, and the chunks among them that are not encoded yet.
     fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Read<M>, Failure> {
         let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();

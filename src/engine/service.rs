@@ -5,7 +5,7 @@
 
 use super::backend::llama::LlamaModel;
 use super::backend::scripted::ScriptedModel;
-use super::backend::{Interrupt, Model};
+use super::backend::{Context, Interrupt, Model};
 use super::config::{EngineConfig, ModelSource};
 use super::constraint::Constraints;
 use super::constraint::masks::Masks;
@@ -15,6 +15,7 @@ use super::event::{Description, Event, Pooling, SlotStats, Stats};
 use super::media::Cache;
 use super::media::encoder::{self, JOBS_MAX};
 use super::output;
+use super::prefix::{self, Folder, Named, Saved};
 use super::prepare::{Embedder, Preparer, Sight, Work};
 use super::request::{Command, RequestId};
 use super::run::Run;
@@ -343,10 +344,30 @@ impl Loading {
         let (items, item_queue) = output::channel();
         let mut description = model.describe();
         description.files_mark = self.config.files_mark();
+        let serial = Arc::new(AtomicU64::new(0));
+        let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
+        let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {
+            model: Arc::clone(&model),
+            lanes: Arc::clone(lanes),
+            registry: Arc::clone(&self.registry),
+            sink: Arc::clone(&self.sink),
+            serial: Arc::clone(&serial),
+            n_ctx,
+            piece_bytes_max: description.piece_bytes_max.max(1),
+            n_vocab: description.n_vocab,
+            adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
+            constraints: Arc::clone(&constraints),
+            embedder: None,
+            sight: None,
+        };
         let mut lanes = Vec::new();
         if description.generates {
+            let reader = preparer(&Arc::default(), description.n_ctx);
+            let named: Vec<Named> = self.config.prefixes.iter().filter_map(|prefix| reader.named(prefix)).collect();
+            let mut states = None;
             for index in 0..self.config.n_workers {
-                let (lane, n_ctx_seq) = self.open_worker(&model, index, items.clone())?;
+                let named = (named.as_slice(), &mut states);
+                let (lane, n_ctx_seq) = self.open_worker(&model, index, items.clone(), named)?;
                 description.n_ctx = n_ctx_seq;
                 lanes.push(lane);
             }
@@ -360,21 +381,10 @@ impl Loading {
         let (registry, sink) = (Arc::clone(&self.registry), Arc::clone(&self.sink));
         self.spawn("output".into(), 2 << 20, move || output::run(&item_queue, &registry, &sink))?;
         let lanes = Arc::new(lanes);
-        let serial = Arc::new(AtomicU64::new(0));
-        let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
         let preparer = |sight: Option<Sight<M>>| Preparer {
-            model: Arc::clone(&model),
-            lanes: Arc::clone(&lanes),
-            registry: Arc::clone(&self.registry),
-            sink: Arc::clone(&self.sink),
-            serial: Arc::clone(&serial),
-            n_ctx: description.n_ctx,
-            piece_bytes_max: description.piece_bytes_max.max(1),
-            n_vocab: description.n_vocab,
-            adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
-            constraints: Arc::clone(&constraints),
             embedder: embedder.clone(),
             sight,
+            ..preparer(&lanes, description.n_ctx)
         };
         let sights = if description.media.is_empty() {
             None
@@ -431,8 +441,8 @@ impl Loading {
         model: &Arc<M>,
         index: u32,
         items: Sender<Vec<output::Item>>,
+        (named, states): (&[Named], &mut Option<Vec<Saved>>),
     ) -> Result<(Lane<M::Sampler>, u32), String> {
-        use super::backend::Context;
         let cancels = Arc::new(Cancels::default());
         let interrupt: Interrupt = {
             let cancels = Arc::clone(&cancels);
@@ -442,13 +452,18 @@ impl Loading {
         let n_ctx_seq = context.n_ctx_seq();
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
         worker::warm_up(&mut context, 0, &mut pace)?;
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
+        // The first worker computes them, the others take copies.
+        let named = match states {
+            Some(states) => states.clone(),
+            None => states.insert(self.warm_named(&model.describe(), &mut context, named)?).clone(),
+        };
         // There before the worker's thread first runs: whoever asks for the slots at once sees them all.
         let idle = |slot| SlotStats { slot, state: "idle".to_owned(), ..Default::default() };
         let slots = (0..self.config.n_slots).map(idle).collect();
         let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), ..Default::default() };
         let stats = Arc::new(Mutex::new(stats));
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
-        self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
         // The front's places bound what can come in.
         let (runs, incoming) = crossbeam_channel::bounded(self.config.n_places() as usize + 1);
         let reopen = {
@@ -466,6 +481,7 @@ impl Loading {
             pace,
             masks: Masks::start()?,
             stats,
+            named,
             n_bytes_saved: self.config.saved_bytes() / self.config.n_workers.max(1) as usize,
         };
         let sink = Arc::clone(&self.sink);
@@ -482,6 +498,23 @@ impl Loading {
             }
         })?;
         Ok((Lane { runs, n_runs: Arc::default() }, n_ctx_seq))
+    }
+
+    /// The states of the prefixes that the operator named.
+    fn warm_named<C: Context>(
+        &self,
+        model: &Description,
+        context: &mut C,
+        named: &[Named],
+    ) -> Result<Vec<Saved>, String> {
+        let folder = self.config.prefix_store.as_deref().filter(|_| !named.is_empty()).and_then(|dir| {
+            let shape = self.config.state_shape(context.n_ctx_seq());
+            let folder = Folder::open(dir, &self.config, &model.build, &shape);
+            folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
+        });
+        let scales: Vec<f32> = model.adapters.iter().map(|adapter| adapter.scale).collect();
+        let adapters = super::adapters::chosen(&scales, None).map_err(|failure| failure.to_string())?;
+        prefix::warm(context, named, folder.as_ref(), &adapters)
     }
 
     /// The thread that makes vectors, with a context of its own.

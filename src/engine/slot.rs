@@ -20,13 +20,23 @@ pub(super) struct Slot<S> {
     pub media: Arc<[Span]>,
     /// Whose tokens these are.
     pub partition: u64,
+    /// The partition of what all tenants share, with the adapters that these tokens were computed with.
+    pub shared: u64,
     /// Step at which the slot last computed something; idle slots are emptied least recent first.
     pub served_at: u64,
 }
 
 impl<S> Slot<S> {
     pub fn new() -> Self {
-        Self { kept: Vec::new(), cells: Vec::new(), run: None, media: Arc::new([]), partition: 0, served_at: 0 }
+        Self {
+            kept: Vec::new(),
+            cells: Vec::new(),
+            run: None,
+            media: Arc::new([]),
+            partition: 0,
+            shared: 0,
+            served_at: 0,
+        }
     }
 
     /// What the scheduler has to know; `None` when there is nothing to compute.

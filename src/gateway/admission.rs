@@ -41,7 +41,11 @@ impl Names {
             // A static key, by a number that tells nothing about it.
             key: format!("static-{:016x}", caller.principal.partition()),
             ip: caller.client_ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            end_user: String::new(),
+            // Two keys may use the same name for different people.
+            end_user: caller
+                .trace
+                .end_user()
+                .map_or_else(String::new, |name| format!("{:016x}/{name}", caller.principal.partition())),
         }
     }
 }
@@ -105,14 +109,13 @@ impl Gateway {
         name: &str,
         end_user: Option<&str>,
     ) -> Result<Permit, Error> {
+        if let Some(end_user) = end_user {
+            caller.trace.acts_for(end_user);
+        }
         if let (Some(entry), Some(end_user)) = (&caller.entry, end_user) {
             entry.of_end_user(end_user);
         }
-        let (config, mut names) = (self.config(), Names::of(caller));
-        if let Some(end_user) = end_user {
-            // Two keys may use the same name for different people.
-            names.end_user = format!("{:016x}/{end_user}", caller.principal.partition());
-        }
+        let (config, names) = (self.config(), Names::of(caller));
         let scopes = scopes(&config.limits, caller, &names);
         for (scope, window) in self.limiter.lacks_history(&scopes) {
             let spent = self.spent(scope.kind, scope.id, (window.start_ms, window.end_ms)).await?;
@@ -170,6 +173,11 @@ impl Gateway {
         let scopes = scopes(&config.limits, caller, &names);
         let standing = (!scopes.is_empty()).then(|| self.limiter.standing(&scopes))?;
         (standing.requests.is_some() || standing.tokens.is_some()).then_some(standing)
+    }
+
+    /// Whether anything limits the caller, or whom it may turn out to act for.
+    pub fn may_limit(&self, caller: &Caller) -> bool {
+        self.config().limits.of_kind(ScopeKind::EndUser).is_some() || self.standing(caller).is_some()
     }
 
     /// (team, nano-USD) that teams with budgets have left, of those that asked for something since the start.

@@ -42,7 +42,7 @@ impl Gateway {
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
             return Err(Error::unknown_model(asked.model().unwrap_or_default()));
         }
-        let chain = self.routes.chain(route, asked.prompt_bytes(), caller);
+        let chain = self.routes.chain(route, asked.prompt_bytes(), caller, |equals| self.balance(equals, caller));
         if chain.is_empty() {
             return Err(Error::Stays);
         }

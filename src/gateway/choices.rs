@@ -53,6 +53,14 @@ impl Choices {
         }
     }
 
+    /// Whether it goes on for its count though nobody listens any more; see [`Remote::drain`].
+    pub(super) fn drain(&mut self) -> bool {
+        match self {
+            Choices::Remote(remote) => remote.drain(),
+            _ => false,
+        }
+    }
+
     /// Who counts its tokens.
     pub(super) fn source(&self) -> UsageSource {
         match self {

@@ -11,6 +11,7 @@
 mod admission;
 mod answer;
 mod asked;
+mod balance;
 mod books;
 mod cache;
 mod choices;
@@ -69,8 +70,8 @@ pub use spec::{
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
 pub use upstream::{
-    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, RetryConfig, Secret, Timeouts,
-    UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
+    BaseUrl, BreakerConfig, BreakerState, Class, Collector, CollectorConfig, HealthConfig, RetryConfig, Secret,
+    Timeouts, UPSTREAMS_MAX, UpstreamConfig, UpstreamStatus,
 };
 pub(crate) use upstream::{Body as HttpClientBody, Connector as HttpConnector, HttpClient, client as http_client};
 pub use vectors::{Classified, Embedded, Scored};
@@ -213,7 +214,10 @@ impl Gateway {
         let routes = Routes::new(routing, &ids);
         let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
         let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
-        let upstreams = routing.upstreams.iter().map(upstream).collect();
+        let upstreams: Vec<Arc<Upstream>> = routing.upstreams.iter().map(upstream).collect();
+        if routing.may_leave {
+            upstreams.iter().for_each(Upstream::watch);
+        }
         let (limiter, reporter) = (admission::limiter(), Arc::new(Reporter::of(Arc::clone(&metrics), None)));
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
         Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, reporter, books: None }

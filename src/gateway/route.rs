@@ -39,6 +39,8 @@ pub struct RouteConfig {
     /// May be a pattern.
     pub name: String,
     pub target: String,
+    /// Targets that are as good as the first: each request is asked of the better of two taken by chance.
+    pub equals: Vec<String>,
     /// Asked in this order when the target can't answer.
     pub fallbacks: Vec<String>,
     /// The first that holds names the target instead.
@@ -215,6 +217,7 @@ pub(super) struct Routes {
 pub(super) struct Route {
     pub config: Arc<RouteConfig>,
     target: Hop,
+    equals: Vec<Hop>,
     fallbacks: Vec<Hop>,
     rules: Vec<(Condition, Hop)>,
 }
@@ -228,6 +231,7 @@ impl Routes {
         let route = |route: &RouteConfig| {
             Some(Route {
                 target: hop(&route.target)?,
+                equals: route.equals.iter().filter_map(hop).collect(),
                 fallbacks: route.fallbacks.iter().filter_map(hop).collect(),
                 rules: route.rules.iter().filter_map(|(when, to)| Some((when.clone(), hop(to)?))).collect(),
                 config: Arc::new(route.clone()),
@@ -246,14 +250,26 @@ impl Routes {
         fitting.max_by_key(|route| route.weight())
     }
 
-    /// The targets of a request in their order; empty where all of them are elsewhere and it may not leave.
-    pub(super) fn chain(&self, route: &Route, prompt_bytes: usize, caller: &Caller) -> Vec<Hop> {
+    /// The targets of a request in their order; empty where all of them are elsewhere and it may not leave. `balance`
+    /// orders those that are equals.
+    pub(super) fn chain(
+        &self,
+        route: &Route,
+        prompt_bytes: usize,
+        caller: &Caller,
+        balance: impl FnOnce(&mut Vec<Hop>),
+    ) -> Vec<Hop> {
         let may_leave = self.may_leave(route, caller);
         let is_open = |hop: &Hop| may_leave || matches!(hop, Hop::Home(_));
         let ruled = route.rules.iter().filter(|(_, hop)| is_open(hop));
         let first = ruled.into_iter().find(|(when, _)| when.holds(prompt_bytes, caller)).map(|(_, hop)| *hop);
+        let mut equals: Vec<Hop> =
+            std::iter::once(route.target).chain(route.equals.iter().copied()).filter(is_open).collect();
+        balance(&mut equals);
+        // There is room for two of them at least, and for the fallbacks before more.
+        equals.truncate(CHAIN_MAX.saturating_sub(route.fallbacks.len()).max(2));
         let mut chain: Vec<Hop> = Vec::with_capacity(CHAIN_MAX);
-        for hop in first.into_iter().chain([route.target]).chain(route.fallbacks.iter().copied()).filter(is_open) {
+        for hop in first.into_iter().chain(equals).chain(route.fallbacks.iter().copied()).filter(is_open) {
             if chain.len() < CHAIN_MAX && !chain.contains(&hop) {
                 chain.push(hop);
             }
@@ -263,7 +279,7 @@ impl Routes {
 
     fn may_leave(&self, route: &Route, caller: &Caller) -> bool {
         let rules = route.rules.iter().map(|(_, hop)| *hop);
-        let mut all = rules.chain([route.target]).chain(route.fallbacks.iter().copied());
+        let mut all = rules.chain([route.target]).chain(route.equals.iter().chain(&route.fallbacks).copied());
         self.may_leave
             && !route.config.never_leaves
             && !caller.hints.never_leaves
@@ -364,6 +380,8 @@ mod tests {
             max_concurrency: 1,
             price: Default::default(),
             ca: None,
+            health: None,
+            drains: false,
         }
     }
 
@@ -372,6 +390,7 @@ mod tests {
         RouteConfig {
             name: name.to_owned(),
             target: target.to_owned(),
+            equals: Vec::new(),
             fallbacks: fallbacks.iter().map(|name| (*name).to_owned()).collect(),
             rules: rules.iter().map(rule).collect(),
             never_leaves: false,
@@ -425,7 +444,8 @@ mod tests {
         let rules = [("prompt_tokens > 10", "other"), ("header.x-hearth-task == 'hard'", "cloud")];
         let config = config(vec![route("a", "home", &["cloud", "other", "third", "home"], &rules)]);
         let routes = Routes::new(&config, &["home"]);
-        let chain = |n_bytes, task: &str| routes.chain(routes.find("A").expect("a route"), n_bytes, &with_header(task));
+        let chain =
+            |n_bytes, task: &str| routes.chain(routes.find("A").expect("a route"), n_bytes, &with_header(task), |_| {});
         let (home, cloud, other, third) = (Hop::Home(0), Hop::Away(0), Hop::Away(1), Hop::Away(2));
         assert_eq!(chain(0, "easy"), [home, cloud, other, third]);
         assert_eq!(chain(0, "hard"), [cloud, home, other, third]);
@@ -433,11 +453,26 @@ mod tests {
     }
 
     #[test]
+    fn equals_are_ordered_by_others_and_leave_room_for_fallbacks() {
+        let mut it = route("a", "home", &["third"], &[]);
+        it.equals = vec!["cloud".into(), "other".into()];
+        let config = config(vec![it]);
+        let routes = Routes::new(&config, &["home", "spare"]);
+        let chain = |hints: Hints| {
+            let caller = Caller { hints, ..Default::default() };
+            routes.chain(routes.find("a").expect("a route"), 0, &caller, |equals| equals.reverse())
+        };
+        let (home, cloud, other, third) = (Hop::Home(0), Hop::Away(0), Hop::Away(1), Hop::Away(2));
+        assert_eq!(chain(Hints::default()), [other, cloud, home, third]);
+        assert_eq!(chain(Hints { never_leaves: true, ..Default::default() }), [home]);
+    }
+
+    #[test]
     fn one_no_is_enough_to_stay() {
         let base = || config(vec![route("a", "home", &["cloud"], &[("prompt_tokens >= 0", "cloud")])]);
         let chain = |config: &RoutingConfig, caller: &Caller| {
             let routes = Routes::new(config, &["home", "safe"]);
-            routes.chain(routes.find("a").expect("a route"), 0, caller)
+            routes.chain(routes.find("a").expect("a route"), 0, caller, |_| {})
         };
         let caller = Caller::default();
         assert_eq!(chain(&base(), &caller), [Hop::Away(0), Hop::Home(0)]);

@@ -8,6 +8,7 @@ use super::meter::{Meter, word};
 use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, Trace, UsageSource};
+use super::upstream::DRAIN_MAX;
 use super::walk::Rescue;
 use crate::chat::Usage;
 use crate::dialect::Answer;
@@ -400,25 +401,35 @@ impl Drop for Running {
     fn drop(&mut self) {
         let Some(mut meter) = self.meter.take() else { return };
         let slot = self.slot.take();
-        let (true, Ok(runtime)) = (meter.entry().is_some() && !meter.is_over(), tokio::runtime::Handle::try_current())
-        else {
-            if !meter.is_over() {
-                settle(slot.as_ref(), &meter);
-            }
-            return;
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return settle(slot.as_ref(), &meter);
         };
+        if meter.is_over() {
+            return;
+        }
+        let drains = self.choices.drain();
+        if meter.entry().is_none() && !drains {
+            return settle(slot.as_ref(), &meter);
+        }
         // Others are not asked any more, and count what they have come to by themselves.
         self.moving = None;
         let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
         let pin = self.pin.take();
-        choices.cancel();
+        let patience = if drains { DRAIN_MAX + CANCEL_WAIT } else { CANCEL_WAIT };
+        match meter.entry() {
+            // What the upstream says of its end is not how it ended here.
+            Some(entry) if drains => entry.end("aborted"),
+            _ if drains => {}
+            _ => choices.cancel(),
+        }
         runtime.spawn(async move {
             let rest = async {
                 while let Some((idx, event)) = choices.next().await {
+                    *meter.source_mut() = choices.source();
                     meter.observe(idx, &event);
                 }
             };
-            if tokio::time::timeout(CANCEL_WAIT, rest).await.is_err() {
+            if tokio::time::timeout(patience, rest).await.is_err() {
                 tracing::warn!("a cancelled request did not end in time; its row has what was known");
             }
             settle(slot.as_ref(), &meter);

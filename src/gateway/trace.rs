@@ -152,6 +152,8 @@ struct Record {
     context: TraceContext,
     began: (Instant, SystemTime),
     told: Mutex<Told>,
+    /// Whom the client acts for. Not told: it is a person.
+    end_user: Mutex<Option<String>>,
     /// Who is told at the end; nobody in tests.
     reporter: Option<Arc<Reporter>>,
 }
@@ -175,7 +177,8 @@ impl Default for Trace {
 impl Trace {
     pub(super) fn new(context: TraceContext, reporter: Option<Arc<Reporter>>, head: Head) -> Self {
         let told = Mutex::new(Told { head, ..Told::default() });
-        Self(Arc::new(Record { context, began: (Instant::now(), SystemTime::now()), told, reporter }))
+        let began = (Instant::now(), SystemTime::now());
+        Self(Arc::new(Record { context, began, told, end_user: Mutex::default(), reporter }))
     }
 
     pub fn context(&self) -> &TraceContext {
@@ -221,6 +224,14 @@ impl Trace {
         let mut told = self.lock();
         told.model_asked = asked.map(|name| name.chars().take(256).collect());
         told.model = Some(model.to_owned());
+    }
+
+    pub(super) fn acts_for(&self, end_user: &str) {
+        *self.0.end_user.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_user.to_owned());
+    }
+
+    pub(super) fn end_user(&self) -> Option<String> {
+        self.0.end_user.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn asked_for(&self, asked: AskedFor) {

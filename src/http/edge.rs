@@ -72,7 +72,7 @@ pub(super) async fn answer(
         Ok(Admitted::Caller(caller)) => {
             let cut = caller.principal.cut();
             end.entry.clone_from(&caller.entry);
-            limited = app.gateway.standing(&caller).map(|_| caller.clone());
+            limited = app.gateway.may_limit(&caller).then(|| caller.clone());
             request.extensions_mut().insert(caller);
             // A panic is a bug, but this request's alone.
             let routed = AssertUnwindSafe(router.oneshot(request)).catch_unwind();

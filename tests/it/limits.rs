@@ -220,6 +220,11 @@ async fn whom_a_client_acts_for_is_limited_by_itself() {
     .await;
     let ask = async |name: &str| chat(&server, "one", "hi", json!({ "user": name })).await.status;
     assert_eq!((ask("ann").await, ask("ann").await, ask("bob").await), (200, 429, 200));
+    // What is left is told of the person, too, and of nobody else.
+    let answer = chat(&server, "one", "hi", json!({ "user": "cid" })).await;
+    assert_eq!((answer.status, left(&answer, "requests")), (200, 0));
+    assert_eq!(answer.header("x-ratelimit-limit-requests"), "1");
+    assert_eq!(chat(&server, "one", "hi", json!({})).await.header("x-ratelimit-limit-requests"), "");
     let responses = async |more: Value| {
         post(&server, "one", "/v1/responses", with(json!({ "model": "default", "input": "hi" }), more)).await.status
     };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A scripted model that is loaded at a request and stays; its streams take eight seconds to fill the context.
-fn lazy(id: &str) -> ModelSetup {
+pub fn lazy(id: &str) -> ModelSetup {
     let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig { step_us: 2_000, ..Default::default() }));
     engine.n_threads = Some(1);
     let config = ModelConfig {
@@ -41,9 +41,9 @@ fn scripted(setup: &mut ModelSetup) -> &mut ScriptedConfig {
     }
 }
 
-struct House {
+pub struct House {
     server: Server,
-    gateway: Arc<Gateway>,
+    pub gateway: Arc<Gateway>,
 }
 
 impl House {
@@ -51,7 +51,7 @@ impl House {
         Self::with(models, limits, EngineMode::InProcess).await
     }
 
-    async fn with(models: Vec<ModelSetup>, limits: LoadLimits, mode: EngineMode) -> Self {
+    pub async fn with(models: Vec<ModelSetup>, limits: LoadLimits, mode: EngineMode) -> Self {
         let config = Setup::new().gateway;
         let gateway = Arc::new(Gateway::open(config, models, &mode, limits, Arc::new(Metrics::new())));
         let unused = Engine::start(lazy("unused").engine, EngineMode::InProcess);
@@ -60,7 +60,7 @@ impl House {
         Self { server, gateway }
     }
 
-    async fn ask(&self, model: &str) -> Answer {
+    pub async fn ask(&self, model: &str) -> Answer {
         self.server.chat("hi", json!({ "model": model })).await
     }
 
@@ -87,7 +87,7 @@ impl House {
         assert!(in_time.is_ok(), "never {expected:?}, but {:?}", self.statuses().await);
     }
 
-    async fn forever(&self, model: &str) -> reqwest::Response {
+    pub async fn forever(&self, model: &str) -> reqwest::Response {
         let body = chat_body("/forever", json!({ "model": model, "stream": true }));
         let mut stream = self.server.send("/v1/chat/completions", &body).await;
         assert!(stream.chunk().await.expect("the stream lives").is_some());

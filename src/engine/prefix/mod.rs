@@ -15,9 +15,13 @@
 //! Idle prefixes don't stay in the pool in sequences of their own: attention looks at every cell in use, so on CPU 1,500
 //! idle cells cost each token of each stream a twentieth, and come back from the store in a few milliseconds.
 
+mod disk;
+mod named;
 mod store;
 mod tree;
 
+pub use disk::Folder;
+pub use named::{Named, SHARED, warm};
 pub use store::Saved;
 pub use tree::{Holder, Match};
 
@@ -41,6 +45,15 @@ impl Prefixes {
     /// `n_bytes_max`: of the store; 0 keeps nothing there.
     pub fn new(n_bytes_max: usize) -> Self {
         Self { tree: Tree::default(), store: Store::new(n_bytes_max) }
+    }
+
+    /// With states that are there from the start.
+    pub fn with(n_bytes_max: usize, states: Vec<Saved>) -> Self {
+        let mut prefixes = Self::new(n_bytes_max);
+        for saved in states {
+            prefixes.save(saved, false);
+        }
+        prefixes
     }
 
     /// A sequence holds `kept` now: as before, and perhaps more.

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// What a sequence held when it was saved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Saved {
     pub partition: u64,
     pub tokens: Vec<Token>,
@@ -27,12 +27,17 @@ struct Kept {
     used_at: u64,
 }
 
-/// **Bound:** `n_bytes_max` of states, besides the pinned ones, of which there are as many as the operator named. One more
+/// Most states, however small they are: each request looks at all that begin like it.
+const STATES_MAX: usize = 512;
+
+/// **Bound:** `n_bytes_max` of states, and `STATES_MAX` of them, besides the pinned ones, of which there are as many as the operator named. One more
 /// makes room by what is worth least: the time that it would take to compute it again, by size and by how long nobody asked.
 #[derive(Debug)]
 pub struct Store {
     kept: FxHashMap<u32, Kept>,
+    /// What isn't pinned.
     n_bytes: usize,
+    n_movable: usize,
     n_bytes_max: usize,
     next: u32,
     clock: u64,
@@ -40,7 +45,7 @@ pub struct Store {
 
 impl Store {
     pub fn new(n_bytes_max: usize) -> Self {
-        Self { kept: FxHashMap::default(), n_bytes: 0, n_bytes_max, next: 0, clock: 0 }
+        Self { kept: FxHashMap::default(), n_bytes: 0, n_movable: 0, n_bytes_max, next: 0, clock: 0 }
     }
 
     /// Bytes of what isn't pinned.
@@ -60,12 +65,13 @@ impl Store {
             if saved.state.len() > self.n_bytes_max {
                 return (None, evicted);
             }
-            while self.n_bytes + saved.state.len() > self.n_bytes_max {
+            while self.n_bytes + saved.state.len() > self.n_bytes_max || self.n_movable >= STATES_MAX {
                 let Some(id) = self.least_worth() else { return (None, evicted) };
                 self.remove(id);
                 evicted.push(id);
             }
             self.n_bytes += saved.state.len();
+            self.n_movable += 1;
         }
         self.clock += 1;
         let id = self.next;
@@ -90,6 +96,7 @@ impl Store {
         let Kept { saved, .. } = self.kept.remove(&id)?;
         if !saved.is_pinned {
             self.n_bytes -= saved.state.len();
+            self.n_movable -= 1;
         }
         Some(saved)
     }
@@ -127,6 +134,14 @@ mod tests {
         store.touch(ids[0]);
         assert_eq!(store.put(saved(10, 10, false)).1, [ids[1]]);
         assert_eq!(store.put(saved(10, 31, false)), (None, vec![]), "more than the store holds");
+    }
+
+    #[test]
+    fn there_are_never_more_than_can_be_looked_at() {
+        let mut store = Store::new(usize::MAX);
+        (0..STATES_MAX).for_each(|_| assert!(store.put(saved(1, 1, false)).1.is_empty()));
+        assert_eq!(store.put(saved(1, 1, false)).1, [0]);
+        assert!(store.put(saved(1, 1, true)).1.is_empty());
     }
 
     #[test]

@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Runs the service on this process's stdin and stdout until stdin ends. Logs go to stderr. The first frame is the
 /// configuration.
 pub fn run_child() -> ExitCode {
+    // Of the two processes this one holds the memory, and is the one that can be started anew: where the kernel has to
+    // kill one, it should be this. Where that can't be said, it is the larger one all the same.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     let mut input = io::BufReader::with_capacity(64 << 10, io::stdin().lock());
     let config = match read_frame(&mut input) {
         Ok(Some(ToEngine::Configure(config))) => *config,

@@ -2,7 +2,7 @@
 
 use super::super::fair::{Holder, PATIENCE};
 use super::super::run::Await;
-use super::super::{media, prefix, slot};
+use super::super::{adapters, media, prefix, slot};
 use super::*;
 use crate::chat::Class;
 use std::time::Instant;
@@ -105,6 +105,7 @@ impl<M: Model> Worker<M> {
         }
         let slot = &mut self.slots[index];
         slot.partition = run.partition;
+        slot.shared = adapters::partition(prefix::SHARED, &run.adapters);
         slot.media = run.media.iter().map(media::Span::without_rows).collect();
         slot.run = Some(run);
     }

@@ -25,7 +25,7 @@ use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
 use super::output::Item;
-use super::prefix::Prefixes;
+use super::prefix::{Prefixes, Saved};
 use super::run::Run;
 use super::scheduler::{self, Pace, Share, Want};
 use super::service::{Cancels, WorkerStats};
@@ -91,6 +91,8 @@ pub(super) struct Parts<M: Model> {
     pub stats: Arc<Mutex<WorkerStats>>,
     /// Most bytes of saved states.
     pub n_bytes_saved: usize,
+    /// States of the prefixes that the operator named.
+    pub named: Vec<Saved>,
 }
 
 /// The worker can't go on: its context broke and no new one could be made.
@@ -102,7 +104,7 @@ impl<M: Model> Worker<M> {
         Self {
             cells: Cells::new(n_cells),
             drafts: Vec::new(),
-            prefixes: Prefixes::new(parts.n_bytes_saved),
+            prefixes: Prefixes::with(parts.n_bytes_saved, parts.named),
             n_awaited: 0,
             masks: parts.masks,
             adapters: Vec::new(),

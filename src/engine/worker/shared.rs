@@ -1,8 +1,8 @@
 //! Where a run begins: at the longest prefix of its tokens that somebody holds, has saved, or is about to hold.
 
-use super::super::media;
-use super::super::prefix::{Holder, Match, Saved};
+use super::super::prefix::{Holder, Match, SHARED, Saved};
 use super::super::run::Await;
+use super::super::{adapters, media};
 use super::*;
 
 /// Leading tokens that another slot must hold beyond what this one does for sharing them to be worth it: a copy of cells'
@@ -11,6 +11,8 @@ const SHARE_MIN_POOLED: usize = 32;
 const SHARE_MIN_SPLIT: usize = 64;
 /// Tokens that a saved state must have beyond what can be shared. It comes in cells of its own.
 const LOAD_MIN: usize = 64;
+/// Part of a saved state that must be of use.
+const LOAD_PART: usize = 8;
 /// Tokens that only a sequence has, for its state to be saved when it gives them up.
 const SAVE_MIN: usize = 64;
 /// How far before a prompt's end its checkpoint is: templates end with what the next turn may write otherwise.
@@ -55,7 +57,25 @@ impl<M: Model> Worker<M> {
                 family => is_sibling(family),
             }),
         });
+        if run.cache_prompt {
+            self.add_named(run, &mut found);
+        }
         found
+    }
+
+    /// Adds who has the named prefix that the run begins with: its state, and sequences of any tenant that began with it.
+    fn add_named(&self, run: &Run<M::Sampler>, found: &mut Vec<Match>) {
+        let shared = adapters::partition(SHARED, &run.adapters);
+        let named = self.prefixes.matches(shared, &run.tokens);
+        let Some(n) = named.first().map(|named| named.n) else { return };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let is_new = slot.partition != run.partition && slot.shared == shared;
+            if is_new && slot.kept.len() >= n && slot.kept[..n] == run.tokens[..n] {
+                found.push(Match { holder: Holder::Seq(index as u32), n });
+            }
+        }
+        found.extend(named);
+        found.sort_by_key(|found| std::cmp::Reverse(found.n));
     }
 
     /// How many of the run's tokens it could go on from, of those that it has in common with a holder.
@@ -70,8 +90,9 @@ impl<M: Model> Worker<M> {
                 if n > 0 && is_there && self.context.can_resume(seq, pos) { n } else { 0 }
             }
             Holder::Saved(id) => {
-                let is_whole = self.prefixes.saved(id).is_some_and(|saved| saved.tokens.len() == n);
-                if is_whole || goes_back { n } else { 0 }
+                // What is loaded beyond `n` takes time and, for a moment, cells.
+                let n_saved = self.prefixes.saved(id).map_or(usize::MAX, |saved| saved.tokens.len());
+                if n_saved == n || (goes_back && n_saved / LOAD_PART <= n) { n } else { 0 }
             }
         }
     }
@@ -164,7 +185,9 @@ impl<M: Model> Worker<M> {
             run.marks.push(n_prompt - 1);
         }
         if run.cache_prompt {
-            run.marks.push(known);
+            if known >= held + SAVE_MIN {
+                run.marks.push(known);
+            }
             if n_prompt >= held + SAVE_MIN {
                 run.marks.push(n_prompt - TAIL);
             }
@@ -260,10 +283,11 @@ impl<M: Model> Worker<M> {
 
     /// Slot `to` holds the first `n` tokens of slot `from` and nothing else; false (and empty) where that can't be.
     fn share(&mut self, from: usize, to: usize, n: usize) -> bool {
-        let pos = self.slots[from].position(n);
         self.give_up(to, 0);
         self.cut(to, 0);
-        if !self.context.share(from as u32, to as u32, pos) {
+        // It may have been emptied to make room for a state that then didn't load.
+        let pos = self.slots[from].position(n);
+        if self.slots[from].kept.len() < n || !self.context.share(from as u32, to as u32, pos) {
             return false;
         }
         self.slots[to].kept = self.slots[from].kept[..n].to_vec();

@@ -47,6 +47,32 @@ fn rng() -> (u64, rand::rngs::StdRng) {
     (seed, rand::SeedableRng::seed_from_u64(seed))
 }
 
+/// T-R8: the wall's clock jumps by hours, back and forth; limits go by the other one.
+#[test]
+fn limits_are_unmoved_by_the_walls_clock() {
+    let decisions = |jumps: bool| {
+        let clock = TestClock::default();
+        let limiter: Limiter = Limiter::new(clock.clone());
+        let limits = Limits { requests_per_minute: Some(3), tokens_per_minute: Some(50), ..Default::default() };
+        let mut made = Vec::new();
+        for n in 0..200usize {
+            clock.pass(Duration::from_secs(7));
+            if jumps {
+                clock.set_wall([-3_600_000, 3_600_000, 0, i64::MAX / 2][n % 4]);
+            }
+            let scopes = [scope(ScopeKind::Key, "k", limits)];
+            let admitted = limiter.admit(&scopes, 0).and_then(|permit| {
+                permit.reserve(tokens(20)).map(|reserved| reserved.settle(tokens(10 + n as u64 % 10)))
+            });
+            made.push(admitted.map_err(|refusal| refusal.kind).is_ok());
+        }
+        made
+    };
+    let steady = decisions(false);
+    assert!(steady.contains(&true) && steady.contains(&false));
+    assert_eq!(decisions(true), steady);
+}
+
 /// T-L1: 100 tokens a minute, five requests of 58 to 175 tokens at once, again and again.
 #[test]
 fn no_minute_ever_holds_more_than_its_tokens() {

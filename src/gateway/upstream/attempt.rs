@@ -78,7 +78,8 @@ impl Upstream {
             return Err(Failed { is_own: true, ..Failed::new(Class::Throttled, "all_places_taken") });
         };
         let mut ticket = self.admit()?;
-        let patience = call.deadline.min(Instant::now() + self.config.timeouts.first_byte);
+        let started = Instant::now();
+        let patience = call.deadline.min(started + self.config.timeouts.first_byte);
         let began = tokio::time::timeout_at(patience, self.begin(call, &trace)).await;
         let began = began.unwrap_or_else(|_| match Instant::now() >= call.deadline {
             true => Err(Failed::new(Class::Cancelled, "deadline")),
@@ -87,6 +88,7 @@ impl Upstream {
         match began {
             Ok(began) => {
                 ticket.tell(Class::Ok);
+                self.lock().latency.note(started.elapsed(), std::time::Instant::now());
                 Ok(Remote::new(began, ticket, place, call))
             }
             Err(failed) => {

@@ -154,6 +154,23 @@ impl Breaker {
         self.not_before = self.not_before.max(now.checked_add(wait));
     }
 
+    /// Whether a request would be refused now; changes nothing.
+    pub(super) fn refuses(&self, now: Instant) -> bool {
+        self.not_before.is_some_and(|at| now < at)
+            || match self.state {
+                State::Closed { .. } => false,
+                State::Open { until, .. } => now < until,
+                State::HalfOpen { is_probing, .. } => is_probing,
+            }
+    }
+
+    /// Somebody who asked found the target well: that is as good as a request that tries, once it is time for one.
+    pub(super) fn probed_well(&mut self, now: Instant) {
+        if matches!(self.state, State::Open { until, .. } if now >= until) {
+            self.state = closed();
+        }
+    }
+
     pub(super) fn state(&self) -> BreakerState {
         match self.state {
             State::Closed { .. } => BreakerState::Closed,

@@ -14,6 +14,7 @@ mod budget;
 mod class;
 mod collector;
 mod connect;
+mod health;
 mod stream;
 
 pub use breaker::{BreakerConfig, BreakerState};
@@ -22,10 +23,12 @@ pub use class::Class;
 pub use collector::{Collector, CollectorConfig};
 #[cfg(feature = "postgres")]
 pub(in crate::gateway) use connect::tls as tls_of;
+pub use health::HealthConfig;
 
 pub(super) use attempt::{Call, Failed};
 pub(super) use class::{Next, Situation, next};
 pub(crate) use connect::{Body, Connector, HttpClient, client};
+use health::{Latency, Probed};
 pub(super) use stream::Remote;
 
 use super::Price;
@@ -60,7 +63,15 @@ pub struct UpstreamConfig {
     pub price: Price,
     /// Certificates to trust instead of the system's, PEM.
     pub ca: Option<PathBuf>,
+    /// Asked whether it is well, beside what its answers tell.
+    pub health: Option<HealthConfig>,
+    /// An answer whose client has left is read on to the upstream's own count, up to [`DRAIN_MAX`].
+    pub drains: bool,
 }
+
+/// Answers that are read on for their count at once, and the longest time of each.
+const DRAINS_MAX: usize = 8;
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 impl UpstreamConfig {
     /// Reads what a connection needs. Errors: certificates that can't be read, in words for the operator.
@@ -153,6 +164,7 @@ pub(super) struct Upstream {
     key: Option<(header::HeaderName, HeaderValue)>,
     state: Mutex<State>,
     places: Arc<Semaphore>,
+    drains: Arc<Semaphore>,
     series: UpstreamSeries,
 }
 
@@ -160,6 +172,8 @@ struct State {
     breaker: Breaker,
     budget: RetryBudget,
     last_class: Option<Class>,
+    probed: Probed,
+    latency: Latency,
 }
 
 /// How an upstream stands.
@@ -170,6 +184,8 @@ pub struct UpstreamStatus {
     pub n_in_flight: u32,
     /// Of the last attempt that ended.
     pub last_class: Option<Class>,
+    /// Whether it was well when it was last asked; `None`: it is not asked.
+    pub is_well: Option<bool>,
 }
 
 impl Upstream {
@@ -193,12 +209,15 @@ impl Upstream {
             breaker: Breaker::new(config.breaker.clone()),
             budget: RetryBudget::new(&config.retry, now),
             last_class: None,
+            probed: Probed::default(),
+            latency: Latency::new(now),
         };
         Arc::new(Self {
             client: http,
             key,
             state: Mutex::new(state),
             places: Arc::new(Semaphore::new(config.max_concurrency as usize)),
+            drains: Arc::new(Semaphore::new(DRAINS_MAX)),
             series,
             config,
         })
@@ -212,7 +231,25 @@ impl Upstream {
             breaker: state.breaker.state(),
             n_in_flight: self.config.max_concurrency.saturating_sub(n_free),
             last_class: state.last_class,
+            is_well: self.config.health.is_some().then(|| !state.probed.is_down()),
         }
+    }
+
+    /// Asks it from now on whether it is well, where that is wanted; inside a runtime.
+    pub(super) fn watch(self: &Arc<Self>) {
+        if let (Some(config), Ok(runtime)) = (&self.config.health, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(health::watch(Arc::downgrade(self), config.clone()));
+        }
+    }
+
+    /// Whether it would refuse at once; and its requests in flight, with one more, times the time to their first content.
+    pub(super) fn standing(&self) -> (bool, f64) {
+        let now = Instant::now();
+        let state = self.lock();
+        let n_free = self.places.available_permits();
+        let is_down = state.probed.is_down() || state.breaker.refuses(now) || n_free == 0;
+        let n_in_flight = (self.config.max_concurrency as usize).saturating_sub(n_free);
+        (is_down, (n_in_flight + 1) as f64 * state.latency.seconds(now).max(1e-3))
     }
 
     /// Puts the breaker's state into its series.
@@ -241,7 +278,13 @@ impl Upstream {
 
     /// The right to make one attempt.
     fn admit(self: &Arc<Self>) -> Result<Ticket, Failed> {
-        let admitted = self.lock().breaker.admit(Instant::now());
+        let admitted = {
+            let mut state = self.lock();
+            if state.probed.is_down() {
+                return Err(Failed { is_own: true, ..Failed::new(Class::Transient, "unhealthy") });
+            }
+            state.breaker.admit(Instant::now())
+        };
         let is_probe = match admitted {
             Admit::Go => false,
             Admit::Probe => true,

@@ -1,8 +1,8 @@
 //! An upstream's answer from its first content on, as events of an engine.
 
-use super::Ticket;
 use super::attempt::{Began, Call};
 use super::class::{self, Class};
+use super::{DRAIN_MAX, Ticket};
 use crate::chat::{Delta, Finish, Usage};
 use crate::dialect::remote::{Reader, Said};
 use crate::engine::{Done, Event, Failure, Timings};
@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ pub(in crate::gateway) struct Remote {
     class: Option<Class>,
     /// Where the record of this attempt is kept, once it is known.
     slot: Option<AttemptSlot>,
+    /// Its client has left; it is read on for its count.
+    draining: Option<OwnedSemaphorePermit>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -64,6 +67,7 @@ impl Remote {
             ticket,
             class: None,
             slot: None,
+            draining: None,
             _place: place,
         };
         remote.take(began.said);
@@ -84,6 +88,18 @@ impl Remote {
             self.settle(Class::Cancelled);
             self.queue.push_back((0, Event::Failed(Failure::Cancelled)));
         }
+    }
+
+    /// Reads on to the upstream's own count though nobody listens any more, where that is wanted and few others do; whether
+    /// it will.
+    pub(in crate::gateway) fn drain(&mut self) -> bool {
+        let upstream = &self.ticket.upstream;
+        if self.body.is_none() || !upstream.config.drains {
+            return false;
+        }
+        self.draining = Arc::clone(&upstream.drains).try_acquire_owned().ok();
+        self.deadline = Instant::now() + DRAIN_MAX;
+        self.draining.is_some()
     }
 
     /// Who counts: nobody, until the upstream has.

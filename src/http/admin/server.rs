@@ -46,6 +46,7 @@ pub(super) async fn upstreams(
             "name": upstream.name,
             "breaker": upstream.breaker.as_str(),
             "in_flight": upstream.n_in_flight,
+            "healthy": upstream.is_well,
             "last_class": upstream.last_class.map(|class| class.as_str()),
         })
     };

@@ -48,6 +48,18 @@ impl Process {
         Self { child, dir, address, client }
     }
 
+    /// Whether it ended well by itself within `patience`.
+    pub fn ended(&mut self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return status.success();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process lives");
     }

@@ -21,6 +21,8 @@ pub fn upstream(name: &str, base_url: &str) -> UpstreamConfig {
         max_concurrency: 256,
         price: Default::default(),
         ca: None,
+        health: None,
+        drains: false,
     };
     // Nothing is asked twice unless a test is about that.
     config.retry.attempts = 1;
@@ -32,6 +34,7 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
     RouteConfig {
         name: name.to_owned(),
         target: targets[0].to_owned(),
+        equals: Vec::new(),
         fallbacks: targets[1..].iter().map(|name| (*name).to_owned()).collect(),
         rules: Vec::new(),
         never_leaves: false,

@@ -1,0 +1,208 @@
+//! States of named prefixes in a folder, for the next start.
+//!
+//! # Design
+//! One file for each prefix, named after all that must be the same for its state to be of use: the model's and the adapters'
+//! digests, llama.cpp's build, the shape of the context, and the tokens. A file is written beside its name and renamed, so
+//! it is there as a whole or not at all; its last 32 bytes are the SHA-256 of all before, so damage is noticed before
+//! llama.cpp reads any of it. What can't be read is left alone and computed anew, with a line in the log.
+
+use super::super::backend::Token;
+use crate::engine::config::{EngineConfig, ModelSource};
+use crate::model::lock;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 16] = b"hearth prefix 1\n";
+const DIGEST_BYTES: usize = 32;
+/// A file larger than this is none of ours: a context of a million tokens in a large model.
+const FILE_BYTES_MAX: u64 = 64 << 30;
+
+/// A folder of states that fit one engine.
+#[derive(Debug)]
+pub struct Folder {
+    dir: PathBuf,
+    /// What makes a state fit.
+    mark: [u8; DIGEST_BYTES],
+}
+
+impl Folder {
+    /// Opens the folder for a model and the shape of its contexts, and makes it if it is missing. Reads all of the model's
+    /// file, once: its digest is remembered in the folder. Errors: the folder can't be used.
+    pub fn open(dir: &Path, config: &EngineConfig, build: &str, shape: &str) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let mut hasher = Sha256::new();
+        for part in ["1", build, shape] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        if let ModelSource::Gguf(path) = &config.source {
+            hasher.update(digest(dir, path)?);
+        }
+        for lora in &config.lora {
+            hasher.update(digest(dir, &lora.path)?);
+            hasher.update(lora.scale.to_bits().to_le_bytes());
+        }
+        Ok(Self { dir: dir.to_owned(), mark: hasher.finalize().into() })
+    }
+
+    fn path(&self, tokens: &[Token]) -> PathBuf {
+        let mut hasher = Sha256::new_with_prefix(self.mark);
+        tokens.iter().for_each(|token| hasher.update(token.to_le_bytes()));
+        self.dir.join(format!("{}.prefix", hex(&hasher.finalize()[..16])))
+    }
+
+    /// The state of these tokens; `None` when there is none. Errors: there is a file and it can't be used.
+    pub fn load(&self, tokens: &[Token]) -> io::Result<Option<Vec<u8>>> {
+        let mut file = match File::open(self.path(tokens)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let head = self.head(tokens);
+        let n_bytes = file.metadata()?.len();
+        if n_bytes > FILE_BYTES_MAX || n_bytes < (head.len() + DIGEST_BYTES) as u64 {
+            return Err(invalid("it is not as long as it should be"));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(n_bytes).map_err(|_| invalid("it is too large"))?);
+        file.read_to_end(&mut bytes)?;
+        let Some(at) = bytes.len().checked_sub(DIGEST_BYTES).filter(|at| *at >= head.len()) else {
+            return Err(invalid("it became shorter while it was read"));
+        };
+        if Sha256::digest(&bytes[..at])[..] != bytes[at..] {
+            return Err(invalid("its digest is not that of its content"));
+        }
+        if !bytes.starts_with(&head) {
+            return Err(invalid("it holds another prefix than its name says"));
+        }
+        bytes.truncate(at);
+        Ok(Some(bytes.split_off(head.len())))
+    }
+
+    /// Keeps the state of these tokens.
+    pub fn save(&self, tokens: &[Token], state: &[u8]) -> io::Result<()> {
+        let path = self.path(tokens);
+        // Two engines may write the same one at once.
+        let part = path.with_extension(format!("{}.part", std::process::id()));
+        let written = self.write(&part, tokens, state).and_then(|()| std::fs::rename(&part, &path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&part); // it may never have been there
+        }
+        written
+    }
+
+    fn write(&self, path: &Path, tokens: &[Token], state: &[u8]) -> io::Result<()> {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        // Whoever may read it may read the prefix.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path)?;
+        let head = self.head(tokens);
+        let digest = Sha256::new_with_prefix(&head).chain_update(state).finalize();
+        for part in [&head, state, &digest[..]] {
+            file.write_all(part)?;
+        }
+        file.sync_all()
+    }
+
+    /// What a file begins with.
+    fn head(&self, tokens: &[Token]) -> Vec<u8> {
+        let mut head = MAGIC.to_vec();
+        head.extend(self.mark);
+        head.extend((tokens.len() as u64).to_le_bytes());
+        head.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
+        head
+    }
+}
+
+/// SHA-256 of a file in hex, remembered in `dir` for as long as the file lies there unchanged: a large model takes longer to
+/// read than to load.
+fn digest(dir: &Path, path: &Path) -> io::Result<String> {
+    let metadata = std::fs::metadata(path)?;
+    let mut hasher = Sha256::new();
+    hasher.update(path.canonicalize()?.as_os_str().as_encoded_bytes());
+    hasher.update(metadata.len().to_le_bytes());
+    let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    hasher.update(changed.as_nanos().to_le_bytes());
+    #[cfg(unix)]
+    hasher.update(std::os::unix::fs::MetadataExt::ino(&metadata).to_le_bytes());
+    let note = dir.join(format!("{}.sha256", hex(&hasher.finalize()[..16])));
+    let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if let Some(known) = std::fs::read_to_string(&note).ok().filter(is_digest) {
+        return Ok(known);
+    }
+    let digest = lock::sha256(path, |_| {})?;
+    let part = note.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&part, &digest)?;
+    std::fs::rename(&part, &note)?;
+    Ok(digest)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::config::ScriptedConfig;
+
+    fn config() -> EngineConfig {
+        EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()))
+    }
+
+    fn only_file(dir: &Path) -> PathBuf {
+        let files: Vec<PathBuf> = std::fs::read_dir(dir).expect("a folder").flatten().map(|file| file.path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files.into_iter().next().expect("one")
+    }
+
+    #[test]
+    fn a_state_comes_back_for_the_same_tokens_build_and_shape_only() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::open(dir.path(), &config(), "b1", "s1").expect("a folder");
+        assert_eq!(folder.load(&[1, 2]).expect("nothing"), None);
+        folder.save(&[1, 2], b"state").expect("written");
+        assert_eq!(folder.load(&[1, 2]).expect("a state").as_deref(), Some(&b"state"[..]));
+        assert_eq!(folder.load(&[1, 3]).expect("nothing"), None);
+        for (build, shape) in [("b2", "s1"), ("b1", "s2")] {
+            let other = Folder::open(dir.path(), &config(), build, shape).expect("a folder");
+            assert_eq!(other.load(&[1, 2]).expect("nothing"), None);
+        }
+    }
+
+    #[test]
+    fn damage_is_noticed_wherever_it_is() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::open(dir.path(), &config(), "b", "s").expect("a folder");
+        folder.save(&[7; 20], &[9; 100]).expect("written");
+        let path = only_file(dir.path());
+        let good = std::fs::read(&path).expect("a file");
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&path, &bad).expect("written");
+            assert!(folder.load(&[7; 20]).is_err(), "a changed byte {at}");
+            std::fs::write(&path, &good[..at]).expect("written");
+            assert!(folder.load(&[7; 20]).is_err(), "cut at {at}");
+        }
+        std::fs::write(&path, &good).expect("written");
+        assert!(folder.load(&[7; 20]).expect("good again").is_some());
+    }
+
+    #[test]
+    fn a_changed_model_is_another_model() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let model = dir.path().join("m.gguf");
+        let digest_of = |text: &str| {
+            std::fs::write(&model, text).expect("written");
+            digest(dir.path(), &model).expect("a digest")
+        };
+        let one = digest_of("one");
+        assert_eq!(digest(dir.path(), &model).expect("remembered"), one);
+        assert_ne!(digest_of("three"), one);
+    }
+}

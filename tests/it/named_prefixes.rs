@@ -1,0 +1,206 @@
+//! Prefixes that the operator named: computed at start, shared by all tenants, kept for the next start; and what tenants
+//! don't share (T-C5 of the gateway's contract).
+
+use crate::prefixes::{asked, check, stats, words};
+use crate::support::{Answer, Server, chat_body};
+use crate::tiny_model::{GENERATORS, answer, start, tokens};
+use hearth::chat::{ChatPrompt, Message, Prompt, Role};
+use hearth::engine::config::{KvLayout, PrefixConfig, PrefixText};
+use hearth::engine::{Engine, EngineConfig};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SYSTEM: &str = "You are a patient assistant in a small shop. You answer in short sentences, you know all the prices, \
+    you never promise what the shop can't hold, and you ask when you aren't sure what somebody wants.";
+
+fn named(text: PrefixText) -> impl Fn(&mut EngineConfig) {
+    move |config| config.prefixes = vec![PrefixConfig { name: "one".into(), text: text.clone() }]
+}
+
+fn system() -> PrefixText {
+    PrefixText::Chat(ChatPrompt::new(vec![Message::new(Role::System, SYSTEM)]))
+}
+
+/// A raw prompt of at least `n` tokens.
+fn story(n: usize) -> String {
+    const WORDS: [&str; 8] = ["river", "house", "garden", "letter", "island", "window", "morning", "people"];
+    (0..n).map(|i| WORDS[(i * i + i / 3) % 8]).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn a_named_prefix_is_there_before_the_first_request_and_for_every_tenant() {
+    let engine = start("hearth-demo", named(system())).await;
+    for (partition, text) in [(1, "What is a pear?"), (2, "Are you open?"), (3, "Thank you.")] {
+        let messages = vec![Message::new(Role::System, SYSTEM), Message::new(Role::User, text)];
+        let mut request = asked(&[], 8);
+        (request.prompt, request.partition) = (Prompt::Chat(ChatPrompt::new(messages)), partition);
+        let usage = answer(&engine, request).await.expect("an answer").usage;
+        let computed = usage.prompt_tokens - usage.cached_tokens;
+        assert!(usage.cached_tokens > 40 && computed < 30, "tenant {partition}: {usage:?}");
+    }
+    // What they said themselves is theirs.
+    let messages = vec![Message::new(Role::System, SYSTEM), Message::new(Role::User, "What is a pear?")];
+    let mut request = asked(&[], 8);
+    (request.prompt, request.partition) = (Prompt::Chat(ChatPrompt::new(messages)), 4);
+    let usage = answer(&engine, request).await.expect("an answer").usage;
+    assert!(usage.prompt_tokens - usage.cached_tokens >= 5, "{usage:?}");
+}
+
+#[tokio::test]
+async fn every_kind_of_memory_begins_at_a_named_prefix() {
+    for model in GENERATORS {
+        for layout in [KvLayout::Unified, KvLayout::Split] {
+            let text = story(100);
+            let engine = start(model, |config| {
+                named(PrefixText::Prompt(text.clone()))(config);
+                (config.n_slots, config.kv_layout) = (2, layout);
+            })
+            .await;
+            let prompt = [tokens(&engine, &text).await, words(&engine, 20, 5).await].concat();
+            for partition in [1, 2] {
+                let mut request = asked(&prompt, 4);
+                request.partition = partition;
+                let got = answer(&engine, request).await.expect("an answer");
+                let computed = got.usage.prompt_tokens - got.usage.cached_tokens;
+                assert!(computed <= 21, "{model} {layout:?}: {computed} computed");
+                check(&engine, &prompt, &got, model).await;
+            }
+        }
+    }
+}
+
+async fn first_answer(engine: &Engine) -> (String, u32) {
+    let prompt = [tokens(engine, &story(200)).await, words(engine, 20, 5).await].concat();
+    let got = answer(engine, asked(&prompt, 8)).await.expect("an answer");
+    (got.text, got.usage.prompt_tokens - got.usage.cached_tokens)
+}
+
+fn states(dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(dir).expect("a folder").flatten().map(|file| file.path());
+    files.filter(|path| path.extension().is_some_and(|ending| ending == "prefix")).collect()
+}
+
+#[tokio::test]
+async fn a_restart_finds_what_was_kept_and_does_without_what_was_damaged() {
+    for model in ["tiny/tiny-llama", "tiny/tiny-jamba", "tiny/tiny-gemma2"] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let begin = || {
+            start(model, |config| {
+                named(PrefixText::Prompt(story(200)))(config);
+                config.prefix_store = Some(dir.path().to_owned());
+            })
+        };
+        let engine = begin().await;
+        let (said, computed) = first_answer(&engine).await;
+        assert!(computed < 50, "{model}: {computed}");
+        engine.close().await;
+        let files = states(dir.path());
+        assert_eq!(files.len(), 1, "{files:?}");
+        let written = || std::fs::metadata(&files[0]).and_then(|file| file.modified()).expect("its time");
+        let at_first = written();
+        // Read, not written again.
+        let engine = begin().await;
+        assert_eq!(first_answer(&engine).await, (said.clone(), computed), "{model}");
+        assert_eq!(written(), at_first);
+        engine.close().await;
+        // Damaged in the middle: noticed, computed anew, mended.
+        let good = std::fs::read(&files[0]).expect("a file");
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 0x55;
+        std::fs::write(&files[0], &bad).expect("a writable file");
+        let engine = begin().await;
+        assert_eq!(first_answer(&engine).await, (said.clone(), computed), "{model}");
+        assert_ne!(std::fs::read(&files[0]).expect("a file"), bad);
+        engine.close().await;
+        // Another shape of the context has a file of its own.
+        let engine = start(model, |config| {
+            named(PrefixText::Prompt(story(200)))(config);
+            config.prefix_store = Some(dir.path().to_owned());
+            config.n_ctx = Some(2048);
+        })
+        .await;
+        assert_eq!(first_answer(&engine).await.0, said, "{model}");
+        assert_eq!(states(dir.path()).len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cant_be_used_is_done_without() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let engine = start("tiny/tiny-llama", |config| {
+        named(PrefixText::Prompt(story(200)))(config);
+        config.prefix_store = Some(file.path().to_owned());
+    })
+    .await;
+    assert!(first_answer(&engine).await.1 < 50);
+}
+
+#[tokio::test]
+async fn a_prefix_that_does_not_fit_is_left_out() {
+    let engine = start("tiny/tiny-llama", |config| {
+        named(PrefixText::Prompt(story(3000)))(config);
+        config.n_ctx = Some(512);
+    })
+    .await;
+    let prompt = words(&engine, 30, 1).await;
+    assert_eq!(answer(&engine, asked(&prompt, 4)).await.expect("an answer").usage.cached_tokens, 0);
+    assert_eq!(stats(&engine).await.saved_bytes, 0);
+}
+
+async fn ask(server: &Server, key: &str, text: &str) -> Answer {
+    let request = server.client.post(server.url("/v1/chat/completions")).bearer_auth(key);
+    Answer::of(request.json(&chat_body(text, json!({}))).send().await.expect("an answer")).await
+}
+
+fn cached(answer: &Answer) -> u64 {
+    answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count")
+}
+
+#[tokio::test]
+async fn t_c5_a_tenant_finds_nothing_of_anothers_prefix() {
+    let server = Server::with(|setup| {
+        setup.key("sk-a");
+        setup.key("sk-b");
+    })
+    .await;
+    let long = "x y ".repeat(500);
+    assert_eq!(cached(&ask(&server, "sk-a", &long).await), 0);
+    assert!(cached(&ask(&server, "sk-a", &long).await) > 1900);
+    assert_eq!(cached(&ask(&server, "sk-b", &long).await), 0);
+    // In turn, with the slots of both idle, and at once.
+    for round in 0..20 {
+        let text = format!("{round} {long}");
+        assert!(cached(&ask(&server, "sk-a", &text).await) < 40, "round {round}");
+        assert!(cached(&ask(&server, "sk-b", &text).await) < 40, "round {round}");
+        let text = format!("at once {round} {long}");
+        let (a, b) = tokio::join!(ask(&server, "sk-a", &text), ask(&server, "sk-b", &text));
+        assert!(cached(&a) < 40 && cached(&b) < 40, "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t_c5_no_answer_says_what_another_tenant_asked() {
+    const REQUESTS: usize = 2000;
+    let server = Server::with(|setup| {
+        setup.key("sk-a");
+        setup.key("sk-b");
+        setup.scripted().step_us = 50;
+    })
+    .await;
+    let server = &server;
+    let shared = "a beginning that all of them have. ".repeat(8);
+    let clients = (0..8usize).map(|client| {
+        let shared = &shared;
+        async move {
+            for at in 0..REQUESTS / 8 {
+                let key = ["sk-a", "sk-b"][(client + at) % 2];
+                let said = format!("{shared}nonce {client}-{at} of {key}.");
+                let answer = ask(server, key, &said).await;
+                assert_eq!(answer.content(), said);
+            }
+        }
+    });
+    let all = futures_util::future::join_all(clients);
+    tokio::time::timeout(Duration::from_secs(300), all).await.expect("they all end");
+}

@@ -97,7 +97,14 @@ pub fn set_level(config: &LogConfig) -> Result<(), LogError> {
 }
 
 fn filter(config: &LogConfig) -> Result<EnvFilter, LogError> {
-    EnvFilter::try_new(&config.level).map_err(|cause| LogError::Level { level: config.level.clone(), cause })
+    // What libraries say at these levels is bytes and headers of others' requests: they are heard only by name.
+    let directives = match config.level.trim() {
+        level if ["debug", "trace"].iter().any(|it| it.eq_ignore_ascii_case(level)) => {
+            format!("info,hearth={level},llama={level}")
+        }
+        other => other.to_owned(),
+    };
+    EnvFilter::try_new(directives).map_err(|cause| LogError::Level { level: config.level.clone(), cause })
 }
 
 #[cfg(test)]

@@ -144,6 +144,10 @@ impl Metrics {
             add(r, HistogramVec::new(histogram(name, help, buckets), &[label]))
         };
         let phase = |name: &str, help: &str| of_model(name, help, &PHASE_BUCKETS, "model");
+        let dropped = Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason.");
+        let dropped = add(r, IntCounterVec::new(dropped, &["reason"]));
+        // There from the start, so that a first one shows as an increase.
+        OtlpSeries::REASONS.iter().for_each(|reason| dropped.with_label_values(&[reason]).reset());
         #[cfg(target_os = "linux")]
         r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("process_* is registered once; twice is a bug");
@@ -189,13 +193,7 @@ impl Metrics {
             routing: Routing::new(r),
             otlp: OtlpSeries {
                 exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
-                dropped: add(
-                    r,
-                    IntCounterVec::new(
-                        Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason."),
-                        &["reason"],
-                    ),
-                ),
+                dropped,
             },
             ledger_commits: add(
                 r,

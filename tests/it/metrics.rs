@@ -4,7 +4,7 @@ use crate::support::cloud::{Act, Cloud, answer, head};
 use crate::support::governed::{Governed, PRICE};
 use crate::support::routed::{route, upstream};
 use crate::support::served::root;
-use crate::support::{MODEL, chat_body};
+use crate::support::{MODEL, PATIENCE, chat_body};
 use hearth::telemetry::metrics::{Compat, MetricsConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +48,8 @@ async fn busy(metrics: MetricsConfig) -> (Governed, String) {
     let mut left = house.post(&key, path, &chat_body("/forever", json!({ "stream": true }))).send().await.expect("one");
     left.chunk().await.expect("it lives").expect("a first chunk");
     drop(left);
-    // The eleventh wrong key, and nobody from here comes in any more.
-    for _ in 0..11 {
+    // The eleventh wrong key at the latest, and nobody from here comes in any more.
+    for _ in 0..13 {
         house.send(&format!("sk-{CANARY}"), path, json!({})).await;
     }
     (house, id)
@@ -57,12 +57,14 @@ async fn busy(metrics: MetricsConfig) -> (Governed, String) {
 
 /// The page, once the client that left is noticed.
 async fn page(house: &Governed) -> String {
+    let started = std::time::Instant::now();
     loop {
         let page = house.server.metrics().await;
         let has = |line: &str| page.lines().any(|it| it == line);
         if has("hearth_client_disconnects_total 1") && has(&format!("hearth_requests_running{{model=\"{MODEL}\"}} 0")) {
             return page;
         }
+        assert!(started.elapsed() < PATIENCE, "{page}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::support::served::Served;
 use crate::support::{PATIENCE, chat_body};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -46,8 +47,8 @@ impl Prometheus {
         let started = Instant::now();
         let mut last = Value::Null;
         loop {
-            let request = self.client.get(format!("{}/api/v1/query", self.url)).query(&[("query", expression)]);
-            if let Ok(answer) = request.send().await {
+            let asked = utf8_percent_encode(expression, NON_ALPHANUMERIC);
+            if let Ok(answer) = self.client.get(format!("{}/api/v1/query?query={asked}", self.url)).send().await {
                 last = answer.json().await.unwrap_or_default();
                 let value = last["data"]["result"][0]["value"][1].as_str().and_then(|text| text.parse().ok());
                 if let Some(value) = value.filter(|value| is_good(*value)) {

@@ -41,7 +41,7 @@ async fn busy(metrics: MetricsConfig) -> (Governed, String) {
         (&slow, json!({}), 200),
         (&slow, json!({}), 429),
     ] {
-        let answer = house.send(key, path, chat_body(&format!("/count 3 {CANARY}"), more)).await;
+        let answer = house.send(key, path, chat_body(&format!("say {CANARY}"), more)).await;
         assert_eq!(answer.status, status, "{}", answer.text);
     }
     // A client that leaves.

@@ -327,6 +327,8 @@ pub enum Finish {
     StopString(String),
     /// `max_tokens` was reached or the context is full.
     Length,
+    /// The operator's rules ended it; the text ends before what they are about.
+    Filtered,
 }
 
 /// One token with what the model thought of it. Log-probabilities are natural logs, finite, at most 0

@@ -106,8 +106,13 @@ impl Desk {
         }
         let dir = config.dir.clone();
         let books = Books::open(config, &Arc::new(Metrics::new()))?;
-        let router =
-            admin_router(Arc::new(Admin { books: Arc::clone(&books), gateway: None, drain: Default::default() }));
+        let router = admin_router(Arc::new(Admin {
+            books: Arc::clone(&books),
+            gateway: None,
+            drain: Default::default(),
+            settings: None,
+            ui: false,
+        }));
         Ok(Desk::Down { books, router, master: read_master(&dir)? })
     }
 

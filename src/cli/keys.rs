@@ -67,6 +67,12 @@ struct Grants {
     /// Tokens that may be spent, and the time: 1000000, 1000000/1d
     #[arg(long, value_name = "N[/TIME]")]
     tokens: Option<String>,
+    /// A budget that is shared with others
+    #[arg(long, value_name = "ID")]
+    budget_id: Option<String>,
+    /// Sets of rules of hearth.toml, after commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    guardrails: Option<Vec<String>>,
     /// A named set of limits of hearth.toml
     #[arg(long, value_name = "NAME")]
     limits: Option<String>,
@@ -174,6 +180,8 @@ impl Grants {
     fn add_to(self, body: &mut Map<String, Value>) -> Result<()> {
         put(body, "models", self.models);
         put(body, "limits", self.limits);
+        put(body, "budget_id", self.budget_id);
+        put(body, "guardrails", self.guardrails);
         put(body, "rpm_limit", self.rpm);
         put(body, "tpm_limit", self.tpm);
         put(body, "max_parallel_requests", self.parallel);

@@ -1,4 +1,4 @@
-//! Settings taken anew while the server runs: on SIGHUP, and when one of their files has changed.
+//! Settings taken anew while the server runs: on SIGHUP, when one of their files has changed, and when an administrator asks.
 //!
 //! # Design
 //! Files are looked at each second instead of watched: that works on every filesystem, in containers whose mounts swap
@@ -7,14 +7,15 @@
 
 use super::Flags;
 use crate::config::{Config, Raw};
-use crate::gateway::Gateway;
-use crate::http::LiveHttp;
+use crate::gateway::{Books, Gateway};
+use crate::http::{LiveHttp, ReloadAsk, Settings};
 use crate::telemetry;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,11 @@ pub(super) struct Reload {
     pub raw: Raw,
     pub http: LiveHttp,
     pub gateway: Arc<Gateway>,
+    pub books: Option<Arc<Books>>,
+    /// What administrators see of them.
+    pub settings: Settings,
+    /// What administrators ask.
+    pub asks: mpsc::Receiver<ReloadAsk>,
 }
 
 /// What a look at the files saw: of each the time of its last change, size and inode.
@@ -41,6 +47,7 @@ impl Reload {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut taken, mut last) = (self.look(), None);
         loop {
+            let mut ask = None;
             let why = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 signalled = hangup.recv() => {
@@ -48,6 +55,11 @@ impl Reload {
                         return Ok(());
                     }
                     "SIGHUP"
+                }
+                // Without an admin plane nobody ever does.
+                Some(asked) = self.asks.recv() => {
+                    ask = Some(asked);
+                    "an administrator asked"
                 }
                 _ = looks.tick() => {
                     let now = self.look();
@@ -62,30 +74,54 @@ impl Reload {
             };
             // What changes from here on is new again.
             taken = self.look();
-            self = self.reload(why).await?;
+            let actor = ask.as_ref().map_or("config", |ask| ask.actor.as_str()).to_owned();
+            let outcome;
+            (self, outcome) = Box::pin(self.reload(why, &actor)).await?;
+            if let Some(ask) = ask {
+                // Whoever asked may have left.
+                let _ = ask.answer.send(outcome);
+            }
         }
     }
 
     /// Reads and checks everything, off the threads that serve. A refusal is logged and leaves all as it was.
-    async fn reload(self, why: &'static str) -> Result<Self> {
+    async fn reload(self, why: &'static str, actor: &str) -> Result<(Self, Result<(), String>)> {
         let read = move || {
             let outcome = self.read();
             (self, outcome)
         };
         let (mut this, outcome) = tokio::task::spawn_blocking(read).await?;
-        let is_taken = match outcome {
-            Ok((raw, config)) => {
-                this.take(raw, config);
+        let outcome = match outcome {
+            Ok((raw, config)) => this.grant(&config).await.map(|()| this.take(raw, config)),
+            Err(error) => Err(error),
+        };
+        this.gateway.metrics().reloaded(outcome.is_ok());
+        let outcome = match outcome {
+            Ok(()) => {
                 tracing::info!("the settings were read anew ({why})");
-                true
+                this.note(actor, why).await;
+                Ok(())
             }
             Err(error) => {
                 tracing::error!("the settings were not read anew ({why}), the old ones stay: {error:#}");
-                false
+                Err(format!("{error:#}"))
             }
         };
-        this.gateway.metrics().reloaded(is_taken);
-        Ok(this)
+        Ok((this, outcome))
+    }
+
+    /// The file's keys and teams, the one part that could still fail.
+    async fn grant(&self, config: &Config) -> Result<()> {
+        let (Some(books), Some(new)) = (&self.books, &config.books) else { return Ok(()) };
+        books.grant(new.granted.clone()).await.context("the keys that there are can't be read")
+    }
+
+    /// Writes into the audit chain that the rules of the house are others now.
+    async fn note(&self, actor: &str, why: &str) {
+        let Some(books) = &self.books else { return };
+        if let Err(error) = books.note(actor, "config.reload", "", serde_json::json!({ "why": why })).await {
+            tracing::error!("the audit chain does not say that the settings were read anew: {error}");
+        }
     }
 
     fn read(&self) -> Result<(Raw, Config)> {
@@ -93,9 +129,6 @@ impl Reload {
         self.raw.refuse_restart(&raw)?;
         let config = raw.resolve()?;
         telemetry::logging::check(&config.log)?;
-        if config.gateway.routing != self.gateway.config().routing {
-            bail!("another [[upstream]], or an [[alias]] with targets of its own, needs a restart");
-        }
         let has_keys = !config.gateway.api_keys.is_empty() || config.books.is_some();
         if !self.http.now().hosts.iter().all(|host| raw.may_listen(*host, has_keys)) {
             bail!("without a key this server would be open to all who can reach it");
@@ -117,6 +150,7 @@ impl Reload {
             self.gateway.metrics().certificate_expires(tls.expires_unix());
         }
         self.gateway.reload(config.gateway, config.models.into_iter().map(|model| model.config).collect());
+        self.settings.show(raw.masked());
         self.raw = raw;
     }
 

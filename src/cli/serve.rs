@@ -9,7 +9,7 @@ use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
 use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Books, Collector, Gateway, MASTER, ModelSetup, SOCKET};
-use crate::http::{self, Admin, AdminListener, LiveHttp};
+use crate::http::{self, Admin, AdminListener, LiveHttp, Settings};
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::{self, Metrics};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -93,8 +93,16 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     // Served until the last row is written, so that a draining server can still be looked at.
     let admin_ends = CancellationToken::new();
     let mut planes = JoinSet::new();
+    let (settings, asks) = Settings::new(raw.masked());
     if let Some(books) = &books {
-        serve_admin(&mut planes, books, &gateway, config.admin_listen, &admin_ends, &shutdown).await?;
+        let admin = Admin {
+            books: Arc::clone(books),
+            gateway: Some(Arc::clone(&gateway)),
+            drain: shutdown.clone(),
+            settings: Some(settings.clone()),
+            ui: config.admin_ui,
+        };
+        serve_admin(&mut planes, admin, config.admin_listen, &admin_ends).await?;
     }
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
@@ -105,7 +113,8 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
     let live = LiveHttp::from(config.http);
-    let reload = Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway) };
+    let reload =
+        Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway), books: books.clone(), settings, asks };
     let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
     let notify = Arc::new(Notify::from(|name| std::env::var(name).ok()));
     notify.ready();
@@ -142,16 +151,14 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
 /// Starts the admin plane. **Bound:** one task for each of its at most two listeners.
 async fn serve_admin(
     planes: &mut JoinSet<()>,
-    books: &Arc<Books>,
-    gateway: &Arc<Gateway>,
+    admin: Admin,
     address: Option<SocketAddr>,
     ends: &CancellationToken,
-    drain: &CancellationToken,
 ) -> Result<()> {
+    let books = Arc::clone(&admin.books);
     let socket = books.dir().join(SOCKET);
     let listener =
         AdminListener::unix(&socket).with_context(|| format!("{} can't be listened on", socket.display()))?;
-    let admin = Admin { books: Arc::clone(books), gateway: Some(Arc::clone(gateway)), drain: drain.clone() };
     let router = http::admin_router(Arc::new(admin));
     planes.spawn(http::serve_admin(listener, router.clone(), ends.clone()));
     let master = books.dir().join(MASTER);

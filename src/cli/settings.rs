@@ -1,7 +1,7 @@
 //! `hearth config`: check the settings, or print what they come to.
 
 use super::{Flags, plan, say};
-use crate::config::{ConfigError, GrantTable, Origin, Raw, limit_lines};
+use crate::config::{ConfigError, GrantTable, Origin, Raw, guardrail_lines, limit_lines};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -96,6 +96,12 @@ fn print(raw: &Raw) -> Result<()> {
     for (name, set) in &raw.tables.limits {
         say!("\n[limits.{}]", toml::Value::from(name.as_str()));
         for (key, value) in limit_lines(set) {
+            say!("{key} = {value}");
+        }
+    }
+    for table in &raw.tables.guardrails {
+        say!("\n[guardrails.{}]", toml::Value::from(table.name.as_str()));
+        for (key, value) in guardrail_lines(table) {
             say!("{key} = {value}");
         }
     }

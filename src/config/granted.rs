@@ -22,6 +22,7 @@ impl Raw {
             let mut fields = table.fields.clone();
             let id = name(table, &mut fields, "id")?;
             let spec = granted_team(fields).map_err(|message| refuse(table, message))?;
+            self.know_guardrails(&spec.guardrails, &table.origin)?;
             if !names.insert(id.clone()) {
                 return Err(refuse(table, format!("there are two teams {id:?}")));
             }
@@ -39,6 +40,7 @@ impl Raw {
                 return Err(refuse(table, "duration counts from a key's making, and this one is made by nobody"));
             }
             let spec = granted_key(fields).map_err(|message| refuse(table, message))?;
+            self.know_guardrails(&spec.guardrails, &table.origin)?;
             if let Some(team) = spec.team.as_ref().filter(|team| !teams.contains(*team)) {
                 return Err(refuse(table, format!("there is no [[team]] {team:?}")));
             }

@@ -11,7 +11,9 @@
 //! `reload.rs` lists the settings that a running server takes, and a change of any other is refused by name.
 
 mod granted;
+mod guardrails;
 mod limits;
+mod masked;
 mod money;
 mod names;
 mod prefixes;
@@ -25,6 +27,7 @@ mod telemetry;
 mod upstreams;
 mod value;
 
+pub use guardrails::guardrail_lines;
 pub use limits::limit_lines;
 pub use raw::{ConfigError, Origin, Said, Setting, misspelt};
 pub use settings::{Raw, SETTINGS};
@@ -50,6 +53,8 @@ pub struct Config {
     pub books: Option<BooksConfig>,
     /// An address of the admin API, beside its socket.
     pub admin_listen: Option<SocketAddr>,
+    /// Whether the admin API has its page.
+    pub admin_ui: bool,
     pub log: LogConfig,
     pub metrics: MetricsConfig,
     /// Where traces go; `None`: nowhere.

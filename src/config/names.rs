@@ -27,6 +27,7 @@ impl Raw {
             self.refuse_orphans()?;
         }
         for table in &self.tables.models {
+            self.know_guardrails(&table.guardrails, &table.origin)?;
             models.push((self.of_table(table)?.served(Some(table))?, table.origin.clone()));
         }
         self.add_aliases(&mut models)?;
@@ -64,6 +65,7 @@ impl Raw {
             is_lazy,
             keep_alive: self.keep_alive.value.unwrap_or(by_load),
             price: self.price(),
+            guardrails: table.map(|table| table.guardrails.clone()).unwrap_or_default(),
             n_bytes: 0,
             outline: None,
         };

@@ -185,7 +185,7 @@ impl Raw {
         }
         for (key, value) in entries {
             if super::tables::is_tables(&value) && super::tables::KINDS.contains(&key.get_ref().as_str())
-                || value.is_table() && key.get_ref() == super::limits::KEY
+                || value.is_table() && [super::limits::KEY, super::guardrails::KEY].contains(&key.get_ref().as_str())
                 || is_telemetry(key.get_ref(), &value)
             {
                 continue;

@@ -5,11 +5,10 @@
 
 use super::raw::{ConfigError, Origin};
 use super::settings::Raw;
-use super::tables::GrantTable;
 use std::path::PathBuf;
 
 /// Settings that a reload changes. Of everything else a change is refused, by name: it needs a restart.
-const LIVE: [&str; 54] = [
+const LIVE: [&str; 55] = [
     "alias",
     "api_key",
     "api_key_file",
@@ -18,6 +17,7 @@ const LIVE: [&str; 54] = [
     "cors_origin",
     "strict",
     "any_model",
+    "egress",
     "tls_cert",
     "tls_key",
     "tls_client_ca",
@@ -75,15 +75,6 @@ impl Raw {
             return Err(needs_restart(origin, "turning TLS on or off"));
         }
         same(self, new)?;
-        for (old, new) in [(&self.tables.keys, &new.tables.keys), (&self.tables.teams, &new.tables.teams)] {
-            let fields = |tables: &[GrantTable]| tables.iter().map(|table| table.fields.clone()).collect::<Vec<_>>();
-            if fields(old) != fields(new) {
-                let changed = new.iter().zip(old).find(|(new, old)| new.fields != old.fields).map(|(new, _)| new);
-                let table = changed.or(new.last()).or(old.last());
-                let origin = table.map_or(Origin::Default, |table| table.origin.clone());
-                return Err(needs_restart(origin, "another [[key]] or [[team]]"));
-            }
-        }
         if self.tables.prefixes != new.tables.prefixes {
             return Err(needs_restart(Origin::Default, "another [[prefix]]"));
         }
@@ -101,7 +92,8 @@ impl Raw {
     /// The files beside `hearth.toml` whose change changes the settings.
     pub fn files(&self) -> Vec<PathBuf> {
         let said = [&self.api_key_file, &self.tls_cert, &self.tls_key, &self.tls_client_ca];
-        said.into_iter().filter_map(|said| said.value.clone()).collect()
+        let own = said.into_iter().filter_map(|said| said.value.clone());
+        own.chain(self.guardrail_files()).chain(self.upstream_files()).collect()
     }
 }
 
@@ -185,12 +177,17 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_the_file_are_compared_whatever_their_line() {
-        let key = |sha: &str| format!("[[key]]\nname = \"ci\"\nsha256 = \"{}\"\n", sha.repeat(32));
-        assert_eq!(refusal(&key("ab"), &format!("# moved\n\n{}", key("ab"))), None);
-        for new in [key("cd"), String::new(), format!("{}{}", key("ab"), key("cd").replace("ci", "cd"))] {
-            let text = refusal(&key("ab"), &new).expect("refused");
-            assert!(text.ends_with("another [[key]] or [[team]] needs a restart"), "{text}");
+    fn tables_of_keys_teams_upstreams_limits_and_rules_are_live() {
+        let old = "model = \"scripted\"\n";
+        for table in [
+            "[[key]]\nname = \"ci\"\nsha256 = \"ab\"\n",
+            "[[team]]\nid = \"t\"\n",
+            "egress = \"allowed\"\n[[upstream]]\nname = \"u\"\nbase_url = \"http://h/v1\"\nmodel = \"m\"\n",
+            "[limits.a]\nrpm = 1\n",
+            "[guardrails.a]\nsystem = \"s\"\n",
+        ] {
+            assert_eq!(refusal(old, &format!("{old}{table}")), None, "{table}");
+            assert_eq!(refusal(&format!("{old}{table}"), old), None, "{table}");
         }
     }
 

@@ -52,6 +52,7 @@ impl Raw {
             media_path: self.media_path()?,
             responses: self.responses()?,
             limits: LimitSets::new(self.tables.limits.clone()),
+            guardrails: self.guardrails()?,
             routing: self.routing(&models)?,
         };
         let default = LoadLimits::default();
@@ -71,6 +72,7 @@ impl Raw {
             limits,
             books,
             admin_listen,
+            admin_ui: on(&self.admin_ui),
             log: self.log(),
             metrics: self.metrics()?,
             otlp: self.otlp(|name| std::env::var(name).ok())?,

@@ -242,6 +242,8 @@ settings! {
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
         admin_listen: SocketAddr = None, "ADDR:PORT";
+        /// Serve a page for administrators on the admin API
+        admin_ui: Switch = Some("true"), "BOOL";
     }
     "Price": {
         /// Dollars for a million prompt tokens; what requests cost is in their rows and counts for budgets

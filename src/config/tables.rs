@@ -6,6 +6,7 @@
 //! which model it is (the group "Model") belongs to the top-level `model` alone and is not handed down. What a table says
 //! wins over flags and variables, which speak for all models.
 
+use super::guardrails::{GuardrailTable, KEY};
 use super::prefixes::{PrefixTable, prefix_table};
 use super::raw::{ConfigError, Origin, article, nearest};
 use super::settings::{Raw, SETTINGS};
@@ -32,6 +33,8 @@ pub struct Tables {
     pub prefixes: Vec<PrefixTable>,
     pub teams: Vec<GrantTable>,
     pub keys: Vec<GrantTable>,
+    /// `[guardrails.NAME]`.
+    pub guardrails: Vec<GuardrailTable>,
 }
 
 /// One `[[team]]` or `[[key]]`: its fields as the admin API has them.
@@ -52,6 +55,8 @@ pub struct ModelTable {
     file_origin: Origin,
     /// `egress = "never"`: its requests are answered here or not at all.
     pub never_leaves: bool,
+    /// Sets of rules that hold for its requests.
+    pub guardrails: Vec<String>,
     /// Settings of this model: key, texts, origin.
     pub settings: Vec<(&'static Setting, Vec<String>, Origin)>,
 }
@@ -66,7 +71,7 @@ pub struct AliasTable {
     pub origin: Origin,
 }
 
-type Table = BTreeMap<Spanned<String>, toml::Value>;
+pub(super) type Table = BTreeMap<Spanned<String>, toml::Value>;
 
 pub(super) fn is_tables(value: &toml::Value) -> bool {
     value.as_array().is_some_and(|items| !items.is_empty() && items.iter().all(toml::Value::is_table))
@@ -104,6 +109,9 @@ impl Raw {
         };
         if entries.iter().any(|(key, value)| key.get_ref() == super::limits::KEY && value.is_table()) {
             self.add_limits(path, text)?;
+        }
+        if entries.iter().any(|(key, value)| key.get_ref() == super::guardrails::KEY && value.is_table()) {
+            self.add_guardrails(path, text)?;
         }
         if has("model") {
             let models: Models = toml::from_str(text).map_err(broken)?;
@@ -185,6 +193,7 @@ pub(super) fn line_of(text: &str, at: usize) -> usize {
 fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, ConfigError> {
     let line = first_line(text, &table);
     let (mut name, mut file, mut settings, mut never_leaves) = (None, None, Vec::new(), false);
+    let mut guardrails = Vec::new();
     for (key, value) in table {
         let line = line_of(text, key.span().start);
         let origin = |key: &'static str| Origin::File { path: path.to_owned(), line, key };
@@ -193,6 +202,10 @@ fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, Conf
             "egress" => {
                 let mut entry = Entry { key: "egress".to_owned(), value, path: path.to_owned(), line, kind: "egress" };
                 never_leaves = entry.word(&["never", "allowed"])? == "never";
+            }
+            "guardrails" => {
+                let mut entry = Entry { key: KEY.to_owned(), value, path: path.to_owned(), line, kind: KEY };
+                guardrails = entry.texts()?;
             }
             "file" => file = Some((text_of(&value, origin("file"))?, origin("file"))),
             other => {
@@ -218,7 +231,7 @@ fn model_table(path: &Path, text: &str, table: Table) -> Result<ModelTable, Conf
         Some((name, origin)) => (Some(name), origin),
         None => (None, file_origin.clone()),
     };
-    Ok(ModelTable { name, file, origin, file_origin, never_leaves, settings })
+    Ok(ModelTable { name, file, origin, file_origin, never_leaves, guardrails, settings })
 }
 
 fn alias_table(path: &Path, text: &str, table: Table) -> Result<AliasTable, ConfigError> {
@@ -260,7 +273,7 @@ pub(super) struct Place {
     line: usize,
 }
 
-fn read(path: &Path, text: &str, kind: &'static str, table: Table) -> (Vec<Entry>, Place) {
+pub(super) fn read(path: &Path, text: &str, kind: &'static str, table: Table) -> (Vec<Entry>, Place) {
     let place = Place { path: path.to_owned(), line: first_line(text, &table) };
     let entry = |(key, value): (Spanned<String>, toml::Value)| {
         let line = line_of(text, key.span().start);
@@ -291,6 +304,10 @@ impl Entry {
 
     pub(super) fn text(&mut self) -> Result<String, ConfigError> {
         text_of(&self.value, self.origin(self.kind))
+    }
+
+    pub(super) fn text_or_empty(&mut self) -> Result<String, ConfigError> {
+        if self.value.as_str() == Some("") { Ok(String::new()) } else { self.text() }
     }
 
     pub(super) fn texts(&mut self) -> Result<Vec<String>, ConfigError> {

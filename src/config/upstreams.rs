@@ -24,13 +24,14 @@ pub struct UpstreamTable {
     /// `env:NAME` or `file:PATH`.
     pub api_key: Option<String>,
     pub model: String,
-    kind: Option<String>,
+    pub kind: Option<String>,
     ca: Option<PathBuf>,
     timeouts: Timeouts,
     retry: RetryConfig,
     breaker: BreakerConfig,
-    max_concurrency: u32,
-    price: Price,
+    pub max_concurrency: u32,
+    pub price: Price,
+    pub guardrails: Vec<String>,
     health: Option<HealthConfig>,
     drains: bool,
     /// Where `name` is written.
@@ -48,6 +49,7 @@ pub struct AliasRouting {
     pub min_logprob: Option<f32>,
     pub burst_after: Option<Duration>,
     pub reports_alias: bool,
+    pub guardrails: Vec<String>,
 }
 
 pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<UpstreamTable, ConfigError> {
@@ -65,6 +67,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
         breaker: BreakerConfig::default(),
         max_concurrency: 32,
         price: Price::default(),
+        guardrails: Vec::new(),
         health: None,
         drains: false,
         origin: Origin::Default,
@@ -81,6 +84,7 @@ pub(super) fn upstream_table(entries: Vec<Entry>, place: &Place) -> Result<Upstr
             "kind" => table.kind = Some(entry.word(&["openai", "anthropic", "hearth"])?),
             "ca" => table.ca = Some(entry.text()?.into()),
             "max_concurrency" => table.max_concurrency = entry.whole(1, CONCURRENCY_MAX)?,
+            "guardrails" => table.guardrails = entry.texts()?,
             "price" => price(&mut table.price, entry.inner()?)?,
             "health" => table.health = Some(health(entry.inner()?)?),
             "on_abort" => table.drains = entry.word(&["close", "drain"])? == "drain",
@@ -183,6 +187,7 @@ fn breaker(breaker: &mut BreakerConfig, entries: Vec<Entry>) -> Result<(), Confi
 pub(super) fn alias_entry(routing: &mut AliasRouting, entry: &mut Entry) -> Result<Option<()>, ConfigError> {
     match entry.key.as_str() {
         "fallbacks" => routing.fallbacks = entry.texts()?,
+        "guardrails" => routing.guardrails = entry.texts()?,
         "egress" => routing.never_leaves = entry.word(&["never", "allowed"])? == "never",
         "burst_after" => routing.burst_after = Some(entry.time()?),
         "min_logprob" => routing.min_logprob = Some(entry.decimal(-100.0, 0.0)? as f32),
@@ -249,13 +254,24 @@ impl Raw {
                 max_concurrency: table.max_concurrency,
                 price: table.price,
                 ca: table.ca.clone(),
+                guardrails: table.guardrails.clone(),
                 health: table.health.clone(),
                 drains: table.drains,
             };
+            self.know_guardrails(&table.guardrails, &table.origin)?;
             upstream.check().map_err(refuse)?;
             upstreams.push(upstream);
         }
         Ok(upstreams)
+    }
+
+    /// Files that upstreams' keys and certificates are read from.
+    pub(super) fn upstream_files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let files = |table: &UpstreamTable| {
+            let key = table.api_key.as_deref().and_then(|key| key.strip_prefix("file:"));
+            key.map(PathBuf::from).into_iter().chain(table.ca.clone()).collect::<Vec<_>>()
+        };
+        self.tables.upstreams.iter().flat_map(files)
     }
 
     /// The aliases that are routes, every target there.
@@ -278,6 +294,7 @@ impl Raw {
                     return Err(ConfigError::Rule { origin: origin.clone(), message });
                 }
             }
+            self.know_guardrails(&routing.guardrails, origin)?;
             if *routing == AliasRouting::default() && is_model(model) {
                 continue; // a name, and no more
             }
@@ -291,6 +308,7 @@ impl Raw {
                 min_logprob: routing.min_logprob,
                 burst_after: routing.burst_after,
                 reports_alias: routing.reports_alias,
+                guardrails: routing.guardrails.clone(),
             });
         }
         Ok(routes)

@@ -6,6 +6,7 @@
 //! far as each has limits or a budget; see [`super::limits`]. What a budget spent before this process is asked of the books
 //! the first time that it is met, so starting is quick and nothing is summed for keys that never come.
 
+use super::keys::{BudgetRecord, Snapshot};
 use super::limits::{
     LimitRefusal, LimitSets, Limiter, Limits, Permit, Reservation, Scope, ScopeKind, Spend, Standing, WallClock,
 };
@@ -14,7 +15,9 @@ use super::store;
 use super::work::{self, Work};
 use super::{Caller, Error, Gateway, Target};
 use crate::chat::Class;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
 
 /// Most tokens of an answer whose client names no number, where a limit or a budget counts.
 const OUTPUT_TOKENS: u32 = 4096;
@@ -50,8 +53,11 @@ impl Names {
     }
 }
 
+/// Budgets that are shared, by their ids.
+type Budgets<'a> = Option<&'a HashMap<String, Arc<BudgetRecord>>>;
+
 /// What limits this caller. Scopes without a limit are left out.
-fn scopes<'a>(sets: &LimitSets, caller: &'a Caller, names: &'a Names) -> Vec<Scope<'a>> {
+fn scopes<'a>(sets: &LimitSets, budgets: Budgets<'a>, caller: &'a Caller, names: &'a Names) -> Vec<Scope<'a>> {
     let mut scopes = Vec::new();
     let mut add = |kind, id: &'a str, limits: Limits, budget: Option<&'a BudgetSpec>, created_ms| {
         let budget = budget.filter(|budget| budget.max_nusd.is_some() || budget.max_tokens.is_some());
@@ -68,6 +74,10 @@ fn scopes<'a>(sets: &LimitSets, caller: &'a Caller, names: &'a Names) -> Vec<Sco
         if let Some(team) = &key.team {
             let limits = sets.settle(&team.spec.limits, None);
             add(ScopeKind::Team, &team.id, limits, Some(&team.spec.budget), team.created);
+        }
+        let shared = caller.principal.shared_budgets().filter_map(|id| budgets?.get(id));
+        for BudgetRecord { id, spec, created } in shared.map(Arc::as_ref) {
+            add(ScopeKind::Budget, id, sets.settle(&spec.limits, None), Some(&spec.budget), *created);
         }
     } else if caller.principal.partition() != 0 {
         add(ScopeKind::Key, &names.key, sets.settle(&Default::default(), Some(LimitSets::DEFAULT)), None, 0);
@@ -116,7 +126,8 @@ impl Gateway {
             entry.of_end_user(end_user);
         }
         let (config, names) = (self.config(), Names::of(caller));
-        let scopes = scopes(&config.limits, caller, &names);
+        let snapshot = self.granted();
+        let scopes = scopes(&config.limits, snapshot.as_deref().map(|all| &all.budgets), caller, &names);
         for (scope, window) in self.limiter.lacks_history(&scopes) {
             let spent = self.spent(scope.kind, scope.id, (window.start_ms, window.end_ms)).await?;
             self.limiter.tell_history(scope.kind, scope.id, window, spent);
@@ -170,9 +181,15 @@ impl Gateway {
     /// What the caller has left, also while its requests run; `None` where nothing limits it.
     pub fn standing(&self, caller: &Caller) -> Option<Standing> {
         let (config, names) = (self.config(), Names::of(caller));
-        let scopes = scopes(&config.limits, caller, &names);
+        let snapshot = self.granted();
+        let scopes = scopes(&config.limits, snapshot.as_deref().map(|all| &all.budgets), caller, &names);
         let standing = (!scopes.is_empty()).then(|| self.limiter.standing(&scopes))?;
         (standing.requests.is_some() || standing.tokens.is_some()).then_some(standing)
+    }
+
+    /// Keys, teams and budgets of this moment.
+    fn granted(&self) -> Option<Arc<Snapshot>> {
+        Some(self.books.as_ref()?.keyring().snapshot())
     }
 
     /// Whether anything limits the caller, or whom it may turn out to act for.
@@ -229,7 +246,6 @@ mod tests {
     use super::*;
     use crate::gateway::spec::LimitSpec;
     use crate::gateway::{KeyRecord, KeySpec, Principal, TeamRecord, TeamSpec};
-    use std::sync::Arc;
 
     fn sets(sets: &[(&str, LimitSpec)]) -> LimitSets {
         LimitSets::new(sets.iter().map(|(name, set)| ((*name).to_owned(), set.clone())).collect())
@@ -241,7 +257,7 @@ mod tests {
 
     fn kinds(sets: &LimitSets, caller: &Caller) -> Vec<(ScopeKind, String, Option<u64>)> {
         let names = Names::of(caller);
-        let scopes = scopes(sets, caller, &names);
+        let scopes = scopes(sets, None, caller, &names);
         scopes.iter().map(|scope| (scope.kind, scope.id.to_owned(), scope.limits.requests_per_minute)).collect()
     }
 

@@ -3,6 +3,7 @@
 use super::admission::cut_to_what_is_left;
 use super::asked::Asked;
 use super::cache::{self, CacheResult, CacheScope, Entered, Entry, Key, Recorder, Tenant};
+use super::guardrails::Border;
 use super::limits::{Permit, Spend};
 use super::meter::Meter;
 use super::models::Known;
@@ -11,7 +12,7 @@ use super::running::{Keep, Noted, Started};
 use super::settle::{settle, settle_chat};
 use super::trace::UsageSource;
 use super::upstream::Class;
-use super::walk::{Missed, Way};
+use super::walk::{Missed, Way, With};
 use super::work::{self, Work};
 use super::{Caller, Error, Gateway, Running, Target};
 use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Prompt};
@@ -33,16 +34,21 @@ impl Gateway {
 
     async fn answer(self: &Arc<Self>, caller: &Caller, asked: Asked) -> Result<Running, Error> {
         caller.trace.asked_for(asked.numbers());
-        let Some(route) = self.route(asked.model()) else {
-            let idx = self.find(&caller.principal, asked.model())?;
+        // One snapshot for all of it: a reload changes nothing for what has begun.
+        let live = self.live.load_full();
+        let Some(route) = live.route(asked.model()) else {
+            let idx = self.find_in(&live, &caller.principal, asked.model())?;
             let permit =
                 self.admit(caller, Some(idx), &self.models.shared.entries[idx].config().id, asked.end_user()).await?;
-            return self.at_home(caller, &permit, asked, idx).await.map_err(Missed::into_error);
+            let wants_logprobs = asked.output().top_logprobs.is_some();
+            let with = With { caller, permit: &permit, live: &live, alias: &[], wants_logprobs };
+            return self.at_home(with, asked, idx).await.map_err(Missed::into_error);
         };
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
             return Err(Error::unknown_model(asked.model().unwrap_or_default()));
         }
-        let chain = self.routes.chain(route, asked.prompt_bytes(), caller, |equals| self.balance(equals, caller));
+        let chain =
+            live.routes.chain(route, asked.prompt_bytes(), caller, |equals| self.balance(&live, equals, caller));
         if chain.is_empty() {
             return Err(Error::Stays);
         }
@@ -51,36 +57,28 @@ impl Gateway {
             Hop::Away(_) => None,
         });
         let permit = self.admit(caller, home, &route.config.name, asked.end_user()).await?;
-        let way = Way::new(Arc::clone(self), caller.clone(), permit, asked, Arc::clone(&route.config), chain);
+        let route = Arc::clone(&route.config);
+        let way = Way::new((Arc::clone(self), live), caller.clone(), permit, asked, route, chain);
         Arc::new(way).walk(0).await
     }
 
     /// A model of our own.
-    pub(super) async fn at_home(
-        &self,
-        caller: &Caller,
-        permit: &Permit,
-        asked: Asked,
-        idx: usize,
-    ) -> Result<Running, Missed> {
-        let started = self.start_at_home(caller, permit, asked, idx).await;
+    pub(super) async fn at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Missed> {
+        let started = self.start_at_home(with, asked, idx).await;
         started.map_err(Missed::of)
     }
 
-    async fn start_at_home(
-        &self,
-        caller: &Caller,
-        permit: &Permit,
-        asked: Asked,
-        idx: usize,
-    ) -> Result<Running, Error> {
+    async fn start_at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Error> {
+        let With { caller, permit, live, alias, wants_logprobs } = with;
         let config = self.models.shared.entries[idx].config();
         caller.of_model(asked.model(), &config.id, config.price);
+        let border = live.border(caller, alias, &config.guardrails)?;
+        let asked = border.enter(asked, wants_logprobs)?;
         if self.cache.is_none() {
             let target = self.models.target(idx).await?;
             let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
-            return self.start(caller, permit, work, target, None).await;
+            return self.start((caller, permit, &border), work, target, None).await;
         }
         // What was last known of the model is enough to find an answer, even while its engine is down.
         let (known, target) = match self.models.known(idx) {
@@ -98,7 +96,7 @@ impl Gateway {
             cache::local(tenant, &known.config.id, identity, &work)
         };
         self.capture(caller, || work.prompts.clone()).await?;
-        let mut recorder = match self.enter(caller, &ask, is_steady, key).await {
+        let mut recorder = match self.enter((caller, &border), &ask, is_steady, key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, work.keep())),
             Entered::Miss(recorder) => recorder,
         };
@@ -108,12 +106,12 @@ impl Gateway {
         };
         let now = target.known();
         if now == known {
-            return self.start(caller, permit, work, target, recorder).await;
+            return self.start((caller, permit, &border), work, target, recorder).await;
         }
         // It was loaded anew, from another file or with other adapters: the key is of one that is gone.
         recorder.take();
         let work = self.work(permit, asked, &now).await?;
-        self.start(caller, permit, work, target, recorder).await
+        self.start((caller, permit, &border), work, target, recorder).await
     }
 
     /// What is asked, settled for one model.
@@ -178,8 +176,7 @@ impl Gateway {
 
     async fn start(
         &self,
-        caller: &Caller,
-        permit: &Permit,
+        (caller, permit, border): (&Caller, &Permit, &Border),
         mut work: Work,
         target: Target,
         mut recorder: Option<Recorder>,
@@ -197,7 +194,7 @@ impl Gateway {
         }
         let slot = caller.trace.attempt(target.id(), false, target.config.price);
         let mut meter = Meter::new(self.metrics.model(target.id()), caller, work.n as usize, n_choices);
-        let keep = work.keep();
+        let (keep, output) = (work.keep(), work.output.clone());
         let reserve = |most: Spend| self.reserve(permit, target.id(), most);
         let started = match work.output.max_tokens {
             Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
@@ -210,7 +207,7 @@ impl Gateway {
         let fingerprint = work::fingerprint(&target);
         let model = target.id().to_owned();
         let started = Started { choices, accepted, keep, model, fingerprint, pin: Some(target.into_pin()) };
-        Ok(Running::new(started, meter, recorder, Some(slot), held))
+        Ok(Running::new(started, meter, recorder, Some(slot), held).screened(border, &output))
     }
 
     /// An answer that is there already.
@@ -232,7 +229,7 @@ impl Gateway {
     /// Looks into the cache, if there is one and the request may use it.
     pub(super) async fn enter(
         &self,
-        caller: &Caller,
+        (caller, border): (&Caller, &Border),
         ask: &CacheAsk,
         is_steady: bool,
         key: impl FnOnce(&Tenant) -> Key,
@@ -242,7 +239,7 @@ impl Gateway {
         let entered = if is_steady || !config.deterministic_only {
             let team = caller.principal.team().filter(|_| config.scope == CacheScope::Team);
             let partition = if team.is_some() { 0 } else { caller.principal.partition() };
-            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref() };
+            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref(), border: border.digest() };
             cache.enter(key(&tenant), ask).await
         } else {
             Entered::Miss(None)

@@ -4,6 +4,7 @@
 //! Two choices rather than the best of all: many servers that all send to the target that looked best a moment ago bury it.
 //! Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (2001).
 
+use super::live::Live;
 use super::route::Hop;
 use super::{Caller, Gateway};
 
@@ -34,7 +35,7 @@ fn order(mut all: Vec<Candidate>, mut chance: impl FnMut(usize) -> usize) -> Vec
 
 impl Gateway {
     /// Puts equal targets into the order in which they are asked.
-    pub(super) fn balance(&self, group: &mut Vec<Hop>, caller: &Caller) {
+    pub(super) fn balance(&self, live: &Live, group: &mut Vec<Hop>, caller: &Caller) {
         if group.len() < 2 {
             return;
         }
@@ -47,7 +48,7 @@ impl Gateway {
                 Candidate { hop: *hop, is_down, cost: f64::from(n + 1) * 1e-3 + wait }
             }
             Hop::Away(idx) => {
-                let (is_down, cost) = self.upstreams.get(idx).map_or((true, 0.0), |upstream| upstream.standing());
+                let (is_down, cost) = live.upstreams.get(idx).map_or((true, 0.0), |upstream| upstream.standing());
                 Candidate { hop: *hop, is_down, cost }
             }
         };

@@ -53,6 +53,17 @@ impl Choices {
         }
     }
 
+    /// Asks one generation to end; it goes on until it has. Choices of another server have one connection, so they end
+    /// together, when `is_last`.
+    pub(super) fn cancel_one(&mut self, idx: usize, is_last: bool) {
+        match self {
+            Choices::One(generation) => generation.canceller().cancel(),
+            Choices::Many { cancellers, .. } => cancellers.iter().skip(idx).take(1).for_each(Canceller::cancel),
+            Choices::Remote(remote) if is_last => remote.cancel(),
+            Choices::Remote(_) | Choices::Ended(_) | Choices::Replay(_) => {}
+        }
+    }
+
     /// Whether it goes on for its count though nobody listens any more; see [`Remote::drain`].
     pub(super) fn drain(&mut self) -> bool {
         match self {

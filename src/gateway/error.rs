@@ -26,6 +26,9 @@ pub enum Error {
     Refused(#[from] Refusal),
     #[error("{0}")]
     Engine(#[from] Failure),
+    /// A set of the operator's rules is named for this request and is not there, so nothing may pass.
+    #[error("a guardrail that is named is not configured")]
+    Unguarded,
     /// Only other servers could answer, and the request may not leave this one.
     #[error("this request may not leave this server")]
     Stays,

@@ -130,9 +130,14 @@ impl Meter {
                 choice.usage.cached_tokens = *n_cached;
                 choice.n_computed = *n_computed;
             }
-            Event::Delta(delta) if delta.n_tokens > 0 => {
+            Event::Delta(delta) => {
                 if let Some(entry) = &self.entry {
                     entry.tell(idx, delta);
+                }
+                choice.calls_tools |= !delta.tool_calls.is_empty();
+                // What waited for a decision of the operator's rules was counted when it came.
+                if delta.n_tokens == 0 {
+                    return;
                 }
                 let now = Instant::now();
                 choice.n_computed = choice.usage.prompt_tokens;
@@ -150,7 +155,6 @@ impl Meter {
                 }
                 choice.last_token = Some(now);
                 choice.n_seen += delta.n_tokens;
-                choice.calls_tools |= !delta.tool_calls.is_empty();
                 choice.usage.completion_tokens = choice.n_seen;
             }
             Event::Done(done) => {
@@ -288,6 +292,7 @@ fn finish(finish: &Finish) -> &'static str {
     match finish {
         Finish::EndOfTurn | Finish::StopString(_) => "stop",
         Finish::Length => "length",
+        Finish::Filtered => "content_filter",
     }
 }
 

@@ -18,10 +18,12 @@ mod choices;
 mod error;
 mod fetch;
 mod folder;
+mod guardrails;
 mod hints;
 mod keys;
 pub mod limits;
 mod live;
+mod loading;
 mod meter;
 mod models;
 mod names;
@@ -45,17 +47,19 @@ mod walk;
 mod work;
 
 pub use books::{
-    Books, BooksConfig, BooksError, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam, KeyChange, Ledger,
-    MASTER, Made, SOCKET, TeamChange, read_master,
+    Books, BooksConfig, BooksError, BudgetChange, Capture, Entry, EntryHead, Granted, GrantedKey, GrantedTeam,
+    KeyChange, Ledger, MASTER, Made, SOCKET, TeamChange, read_master,
 };
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
+pub use guardrails::{GuardrailSpec, Guardrails, RuleSpec};
 pub use hints::Hints;
 pub use keys::{
-    ApiKey, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal, Snapshot,
-    TeamRecord, hmac, masked, random_base62,
+    ApiKey, BudgetRecord, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal,
+    Snapshot, TeamRecord, hmac, masked, random_base62,
 };
+pub use loading::Unloading;
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
@@ -64,8 +68,8 @@ pub use running::Running;
 pub use settle::default_sampling;
 pub use ship::{Lag, ShipConfig};
 pub use spec::{
-    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, TeamSpec,
-    nusd, usd,
+    AuditLevel, BudgetSpec, Egress, KeySpec, LimitSpec, NUSD, NUSD_MAX, Period, PeriodUnit, Price, Role, SharedSpec,
+    TeamSpec, nusd, usd,
 };
 pub use target::Target;
 pub use trace::{AskedFor, Attempt, EndOfAnswer, Generated, Head, Told, Trace, UsageSource};
@@ -90,13 +94,12 @@ use limits::{LimitSets, Limiter};
 use live::Live;
 use models::Models;
 use report::Reporter;
-use route::{Route, Routes};
+use route::Route;
 use settle::{refuse_media, settle_chat};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
-use upstream::Upstream;
 
 /// What the operator decides about the API, independent of sockets.
 #[derive(Debug, Clone)]
@@ -127,6 +130,8 @@ pub struct GatewayConfig {
     pub routing: RoutingConfig,
     /// Named sets of limits.
     pub limits: LimitSets,
+    /// Named sets of rules for what comes in and goes out.
+    pub guardrails: Guardrails,
 }
 
 /// Who asks, and under which name the log knows the request.
@@ -162,8 +167,6 @@ pub struct Gateway {
     fetcher: Fetcher,
     responses: Arc<ResponseStore>,
     cache: Option<Arc<Cache>>,
-    routes: Routes,
-    upstreams: Vec<Arc<Upstream>>,
     limiter: Limiter,
     reporter: Arc<Reporter>,
     /// Of `--data-dir`; none: the static keys are all, and nothing is written.
@@ -187,6 +190,7 @@ impl Gateway {
             is_lazy: false,
             keep_alive: KeepAlive::Forever,
             price: config.price,
+            guardrails: Vec::new(),
             n_bytes: 0,
             outline: None,
         };
@@ -209,18 +213,10 @@ impl Gateway {
         let responses = Arc::new(ResponseStore::open(config.responses.clone()));
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
-        let routing = &config.routing;
-        let ids: Vec<&str> = configs.iter().map(|config| config.id.as_str()).collect();
-        let routes = Routes::new(routing, &ids);
-        let cache = routing.cache.enabled.then(|| Cache::new(routing.cache.clone()));
-        let upstream = |config: &UpstreamConfig| Upstream::new(config.clone(), metrics.upstream(&config.name));
-        let upstreams: Vec<Arc<Upstream>> = routing.upstreams.iter().map(upstream).collect();
-        if routing.may_leave {
-            upstreams.iter().for_each(Upstream::watch);
-        }
+        let cache = config.routing.cache.enabled.then(|| Cache::new(config.routing.cache.clone()));
         let (limiter, reporter) = (admission::limiter(), Arc::new(Reporter::of(Arc::clone(&metrics), None)));
-        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref)));
-        Self { live, models, metrics, responses, fetcher, cache, routes, upstreams, limiter, reporter, books: None }
+        let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref), None, &metrics));
+        Self { live, models, metrics, responses, fetcher, cache, limiter, reporter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -276,6 +272,17 @@ impl Gateway {
         Ok((target.engine.tokenize(request).await?, target.description.n_ctx))
     }
 
+    /// How many tokens the prompt of a chat would have: with the operator's instruction, of which nothing else is told.
+    pub async fn count(&self, caller: &Caller, model: Option<&str>, mut prompt: ChatPrompt) -> Result<usize, Error> {
+        let live = self.live.load_full();
+        let alias = live.route(model).map_or(&[][..], |route| route.config.guardrails.as_slice());
+        let target = self.target(caller, model).await?;
+        live.border(caller, alias, &target.config.guardrails)?.enter_chat(&mut prompt)?;
+        let prompt = Prompt::Chat(prompt);
+        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+        Ok(self.tokenize(caller, model, request).await?.0.tokens.len())
+    }
+
     pub async fn detokenize(&self, caller: &Caller, model: Option<&str>, tokens: Vec<i32>) -> Result<String, Error> {
         Ok(self.target(caller, model).await?.engine.detokenize(tokens).await?)
     }
@@ -325,7 +332,7 @@ impl Gateway {
     /// model here stands for the first. For Anthropic's clients, which ask for `claude-*`.
     pub fn stand_in(&self, name: Option<String>, pattern: &str) -> Option<String> {
         let live = self.live.load();
-        let is_known = |name: &String| live.names.find(name).is_some() || self.routes.find(name).is_some();
+        let is_known = |name: &String| live.names.find(name).is_some() || live.routes.find(name).is_some();
         name.filter(|name| is_known(name) || !names::fits(pattern, name))
     }
 
@@ -334,7 +341,7 @@ impl Gateway {
     /// [`Target`] or [`Running`] lives): without one, 0 takes effect at once.
     pub fn touch(&self, caller: &Caller, name: Option<&str>, keep_alive: KeepAlive) -> Result<(), Error> {
         // What others serve stays as long as they like.
-        if self.route(name).is_none_or(Route::has_home) {
+        if self.live.load().route(name).is_none_or(Route::has_home) {
             self.models.touch(self.find(&caller.principal, name)?, keep_alive);
         }
         Ok(())

@@ -54,6 +54,8 @@ pub struct ModelConfig {
     pub keep_alive: KeepAlive,
     /// What its tokens cost.
     pub price: Price,
+    /// Sets of `[guardrails.NAME]` that hold for its requests.
+    pub guardrails: Vec<String>,
     /// Estimated bytes of memory once loaded; 0: unknown, and never in the way.
     pub n_bytes: u64,
     /// What its file says of it before it is loaded.
@@ -274,6 +276,28 @@ impl Models {
     /// How long the last load took.
     pub(super) fn load_time(&self, idx: usize) -> Duration {
         self.shared.lock()[idx].load_time
+    }
+
+    /// Ends the model's engine and returns when it is gone; `false`: requests hold it, or it can't be started again.
+    pub(super) async fn unload(&self, idx: usize) -> bool {
+        let mut changed = self.shared.changed.subscribe();
+        {
+            let mut states = self.shared.lock();
+            let can_go = states[idx].n_pins == 0 && self.shared.entries[idx].source.is_some();
+            if !can_go {
+                return matches!(states[idx].phase, Phase::Unloaded);
+            }
+            states[idx].leave();
+        }
+        self.shared.tell();
+        loop {
+            changed.mark_unchanged();
+            if !matches!(self.shared.lock()[idx].phase, Phase::Closing(_)) {
+                return true;
+            }
+            // The sender is in `shared`, so it can't be gone.
+            drop(changed.changed().await);
+        }
     }
 
     pub(super) fn list(&self) -> Vec<Listed> {

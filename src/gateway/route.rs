@@ -53,6 +53,8 @@ pub struct RouteConfig {
     pub burst_after: Option<Duration>,
     /// Answers carry the name that was asked for instead of the target's.
     pub reports_alias: bool,
+    /// Sets of `[guardrails.NAME]` that hold for its requests, whoever answers them.
+    pub guardrails: Vec<String>,
 }
 
 /// Tests that must all hold: `prompt_tokens > 6000 and header.x-hearth-task == 'reasoning'`.
@@ -301,23 +303,16 @@ impl Route {
     }
 
     /// Names before patterns, and those that say more before others.
-    fn weight(&self) -> (bool, usize) {
+    pub(super) fn weight(&self) -> (bool, usize) {
         let name = &self.config.name;
         (!is_wild(name), name.bytes().filter(|byte| *byte != b'*').count())
     }
 }
 
 impl Gateway {
-    /// The route that a name means; `None`: it is a model's, or nobody's.
-    pub(super) fn route(&self, name: Option<&str>) -> Option<&Route> {
-        let name = name?;
-        let route = self.routes.find(name)?;
-        (route.weight() >= self.live.load().names.weight(name)).then_some(route)
-    }
-
     /// Whether the name is one of an alias with targets of its own: which of them answers, a request's answer tells.
     pub fn is_routed(&self, name: Option<&str>) -> bool {
-        self.route(name).is_some()
+        self.live.load().route(name).is_some()
     }
 
     /// Sampling of the model that answers to a name, where a request says this, as far as the model is known now.
@@ -335,7 +330,7 @@ impl Gateway {
 
     /// What is known of the model here that a name means first.
     fn known(&self, caller: &Caller, name: Option<&str>) -> Option<Known> {
-        let home = match self.route(name) {
+        let home = match self.live.load().route(name) {
             Some(Route { target: Hop::Home(idx), .. }) => Some(*idx),
             Some(_) => None,
             None => self.find(&caller.principal, name).ok(),
@@ -344,16 +339,17 @@ impl Gateway {
     }
 
     /// Names of aliases that no model here answers to, for lists.
-    pub fn remote_names(&self, principal: &Principal) -> Vec<&str> {
+    pub fn remote_names(&self, principal: &Principal) -> Vec<String> {
         let is_remote = |route: &&Route| {
             let name = &route.config.name;
             matches!(route.target, Hop::Away(_)) && !is_wild(name) && route.is_open_to(principal, name)
         };
-        self.routes.routes.iter().filter(is_remote).map(|route| route.config.name.as_str()).collect()
+        let live = self.live.load();
+        live.routes.routes.iter().filter(is_remote).map(|route| route.config.name.clone()).collect()
     }
 
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
-        self.upstreams.iter().map(|upstream| upstream.status()).collect()
+        self.live.load().upstreams.iter().map(|upstream| upstream.status()).collect()
     }
 
     /// Forgets all cached answers; returns how many there were.
@@ -380,6 +376,7 @@ mod tests {
             max_concurrency: 1,
             price: Default::default(),
             ca: None,
+            guardrails: Vec::new(),
             health: None,
             drains: false,
         }
@@ -397,6 +394,7 @@ mod tests {
             min_logprob: None,
             burst_after: None,
             reports_alias: false,
+            guardrails: Vec::new(),
         }
     }
 

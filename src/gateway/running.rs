@@ -4,13 +4,14 @@ use super::Error;
 use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
+use super::guardrails::{Border, Screen};
 use super::meter::{Meter, word};
 use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, Trace, UsageSource};
 use super::upstream::DRAIN_MAX;
 use super::walk::Rescue;
-use crate::chat::Usage;
+use crate::chat::{Output, Usage};
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
@@ -30,6 +31,8 @@ pub struct Running {
     accepted: Vec<u32>,
     model: String,
     fingerprint: String,
+    /// Looks at what the operator has rules for, before anything else sees it.
+    screen: Option<Screen>,
     /// Copies the answer for the cache.
     recorder: Option<Recorder>,
     /// Its place in the request's record, where an engine here answers.
@@ -125,6 +128,7 @@ impl Running {
             accepted,
             model,
             fingerprint,
+            screen: None,
             recorder,
             slot,
             noted,
@@ -135,6 +139,17 @@ impl Running {
             cut,
             pin,
         }
+    }
+
+    /// With what looks at its events. For an answer that is being made: one that was made before was looked at then.
+    pub(super) fn screened(mut self, border: &Border, output: &Output) -> Self {
+        self.screen = border.screen(output, &self.accepted);
+        self
+    }
+
+    /// The next event that may go on. Cancel-safe.
+    async fn arrival(&mut self) -> Option<(usize, Event)> {
+        next_screened(&mut self.choices, &mut self.screen).await
     }
 
     /// Others may answer as long as this has said nothing.
@@ -223,8 +238,8 @@ impl Running {
                 continue;
             }
             let (idx, event) = match self.rescue.as_ref().and_then(|rescue| rescue.leaves_at) {
-                None => self.choices.next().await?,
-                Some(at) => match tokio::time::timeout_at(at, self.choices.next()).await {
+                None => self.arrival().await?,
+                Some(at) => match tokio::time::timeout_at(at, self.arrival()).await {
                     Ok(next) => next?,
                     Err(_) => {
                         self.ask_others("busy", None);
@@ -259,7 +274,7 @@ impl Running {
     /// Who answers now will not: what is held for it goes back, and its try is noted.
     fn give_up(&mut self, reason: &'static str) {
         self.choices = Choices::ended(Vec::new());
-        self.recorder = None;
+        (self.screen, self.recorder) = (None, None);
         self.pin = None;
         if let Some(meter) = &mut self.meter {
             meter.give_up(reason);
@@ -414,7 +429,7 @@ impl Drop for Running {
         // Others are not asked any more, and count what they have come to by themselves.
         self.moving = None;
         let mut choices = std::mem::replace(&mut self.choices, Choices::ended(Vec::new()));
-        let pin = self.pin.take();
+        let (pin, mut screen) = (self.pin.take(), self.screen.take());
         let patience = if drains { DRAIN_MAX + CANCEL_WAIT } else { CANCEL_WAIT };
         match meter.entry() {
             // What the upstream says of its end is not how it ended here.
@@ -424,7 +439,8 @@ impl Drop for Running {
         }
         runtime.spawn(async move {
             let rest = async {
-                while let Some((idx, event)) = choices.next().await {
+                // What is kept of it is looked at to the end.
+                while let Some((idx, event)) = next_screened(&mut choices, &mut screen).await {
                     *meter.source_mut() = choices.source();
                     meter.observe(idx, &event);
                 }
@@ -436,6 +452,24 @@ impl Drop for Running {
             drop(meter);
             drop(pin);
         });
+    }
+}
+
+/// The next event that the operator's rules let through. Cancel-safe.
+async fn next_screened(choices: &mut Choices, screen: &mut Option<Screen>) -> Option<(usize, Event)> {
+    let Some(screen) = screen else { return choices.next().await };
+    loop {
+        if let Some(passed) = screen.pop() {
+            return Some(passed);
+        }
+        let (idx, event) = choices.next().await?;
+        let is_cancelled = event == Event::Failed(Failure::Cancelled);
+        if screen.push(idx, event) {
+            choices.cancel_one(idx, screen.is_over());
+        }
+        if is_cancelled && matches!(choices, Choices::Remote(_)) {
+            screen.cancelled();
+        }
     }
 }
 

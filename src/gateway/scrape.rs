@@ -45,7 +45,7 @@ impl Gateway {
         if let Some(cache) = &self.cache {
             self.metrics.cache_bytes(cache.n_bytes());
         }
-        self.upstreams.iter().for_each(|upstream| upstream.tell_breaker());
+        self.live.load().upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)
     }
 }

@@ -35,8 +35,13 @@ pub struct KeySpec {
     pub expires: Option<i64>,
     pub limits: LimitSpec,
     pub budget: BudgetSpec,
+    /// A budget that it shares with others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_id: Option<String>,
     pub egress: Egress,
     pub audit: AuditLevel,
+    /// Sets of `[guardrails.NAME]` that hold for its requests.
+    pub guardrails: Vec<String>,
     /// Whatever the operator wants to find again; never interpreted.
     pub metadata: Map<String, Value>,
 }
@@ -49,11 +54,24 @@ pub struct TeamSpec {
     pub models: Vec<String>,
     pub limits: LimitSpec,
     pub budget: BudgetSpec,
+    /// A budget that its keys share with others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_id: Option<String>,
     pub egress: Egress,
     pub audit: AuditLevel,
+    /// Sets of `[guardrails.NAME]` that hold for its keys' requests.
+    pub guardrails: Vec<String>,
     /// The team is one tenant: its keys share KV prefixes, stored responses and cached answers. Otherwise each key is one.
     pub shares: bool,
     pub metadata: Map<String, Value>,
+}
+
+/// What all keys and teams that name a budget may do together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SharedSpec {
+    pub limits: LimitSpec,
+    pub budget: BudgetSpec,
 }
 
 /// Limits of one scope. A value that is not said is the named set's (`[limits.NAME]` of `hearth.toml`), else unlimited.

@@ -57,9 +57,12 @@ impl Gateway {
         let description = &target.description;
         require_vectors(description, ask.takes_tokens)?;
         check_dimensions(ask.dimensions, description)?;
+        let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
+        let mut inputs = ask.inputs;
+        inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
         let n_per_token = (description.pooling == Some(Pooling::None)).then_some(description.n_embd_out as usize);
-        let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);
-        let request = EmbedRequest { inputs: ask.inputs, truncate: ask.truncate };
+        let mut meter = VectorMeter::new(self, caller, &target, inputs.len(), permit);
+        let request = EmbedRequest { inputs, truncate: ask.truncate };
         let vectors = meter.make(self, &target, target.engine.embed(request).await).await?;
         let prompt_tokens = meter.prompt_tokens;
         // Millions of numbers take a while, and others wait for this thread.
@@ -80,16 +83,20 @@ impl Gateway {
     }
 
     /// The vectors as the model makes them, of a model that is held already.
-    pub async fn vectors(&self, caller: &Caller, target: &Target, request: EmbedRequest) -> Result<Vectors, Error> {
+    pub async fn vectors(&self, caller: &Caller, target: &Target, mut request: EmbedRequest) -> Result<Vectors, Error> {
         require_vectors(&target.description, false)?;
         let permit = self.admit(caller, Some(target.idx()), target.id(), None).await?;
+        let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
+        request.inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
         let mut meter = VectorMeter::new(self, caller, target, request.inputs.len(), permit);
         meter.make(self, target, target.engine.embed(request).await).await
     }
 
     /// A score for each document, not sorted.
-    pub async fn rerank(&self, caller: &Caller, ask: RerankAsk) -> Result<Scored, Error> {
+    pub async fn rerank(&self, caller: &Caller, mut ask: RerankAsk) -> Result<Scored, Error> {
         let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
+        std::iter::once(&mut ask.query).chain(&mut ask.documents).try_for_each(|text| border.enter_text(text))?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len(), permit);
@@ -100,8 +107,12 @@ impl Gateway {
     }
 
     /// A score for each pair.
-    pub async fn score(&self, caller: &Caller, ask: ScoreAsk) -> Result<Scored, Error> {
+    pub async fn score(&self, caller: &Caller, mut ask: ScoreAsk) -> Result<Scored, Error> {
         let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
+        for (query, documents) in &mut ask.groups {
+            std::iter::once(query).chain(documents).try_for_each(|text| border.enter_text(text))?;
+        }
         let description = &target.description;
         require_head(description)?;
         let n_pairs = ask.groups.iter().map(|(_, documents)| documents.len()).sum();
@@ -129,8 +140,10 @@ impl Gateway {
     }
 
     /// The classification head's outputs for each input.
-    pub async fn classify(&self, caller: &Caller, ask: EmbedAsk) -> Result<Classified, Error> {
+    pub async fn classify(&self, caller: &Caller, mut ask: EmbedAsk) -> Result<Classified, Error> {
         let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
+        let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
+        ask.inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);

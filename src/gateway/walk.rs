@@ -7,6 +7,7 @@ use super::answer::note;
 use super::asked::Asked;
 use super::cache::{self, Entered, Tenant};
 use super::limits::{LimitKind, Permit};
+use super::live::Live;
 use super::meter::{Meter, word};
 use super::route::{Hop, RouteConfig};
 use super::running::Started;
@@ -35,9 +36,24 @@ pub(super) enum Missed {
     Final(Error),
 }
 
+/// What all tries for one request have in common.
+#[derive(Clone, Copy)]
+pub(super) struct With<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) permit: &'a Permit,
+    /// The settings that it began with.
+    pub(super) live: &'a Live,
+    /// Sets of rules of the alias that it came by.
+    pub(super) alias: &'a [String],
+    /// The client asked for log-probabilities, and not the gateway for itself.
+    pub(super) wants_logprobs: bool,
+}
+
 /// A request and where it may go.
 pub(super) struct Way {
     gateway: Arc<Gateway>,
+    /// The settings that it began with.
+    live: Arc<Live>,
     caller: Caller,
     permit: Permit,
     asked: Asked,
@@ -64,16 +80,16 @@ enum Weighed {
 
 impl Way {
     pub(super) fn new(
-        gateway: Arc<Gateway>,
+        (gateway, live): (Arc<Gateway>, Arc<Live>),
         caller: Caller,
         permit: Permit,
         asked: Asked,
         route: Arc<RouteConfig>,
         chain: Vec<Hop>,
     ) -> Self {
-        let patience = caller.hints.patience.unwrap_or(Duration::MAX).min(gateway.longest_wait(&chain));
+        let patience = caller.hints.patience.unwrap_or(Duration::MAX).min(live.longest_wait(&chain));
         let deadline = Instant::now() + patience;
-        Self { gateway, caller, permit, asked, route, chain, deadline }
+        Self { gateway, live, caller, permit, asked, route, chain, deadline }
     }
 
     /// Asks one target after the other, from place `from` of the chain on.
@@ -141,8 +157,14 @@ impl Way {
         running
     }
 
+    fn with(&self) -> With<'_> {
+        let wants_logprobs = self.asked.output().top_logprobs.is_some();
+        let alias = self.route.guardrails.as_slice();
+        With { caller: &self.caller, permit: &self.permit, live: &self.live, alias, wants_logprobs }
+    }
+
     async fn at_home(&self, idx: usize) -> Result<Running, Missed> {
-        self.gateway.at_home(&self.caller, &self.permit, self.asked.clone(), idx).await
+        self.gateway.at_home(self.with(), self.asked.clone(), idx).await
     }
 
     /// A model here, with the rest of the chain behind it. Returns with its first content, or when a stream's head can't
@@ -159,7 +181,7 @@ impl Way {
     /// A model here whose answer is weighed.
     async fn in_doubt(&self, idx: usize, least: f32) -> Result<Weighed, Missed> {
         let asked = self.asked.with_logprobs();
-        let running = self.gateway.at_home(&self.caller, &self.permit, asked, idx).await?;
+        let running = self.gateway.at_home(self.with(), asked, idx).await?;
         weigh(running, &self.asked, least).await.map_err(|failure| {
             if let Some(entry) = &self.caller.entry {
                 entry.set_aside();
@@ -196,8 +218,17 @@ impl Way {
 
     fn moved_on(&self, at: usize, reason: &str) {
         if let Some(to) = self.chain.get(at + 1) {
-            let name = |hop: &Hop| self.gateway.target_name(*hop);
+            let name = |hop: &Hop| self.target_name(*hop);
             self.gateway.metrics.fell_back(&name(&self.chain[at]), &name(to), reason);
+        }
+    }
+}
+
+impl Way {
+    fn target_name(&self, hop: Hop) -> String {
+        match hop {
+            Hop::Home(idx) => self.gateway.models.shared.entries[idx].config().id.clone(),
+            Hop::Away(idx) => self.live.upstreams.get(idx).map(|it| it.config.name.clone()).unwrap_or_default(),
         }
     }
 }
@@ -229,19 +260,22 @@ impl Rescue {
 impl Gateway {
     /// An upstream, asked as often as its rules allow.
     async fn elsewhere(&self, way: &Way, idx: usize, has_other: bool) -> Result<Running, Missed> {
-        let Way { caller, permit, asked, deadline, .. } = way;
-        let Some(upstream) = self.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
+        let Way { live, caller, permit, deadline, .. } = way;
+        let Some(upstream) = live.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
         let config = &upstream.config;
+        let With { alias, wants_logprobs, .. } = way.with();
+        let border = live.border(caller, alias, &config.guardrails).map_err(Missed::Final)?;
+        let asked = border.enter(way.asked.clone(), wants_logprobs).map_err(Missed::Final)?;
         let bounded = asked.of_length(Self::length(permit, asked.max_tokens()));
-        let asked = bounded.as_ref().unwrap_or(asked);
+        let asked = bounded.as_ref().unwrap_or(&asked);
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
-        if let Some(field) = outgoing.dropped.first().filter(|_| self.config().strict) {
+        if let Some(field) = outgoing.dropped.first().filter(|_| live.config.strict) {
             return Err(Missed::Unfit(field));
         }
         self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
         let ask = caller.hints.cache_over(asked.cache());
         let key = |tenant: &Tenant| cache::remote(tenant, &config.name, outgoing.path, &outgoing.body);
-        let recorder = match self.enter(caller, &ask, asked.is_steady(), key).await {
+        let recorder = match self.enter((caller, &border), &ask, asked.is_steady(), key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, asked.keep())),
             Entered::Miss(recorder) => recorder,
         };
@@ -271,9 +305,12 @@ impl Gateway {
             fingerprint: format!("fp_{}", config.name),
             pin: None,
         };
-        Ok(Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held))
+        let running = Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held);
+        Ok(running.screened(&border, asked.output()))
     }
+}
 
+impl Live {
     /// The longest that a chain may take.
     fn longest_wait(&self, chain: &[Hop]) -> Duration {
         let total = |hop: &Hop| match hop {
@@ -281,13 +318,6 @@ impl Gateway {
             Hop::Home(_) => None,
         };
         chain.iter().filter_map(total).max().unwrap_or(Duration::from_secs(600))
-    }
-
-    fn target_name(&self, hop: Hop) -> String {
-        match hop {
-            Hop::Home(idx) => self.models.shared.entries[idx].config().id.clone(),
-            Hop::Away(idx) => self.upstreams.get(idx).map(|it| it.config.name.clone()).unwrap_or_default(),
-        }
     }
 }
 

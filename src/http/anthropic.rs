@@ -6,10 +6,9 @@ use super::edge::{list_ignored, until_cut};
 use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
 use super::sse::{self, Stream};
-use crate::chat::{ChatRequest, Prompt};
+use crate::chat::ChatRequest;
 use crate::dialect::anthropic::{self, Head, MessageChunks, Messages};
 use crate::dialect::{Fault, MediaPlaces, Read};
-use crate::engine::TokenizeRequest;
 use crate::gateway::{self, Caller, random_name};
 use axum::Extension;
 use axum::extract::State;
@@ -45,11 +44,8 @@ pub(super) async fn count_tokens(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, media, ignored) = read(&app, &caller, body, anthropic::count_request).await?;
-    let prompt = Prompt::Chat(request.prompt);
-    let counting = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model.as_deref(), counting)).await?;
-    let (tokenized, _) = counted.map_err(refusal(media))?;
-    let mut response = json(anthropic::count_response(tokenized.tokens.len()));
+    let counted = until_cut(&app, app.gateway.count(&caller, request.model.as_deref(), request.prompt)).await?;
+    let mut response = json(anthropic::count_response(counted.map_err(refusal(media))?));
     list_ignored(response.headers_mut(), ignored);
     Ok(response)
 }

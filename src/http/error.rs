@@ -223,6 +223,11 @@ impl ApiError {
             gateway::Error::Limited { refusal, model } => Self::limited(refusal, &model),
             gateway::Error::Refused(refusal) => Fault::from(refusal).into(),
             gateway::Error::Engine(failure) => Self::of_engine(failure, asked),
+            gateway::Error::Unguarded => {
+                let message =
+                    "The rules that hold for this request are not configured; the server's operator has to say them.";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("guardrail_missing"), message)
+            }
             gateway::Error::Stays => {
                 Self::forbidden("This request may not leave this server, and no model here answers it.")
             }

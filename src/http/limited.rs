@@ -81,6 +81,7 @@ fn whose(scope: ScopeKind) -> &'static str {
         ScopeKind::EndUser => "this end user",
         ScopeKind::User => "this key's user",
         ScopeKind::Team => "this key's team",
+        ScopeKind::Budget => "those who share this key's budget",
         ScopeKind::Ip => "this address",
         ScopeKind::Global => "this server",
     }

@@ -39,7 +39,7 @@ mod tls;
 mod unread;
 mod vectors;
 
-pub use admin::{Admin, AdminListener, admin_router, granted_key, granted_team, serve_admin};
+pub use admin::{Admin, AdminListener, ReloadAsk, Settings, admin_router, granted_key, granted_team, serve_admin};
 pub use client::ClientRules;
 pub use tls::{Tls, TlsError, TlsFiles};
 

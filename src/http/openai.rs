@@ -7,7 +7,6 @@ use super::error::{ApiError, Asked};
 use super::sse::{self, Stream};
 use crate::dialect::openai::{self, Chat, ChatChunks, Completion, Head, ModelEntry, TextChunks};
 use crate::dialect::{Ignored, Watched};
-use crate::engine::TokenizeRequest;
 use crate::gateway::{self, Caller, Listed, ModelStatus, Running, random_name};
 use axum::Extension;
 use axum::body::Body;
@@ -78,12 +77,9 @@ pub(super) async fn input_tokens(
     let read = body.read(openai::chat_request).await?;
     refuse_if_strict(&app, &read.ignored)?;
     let Chat { request, places, .. } = read.request;
-    let prompt = crate::chat::Prompt::Chat(request.prompt);
-    let count = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model.as_deref(), count)).await?;
-    let (tokenized, _) =
-        counted.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
-    let mut response = json(openai::input_tokens_response(tokenized.tokens.len()));
+    let counted = until_cut(&app, app.gateway.count(&caller, request.model.as_deref(), request.prompt)).await?;
+    let n_tokens = counted.map_err(|error| ApiError::of(error, Asked::Messages).renamed(|name| places.name(name)))?;
+    let mut response = json(openai::input_tokens_response(n_tokens));
     list_ignored(response.headers_mut(), read.ignored.header());
     Ok(response)
 }
@@ -95,7 +91,7 @@ pub(super) async fn models(State(app): State<App>, Extension(caller): Extension<
     refuse_while_loading(&app, named.iter().map(|(_, model)| model))?;
     let local = named.iter().flat_map(|(names, model)| names.iter().map(|name| entry(name, model)));
     let remote = app.gateway.remote_names(&caller.principal);
-    let entries: Vec<ModelEntry> = local.chain(remote.into_iter().map(remote_entry)).collect();
+    let entries: Vec<ModelEntry> = local.chain(remote.iter().map(|name| remote_entry(name))).collect();
     Ok(json(openai::model_list(&entries)))
 }
 

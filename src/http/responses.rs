@@ -9,7 +9,7 @@ use super::sse::{self, Stream};
 use crate::chat::{ChatRequest, Delta, Usage};
 use crate::dialect::responses::{self, Finished, Head, Item, ResponseChunks, Whole};
 use crate::dialect::{Chunks, Fault, Problem, Read, Wanted, Watched};
-use crate::engine::{Done, Event, Failure, TokenizeRequest};
+use crate::engine::{Done, Event, Failure};
 use crate::gateway::{self, Caller, ResponseStore, Running, StoredResponse, random_name};
 use axum::Extension;
 use axum::extract::{Path, Query, State};
@@ -67,12 +67,9 @@ pub(super) async fn input_tokens(
     let Read { mut request, ignored } = body.read(responses::request).await?;
     refuse_if_strict(&app, &ignored)?;
     let known = converse(&app, &caller, &mut request, "")?;
-    let prompt = crate::chat::Prompt::Chat(known.chat.prompt);
-    let tokenize = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
-    let counted = until_cut(&app, app.gateway.tokenize(&caller, request.model(), tokenize)).await?;
+    let counted = until_cut(&app, app.gateway.count(&caller, request.model(), known.chat.prompt)).await?;
     let refused = |error| ApiError::of(error, Asked::Input).renamed(|name| request.places.name(name));
-    let (tokenized, _) = counted.map_err(refused)?;
-    let mut response = json(responses::input_tokens(tokenized.tokens.len()));
+    let mut response = json(responses::input_tokens(counted.map_err(refused)?));
     list_ignored(response.headers_mut(), ignored.header());
     Ok(response)
 }

@@ -5,7 +5,7 @@ use crate::support::{Answer, chat_body};
 use serde_json::{Value, json};
 
 /// Every route with a body that would work, or nearly; `TEAM` and `KEY` stand for another team's.
-const ROUTES: [(&str, &str, &str); 36] = [
+const ROUTES: [(&str, &str, &str); 48] = [
     ("POST", "/key/generate", r#"{"team_id":"TEAM"}"#),
     ("POST", "/key/update", r#"{"key":"KEY","rpm_limit":1}"#),
     ("POST", "/key/delete", r#"{"keys":["KEY"]}"#),
@@ -23,6 +23,13 @@ const ROUTES: [(&str, &str, &str); 36] = [
     ("GET", "/team/info?team_id=TEAM", ""),
     ("GET", "/team/list", ""),
     ("POST", "/team/TEAM/reset_spend", "{}"),
+    ("POST", "/budget/new", r#"{"budget_id":"BUDGET"}"#),
+    ("POST", "/budget/update", r#"{"budget_id":"shared","rpm_limit":9}"#),
+    ("GET", "/budget/info?budget_id=shared", ""),
+    ("POST", "/budget/info", r#"{"budgets":["shared"]}"#),
+    ("GET", "/budget/list", ""),
+    ("POST", "/budget/shared/reset_spend", "{}"),
+    ("POST", "/budget/delete", r#"{"id":"BUDGET"}"#),
     ("GET", "/spend/logs?team_id=TEAM", ""),
     ("GET", "/spend/keys?team_id=TEAM", ""),
     ("GET", "/spend/teams?team_id=TEAM", ""),
@@ -35,9 +42,14 @@ const ROUTES: [(&str, &str, &str); 36] = [
     ("POST", "/subject/erase", r#"{"user_id":"nobody"}"#),
     ("GET", "/db/check", ""),
     ("GET", "/model/info", ""),
+    ("GET", "/v1/model/info", ""),
+    ("POST", "/model/load", r#"{"model":"Scripted-1"}"#),
+    ("POST", "/model/unload", r#"{"model":"nobodys"}"#),
     ("GET", "/upstreams", ""),
     ("POST", "/cache/flush", ""),
     ("GET", "/admin/slots", ""),
+    ("GET", "/config", ""),
+    ("POST", "/config/reload", ""),
     ("GET", "/metrics", ""),
     ("GET", "/health/liveliness", ""),
     ("GET", "/health/readiness", ""),
@@ -47,15 +59,17 @@ const ROUTES: [(&str, &str, &str); 36] = [
 /// What each identity gets at each route, in the order above: nobody and wrong keys 401, keys for data 403 everywhere.
 fn expected(identity: &str, method: &str, path: &str) -> u16 {
     let rules = path.starts_with("/team") && method == "POST" || path.ends_with("/reset_spend");
-    let looks = ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin"]
-        .iter()
-        .any(|prefix| path.starts_with(prefix));
+    let looks =
+        ["/audit", "/db", "/model", "/metrics", "/upstreams", "/cache", "/admin", "/config", "/budget", "/v1/model"]
+            .iter()
+            .any(|prefix| path.starts_with(prefix));
     match identity {
         "none" | "wrong" | "revoked" => 401,
         "data" => 403,
         _ if path == "/nowhere" => 404,
-        "admin" | "master" if path.contains("nobodys") || path == "/subject/erase" => 404,
+        "admin" | "master" if path.contains("nobodys") || ["/subject/erase", "/model/unload"].contains(&path) => 404,
         _ if path.contains("nobodys") => 403,
+        "auditor" if path == "/budget/info" => 200,
         "auditor" if method == "POST" => 403,
         "team-admin" if rules || looks || path == "/subject/erase" => 403,
         "team-admin" if path.starts_with("/health") || path == "/team/list" => 200,
@@ -71,6 +85,7 @@ async fn every_route_knows_every_identity() {
     for team in ["own", "other"] {
         house.act("/team/new", json!({ "team_id": team })).await;
     }
+    house.act("/budget/new", json!({ "budget_id": "shared" })).await;
     let (data, _) = house.key(json!({})).await;
     let (auditor, _) = house.key(json!({ "roles": ["auditor"] })).await;
     let (team_admin, _) = house.key(json!({ "roles": ["team-admin", "data"], "team_id": "own" })).await;
@@ -96,7 +111,9 @@ async fn every_route_knows_every_identity() {
             let _ = house.act_as(&house.master, "/team/delete", json!({ "team_ids": ["more"] })).await;
             house.act("/team/new", json!({ "team_id": "other" })).await;
             let (_, other) = house.key(json!({ "team_id": "other" })).await;
-            let fill = |text: &str| text.replace("KEY", &other).replace("TEAM", "other");
+            let fill = |text: &str| {
+                text.replace("KEY", &other).replace("BUDGET", &format!("of-{identity}")).replace("TEAM", "other")
+            };
             let url = house.admin_url(&fill(path));
             let request = match method {
                 "POST" => house.server.client.post(url).body(fill(body)),

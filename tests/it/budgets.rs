@@ -202,3 +202,113 @@ async fn a_budget_that_is_too_small_for_one_target_is_enough_for_another() {
     assert_eq!(spent(&governed, &id).await.0, cost);
     governed.stop().await;
 }
+
+/// A budget that two keys and a team share: 48 clients race for it, and it is never overspent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_teams_that_share_a_budget_do_not_overspend_it() {
+    let governed = Governed::with(|setup, _| {
+        setup.engine.n_slots = 8;
+        setup.engine.n_ctx = Some(16_384);
+    })
+    .await;
+    let made = governed.act("/budget/new", json!({ "budget_id": "shared", "max_tokens_budget": 6_000 })).await;
+    assert_eq!((&made["budget_id"], &made["max_tokens_budget"]), (&json!("shared"), &json!(6_000)));
+    governed.act("/team/new", json!({ "team_id": "t", "budget_id": "shared" })).await;
+    let keys = [
+        governed.key(json!({ "budget_id": "shared" })).await.0,
+        governed.key(json!({ "budget_id": "shared", "max_tokens_budget": 1_000 })).await.0,
+        governed.key(json!({ "team_id": "t" })).await.0,
+        // Named twice, counted once.
+        governed.key(json!({ "team_id": "t", "budget_id": "shared" })).await.0,
+    ];
+    let client = |n: u64| {
+        let (governed, key) = (&governed, &keys[usize::try_from(n % 4).expect("few")]);
+        async move {
+            let mut n_refused = 0;
+            for round in 0..5 {
+                let more = json!({ "max_tokens": 20 + (n * 7 + round * 31) % 180, "stream": n.is_multiple_of(2) });
+                let answer = governed.send(key, "/v1/chat/completions", chat_body("/forever", more)).await;
+                n_refused += u32::from(answer.status == 429);
+                assert!(matches!(answer.status, 200 | 429), "{}", answer.text);
+            }
+            n_refused
+        }
+    };
+    let refused: Vec<u32> = futures_util::future::join_all((0..48).map(client)).await;
+    assert!(refused.iter().sum::<u32>() > 0, "they asked for more than there is");
+    governed.server.idle().await;
+    governed.books.store().flush().await;
+    let shown = governed.look("/budget/info?budget_id=shared").await;
+    let spent = shown["spent_tokens"].as_u64().expect("a count");
+    assert!(spent <= 6_000, "{shown}");
+    // The rest can be spent, by any of them, and not a token more.
+    let mut n_more = 0;
+    let over = loop {
+        let answer = governed.chat(&keys[2], "hi").await;
+        if answer.status != 200 {
+            break answer;
+        }
+        n_more += answer.json()["usage"]["total_tokens"].as_u64().expect("a count");
+        assert!(spent + n_more <= 6_000, "{spent} and {n_more}");
+    };
+    assert_eq!((over.status, over.error().2.as_deref()), (429, Some("insufficient_quota")));
+    assert!(over.text.contains("those who share this key's budget"), "{}", over.text);
+    governed.act("/budget/shared/reset_spend", json!({})).await;
+    assert_eq!(governed.chat(&keys[3], "hi").await.status, 200);
+    governed.is_verified().await;
+    governed.stop().await;
+}
+
+#[tokio::test]
+async fn a_shared_budget_outlives_a_restart_and_is_not_deleted_while_named() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let governed = in_folder(dir.path()).await;
+    let master = governed.master.clone();
+    governed.act("/budget/new", json!({ "budget_id": "b", "max_budget": "0.00001", "rpm_limit": 4 })).await;
+    let (one, one_id) = governed.key(json!({ "budget_id": "b" })).await;
+    let (two, two_id) = governed.key(json!({ "budget_id": "b" })).await;
+    let chat = async |governed: &Governed, key: &str, n: u32| {
+        governed.send(key, "/v1/chat/completions", chat_body("/forever", json!({ "max_tokens": n }))).await
+    };
+    let first = chat(&governed, &one, 10).await;
+    assert_eq!(first.header("x-ratelimit-remaining-requests"), "3");
+    let n_prompt = first.json()["usage"]["prompt_tokens"].as_u64().expect("a count");
+    let cost = PRICE.cost(n_prompt, 0, 10);
+    let row = governed.row_of(&first).await;
+    assert_eq!((row.budgets, row.cost_nusd), (vec!["b".to_owned()], cost));
+    governed.stop().await;
+    let governed = in_folder(dir.path()).await;
+    let left = NUSD / 100_000 - cost;
+    let n_left = u32::try_from((left - PRICE.cost(n_prompt, 0, 0)) / 7).expect("few");
+    assert_eq!(
+        chat(&governed, &two, n_left + 1).await.status,
+        429,
+        "what the other key spent before the restart counts"
+    );
+    assert_eq!(chat(&governed, &two, n_left).await.status, 200);
+    let named = governed.act_as(&master, "/budget/delete", json!({ "id": "b" })).await;
+    assert!(named.status == 400 && named.text.contains("named by 2 keys and 0 teams"), "{}", named.text);
+    for (path, body) in [
+        ("/key/generate", json!({ "budget_id": "nobody" })),
+        ("/team/new", json!({ "budget_id": "nobody" })),
+        ("/key/update", json!({ "key": one_id, "budget_id": "nobody" })),
+        ("/budget/new", json!({ "budget_id": "b" })),
+        ("/budget/new", json!({ "budget_id": "a b" })),
+        ("/budget/new", json!({ "max_budget": -1 })),
+        ("/budget/new", json!({ "odd": 1 })),
+    ] {
+        assert_eq!(governed.act_as(&master, path, body.clone()).await.status, 400, "{path} {body}");
+    }
+    // More money holds at once.
+    governed.act("/budget/update", json!({ "budget_id": "b", "max_budget": 1 })).await;
+    assert_eq!(chat(&governed, &one, 100).await.status, 200);
+    let listed = governed.look("/budget/list").await;
+    assert_eq!((&listed[0]["budget_id"], &listed[0]["max_budget"]), (&json!("b"), &json!(1.0)));
+    governed.act("/key/update", json!({ "key": one_id, "budget_id": null })).await;
+    governed.act("/key/delete", json!({ "keys": [two_id] })).await;
+    governed.act("/budget/delete", json!({ "id": "b" })).await;
+    assert_eq!(governed.look_as(&master, "/budget/info?budget_id=b").await.status, 404);
+    assert_eq!(governed.chat(&one, "hi").await.status, 200);
+    governed.is_verified().await;
+    governed.stop().await;
+}

@@ -27,6 +27,7 @@ mod everywhere;
 mod failover;
 mod faults;
 mod fields;
+mod guardrails;
 mod hostile;
 mod kills;
 mod limits;

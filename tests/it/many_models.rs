@@ -29,6 +29,7 @@ pub fn lazy(id: &str) -> ModelSetup {
         keep_alive: KeepAlive::For(Duration::from_secs(600)),
         price: Default::default(),
         n_bytes: 0,
+        guardrails: Vec::new(),
         outline: None,
     };
     ModelSetup { config, engine }

@@ -69,6 +69,7 @@ pub(super) fn stop_reason<'a>(
 ) -> (&'static str, Option<&'a str>) {
     match finish {
         Finish::Length => ("max_tokens", None),
+        Finish::Filtered => ("refusal", None),
         _ if has_calls => ("tool_use", None),
         Finish::StopString(text) if stops.contains(text) => ("stop_sequence", Some(text)),
         Finish::StopString(_) | Finish::EndOfTurn => ("end_turn", None),

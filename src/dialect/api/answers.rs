@@ -85,6 +85,7 @@ pub enum FinishReason {
     Length,
     ToolCalls,
     FunctionCall,
+    ContentFilter,
 }
 
 #[derive(JsonSchema)]

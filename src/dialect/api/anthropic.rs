@@ -399,6 +399,7 @@ pub enum StopReason {
     MaxTokens,
     StopSequence,
     ToolUse,
+    Refusal,
 }
 
 /// `input_tokens` and `cache_read_input_tokens` together are the prompt.

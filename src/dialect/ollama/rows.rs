@@ -74,6 +74,7 @@ impl Head {
         let reason = match finish {
             Finish::EndOfTurn | Finish::StopString(_) => "stop",
             Finish::Length => "length",
+            Finish::Filtered => "content_filter",
         };
         let total = nanoseconds((self.now)().saturating_sub(self.started));
         let generating = micros(timings.prompt_us).saturating_add(micros(timings.predicted_us));

@@ -57,6 +57,7 @@ impl Called {
 pub(super) fn finish_reason(finish: &Finish, called: Called, style: CallStyle) -> &'static str {
     match (finish, called) {
         (Finish::Length, _) => "length",
+        (Finish::Filtered, _) => "content_filter",
         (_, Called::Nothing) | (Finish::StopString(_), Called::Partly) => "stop",
         _ if style == CallStyle::FunctionCall => "function_call",
         _ => "tool_calls",

@@ -151,6 +151,9 @@ fn turns(body: &mut Object, prompt: &mut ChatPrompt) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Variables that the engine sets: a second conversation behind the first would pass by all that looks at it.
+const RESERVED_KWARGS: [&str; 5] = ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"];
+
 fn template_kwargs(body: &mut Object, prompt: &mut ChatPrompt) -> Result<(), Fault> {
     let entries = match body.take("chat_template_kwargs") {
         None => return Ok(()),
@@ -164,6 +167,10 @@ fn template_kwargs(body: &mut Object, prompt: &mut ChatPrompt) -> Result<(), Fau
         if name == "enable_thinking" {
             let path = "chat_template_kwargs.enable_thinking";
             prompt.enable_thinking = Some(value.as_bool().ok_or_else(|| invalid_type(path, "a boolean", &value))?);
+        } else if RESERVED_KWARGS.contains(&name.as_str()) {
+            let message =
+                format!("chat_template_kwargs.{name} is what the request itself says, and can't be said again.");
+            return Err(Fault::new(format!("chat_template_kwargs.{name}"), "invalid_value", message));
         } else {
             prompt.template_kwargs.push((name, value.to_string()));
         }

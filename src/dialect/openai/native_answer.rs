@@ -102,6 +102,7 @@ impl NativeStyle {
             Finish::EndOfTurn => ("eos", ""),
             Finish::StopString(text) => ("word", text.as_str()),
             Finish::Length => ("limit", ""),
+            Finish::Filtered => ("content_filter", ""),
         };
         let mut settings = sampling_settings(&self.sampling);
         if let Some(fields) = settings.as_object_mut() {

@@ -63,6 +63,8 @@ pub(super) struct State<'a> {
     pub usage: Option<&'a Usage>,
     /// Why it failed, in the client's words.
     pub error: Option<&'a str>,
+    /// Why it is incomplete: `max_output_tokens` or `content_filter`.
+    pub cut: Option<&'static str>,
 }
 
 /// Every key is always there.
@@ -100,7 +102,6 @@ struct Object<'a> {
 
 /// The response as JSON text.
 pub(super) fn object(head: &Head, echo: &Echo, state: &State) -> Vec<u8> {
-    let is_cut = state.status == "incomplete";
     json(&Object {
         id: &head.id,
         object: "response",
@@ -112,7 +113,7 @@ pub(super) fn object(head: &Head, echo: &Echo, state: &State) -> Vec<u8> {
         tools: &echo.tools,
         status: state.status,
         error: state.error.map(|message| json!({ "code": "server_error", "message": message })),
-        incomplete_details: is_cut.then(|| json!({ "reason": "max_output_tokens" })),
+        incomplete_details: state.cut.map(|reason| json!({ "reason": reason })),
         instructions: echo.instructions.as_deref(),
         metadata: &echo.metadata,
         temperature: number(echo.temperature.unwrap_or(1.0)),

@@ -100,7 +100,7 @@ impl Items {
         if self.done.is_empty() && self.open.is_none() {
             self.say("", &[], writer, out);
         }
-        let end = if *finish == Finish::Length { End::Cut } else { End::Whole };
+        let end = if matches!(finish, Finish::Length | Finish::Filtered) { End::Cut } else { End::Whole };
         self.close(end, writer, out);
     }
 

@@ -68,7 +68,7 @@ impl Making {
     /// Tells of the whole response; returns its text.
     fn tell(&mut self, kind: &str, state: &Said, out: &mut Vec<u8>) -> String {
         let output = if state.status == "in_progress" { &[] } else { self.items.done() };
-        let state = State { status: state.status, output, usage: state.usage, error: state.error };
+        let state = State { status: state.status, output, usage: state.usage, error: state.error, cut: state.cut };
         let bytes = object(&self.head, &self.echo, &state);
         let text = String::from_utf8(bytes).expect("JSON text is UTF-8; anything else is a bug");
         if self.writer.n_next.is_some() {
@@ -81,10 +81,16 @@ impl Making {
     fn end(&mut self, usage: &Usage, out: &mut Vec<u8>) -> Finished {
         let finish = self.finish.clone();
         self.items.finish(&finish, &mut self.writer, out);
-        let is_cut = finish == Finish::Length;
-        let (kind, status) =
-            if is_cut { ("response.incomplete", "incomplete") } else { ("response.completed", "completed") };
-        let object = self.tell(kind, &Said { status, usage: Some(usage), error: None }, out);
+        let cut = match finish {
+            Finish::Length => Some("max_output_tokens"),
+            Finish::Filtered => Some("content_filter"),
+            Finish::EndOfTurn | Finish::StopString(_) => None,
+        };
+        let (kind, status) = match cut {
+            Some(_) => ("response.incomplete", "incomplete"),
+            None => ("response.completed", "completed"),
+        };
+        let object = self.tell(kind, &Said { status, usage: Some(usage), error: None, cut }, out);
         let output = self.items.done().iter().cloned().filter_map(Item::from_json).map(Arc::new).collect();
         Finished { id: self.head.id.clone(), object, output }
     }
@@ -95,6 +101,8 @@ struct Said<'a> {
     status: &'static str,
     usage: Option<&'a Usage>,
     error: Option<&'a str>,
+    /// Why it is incomplete.
+    cut: Option<&'static str>,
 }
 
 /// The event stream of one response.
@@ -118,12 +126,16 @@ impl ResponseChunks {
 impl Chunks for ResponseChunks {
     fn open(&mut self, out: &mut Vec<u8>) {
         for kind in ["response.created", "response.in_progress"] {
-            self.making.tell(kind, &Said { status: "in_progress", usage: None, error: None }, out);
+            self.making.tell(kind, &Said { status: "in_progress", usage: None, error: None, cut: None }, out);
         }
     }
 
     fn progress(&mut self, _choice: usize, _counts: [u32; 3], out: &mut Vec<u8>) {
-        self.making.tell("response.in_progress", &Said { status: "in_progress", usage: None, error: None }, out);
+        self.making.tell(
+            "response.in_progress",
+            &Said { status: "in_progress", usage: None, error: None, cut: None },
+            out,
+        );
     }
 
     fn delta(&mut self, _choice: usize, delta: &Delta, out: &mut Vec<u8>) {
@@ -140,7 +152,7 @@ impl Chunks for ResponseChunks {
 
     fn fail(&mut self, problem: &Problem, out: &mut Vec<u8>) {
         self.making.items.abandon(&mut self.making.writer, out);
-        let said = Said { status: "failed", usage: None, error: Some(&problem.message) };
+        let said = Said { status: "failed", usage: None, error: Some(&problem.message), cut: None };
         self.making.tell("response.failed", &said, out);
     }
 }

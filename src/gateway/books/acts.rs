@@ -118,11 +118,12 @@ impl Books {
         Ok(self.store.change(act(actor, action, object, detail), |_| Ok(())).await?)
     }
 
-    /// From now on a scope's budget counts anew; the rows stay. `scope`: `key`, `team` or `user`.
+    /// From now on a scope's budget counts anew; the rows stay. `scope`: `key`, `team`, `budget` or `user`.
     pub async fn reset_spend(self: &Arc<Self>, actor: &str, scope: &'static str, id: &str) -> Result<(), BooksError> {
         let changing = Arc::clone(&self.changing).lock_owned().await;
         let next = Snapshot::clone(&self.keyring.snapshot());
         let is_there = match scope {
+            "budget" => next.budgets.contains_key(id),
             "key" => next.keys.contains_key(id),
             "team" => next.teams.contains_key(id),
             _ => true,
@@ -153,7 +154,7 @@ impl Books {
         if next.teams.len() >= KEYS_MAX {
             return Err(BooksError::Refused(format!("there are {KEYS_MAX} teams already")));
         }
-        check_team(&spec)?;
+        check_team(&spec, &next)?;
         let team = TeamRecord { id, spec, created: unix_ms(), blocked: false };
         self.put_team(changing, next, (actor, "team.new"), team).await
     }
@@ -169,7 +170,7 @@ impl Books {
         refuse_fixed(&next, id)?;
         let mut team = next.teams.get(id).map(|team| TeamRecord::clone(team)).ok_or(BooksError::Missing("team"))?;
         change(&mut team.spec)?;
-        check_team(&team.spec)?;
+        check_team(&team.spec, &next)?;
         self.put_team(changing, next, (actor, "team.update"), team).await
     }
 
@@ -231,7 +232,7 @@ impl Books {
     }
 }
 
-fn act(actor: &str, action: &'static str, object: &str, detail: Value) -> Act {
+pub(super) fn act(actor: &str, action: &'static str, object: &str, detail: Value) -> Act {
     Act { actor: actor.to_owned(), action, object: object.to_owned(), detail }
 }
 
@@ -266,6 +267,7 @@ fn check_key(spec: &KeySpec, snapshot: &Snapshot, own: Option<&str>) -> Result<(
     if let Some(team) = spec.team.as_ref().filter(|team| !snapshot.teams.contains_key(*team)) {
         return Err(BooksError::Refused(format!("there is no team {team:?}")));
     }
+    know_budget(spec.budget_id.as_ref(), snapshot)?;
     let is_long = |name: &Option<String>| {
         name.as_ref().is_some_and(|name| name.is_empty() || name.chars().count() > NAME_CHARS_MAX)
     };
@@ -282,13 +284,22 @@ fn check_key(spec: &KeySpec, snapshot: &Snapshot, own: Option<&str>) -> Result<(
     check_bounds(&spec.limits, &spec.budget)
 }
 
-fn check_team(spec: &TeamSpec) -> Result<(), BooksError> {
+fn check_team(spec: &TeamSpec, snapshot: &Snapshot) -> Result<(), BooksError> {
+    know_budget(spec.budget_id.as_ref(), snapshot)?;
     let is_long = |name: &String| name.is_empty() || name.chars().count() > NAME_CHARS_MAX;
     if spec.alias.as_ref().is_some_and(is_long) || spec.models.len() > LIST_MAX || spec.models.iter().any(is_long) {
         return Err(BooksError::Refused("a name has 1 to 256 characters, a list at most 256 of them".to_owned()));
     }
     check_metadata(&spec.metadata)?;
     check_bounds(&spec.limits, &spec.budget)
+}
+
+/// A budget that is not there would be no end.
+fn know_budget(id: Option<&String>, snapshot: &Snapshot) -> Result<(), BooksError> {
+    match id.filter(|id| !snapshot.budgets.contains_key(*id)) {
+        Some(id) => Err(BooksError::Refused(format!("there is no budget {id:?}"))),
+        None => Ok(()),
+    }
 }
 
 fn check_metadata(metadata: &serde_json::Map<String, Value>) -> Result<(), BooksError> {
@@ -299,7 +310,7 @@ fn check_metadata(metadata: &serde_json::Map<String, Value>) -> Result<(), Books
     Err(BooksError::Refused(format!("metadata has {n} bytes as JSON, more than {METADATA_BYTES_MAX}")))
 }
 
-fn check_bounds(limits: &LimitSpec, budget: &BudgetSpec) -> Result<(), BooksError> {
+pub(super) fn check_bounds(limits: &LimitSpec, budget: &BudgetSpec) -> Result<(), BooksError> {
     let is_zero = [limits.rpm, limits.tpm].contains(&Some(0)) || [limits.parallel, limits.output].contains(&Some(0));
     if is_zero {
         return Err(BooksError::Refused("a limit of 0 lets nothing through: block the key instead".to_owned()));

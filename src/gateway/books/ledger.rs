@@ -100,6 +100,7 @@ impl Ledger {
             team_id: spec.and_then(|spec| spec.team.clone()),
             user_id: spec.and_then(|spec| spec.user.clone()),
             ip: head.ip.map(|ip| ip.to_string()),
+            budgets: head.principal.shared_budgets().cloned().collect(),
             tags: spec.map(|spec| spec.tags.clone()).unwrap_or_default(),
             usage_source: "none".to_owned(),
             ..RequestRow::default()

@@ -1,7 +1,7 @@
 //! Keys and teams between the database and memory.
 
 use super::{Granted, GrantedKey};
-use crate::gateway::keys::{Fixed, KeyEntry, KeyHash, KeyRecord, Snapshot, TeamRecord};
+use crate::gateway::keys::{BudgetRecord, Fixed, KeyEntry, KeyHash, KeyRecord, Snapshot, TeamRecord};
 use crate::gateway::spec::{KeySpec, TeamSpec};
 use crate::gateway::store::StoreError;
 use rusqlite::{Connection, params};
@@ -17,9 +17,19 @@ pub(super) fn snapshot(conn: &Connection, fixed: &Granted) -> Result<Snapshot, S
         let record = TeamRecord { id: team.id.clone(), spec: team.spec.clone(), created: 0, blocked: false };
         teams.insert(team.id.clone(), Arc::new(record));
     }
+    let budgets = budgets(conn)?;
+    // A budget that is not there would be no end.
+    let is_boundless = |id: &Option<String>| id.as_ref().is_some_and(|id| !budgets.contains_key(id));
+    let lacks_budget = |spec: &KeySpec, team: &Option<Arc<TeamRecord>>| {
+        is_boundless(&spec.budget_id) || team.as_ref().is_some_and(|team| is_boundless(&team.spec.budget_id))
+    };
     let record = |key: &GrantedKey| {
         let team = key.spec.team.as_ref().and_then(|team| teams.get(team).cloned());
-        (key.sha256, Arc::new(KeyRecord::new(key.name.clone(), key.spec.clone(), team, 0, false)))
+        let blocked = lacks_budget(&key.spec, &team);
+        if blocked {
+            tracing::error!(key = key.name, "a key of the file names a budget that is not there, and opens nothing");
+        }
+        (key.sha256, Arc::new(KeyRecord::new(key.name.clone(), key.spec.clone(), team, 0, blocked)))
     };
     let fixed_keys = fixed.keys.iter().map(record).collect();
     let mut statement =
@@ -32,7 +42,7 @@ pub(super) fn snapshot(conn: &Connection, fixed: &Granted) -> Result<Snapshot, S
         let spec: KeySpec = parse(&id, &row.get::<_, String>(2)?)?;
         let team = spec.team.as_ref().and_then(|team| teams.get(team).cloned());
         // What bound the key is gone with its team, so it opens nothing.
-        let is_orphan = spec.team.is_some() && team.is_none();
+        let is_orphan = spec.team.is_some() && team.is_none() || lacks_budget(&spec, &team);
         let previous: (Option<Vec<u8>>, Option<i64>) = (row.get(5)?, row.get(6)?);
         let previous = match previous {
             (Some(bytes), Some(until)) => Some((self::hash(bytes)?, until)),
@@ -45,6 +55,7 @@ pub(super) fn snapshot(conn: &Connection, fixed: &Granted) -> Result<Snapshot, S
     Ok(Snapshot {
         keys,
         teams,
+        budgets,
         fixed: Arc::new(Fixed { teams: fixed.teams.iter().map(|team| team.id.clone()).collect(), keys: fixed_keys }),
     })
 }
@@ -60,6 +71,19 @@ fn teams(conn: &Connection) -> Result<HashMap<String, Arc<TeamRecord>>, StoreErr
         teams.insert(id, Arc::new(record));
     }
     Ok(teams)
+}
+
+fn budgets(conn: &Connection) -> Result<HashMap<String, Arc<BudgetRecord>>, StoreError> {
+    let mut statement = conn.prepare("SELECT id, spec, created FROM budget WHERE deleted IS NULL")?;
+    let mut rows = statement.query([])?;
+    let mut budgets = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let id: String = row.get(0)?;
+        let spec = parse(&id, &row.get::<_, String>(1)?)?;
+        let record = BudgetRecord { id: id.clone(), spec, created: row.get(2)? };
+        budgets.insert(id, Arc::new(record));
+    }
+    Ok(budgets)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(id: &str, text: &str) -> Result<T, StoreError> {
@@ -125,6 +149,20 @@ pub(super) fn write_team(conn: &Connection, team: &TeamRecord) -> Result<(), Sto
 
 pub(super) fn delete_team(conn: &Connection, id: &str, now: i64) -> Result<(), StoreError> {
     conn.execute("UPDATE team SET deleted = ?2 WHERE id = ?1 AND deleted IS NULL", params![id, now])?;
+    Ok(())
+}
+
+pub(super) fn write_budget(conn: &Connection, budget: &BudgetRecord) -> Result<(), StoreError> {
+    conn.execute(
+        "INSERT INTO budget(id, spec, created) VALUES (?1, ?2, ?3)
+         ON CONFLICT(id) DO UPDATE SET spec = excluded.spec, created = excluded.created, deleted = NULL",
+        params![budget.id, text(&budget.spec)?, budget.created],
+    )?;
+    Ok(())
+}
+
+pub(super) fn delete_budget(conn: &Connection, id: &str, now: i64) -> Result<(), StoreError> {
+    conn.execute("UPDATE budget SET deleted = ?2 WHERE id = ?1 AND deleted IS NULL", params![id, now])?;
     Ok(())
 }
 

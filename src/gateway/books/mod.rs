@@ -9,12 +9,14 @@
 //! and disk as they belong together.
 
 mod acts;
+mod budgets;
 mod capture;
 mod files;
 mod ledger;
 mod load;
 
 pub use acts::{KeyChange, Made, TeamChange};
+pub use budgets::BudgetChange;
 pub use capture::Capture;
 pub use files::{MASTER, SOCKET, read_master};
 pub use ledger::{Entry, EntryHead, Ledger};
@@ -117,6 +119,8 @@ pub struct Books {
     kek: Option<[u8; 32]>,
     /// Whether the master key was made at this start.
     is_new: bool,
+    /// What the file grants now.
+    granted: std::sync::Mutex<Granted>,
     /// Held while keys and teams are changed.
     changing: Arc<Mutex<()>>,
     _lock: File,
@@ -152,7 +156,20 @@ impl Books {
             config.ship.clone().map(|ship| Shipper::new(ship, Arc::clone(&store))).transpose().map_err(refuse)?;
         let ledger = Ledger::start(Arc::clone(&store), config.retention);
         let changing = Arc::default();
-        Ok(Arc::new(Self { config, store, keyring, ledger, shipper, master, kek, is_new, changing, _lock: lock }))
+        let granted = config.granted.clone().into();
+        Ok(Arc::new(Self {
+            config,
+            store,
+            keyring,
+            ledger,
+            shipper,
+            master,
+            kek,
+            is_new,
+            granted,
+            changing,
+            _lock: lock,
+        }))
     }
 
     pub fn dir(&self) -> &Path {
@@ -183,6 +200,21 @@ impl Books {
     /// Whether `presented` is the master key.
     pub fn is_master(&self, presented: &str) -> bool {
         ApiKey::new(presented).is_some_and(|presented| bool::from(presented.ct_eq(&self.master)))
+    }
+
+    /// Takes another file's keys and teams in place of the last one's. Requests of keys that are not among them any more are
+    /// told. Errors: the books can't be read, and all stays as it was.
+    pub async fn grant(&self, granted: Granted) -> Result<(), BooksError> {
+        let _changing = Arc::clone(&self.changing).lock_owned().await;
+        let known = || self.granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *known() == granted {
+            return Ok(());
+        }
+        let of_file = granted.clone();
+        let next = self.store.read(move |conn| load::snapshot(conn, &of_file)).await?;
+        self.keyring.replace(next.following(&self.keyring.snapshot()));
+        *known() = granted;
+        Ok(())
     }
 
     /// Returns when every request that has ended has its row, or after a few seconds.

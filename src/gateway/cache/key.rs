@@ -12,7 +12,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 /// Raised whenever the meaning of a field changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::gateway) struct Key([u8; 32]);
@@ -21,13 +21,15 @@ pub(in crate::gateway) struct Key([u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 pub(in crate::gateway) struct Identity([u8; 32]);
 
-/// Whose the answer is.
+/// Whose the answer is, and what the operator lets out.
 #[derive(Serialize)]
 pub(in crate::gateway) struct Tenant<'a> {
     pub partition: u64,
     /// With it, the partition doesn't count: the team is the tenant.
     pub team: Option<&'a str>,
     pub namespace: Option<&'a str>,
+    /// Of the operator's rules: an answer that other rules let through is another answer.
+    pub border: [u8; 32],
 }
 
 #[derive(Serialize)]
@@ -160,7 +162,7 @@ mod tests {
     }
 
     fn tenant() -> Tenant<'static> {
-        Tenant { partition: 1, team: None, namespace: None }
+        Tenant { partition: 1, team: None, namespace: None, border: [0; 32] }
     }
 
     fn key(work: &Work) -> Key {
@@ -243,6 +245,7 @@ mod tests {
         let identity = |n: u8| Identity([n; 32]);
         let tenants = [
             Tenant { partition: 2, ..tenant() },
+            Tenant { border: [1; 32], ..tenant() },
             Tenant { team: Some("t"), ..tenant() },
             Tenant { namespace: Some("n"), ..tenant() },
             Tenant { team: Some("n"), ..tenant() },
@@ -285,6 +288,7 @@ mod tests {
             is_lazy: false,
             keep_alive: crate::gateway::KeepAlive::Forever,
             price: Default::default(),
+            guardrails: Vec::new(),
             n_bytes: 0,
             outline: None,
         };

@@ -1,7 +1,7 @@
 //! An answer on its way into the cache, and out of it again.
 
 use super::{Cache, Flight};
-use crate::chat::{CacheAsk, Delta, TokenLogprob};
+use crate::chat::{CacheAsk, Delta, Finish, TokenLogprob};
 use crate::engine::{Event, Timings};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +57,10 @@ impl Recorder {
                     return false;
                 }
                 Event::Delta(delta.clone())
+            }
+            Event::Done(done) if done.finish == Finish::Filtered => {
+                self.spoil();
+                return false;
             }
             Event::Done(done) => {
                 self.n_ended += 1;

@@ -11,7 +11,7 @@ fn cache(change: impl FnOnce(&mut CacheConfig)) -> Arc<Cache> {
 }
 
 fn key(n: u32) -> Key {
-    let tenant = Tenant { partition: 0, team: None, namespace: None };
+    let tenant = Tenant { partition: 0, team: None, namespace: None, border: [0; 32] };
     remote(&tenant, "u", "/", &n.to_le_bytes())
 }
 

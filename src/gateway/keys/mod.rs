@@ -12,7 +12,7 @@ pub use ring::{Fixed, KEYS_MAX, KeyEntry, Keyring, Snapshot};
 
 use super::Error;
 use super::names::fits;
-use super::spec::{Egress, KeySpec, TeamSpec};
+use super::spec::{Egress, KeySpec, SharedSpec, TeamSpec};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
@@ -72,6 +72,14 @@ pub struct TeamRecord {
     pub blocked: bool,
 }
 
+/// A budget that keys and teams share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetRecord {
+    pub id: String,
+    pub spec: SharedSpec,
+    pub created: i64,
+}
+
 impl Principal {
     /// Whoever holds this key.
     pub fn of(key: Arc<KeyRecord>) -> Self {
@@ -103,6 +111,14 @@ impl Principal {
     /// The id of its team.
     pub(super) fn team(&self) -> Option<&str> {
         self.key.as_ref()?.team.as_ref().map(|team| team.id.as_str())
+    }
+
+    /// The budgets that it shares with others: its own, and its team's if that is another.
+    pub(super) fn shared_budgets(&self) -> impl Iterator<Item = &String> {
+        let key = self.key.as_deref();
+        let own = key.and_then(|key| key.spec.budget_id.as_ref());
+        let team = key.and_then(|key| key.team.as_ref()?.spec.budget_id.as_ref());
+        own.into_iter().chain(team.filter(|team| own != Some(team)))
     }
 
     /// Whether the key and its team let requests be answered by other servers. Static keys leave that to the server.

@@ -1,7 +1,7 @@
 //! All keys and teams in memory, swapped whole at every change: a request sees one state or the next, never between.
 
 use super::credential::{Credential, KeyHash, Pepper};
-use super::{KeyRecord, Principal, TeamRecord};
+use super::{BudgetRecord, KeyRecord, Principal, TeamRecord};
 use crate::gateway::Error;
 use crate::gateway::spec::Role;
 use arc_swap::ArcSwap;
@@ -22,7 +22,7 @@ pub struct KeyEntry {
     pub previous: Option<(KeyHash, i64)>,
 }
 
-/// Keys and teams of `hearth.toml`: as long as the server runs they are what the file said.
+/// Keys and teams of `hearth.toml`, as the file said when it was last read.
 #[derive(Debug, Default)]
 pub struct Fixed {
     /// By the SHA-256 of the whole key.
@@ -36,7 +36,30 @@ pub struct Fixed {
 pub struct Snapshot {
     pub keys: HashMap<String, KeyEntry>,
     pub teams: HashMap<String, Arc<TeamRecord>>,
+    /// Those that keys and teams share.
+    pub budgets: HashMap<String, Arc<BudgetRecord>>,
     pub fixed: Arc<Fixed>,
+}
+
+impl Snapshot {
+    /// The same, of keys that requests may be running with: who holds one of `before` is told of its revocation here.
+    pub fn following(mut self, before: &Snapshot) -> Self {
+        let follow = |record: &Arc<KeyRecord>, known: &Arc<KeyRecord>| {
+            Arc::new(known.changed(record.spec.clone(), record.team.clone(), record.blocked))
+        };
+        for (id, entry) in &mut self.keys {
+            if let Some(known) = before.keys.get(id) {
+                entry.record = follow(&entry.record, &known.record);
+            }
+        }
+        let fixed = |(digest, record): (&[u8; 32], &Arc<KeyRecord>)| {
+            let known = before.fixed.keys.get(digest).filter(|known| known.id == record.id);
+            (*digest, known.map_or_else(|| Arc::clone(record), |known| follow(record, known)))
+        };
+        let keys = self.fixed.keys.iter().map(fixed).collect();
+        self.fixed = Arc::new(Fixed { keys, teams: self.fixed.teams.clone() });
+        self
+    }
 }
 
 pub struct Keyring {
@@ -71,6 +94,10 @@ impl Keyring {
                 entry.record.cut.cancel();
             }
         }
+        let is_gone = |digest: &[u8; 32]| !next.fixed.keys.contains_key(digest);
+        for (_, record) in before.fixed.keys.iter().filter(|(digest, _)| self.cuts && is_gone(digest)) {
+            record.cut.cancel();
+        }
     }
 
     /// Whether `presented` opens the API from `ip` at `now` (unix milliseconds).
@@ -93,7 +120,7 @@ impl Keyring {
         let snapshot = self.snapshot.load();
         if !snapshot.fixed.keys.is_empty() {
             let digest: [u8; 32] = Sha256::digest(presented.as_bytes()).into();
-            let fixed = snapshot.fixed.keys.get(&digest).filter(|key| !key.is_expired(now));
+            let fixed = snapshot.fixed.keys.get(&digest).filter(|key| !key.is_shut() && !key.is_expired(now));
             if let Some(key) = fixed {
                 return Some(Arc::clone(key));
             }
@@ -189,6 +216,34 @@ mod tests {
         keyring.replace(Snapshot::default());
         assert!(cut.is_cancelled());
         assert_eq!(keyring.authenticate(&key.reveal(), None, 0), Err(Error::Unauthorized));
+    }
+
+    #[test]
+    fn keys_of_a_file_that_is_read_anew_stay_with_who_holds_them() {
+        let (keyring, key) = ring(|_| {});
+        let digest = |text: &str| -> [u8; 32] { Sha256::digest(text.as_bytes()).into() };
+        let with = |names: &[&str]| {
+            let record = |name: &&str| {
+                (digest(name), Arc::new(KeyRecord::new((*name).to_owned(), KeySpec::default(), None, 0, false)))
+            };
+            let fixed = Fixed { keys: names.iter().map(record).collect(), teams: HashSet::new() };
+            // As read from the database: the same key, nobody's yet.
+            let mut next = Snapshot { fixed: Arc::new(fixed), ..Snapshot::clone(&keyring.snapshot()) };
+            for entry in next.keys.values_mut() {
+                let spec = KeySpec { user: Some("u".into()), ..Default::default() };
+                entry.record = Arc::new(KeyRecord::new(entry.record.id.clone(), spec, None, 0, false));
+            }
+            next.following(&keyring.snapshot())
+        };
+        keyring.replace(with(&["a", "b"]));
+        let cut = |presented: &str| keyring.authenticate(presented, None, 0).expect("open").cut();
+        let (a, b, own) = (cut("a"), cut("b"), cut(&key.reveal()));
+        keyring.replace(with(&["a"]));
+        assert!(!a.is_cancelled() && b.is_cancelled() && !own.is_cancelled());
+        assert_eq!(keyring.authenticate("b", None, 0), Err(Error::Unauthorized));
+        keyring.replace(with(&[]));
+        keyring.replace(Snapshot::default());
+        assert!(a.is_cancelled() && own.is_cancelled(), "through two readings");
     }
 
     #[test]

@@ -24,7 +24,7 @@ const ID_BYTES_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct Core {
     /// By kind: name to place.
-    index: [HashMap<Box<str>, u32>; 6],
+    index: [HashMap<Box<str>, u32>; 7],
     scopes: Vec<State>,
     free: Vec<u32>,
     /// Where the search for idle scopes goes on.

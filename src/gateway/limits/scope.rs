@@ -12,14 +12,23 @@ pub enum ScopeKind {
     EndUser,
     User,
     Team,
+    /// Keys and teams that share a budget.
+    Budget,
     Ip,
     /// Everybody together.
     Global,
 }
 
 impl ScopeKind {
-    pub const ALL: [ScopeKind; 6] =
-        [ScopeKind::Key, ScopeKind::EndUser, ScopeKind::User, ScopeKind::Team, ScopeKind::Ip, ScopeKind::Global];
+    pub const ALL: [ScopeKind; 7] = [
+        ScopeKind::Key,
+        ScopeKind::EndUser,
+        ScopeKind::User,
+        ScopeKind::Team,
+        ScopeKind::Budget,
+        ScopeKind::Ip,
+        ScopeKind::Global,
+    ];
 
     /// A label's word.
     pub fn name(self) -> &'static str {
@@ -28,6 +37,7 @@ impl ScopeKind {
             ScopeKind::EndUser => "end_user",
             ScopeKind::User => "user",
             ScopeKind::Team => "team",
+            ScopeKind::Budget => "budget",
             ScopeKind::Ip => "ip",
             ScopeKind::Global => "global",
         }

@@ -122,7 +122,8 @@ fn sums(row: &rusqlite::Row, from: usize, group: String) -> rusqlite::Result<Spe
 }
 
 /// What a scope spent on requests that began in a time, `[from, until)` in unix milliseconds, and have ended: (nano-USD,
-/// tokens). `scope`: `key`, `team` or `user`; of any other, nothing is known.
+/// tokens). `scope`: `key`, `team`, `user` or `budget`; of any
+/// other, nothing is known.
 ///
 /// Whole days are read from their sums and the rest from rows, so it is quick however long the time is, and exact.
 pub fn spent(conn: &Connection, scope: &str, id: &str, (from, until): (i64, i64)) -> Result<(i64, u64), StoreError> {
@@ -130,6 +131,7 @@ pub fn spent(conn: &Connection, scope: &str, id: &str, (from, until): (i64, i64)
         "key" => "key_id",
         "team" => "team_id",
         "user" => "user_id",
+        "budget" => "budget_id",
         _ => return Ok((0, 0)),
     };
     let reset: Option<i64> = conn
@@ -147,11 +149,25 @@ pub fn spent(conn: &Connection, scope: &str, id: &str, (from, until): (i64, i64)
         Ok(())
     };
     const SUMS: &str = "coalesce(sum(cost_nusd), 0), coalesce(sum(in_tok + out_tok), 0)";
-    let rows = format!("SELECT {SUMS} FROM request WHERE {column} = ?1 AND t0 >= ?2 AND t0 < ?3");
+    let (rows, days) = match scope {
+        "budget" => (
+            // A row may count for several.
+            format!(
+                "SELECT {SUMS} FROM request, json_each(request.budgets) AS its WHERE its.value = ?1 AND t0 >= ?2 AND t0 < ?3"
+            ),
+            "SELECT coalesce(sum(cost_nusd), 0), coalesce(sum(tok), 0) FROM usage_budget
+             WHERE budget_id = ?1 AND day >= ?2 AND day < ?3"
+                .to_owned(),
+        ),
+        _ => (
+            format!("SELECT {SUMS} FROM request WHERE {column} = ?1 AND t0 >= ?2 AND t0 < ?3"),
+            format!("SELECT {SUMS} FROM usage_day WHERE {column} = ?1 AND day >= ?2 AND day < ?3"),
+        ),
+    };
     if first >= last {
         add(&rows, (from, until))?;
     } else {
-        add(&format!("SELECT {SUMS} FROM usage_day WHERE {column} = ?1 AND day >= ?2 AND day < ?3"), (first, last))?;
+        add(&days, (first, last))?;
         add(&rows, (from, first * DAY_MS))?;
         add(&rows, (last * DAY_MS, until))?;
     }

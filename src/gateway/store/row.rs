@@ -52,6 +52,9 @@ pub struct RequestRow {
     /// in the audit chain stay what they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+    /// Ids of the shared budgets that it counted for. Left out where there is none, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
     #[serde(skip)]
     pub content: Option<Sealed>,
 }
@@ -105,14 +108,16 @@ impl RequestRow {
     pub(super) fn insert(&self, tx: &Connection, boot: i64, seq: i64) -> Result<bool> {
         let price = self.price.map(|price| price_text(&price));
         let tags = serde_json::Value::from(self.tags.clone()).to_string();
+        let budgets = serde_json::Value::from(self.budgets.clone()).to_string();
+        let budgets = Some(budgets).filter(|_| !self.budgets.is_empty());
         let n = tx
             .prepare_cached(
                 "INSERT OR IGNORE INTO request(seq, id, boot, t0, t_first, t_end, key_id, team_id, user_id, end_user, ip,
                    endpoint, model_req, model, served_by, status, finish, error_code, stream, in_tok, cached_tok, out_tok,
                    reason_tok, usage_source, cost_nusd, price, queue_ms, cache, tags, content_digest,
-                   trace_id)
+                   trace_id, budgets)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-                   ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)",
+                   ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32)",
             )?
             .execute(params![
                 seq,
@@ -146,6 +151,7 @@ impl RequestRow {
                 tags,
                 self.content_digest,
                 self.trace_id,
+                budgets,
             ])?;
         if n == 0 {
             return Ok(false);
@@ -190,6 +196,13 @@ impl RequestRow {
                    out_tok = out_tok + excluded.out_tok, cost_nusd = cost_nusd + excluded.cost_nusd",
             )?
             .execute(params![day, tag, text(&self.team_id), n_in, n_out, self.cost_nusd])?;
+        }
+        for budget in &self.budgets {
+            tx.prepare_cached(
+                "INSERT INTO usage_budget(day, budget_id, tok, cost_nusd) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET tok = tok + excluded.tok, cost_nusd = cost_nusd + excluded.cost_nusd",
+            )?
+            .execute(params![day, budget, n_in.saturating_add(n_out), self.cost_nusd])?;
         }
         Ok(())
     }
@@ -236,6 +249,10 @@ impl RequestRow {
             attempts: Vec::new(),
             content_digest: row.get("content_digest")?,
             trace_id: row.get("trace_id")?,
+            budgets: row
+                .get::<_, Option<String>>("budgets")?
+                .and_then(|text| serde_json::from_str(&text).ok())
+                .unwrap_or_default(),
             content: None,
         })
     }

@@ -63,6 +63,8 @@ pub struct UpstreamConfig {
     pub price: Price,
     /// Certificates to trust instead of the system's, PEM.
     pub ca: Option<PathBuf>,
+    /// Sets of `[guardrails.NAME]` that hold for what it is asked.
+    pub guardrails: Vec<String>,
     /// Asked whether it is well, beside what its answers tell.
     pub health: Option<HealthConfig>,
     /// An answer whose client has left is read on to the upstream's own count, up to [`DRAIN_MAX`].

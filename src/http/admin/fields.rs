@@ -1,9 +1,11 @@
 //! A body's fields, taken one by one; what is left over was not known.
 
 use super::super::error::ApiError;
+use super::{Identity, Plane};
 use crate::dialect::{Fault, parse_object};
-use crate::gateway::nusd;
-use axum::extract::{FromRequestParts, Query};
+use crate::gateway::{nusd, random_base62};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
@@ -32,6 +34,44 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Filter<T> {
             }
         }
     }
+}
+
+/// An act of somebody who may change everything, with its body.
+pub(super) struct Ruling(pub Identity, pub Fields);
+
+/// An act of somebody who may change the keys of some team, with its body.
+pub(super) struct Managing(pub Identity, pub Fields);
+
+impl FromRequest<Plane> for Ruling {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, plane: &Plane) -> Result<Self, ApiError> {
+        acting(request, plane, Identity::may_rule).await.map(|(identity, fields)| Self(identity, fields))
+    }
+}
+
+impl FromRequest<Plane> for Managing {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, plane: &Plane) -> Result<Self, ApiError> {
+        acting(request, plane, Identity::may_manage).await.map(|(identity, fields)| Self(identity, fields))
+    }
+}
+
+/// Who acts comes first: nothing of a body is looked at for somebody who may not.
+async fn acting(
+    request: Request,
+    plane: &Plane,
+    may: fn(&Identity) -> Result<(), ApiError>,
+) -> Result<(Identity, Fields), ApiError> {
+    // Put there by whatever let the request in.
+    let identity = request.extensions().get::<Identity>().cloned().ok_or_else(ApiError::internal)?;
+    may(&identity)?;
+    let body = Bytes::from_request(request, plane).await.map_err(|rejection| {
+        let status = rejection.status();
+        ApiError::refused(status, "invalid_body", rejection.body_text())
+    })?;
+    Ok((identity, Fields::parse(&body)?))
 }
 
 pub(super) struct Fields(Map<String, Value>);
@@ -63,6 +103,16 @@ impl Fields {
     /// A field of text, left where it is.
     pub(super) fn peek(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.as_str()
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// A list of texts, left where it is; `None`: it is not said.
+    pub(super) fn peek_list(&self, name: &str) -> Option<Vec<&str>> {
+        let list = self.0.get(name)?.as_array();
+        Some(list.map(|items| items.iter().filter_map(Value::as_str).collect()).unwrap_or_default())
     }
 
     /// A field that counts only when it is said.
@@ -102,6 +152,20 @@ impl Fields {
             },
             Some(None) => Ok(Some(None)),
             None => Ok(None),
+        }
+    }
+
+    /// What `read` makes of the fields, which are all that there are.
+    pub(super) fn whole<T>(mut self, read: fn(&mut Self) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        let value = read(&mut self)?;
+        self.finish().map(|()| value)
+    }
+
+    /// The id that something new is to have; one by chance where none is said.
+    pub(super) fn new_id(&mut self, name: &str) -> Result<String, ApiError> {
+        match self.optional(name)? {
+            Some(id) => Ok(id),
+            None => random_base62(12).map_err(|_| ApiError::internal()),
         }
     }
 

@@ -1,14 +1,13 @@
 //! `/key/…`.
 
-use super::fields::{Fields, Filter, wrong};
-use super::wire::{dollars, key_edit, key_object, object, period};
-use super::{Identity, Plane, check_set, json, missing, refused};
+use super::fields::{Fields, Filter, Managing, Ruling, wrong};
+use super::wire::{key_edit, key_object, object, period};
+use super::{Identity, Plane, check_sets, json, missing, refused, reset};
 use crate::gateway::limits::ScopeKind;
 use crate::gateway::store::spent;
 use crate::gateway::{BooksError, Credential, KeyRecord, KeySpec, Made, Role};
 use crate::http::error::ApiError;
 use axum::Extension;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
@@ -54,14 +53,10 @@ fn check_grant(identity: &Identity, spec: &KeySpec) -> Result<(), ApiError> {
 
 pub(super) async fn generate(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Managing(identity, fields): Managing,
 ) -> Result<Response, ApiError> {
-    identity.may_manage()?;
-    let mut fields = Fields::parse(&body)?;
-    check_set(&plane, &fields)?;
-    let edit = key_edit(&mut fields)?;
-    fields.finish()?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(key_edit)?;
     let mut spec = KeySpec::default();
     edit(&mut spec);
     if let (None, Some(team)) = (&spec.team, identity.only_team()) {
@@ -81,16 +76,12 @@ fn shown_once(made: &Made) -> Map<String, Value> {
 
 pub(super) async fn update(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Managing(identity, mut fields): Managing,
 ) -> Result<Response, ApiError> {
-    identity.may_manage()?;
-    let mut fields = Fields::parse(&body)?;
     let key = find(&plane, &identity, &fields.required::<String>("key")?)?;
     check_grant(&identity, &key.spec)?;
-    check_set(&plane, &fields)?;
-    let edit = key_edit(&mut fields)?;
-    fields.finish()?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(key_edit)?;
     let (asker, (sender, receiver)) = (identity.clone(), std::sync::mpsc::channel());
     let change = Box::new(move |spec: &mut KeySpec| {
         edit(spec);
@@ -107,8 +98,7 @@ pub(super) async fn update(
 }
 
 /// The ids of a body's `keys`, each known to `identity`.
-fn listed(plane: &Plane, identity: &Identity, body: &[u8]) -> Result<Vec<String>, ApiError> {
-    let mut fields = Fields::parse(body)?;
+fn listed(plane: &Plane, identity: &Identity, mut fields: Fields) -> Result<Vec<String>, ApiError> {
     let keys: Vec<String> = fields.optional("keys")?.unwrap_or_default();
     let aliases: Vec<String> = fields.optional("key_aliases")?.unwrap_or_default();
     fields.finish()?;
@@ -134,37 +124,22 @@ fn listed(plane: &Plane, identity: &Identity, body: &[u8]) -> Result<Vec<String>
 
 pub(super) async fn delete(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Managing(identity, fields): Managing,
 ) -> Result<Response, ApiError> {
-    identity.may_manage()?;
-    let ids = listed(&plane, &identity, &body)?;
+    let ids = listed(&plane, &identity, fields)?;
     plane.books.revoke_keys(identity.actor(), ids.clone()).await.map_err(refused)?;
     Ok(json(&json!({ "deleted_keys": ids })))
 }
 
-pub(super) async fn block(
+/// Blocks a key, or opens it again.
+pub(super) async fn set_blocked(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Managing(identity, mut fields): Managing,
+    blocked: bool,
 ) -> Result<Response, ApiError> {
-    set_blocked(&plane, &identity, &body, true).await
-}
-
-pub(super) async fn unblock(
-    State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    set_blocked(&plane, &identity, &body, false).await
-}
-
-async fn set_blocked(plane: &Plane, identity: &Identity, body: &[u8], blocked: bool) -> Result<Response, ApiError> {
-    identity.may_manage()?;
-    let mut fields = Fields::parse(body)?;
-    let key = find(plane, identity, &fields.required::<String>("key")?)?;
+    let key = find(&plane, &identity, &fields.required::<String>("key")?)?;
     fields.finish()?;
-    check_grant(identity, &key.spec)?;
+    check_grant(&identity, &key.spec)?;
     let changed = plane.books.block_key(identity.actor(), &key.id, blocked).await.map_err(refused)?;
     Ok(json(&Value::Object(key_object(&changed, None))))
 }
@@ -201,6 +176,8 @@ pub(super) struct Page {
     key_alias: Option<String>,
     page: Option<usize>,
     size: Option<usize>,
+    /// LiteLLM's: `false` lists ids alone.
+    return_full_object: Option<bool>,
 }
 
 pub(super) async fn list(
@@ -228,20 +205,22 @@ pub(super) async fn list(
     let n_page = page.page.unwrap_or(1).max(1);
     let (n, n_pages) = (keys.len(), keys.len().div_ceil(size));
     let shown = keys.into_iter().skip((n_page - 1).saturating_mul(size)).take(size);
-    let shown: Vec<Value> = shown.map(|key| Value::Object(key_object(key, None))).collect();
+    let is_full = page.return_full_object.unwrap_or(true);
+    let show = |key: &Arc<KeyRecord>| match is_full {
+        true => Value::Object(key_object(key, None)),
+        false => Value::from(key.id.as_str()),
+    };
+    let shown: Vec<Value> = shown.map(show).collect();
     Ok(json(&json!({ "keys": shown, "total_count": n, "current_page": n_page, "total_pages": n_pages })))
 }
 
 pub(super) async fn regenerate(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
     Path(id): Path<String>,
-    body: Bytes,
+    Managing(identity, mut fields): Managing,
 ) -> Result<Response, ApiError> {
-    identity.may_manage()?;
     let key = find(&plane, &identity, &id)?;
     check_grant(&identity, &key.spec)?;
-    let mut fields = Fields::parse(&body)?;
     let grace = fields.text("grace_period", period)?.flatten();
     fields.finish()?;
     let grace_ms = grace.map_or(0, |period| period.approximate_ms());
@@ -251,21 +230,14 @@ pub(super) async fn regenerate(
 
 pub(super) async fn reset_spend(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
     Path(id): Path<String>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
     let key = find(&plane, &identity, &id)?;
-    let mut fields = Fields::parse(&body)?;
     let to = fields.money("reset_to")?.flatten().unwrap_or(0);
     fields.finish()?;
     if to != 0 {
         return Err(wrong("reset_to", "spend is reset to 0 only"));
     }
-    plane.books.reset_spend(identity.actor(), "key", &key.id).await.map_err(refused)?;
-    if let Some(gateway) = &plane.gateway {
-        gateway.forgive(ScopeKind::Key, &key.id);
-    }
-    Ok(json(&json!({ "key_id": key.id, "spend": dollars(0) })))
+    reset(&plane, &identity, ScopeKind::Key, &key.id).await
 }

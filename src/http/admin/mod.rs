@@ -10,20 +10,25 @@
 //! with the server down, without one.
 
 mod audit;
+mod budgets;
 mod fields;
 mod keys;
 mod listen;
 mod server;
+mod settings;
 mod spend;
 mod teams;
+mod ui;
 mod wire;
 
 pub use listen::{AdminListener, serve_admin};
+pub use settings::{ReloadAsk, Settings};
 pub(super) use wire::own_key;
 pub use wire::{granted_key, granted_team};
 
 use super::auth;
 use super::error::{ApiError, Asked};
+use crate::gateway::limits::ScopeKind;
 use crate::gateway::{Books, BooksError, Gateway, KeyRecord, Role, unix_ms};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -42,6 +47,10 @@ pub struct Admin {
     pub gateway: Option<Arc<Gateway>>,
     /// Cancelled to end the server, running answers first.
     pub drain: CancellationToken,
+    /// `None` where no server runs.
+    pub settings: Option<Settings>,
+    /// Serve the page, too.
+    pub ui: bool,
 }
 
 type Plane = Arc<Admin>;
@@ -61,12 +70,15 @@ struct Peer(Option<std::net::IpAddr>);
 const BODY_BYTES_MAX: usize = 1 << 20;
 
 pub fn admin_router(admin: Arc<Admin>) -> Router {
-    routes()
+    let page = if admin.ui { ui::routes() } else { Router::new() };
+    let plane = routes()
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_url)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&admin), identify))
-        .with_state(admin)
+        .with_state(admin);
+    // What it holds is no secret, and nobody has typed in a key before it is there.
+    plane.merge(page)
 }
 
 /// Every path of the plane.
@@ -75,8 +87,8 @@ fn routes() -> Router<Plane> {
         .route("/key/generate", post(keys::generate))
         .route("/key/update", post(keys::update))
         .route("/key/delete", post(keys::delete))
-        .route("/key/block", post(keys::block))
-        .route("/key/unblock", post(keys::unblock))
+        .route("/key/block", post(|plane, act| keys::set_blocked(plane, act, true)))
+        .route("/key/unblock", post(|plane, act| keys::set_blocked(plane, act, false)))
         .route("/key/info", get(keys::info))
         .route("/key/list", get(keys::list))
         .route("/key/{id}/regenerate", post(keys::regenerate))
@@ -84,11 +96,17 @@ fn routes() -> Router<Plane> {
         .route("/team/new", post(teams::new))
         .route("/team/update", post(teams::update))
         .route("/team/delete", post(teams::delete))
-        .route("/team/block", post(teams::block))
-        .route("/team/unblock", post(teams::unblock))
+        .route("/team/block", post(|plane, act| teams::set_blocked(plane, act, true)))
+        .route("/team/unblock", post(|plane, act| teams::set_blocked(plane, act, false)))
         .route("/team/info", get(teams::info))
         .route("/team/list", get(teams::list))
         .route("/team/{id}/reset_spend", post(teams::reset_spend))
+        .route("/budget/new", post(budgets::new))
+        .route("/budget/update", post(budgets::update))
+        .route("/budget/delete", post(budgets::delete))
+        .route("/budget/info", get(budgets::info).post(budgets::infos))
+        .route("/budget/list", get(budgets::list))
+        .route("/budget/{id}/reset_spend", post(budgets::reset_spend))
         .route("/spend/logs", get(spend::logs))
         .route("/spend/keys", get(spend::keys))
         .route("/spend/teams", get(spend::teams))
@@ -101,10 +119,15 @@ fn routes() -> Router<Plane> {
         .route("/subject/erase", post(audit::erase))
         .route("/db/check", get(audit::check))
         .route("/model/info", get(audit::models))
+        .route("/v1/model/info", get(audit::models))
+        .route("/model/load", post(server::load))
+        .route("/model/unload", post(server::unload))
         .route("/upstreams", get(server::upstreams))
         .route("/cache/flush", post(server::flush_cache))
         .route("/admin/slots", get(server::slots))
         .route("/admin/drain", post(server::drain))
+        .route("/config", get(settings::shown))
+        .route("/config/reload", post(settings::reload))
         .route("/metrics", get(audit::metrics))
         .route("/health/liveliness", get(audit::live))
         .route("/health/readiness", get(audit::ready))
@@ -190,14 +213,33 @@ async fn wrong_method(method: Method) -> ApiError {
     ApiError::wrong_method(&method)
 }
 
-/// Refuses a set of limits that `hearth.toml` does not have: a misspelt one would be no limit.
-fn check_set(plane: &Plane, fields: &fields::Fields) -> Result<(), ApiError> {
-    match (&plane.gateway, fields.peek("limits")) {
-        (Some(gateway), Some(name)) if !gateway.has_limits(name) => {
-            Err(fields::wrong("limits", "hearth.toml has no such set of limits"))
-        }
-        _ => Ok(()),
+/// Refuses sets of limits and rules that `hearth.toml` does not have: a misspelt one would be no limit. A team's admin has no
+/// say over rules.
+fn check_sets(plane: &Plane, identity: &Identity, fields: &fields::Fields) -> Result<(), ApiError> {
+    let guardrails = fields.peek_list("guardrails");
+    if guardrails.is_some() && identity.only_team().is_some() {
+        return Err(ApiError::forbidden("A team's admin has no say over guardrails."));
     }
+    if fields.has("budget_id") && identity.only_team().is_some() {
+        return Err(ApiError::forbidden("A team's admin has no say over budgets that are shared."));
+    }
+    let Some(gateway) = &plane.gateway else { return Ok(()) };
+    if fields.peek("limits").is_some_and(|name| !gateway.has_limits(name)) {
+        return Err(fields::wrong("limits", "hearth.toml has no such set of limits"));
+    }
+    if guardrails.unwrap_or_default().into_iter().any(|name| !gateway.has_guardrail(name)) {
+        return Err(fields::wrong("guardrails", "hearth.toml has no such set of guardrails"));
+    }
+    Ok(())
+}
+
+/// From now on the budget of a key, a team or of those who share one counts anew.
+async fn reset(plane: &Plane, identity: &Identity, kind: ScopeKind, id: &str) -> Result<Response, ApiError> {
+    plane.books.reset_spend(identity.actor(), kind.name(), id).await.map_err(refused)?;
+    if let Some(gateway) = &plane.gateway {
+        gateway.forgive(kind, id);
+    }
+    Ok(json(&serde_json::json!({ format!("{}_id", kind.name()): id, "spend": wire::dollars(0) })))
 }
 
 fn refused(error: BooksError) -> ApiError {

@@ -1,14 +1,13 @@
 //! `/team/…`.
 
-use super::fields::{Fields, Filter, wrong};
+use super::fields::{Filter, Ruling, wrong};
 use super::keys::spent_by;
-use super::wire::{dollars, key_object, team_edit, team_object};
-use super::{Identity, Plane, check_set, json, missing, refused};
+use super::wire::{key_object, team_edit, team_object};
+use super::{Identity, Plane, check_sets, json, missing, refused, reset};
 use crate::gateway::limits::ScopeKind;
-use crate::gateway::{TeamRecord, TeamSpec, random_base62};
+use crate::gateway::{TeamRecord, TeamSpec};
 use crate::http::error::ApiError;
 use axum::Extension;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
@@ -24,36 +23,24 @@ fn find(plane: &Plane, identity: &Identity, id: &str) -> Result<Arc<TeamRecord>,
 
 pub(super) async fn new(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
-    let id: Option<String> = fields.optional("team_id")?;
-    check_set(&plane, &fields)?;
-    let edit = team_edit(&mut fields)?;
-    fields.finish()?;
+    let id = fields.new_id("team_id")?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(team_edit)?;
     let mut spec = TeamSpec::default();
     edit(&mut spec);
-    let id = match id {
-        Some(id) => id,
-        None => random_base62(12).map_err(|_| ApiError::internal())?,
-    };
     let team = plane.books.new_team(identity.actor(), id, spec).await.map_err(refused)?;
     Ok(json(&Value::Object(team_object(&team, None))))
 }
 
 pub(super) async fn update(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
     let team = find(&plane, &identity, &fields.required::<String>("team_id")?)?;
-    check_set(&plane, &fields)?;
-    let edit = team_edit(&mut fields)?;
-    fields.finish()?;
+    check_sets(&plane, &identity, &fields)?;
+    let edit = fields.whole(team_edit)?;
     let change = Box::new(move |spec: &mut TeamSpec| {
         edit(spec);
         Ok(())
@@ -65,11 +52,8 @@ pub(super) async fn update(
 /// Deletes teams and revokes their keys.
 pub(super) async fn delete(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
 ) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(&body)?;
     let mut ids: Vec<String> = fields.required("team_ids")?;
     fields.finish()?;
     if ids.is_empty() || ids.len() > TEAMS_AT_ONCE {
@@ -81,26 +65,13 @@ pub(super) async fn delete(
     Ok(json(&json!({ "deleted_teams": ids })))
 }
 
-pub(super) async fn block(
+/// Blocks a team with all its keys, or opens it again.
+pub(super) async fn set_blocked(
     State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
+    Ruling(identity, mut fields): Ruling,
+    blocked: bool,
 ) -> Result<Response, ApiError> {
-    set_blocked(&plane, &identity, &body, true).await
-}
-
-pub(super) async fn unblock(
-    State(plane): State<Plane>,
-    Extension(identity): Extension<Identity>,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    set_blocked(&plane, &identity, &body, false).await
-}
-
-async fn set_blocked(plane: &Plane, identity: &Identity, body: &[u8], blocked: bool) -> Result<Response, ApiError> {
-    identity.may_rule()?;
-    let mut fields = Fields::parse(body)?;
-    let team = find(plane, identity, &fields.required::<String>("team_id")?)?;
+    let team = find(&plane, &identity, &fields.required::<String>("team_id")?)?;
     fields.finish()?;
     let team = plane.books.block_team(identity.actor(), &team.id, blocked).await.map_err(refused)?;
     Ok(json(&Value::Object(team_object(&team, None))))
@@ -148,9 +119,5 @@ pub(super) async fn reset_spend(
 ) -> Result<Response, ApiError> {
     identity.may_rule()?;
     let team = find(&plane, &identity, &id)?;
-    plane.books.reset_spend(identity.actor(), "team", &team.id).await.map_err(refused)?;
-    if let Some(gateway) = &plane.gateway {
-        gateway.forgive(ScopeKind::Team, &team.id);
-    }
-    Ok(json(&json!({ "team_id": team.id, "spend": dollars(0) })))
+    reset(&plane, &identity, ScopeKind::Team, &team.id).await
 }

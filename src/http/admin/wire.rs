@@ -9,13 +9,15 @@ use super::fields::{Fields, wrong};
 use super::refused;
 use crate::gateway::store::spent;
 use crate::gateway::{
-    Books, BudgetSpec, KeyRecord, KeySpec, LimitSpec, NUSD, Period, TeamRecord, TeamSpec, masked, unix_ms,
+    Books, BudgetRecord, BudgetSpec, KeyRecord, KeySpec, LimitSpec, NUSD, Period, SharedSpec, TeamRecord, TeamSpec,
+    masked, unix_ms,
 };
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 /// What a body says about a key; applied to a spec that is there or to an empty one.
 pub(super) type KeyEdit = Box<dyn FnOnce(&mut KeySpec) + Send>;
+pub(super) type SharedEdit = Box<dyn FnOnce(&mut SharedSpec) + Send>;
 pub(super) type TeamEdit = Box<dyn FnOnce(&mut TeamSpec) + Send>;
 type Edit<T> = Vec<Box<dyn FnOnce(&mut T) + Send>>;
 
@@ -33,6 +35,7 @@ pub(super) fn key_edit(fields: &mut Fields) -> Result<KeyEdit, ApiError> {
     edit!(edits, fields.take("key_alias")?, |spec, alias| spec.alias = alias);
     edit!(edits, fields.take("models")?, |spec, models| spec.models = all_or(models));
     edit!(edits, fields.take("team_id")?, |spec, team| spec.team = team);
+    edit!(edits, fields.take("budget_id")?, |spec, id| spec.budget_id = id);
     edit!(edits, fields.take("user_id")?, |spec, user| spec.user = user);
     edit!(edits, fields.take::<Vec<String>>("tags")?, |spec, tags| spec.tags = tags.unwrap_or_default());
     edit!(edits, fields.take::<Vec<_>>("roles")?, |spec, roles| spec.roles = roles.unwrap_or_default());
@@ -49,6 +52,7 @@ pub(super) fn key_edit(fields: &mut Fields) -> Result<KeyEdit, ApiError> {
     edit!(edits, expires, |spec, expires| spec.expires = expires);
     edit!(edits, fields.take("egress")?, |spec, egress| spec.egress = egress.unwrap_or_default());
     edit!(edits, fields.take("audit")?, |spec, audit| spec.audit = audit.unwrap_or_default());
+    edit!(edits, fields.take::<Vec<_>>("guardrails")?, |spec, names| spec.guardrails = names.unwrap_or_default());
     edit!(edits, fields.take::<Map<_, _>>("metadata")?, |spec, metadata| spec.metadata = metadata.unwrap_or_default());
     let (limits, budget) = (limit_edits(fields)?, budget_edits(fields)?);
     Ok(Box::new(move |spec| {
@@ -61,14 +65,25 @@ pub(super) fn key_edit(fields: &mut Fields) -> Result<KeyEdit, ApiError> {
 pub(super) fn team_edit(fields: &mut Fields) -> Result<TeamEdit, ApiError> {
     let mut edits: Edit<TeamSpec> = Vec::new();
     edit!(edits, fields.take("team_alias")?, |spec, alias| spec.alias = alias);
+    edit!(edits, fields.take("budget_id")?, |spec, id| spec.budget_id = id);
     edit!(edits, fields.take("models")?, |spec, models| spec.models = all_or(models));
     edit!(edits, fields.take("egress")?, |spec, egress| spec.egress = egress.unwrap_or_default());
     edit!(edits, fields.take("audit")?, |spec, audit| spec.audit = audit.unwrap_or_default());
+    edit!(edits, fields.take::<Vec<_>>("guardrails")?, |spec, names| spec.guardrails = names.unwrap_or_default());
     edit!(edits, fields.take("shares")?, |spec, shares| spec.shares = shares.unwrap_or_default());
     edit!(edits, fields.take::<Map<_, _>>("metadata")?, |spec, metadata| spec.metadata = metadata.unwrap_or_default());
     let (limits, budget) = (limit_edits(fields)?, budget_edits(fields)?);
     Ok(Box::new(move |spec| {
         edits.into_iter().for_each(|edit| edit(spec));
+        limits.into_iter().for_each(|edit| edit(&mut spec.limits));
+        budget.into_iter().for_each(|edit| edit(&mut spec.budget));
+    }))
+}
+
+/// What a body says about a shared budget.
+pub(super) fn shared_edit(fields: &mut Fields) -> Result<SharedEdit, ApiError> {
+    let (limits, budget) = (limit_edits(fields)?, budget_edits(fields)?);
+    Ok(Box::new(move |spec| {
         limits.into_iter().for_each(|edit| edit(&mut spec.limits));
         budget.into_iter().for_each(|edit| edit(&mut spec.budget));
     }))
@@ -147,8 +162,9 @@ pub(in crate::http) async fn own_key(books: &Books, key: &KeyRecord) -> Result<V
     let id = key.id.clone();
     let read = books.store().read(move |conn| spent(conn, "key", &id, (0, i64::MAX))).await;
     let mut object = key_object(key, Some(read.map_err(|error| refused(error.into()))?));
-    // The operator's notes are not the holder's.
+    // The operator's notes and rules are not the holder's.
     object.shift_remove("metadata");
+    object.shift_remove("guardrails");
     Ok(Value::Object(object))
 }
 
@@ -161,6 +177,7 @@ pub(super) fn key_object(key: &KeyRecord, spent: Option<(i64, u64)>) -> Map<Stri
         "key_alias": spec.alias,
         "models": spec.models,
         "team_id": spec.team,
+        "budget_id": spec.budget_id,
         "user_id": spec.user,
         "tags": spec.tags,
         "roles": spec.roles,
@@ -170,6 +187,7 @@ pub(super) fn key_object(key: &KeyRecord, spent: Option<(i64, u64)>) -> Map<Stri
         "blocked": key.blocked,
         "egress": spec.egress,
         "audit": spec.audit,
+        "guardrails": spec.guardrails,
         "metadata": spec.metadata,
     }));
     object.extend(grants(&spec.limits, &spec.budget));
@@ -182,15 +200,24 @@ pub(super) fn team_object(team: &TeamRecord, spent: Option<(i64, u64)>) -> Map<S
     let mut object = object(json!({
         "team_id": team.id,
         "team_alias": spec.alias,
+        "budget_id": spec.budget_id,
         "models": spec.models,
         "created_at": time(team.created),
         "blocked": team.blocked,
         "egress": spec.egress,
         "audit": spec.audit,
+        "guardrails": spec.guardrails,
         "shares": spec.shares,
         "metadata": spec.metadata,
     }));
     object.extend(grants(&spec.limits, &spec.budget));
+    object.extend(spend(spent));
+    object
+}
+
+pub(super) fn budget_object(budget: &BudgetRecord, spent: Option<(i64, u64)>) -> Map<String, Value> {
+    let mut object = object(json!({ "budget_id": budget.id, "created_at": time(budget.created) }));
+    object.extend(grants(&budget.spec.limits, &budget.spec.budget));
     object.extend(spend(spent));
     object
 }

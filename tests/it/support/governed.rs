@@ -4,7 +4,7 @@ use super::{Answer, PATIENCE, Server, Setup, ready};
 use hearth::engine::Engine;
 use hearth::gateway::store::{Durability, LogFilter, OnFailure, RequestRow, logs};
 use hearth::gateway::{Books, BooksConfig, Gateway, Price, read_master};
-use hearth::http::{Admin, AdminListener, admin_router, serve_admin};
+use hearth::http::{Admin, AdminListener, Settings, admin_router, serve_admin};
 use hearth::telemetry::Metrics;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -57,8 +57,19 @@ impl Governed {
         let listener = AdminListener::tcp(([127, 0, 0, 1], 0).into()).await.expect("a free port");
         let admin = format!("http://{}", listener.address().expect("a bound socket"));
         let drain = CancellationToken::new();
-        let admin_parts =
-            Admin { books: Arc::clone(&books), gateway: Some(Arc::clone(&gateway)), drain: drain.clone() };
+        let (settings, mut asks) = Settings::new(json!({ "settings": {} }));
+        tokio::spawn(async move {
+            while let Some(ask) = asks.recv().await {
+                let _ = ask.answer.send(Ok(()));
+            }
+        });
+        let admin_parts = Admin {
+            books: Arc::clone(&books),
+            gateway: Some(Arc::clone(&gateway)),
+            drain: drain.clone(),
+            settings: Some(settings),
+            ui: true,
+        };
         let router = admin_router(Arc::new(admin_parts));
         let ends = CancellationToken::new();
         tokio::spawn(serve_admin(listener, router, ends.clone()));

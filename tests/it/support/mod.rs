@@ -66,6 +66,7 @@ impl Setup {
             media_path: None,
             responses: Default::default(),
             limits: Default::default(),
+            guardrails: Default::default(),
             routing: Default::default(),
         };
         Self {

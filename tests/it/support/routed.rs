@@ -21,6 +21,7 @@ pub fn upstream(name: &str, base_url: &str) -> UpstreamConfig {
         max_concurrency: 256,
         price: Default::default(),
         ca: None,
+        guardrails: Vec::new(),
         health: None,
         drains: false,
     };
@@ -41,6 +42,7 @@ pub fn route(name: &str, targets: &[&str]) -> RouteConfig {
         min_logprob: None,
         burst_after: None,
         reports_alias: false,
+        guardrails: Vec::new(),
     }
 }
 

@@ -3,9 +3,10 @@
 use super::desk::{Call, Place};
 use super::keys::encoded;
 use super::say;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(super) struct Spend {
@@ -42,6 +43,10 @@ enum By {
     Model,
     Day,
     Tag,
+    /// Whom clients said that they ask for
+    EndUser,
+    /// Tries at models and upstreams, by how they ended
+    Target,
 }
 
 impl Spend {
@@ -53,6 +58,8 @@ impl Spend {
             By::Model => ("/global/spend/report?group_by=model", "model"),
             By::Day => ("/global/spend/report?group_by=day", "day"),
             By::Tag => ("/spend/tags?page=1", "individual_request_tag"),
+            By::EndUser => ("/global/spend/report?group_by=end_user", "end_user"),
+            By::Target => ("/global/spend/report?group_by=target", "target"),
         };
         let mut path = path.to_owned();
         let said =
@@ -74,11 +81,15 @@ impl Spend {
         }
         say!("{:<20} {:>10} {:>12} {:>12} {:>14}", group, "requests", "prompt", "completion", "USD");
         for row in rows.as_array().into_iter().flatten() {
-            let n = |names: [&str; 2]| names.iter().find_map(|name| row[*name].as_i64()).unwrap_or_default();
+            let n = |names: [&str; 3]| names.iter().find_map(|name| row[*name].as_i64()).unwrap_or_default();
             let usd = row["spend"].as_f64().or(row["total_spend"].as_f64()).unwrap_or_default();
             let name = row[group].as_str().filter(|name| !name.is_empty()).unwrap_or("-");
-            let (n_in, n_out) = (n(["prompt_tokens", ""]), n(["completion_tokens", ""]));
-            say!("{name:<20} {:>10} {n_in:>12} {n_out:>12} {usd:>14.6}", n(["requests", "log_count"]));
+            let name = match row["class"].as_str() {
+                Some(class) => format!("{name} {class}"),
+                None => name.to_owned(),
+            };
+            let (n_in, n_out) = (n(["prompt_tokens", "", ""]), n(["completion_tokens", "", ""]));
+            say!("{name:<20} {:>10} {n_in:>12} {n_out:>12} {usd:>14.6}", n(["requests", "log_count", "attempts"]));
         }
         Ok(())
     }
@@ -95,7 +106,11 @@ pub(super) struct Audit {
 #[derive(Debug, Subcommand)]
 enum AuditVerb {
     /// Recompute the chain; fails with the first link that is wrong
-    Verify,
+    Verify {
+        /// Also against the last checkpoint in this file: the witness's, or the log's lines that have one
+        #[arg(long, value_name = "FILE")]
+        from_checkpoint: Option<PathBuf>,
+    },
     /// Print what was said in a request, where that is kept (--audit-content)
     Content { request_id: String },
     /// Forget for ever what a user (or a key without one) said
@@ -111,8 +126,13 @@ enum AuditVerb {
 impl Audit {
     pub fn run(self) -> Result<()> {
         match self.what {
-            AuditVerb::Verify => {
-                let found = self.place.call(Call::get("/audit/verify"))?.json()?;
+            AuditVerb::Verify { from_checkpoint } => {
+                let mut path = "/audit/verify".to_owned();
+                if let Some(file) = from_checkpoint {
+                    let (seq, head) = last_checkpoint(&file)?;
+                    path += &format!("?checkpoint={seq}-{}", encoded(&head));
+                }
+                let found = self.place.call(Call::get(path))?.json()?;
                 if found["ok"] != true {
                     let reason = found["reason"].as_str().unwrap_or("it does not fit");
                     bail!("link {} is wrong: {reason}", found["first_bad_seq"]);
@@ -136,6 +156,20 @@ impl Audit {
         }
         Ok(())
     }
+}
+
+/// Link and head of the last whole line that tells of a checkpoint.
+fn last_checkpoint(file: &Path) -> Result<(i64, String)> {
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let read = |line: &str| {
+        let found: Value = serde_json::from_str(line).ok()?;
+        let found = match found["checkpoint"].as_str() {
+            Some(inner) => serde_json::from_str(inner).ok()?,
+            None => found,
+        };
+        Some((found["seq"].as_i64()?, found["head"].as_str()?.to_owned()))
+    };
+    text.lines().rev().find_map(read).ok_or_else(|| anyhow!("{} has no checkpoint", file.display()))
 }
 
 #[derive(Debug, Args)]

@@ -115,6 +115,8 @@ impl Raw {
             on_failure: self.on_store_failure.value.unwrap_or_default(),
             revoke_cuts_streams: self.revoke_cuts_streams.value != Some(Switch(false)),
             retention: self.retention.value.map(|Days(time)| time),
+            refund_on_server_fault: self.refund_on_server_fault.value != Some(Switch(false)),
+            witness: self.witness.value.clone(),
             ship: self.ship()?,
             audit_content: self.audit_content.value == Some(Switch(true)),
             granted,

@@ -235,6 +235,10 @@ settings! {
         revoke_cuts_streams: Switch = Some("true"), "BOOL";
         /// Keep prompts and answers too, sealed, of keys (and teams) whose audit is content
         audit_content: Switch = Some("false"), "BOOL";
+        /// What this server broke, by a crash of its engine, costs nothing; else what was delivered until then is charged
+        refund_on_server_fault: Switch = Some("true"), "BOOL";
+        /// File that gets a line for each checkpoint of the audit chain; somewhere that whoever takes the data folder can't write
+        witness: PathBuf = None, "FILE";
         /// A PostgreSQL database that rows go on to, beside the books in the data folder: env:NAME or file:PATH of an address like
         /// postgres://USER:PASSWORD@HOST/DATABASE, or the address [default: none]
         store: String = None, "WHERE", secret;

@@ -226,9 +226,10 @@ impl Meter {
     }
 
     /// What it came to, whether it was delivered or not, by the rule that rows go by: what an engine here broke costs
-    /// nothing.
+    /// nothing, unless faults are not refunded.
     fn spend(&self, price: Price) -> Spend {
-        if self.failed.is_some_and(|word| !["shutting_down", "cancelled", "upstream"].contains(&word)) {
+        let refunds = self.entry.as_ref().is_none_or(|entry| entry.refunds());
+        if refunds && self.failed.is_some_and(|word| !["shutting_down", "cancelled", "upstream"].contains(&word)) {
             return Spend::default();
         }
         let usage = self.sum(|choice| choice.n_computed);

@@ -222,6 +222,27 @@ async fn a_crash_of_the_engine_is_not_charged_and_choices_are_counted_together()
 }
 
 #[tokio::test]
+async fn what_the_server_breaks_is_charged_where_the_operator_says_so() {
+    let house = Governed::with(|setup, books| {
+        setup.gateway.price = PRICE;
+        setup.mode = EngineMode::child(env!("CARGO_BIN_EXE_hearth"));
+        // Slow enough that what was made before has arrived.
+        setup.scripted().step_us = 5_000;
+        setup.scripted().crash_at_decode = 20;
+        books.refund_on_server_fault = false;
+    })
+    .await;
+    let (key, _) = house.key(json!({ "max_budget": 1000, "budget_duration": "1d" })).await;
+    let crashed = house.send(&key, "/v1/chat/completions", chat_body("/count 30", json!({}))).await;
+    assert_eq!(crashed.status, 500, "{}", crashed.text);
+    let row = house.rows(1).await.remove(0);
+    assert_eq!(row.finish, "engine_crash");
+    assert_eq!(row.cost_nusd, PRICE.cost(row.in_tok, row.cached_tok, row.out_tok));
+    assert!(row.cost_nusd > 0, "{row:?}");
+    house.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_stops_leaves_no_request_without_its_row() {
     let house = Governed::with(|setup, _| {
         setup.scripted().step_us = 1_000;

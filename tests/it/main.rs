@@ -19,6 +19,7 @@ mod corpus;
 mod crash;
 mod crash_http;
 mod decoding;
+mod disk_faults;
 mod edge;
 mod embeddings;
 mod ends;
@@ -50,6 +51,7 @@ mod openapi;
 mod ops;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod power;
 mod prefixes;
 mod prometheus;
 mod reload;

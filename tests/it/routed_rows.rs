@@ -85,6 +85,33 @@ async fn what_others_answered_is_charged_at_their_price_try_by_try() {
     let row = &rows[3];
     assert_eq!((row.served_by.as_deref(), row.out_tok, row.usage_source.as_str()), (Some("local"), 6, "engine"));
     assert_eq!(row.cost_nusd, PRICE.cost(row.in_tok, row.cached_tok, 6));
+    // Reports tell the tries, and whom they were for.
+    let named = ask("alone", json!({ "user": "ann" }));
+    assert_eq!(house.send(&key, path, named).await.content(), "1 2 3");
+    let total: f64 = house.rows(5).await.iter().map(|row| row.cost_nusd as f64 / 1e9).sum();
+    let tries = house.look("/global/spend/report?group_by=target").await;
+    let tries = tries.as_array().expect("lines");
+    let n = |target: &str, class: &str| {
+        tries
+            .iter()
+            .find(|line| line["target"] == target && line["class"] == class)
+            .map(|line| line["attempts"].clone())
+    };
+    assert_eq!((n("dead", "transient"), n("cloud", "ok")), (Some(json!(4)), Some(json!(3))), "{tries:?}");
+    assert_eq!(n(MODEL, "replaced"), Some(json!(3)));
+    let sum: f64 = tries.iter().filter_map(|line| line["spend"].as_f64()).sum();
+    assert!((sum - total).abs() < 1e-12, "{sum} {total}");
+    let users = house.look("/global/spend/report?group_by=end_user").await;
+    let of_ann = users.as_array().expect("lines").iter().find(|line| line["end_user"] == "ann").expect("a line");
+    assert_eq!((&of_ann["requests"], &of_ann["completion_tokens"]), (&json!(1), &json!(6)));
+    let logs = house.look("/spend/logs?page_size=1&page=5").await;
+    let first: Vec<(&Value, &Value)> = logs[0]["attempts"]
+        .as_array()
+        .expect("attempts")
+        .iter()
+        .map(|attempt| (&attempt["target"], &attempt["class"]))
+        .collect();
+    assert_eq!(first, [(&json!("dead"), &json!("transient")), (&json!("cloud"), &json!("ok"))]);
     house.is_verified().await;
     house.stop().await;
 }

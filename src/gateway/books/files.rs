@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub(super) const DATABASE: &str = "hearth.db";
 pub(super) const PEPPER: &str = "pepper";
-pub(super) const SIGNING: &str = "audit.key";
+pub(super) const AUDIT: &str = "audit.key";
 pub(super) const CONTENT: &str = "content.key";
 pub const MASTER: &str = "master.key";
 pub const SOCKET: &str = "admin.sock";
@@ -107,7 +107,7 @@ mod tests {
         assert!(matches!(lock(dir), Err(BooksError::Locked { .. })));
         let pepper = secret(dir, PEPPER, true).expect("made");
         assert_eq!(secret(dir, PEPPER, false).expect("read"), pepper);
-        assert!(matches!(secret(dir, SIGNING, false), Err(BooksError::LostSecret { .. })));
+        assert!(matches!(secret(dir, AUDIT, false), Err(BooksError::LostSecret { .. })));
         let (master, is_new) = super::master(dir).expect("made");
         assert!(is_new && master.len() == MASTER_PREFIX.len() + 43);
         assert_eq!(super::master(dir).expect("read"), (master, false));

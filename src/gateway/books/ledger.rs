@@ -29,6 +29,8 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 pub struct Ledger {
     store: Arc<Store>,
+    /// What this server broke costs nothing.
+    refunds: bool,
     /// **Bound:** one for each request that is being answered.
     entries: Mutex<HashMap<u64, Weak<Entry>>>,
     next: AtomicU64,
@@ -76,8 +78,8 @@ pub(in crate::gateway) struct Aside {
 }
 
 impl Ledger {
-    pub(super) fn start(store: Arc<Store>, retention: Option<Duration>) -> Arc<Self> {
-        let ledger = Arc::new(Self { store, entries: Mutex::default(), next: AtomicU64::new(0) });
+    pub(super) fn start(store: Arc<Store>, retention: Option<Duration>, refunds: bool) -> Arc<Self> {
+        let ledger = Arc::new(Self { store, refunds, entries: Mutex::default(), next: AtomicU64::new(0) });
         tokio::spawn(note_progress(Arc::downgrade(&ledger)));
         if let Some(kept) = retention {
             tokio::spawn(forget_old(Arc::downgrade(&ledger), kept));
@@ -201,7 +203,7 @@ impl Entry {
             cached_tok: row.cached_tok - aside.cached_tok,
             out_tok: row.out_tok - aside.out_tok,
             reason_tok: row.reason_tok - aside.reason_tok,
-            nusd: cost(row, aside) - aside.nusd,
+            nusd: cost(row, aside, self.ledger.refunds) - aside.nusd,
         };
         *aside = Aside {
             in_tok: row.in_tok,
@@ -306,10 +308,15 @@ impl Entry {
         self.lock().row.error_code = error_code.map(str::to_owned);
     }
 
+    /// Whether what this server breaks costs nothing.
+    pub(in crate::gateway) fn refunds(&self) -> bool {
+        self.ledger.refunds
+    }
+
     /// What it costs so far, in nano-USD.
     pub fn cost(&self) -> i64 {
         let state = self.lock();
-        cost(&state.row, &state.aside)
+        cost(&state.row, &state.aside, self.ledger.refunds)
     }
 
     /// It was no request: the path is not served.
@@ -344,7 +351,7 @@ impl Entry {
             // Nginx's number for a client that left before its answer.
             row.status = 499;
         }
-        row.cost_nusd = cost(&row, &state.aside);
+        row.cost_nusd = cost(&row, &state.aside, self.ledger.refunds);
         let told = state.trace.told();
         row.cache = told.cache.map(|result| result.as_str().to_owned());
         // One try at a model here is the row itself.
@@ -373,9 +380,9 @@ impl Entry {
     }
 }
 
-/// What the server broke is not charged.
-fn cost(row: &RequestRow, aside: &Aside) -> i64 {
-    if matches!(row.finish.as_str(), "engine_crash" | "failed") {
+/// What the server broke is not charged, where faults are refunded.
+fn cost(row: &RequestRow, aside: &Aside, refunds: bool) -> i64 {
+    if refunds && matches!(row.finish.as_str(), "engine_crash" | "failed") {
         return aside.nusd;
     }
     let (n_in, n_cached) = (row.in_tok - aside.in_tok, row.cached_tok - aside.cached_tok);

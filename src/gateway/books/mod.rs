@@ -69,6 +69,10 @@ pub struct BooksConfig {
     pub retention: Option<Duration>,
     /// Words of requests are kept where keys allow it.
     pub audit_content: bool,
+    /// What this server broke (its engine crashed, say) costs nothing.
+    pub refund_on_server_fault: bool,
+    /// A file elsewhere that has a line for each checkpoint of the audit chain.
+    pub witness: Option<PathBuf>,
     /// Where rows go besides; `None`: nowhere.
     pub ship: Option<ShipConfig>,
     pub granted: Granted,
@@ -134,7 +138,10 @@ impl Books {
         let path = dir.join(files::DATABASE);
         let is_first = !path.exists();
         let pepper = Pepper::new(files::secret(dir, files::PEPPER, is_first)?);
-        let signing_key = files::secret(dir, files::SIGNING, is_first)?;
+        let audit_key = dir.join(files::AUDIT);
+        if !is_first && !audit_key.exists() {
+            return Err(BooksError::LostSecret { path: audit_key });
+        }
         let (master, is_new) = files::master(dir)?;
         let master = ApiKey::new(&master).ok_or_else(|| BooksError::BadSecret { path: dir.join(MASTER) })?;
         let kek = config.audit_content.then(|| files::secret(dir, files::CONTENT, true)).transpose()?;
@@ -145,7 +152,8 @@ impl Books {
             durability: config.durability,
             on_failure: config.on_failure,
             chain_key: pepper.derive("audit chain"),
-            signing_key,
+            audit_key,
+            witness: config.witness.clone(),
             observe: Box::new(move |seconds| observed.ledger_committed(seconds)),
         })
         .map_err(refuse)?;
@@ -154,7 +162,7 @@ impl Books {
         let keyring = Arc::new(Keyring::new(pepper, snapshot, config.revoke_cuts_streams));
         let shipper =
             config.ship.clone().map(|ship| Shipper::new(ship, Arc::clone(&store))).transpose().map_err(refuse)?;
-        let ledger = Ledger::start(Arc::clone(&store), config.retention);
+        let ledger = Ledger::start(Arc::clone(&store), config.retention, config.refund_on_server_fault);
         let changing = Arc::default();
         let granted = config.granted.clone().into();
         Ok(Arc::new(Self {

@@ -79,7 +79,7 @@ pub(super) fn read(conn: &Connection, from: Cursor, checked: i64, most: u32) -> 
         let (prev, mac) = (base16(&link.prev), base16(&link.mac));
         let mut line = json!({
             "seq": link.seq, "ts": link.ts, "actor": link.actor, "action": link.action, "object": link.object,
-            "detail": link.detail, "prev": prev, "mac": mac,
+            "detail": link.detail, "prev": prev, "mac": mac, "epoch": link.epoch,
         });
         without_nul(&mut line);
         line
@@ -100,14 +100,19 @@ pub(super) fn read(conn: &Connection, from: Cursor, checked: i64, most: u32) -> 
 /// Those behind `checked` whose links have arrived or are about to, the last of them, and how many.
 fn checkpoints(conn: &Connection, checked: i64, to: i64) -> Result<(Value, i64, usize), StoreError> {
     let mut statement = conn.prepare_cached(
-        "SELECT seq, ts, head, sig FROM checkpoint WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 1000",
+        "SELECT c.seq, c.ts, c.head, c.sig, c.epoch, e.public, c.next FROM checkpoint c JOIN epoch e ON e.n = c.epoch
+         WHERE c.seq > ?1 AND c.seq <= ?2 ORDER BY c.seq LIMIT 1000",
     )?;
     let mut last = checked;
     let lines = statement.query_map([checked, to], |row| {
         let (head, sig): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
-        let (seq, ts): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (seq, ts, epoch): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(4)?);
+        let (public, next): (Vec<u8>, Option<Vec<u8>>) = (row.get(5)?, row.get(6)?);
         last = seq;
-        Ok(json!({ "seq": seq, "ts": ts, "head": base16(&head), "sig": base16(&sig) }))
+        Ok(json!({
+            "seq": seq, "ts": ts, "head": base16(&head), "sig": base16(&sig), "epoch": epoch, "public": base16(&public),
+            "next": next.as_deref().map(base16),
+        }))
     })?;
     let lines: Vec<Value> = lines.collect::<Result<_, _>>()?;
     let n = lines.len();

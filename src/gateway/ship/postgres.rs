@@ -190,14 +190,15 @@ SELECT $1, x.id, e.n, a.* FROM json_to_recordset($2::text::json) AS x(id text, a
 ORDER BY x.id, e.n ON CONFLICT DO NOTHING";
 
 const LINKS: &str = "
-INSERT INTO hearth_audit(instance, seq, ts, actor, action, object, detail, prev, mac)
+INSERT INTO hearth_audit(instance, seq, ts, actor, action, object, detail, prev, mac, epoch)
 SELECT $1, x.* FROM json_to_recordset($2::text::json) AS x(seq bigint, ts bigint, actor text, action text, object text,
-  detail text, prev text, mac text)
+  detail text, prev text, mac text, epoch bigint)
 ORDER BY x.seq ON CONFLICT DO NOTHING";
 
 const CHECKPOINTS: &str = "
-INSERT INTO hearth_checkpoint(instance, seq, ts, head, sig)
-SELECT $1, x.* FROM json_to_recordset($2::text::json) AS x(seq bigint, ts bigint, head text, sig text)
+INSERT INTO hearth_checkpoint(instance, seq, ts, head, sig, epoch, public, next)
+SELECT $1, x.* FROM json_to_recordset($2::text::json) AS x(seq bigint, ts bigint, head text, sig text, epoch bigint,
+  public text, next text)
 ORDER BY x.seq ON CONFLICT DO NOTHING";
 
 const KEYS: &str = "

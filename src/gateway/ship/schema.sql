@@ -96,6 +96,7 @@ CREATE TABLE hearth_audit(
   detail TEXT NOT NULL,
   prev TEXT NOT NULL,
   mac TEXT NOT NULL,
+  epoch BIGINT NOT NULL,
   PRIMARY KEY(instance, seq)
 );
 CREATE TABLE hearth_checkpoint(
@@ -104,6 +105,9 @@ CREATE TABLE hearth_checkpoint(
   ts BIGINT NOT NULL,
   head TEXT NOT NULL,
   sig TEXT NOT NULL,
+  epoch BIGINT NOT NULL,
+  public TEXT NOT NULL,
+  next TEXT,
   PRIMARY KEY(instance, seq)
 );
 

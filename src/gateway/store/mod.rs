@@ -16,20 +16,26 @@ mod content;
 mod forget;
 mod open;
 mod opening;
+mod ratchet;
 mod reports;
 mod row;
 mod spill;
 mod verify;
+mod witness;
 mod writer;
 
 pub use chain::{Act, Link};
 pub use content::{Dek, Sealed, content, dek, erase, make_dek};
-pub use reports::{DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, days, links, logs, spend, spent, tags};
+pub use reports::{
+    DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, TargetRow, days, links, logs, spend, spent, tags, targets,
+};
 pub use row::{Attempt, Progress, RequestRow, attempts_of, rows_after};
 pub use verify::{Fault, Verified};
 
+use arc_swap::ArcSwap;
 use chain::ChainKeys;
 use crossbeam_channel::{Receiver, Sender};
+use ratchet::Ratchet;
 use rusqlite::{Connection, ErrorCode};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -150,9 +156,12 @@ pub struct StoreConfig {
     pub path: PathBuf,
     pub durability: Durability,
     pub on_failure: OnFailure,
-    /// Of the audit chain.
+    /// Of an audit chain from before it had epochs.
     pub chain_key: [u8; 32],
-    pub signing_key: [u8; 32],
+    /// The audit chain's secrets, made if they are missing.
+    pub audit_key: PathBuf,
+    /// A file that has a line for each checkpoint.
+    pub witness: Option<PathBuf>,
     /// Each commit's time, in seconds.
     pub observe: Box<dyn Fn(f64) + Send>,
 }
@@ -170,23 +179,29 @@ pub struct Store {
     is_hurried: Arc<AtomicBool>,
     /// Rows behind it stay until they have arrived elsewhere; [`i64::MAX`]: they go nowhere.
     kept_from: AtomicI64,
-    keys: ChainKeys,
+    keys: Arc<ArcSwap<ChainKeys>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
     /// Opens or makes the file, and settles what an earlier process left behind.
     pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
-        let keys = ChainKeys::new(config.chain_key, config.signing_key)?;
+        let ratchet = Ratchet::open(config.audit_key.clone(), config.chain_key)?;
+        // The writer says which epoch it is.
+        let keys = Arc::new(ArcSwap::from_pointee(ratchet.keys(ratchet.oldest()?.n)?));
         let health = Arc::new(Health::default());
         let spill = Arc::new(spill::Spill::default());
         // **Bound:** every job but a hurry holds one of `QUEUE_MAX` permits, and there is one hurry at a time.
         let (jobs, receiver): (Sender<Job>, Receiver<Job>) = crossbeam_channel::unbounded();
         let (path, on_failure) = (config.path.clone(), config.on_failure);
         let is_hurried = Arc::new(AtomicBool::new(false));
-        let shared =
-            Shared { health: Arc::clone(&health), spill: Arc::clone(&spill), is_hurried: Arc::clone(&is_hurried) };
-        let writer = Writer::open(config, keys.clone(), shared)?;
+        let shared = Shared {
+            keys: Arc::clone(&keys),
+            health: Arc::clone(&health),
+            spill: Arc::clone(&spill),
+            is_hurried: Arc::clone(&is_hurried),
+        };
+        let writer = Writer::open(config, ratchet, shared)?;
         let thread = std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || writer.run(&receiver))
@@ -218,7 +233,7 @@ impl Store {
 
     /// The key that checkpoints are signed with, to verify them elsewhere.
     pub fn verifying_key(&self) -> Vec<u8> {
-        self.keys.verifying_key()
+        self.keys.load().verifying_key()
     }
 
     /// Whether a new request may begin. Errors: `Unavailable`.
@@ -363,8 +378,22 @@ impl Store {
 
     /// Recomputes the audit chain from `from` on.
     pub async fn verify(self: &Arc<Self>, from: i64) -> Result<Verified, StoreError> {
-        let keys = self.keys.clone();
-        self.read(move |conn| verify::verify(conn, &keys, from)).await
+        self.verify_with(from, None).await
+    }
+
+    /// The same; and whether it has the head at the link that a checkpoint says which was kept elsewhere.
+    pub async fn verify_with(self: &Arc<Self>, from: i64, kept: Option<(i64, String)>) -> Result<Verified, StoreError> {
+        let keys = self.keys.load_full();
+        self.read(move |conn| {
+            // One look, whatever is committed meanwhile.
+            let tx = conn.unchecked_transaction()?;
+            let mut found = verify::verify(&tx, &keys, from)?;
+            if let (None, Some((seq, head))) = (&found.fault, &kept) {
+                found.fault = verify::check_witness(&tx, (*seq, head))?;
+            }
+            Ok(found)
+        })
+        .await
     }
 }
 
@@ -423,5 +452,7 @@ fn closed() -> StoreError {
 /// Between two tries to write a file that could not be written.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 
+#[cfg(test)]
+mod chain_tests;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// `hrth` in the file's header: this database is ours.
 const APPLICATION_ID: i32 = 0x6872_7468;
 /// Each step leads from its index to the next version. A database of a newer one is refused.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema.sql"),
     "ALTER TABLE request ADD COLUMN trace_id TEXT;",
     // The name of this server where many send their rows, and up to where they have arrived.
@@ -21,6 +21,11 @@ const MIGRATIONS: [&str; 4] = [
      ALTER TABLE state ADD COLUMN shipped_audit INTEGER NOT NULL DEFAULT 0;
      UPDATE state SET instance = lower(hex(randomblob(8)));",
     include_str!("budgets.sql"),
+    // Epochs of the audit chain: public keys, and the first link of each.
+    "CREATE TABLE epoch(n INTEGER PRIMARY KEY, public BLOB NOT NULL, from_seq INTEGER NOT NULL) STRICT;
+     ALTER TABLE audit ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE checkpoint ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE checkpoint ADD COLUMN next BLOB;",
 ];
 /// A damaged page of a larger file is found by `hearth db check`, not at every start.
 const QUICK_CHECK_BYTES: i64 = 64 << 20;

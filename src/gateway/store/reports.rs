@@ -1,9 +1,9 @@
 //! What was spent, by whom, on what.
 
 use super::StoreError;
-use super::chain::Link;
-use super::row::RequestRow;
-use super::verify::read_link;
+use super::chain::{Link, read_link};
+use super::row::{RequestRow, attempts_of_one};
+
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 /// Most lines of one report; more are asked for page by page.
@@ -16,6 +16,8 @@ pub enum GroupBy {
     User,
     Model,
     Day,
+    /// Whom clients said that they ask for.
+    EndUser,
 }
 
 /// Which requests are meant; everything is optional.
@@ -174,7 +176,7 @@ pub fn spent(conn: &Connection, scope: &str, id: &str, (from, until): (i64, i64)
     Ok((sum.0, u64::try_from(sum.1).unwrap_or_default()))
 }
 
-/// Requests, the latest first.
+/// Requests with their attempts, the latest first.
 pub fn logs(conn: &Connection, filter: &LogFilter, (limit, offset): (u32, u32)) -> Result<Vec<RequestRow>, StoreError> {
     let mut of = Where::new();
     of.add("t0 >=", filter.since.as_ref());
@@ -189,6 +191,85 @@ pub fn logs(conn: &Connection, filter: &LogFilter, (limit, offset): (u32, u32)) 
         format!("SELECT * FROM request WHERE {} ORDER BY t0 DESC, seq DESC LIMIT {limit} OFFSET {offset}", of.text);
     let mut statement = conn.prepare(&text)?;
     let rows = statement.query_map(of.values().as_slice(), RequestRow::read)?;
+    let mut rows: Vec<RequestRow> = rows.collect::<Result<_, _>>()?;
+    for row in &mut rows {
+        row.attempts = attempts_of_one(conn, &row.id)?;
+    }
+    Ok(rows)
+}
+
+fn request_filter(filter: &LogFilter) -> Where {
+    let mut of = Where::new();
+    of.add("r.t0 >=", filter.since.as_ref());
+    of.add("r.t0 <", filter.until.as_ref());
+    of.add("r.key_id =", filter.key_id.as_ref());
+    of.add("r.team_id =", filter.team_id.as_ref());
+    of.add("r.user_id =", filter.user_id.as_ref());
+    of.add("r.model =", filter.model.as_ref());
+    of
+}
+
+const FAILED: &str = "(r.status >= 400 OR r.finish IN ('failed', 'engine_crash', 'crash'))";
+
+/// Sums by the people whom clients said that they ask for, the dearest first; of no one in particular under an empty name.
+/// Read from rows, so what retention removed is not in it.
+fn end_users(conn: &Connection, filter: &LogFilter) -> Result<Vec<SpendRow>, StoreError> {
+    let of = request_filter(filter);
+    let text = format!(
+        "SELECT coalesce(r.end_user, ''), count(*), sum({FAILED}), sum(r.in_tok), sum(r.cached_tok), sum(r.out_tok),
+           sum(r.cost_nusd)
+         FROM request r WHERE {} GROUP BY 1 ORDER BY sum(r.cost_nusd) DESC, count(*) DESC LIMIT {LINES_MAX}",
+        of.text
+    );
+    let mut statement = conn.prepare(&text)?;
+    let rows = statement.query_map(of.values().as_slice(), |row| sums(row, 1, row.get(0)?))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Tries at one target that ended alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetRow {
+    /// An upstream's name, or a model here.
+    pub target: String,
+    /// `ok`, `transient`, `throttled`, …; `replaced`: it was good, and another was asked all the same.
+    pub class: String,
+    pub n: i64,
+    /// Of all of them.
+    pub ms: i64,
+    pub in_tok: i64,
+    pub out_tok: i64,
+    pub cost_nusd: i64,
+}
+
+/// Tries by target and how they ended. A request with one try, at a model here, is that try.
+pub fn targets(conn: &Connection, filter: &LogFilter) -> Result<Vec<TargetRow>, StoreError> {
+    let of = request_filter(filter);
+    let text = format!(
+        "SELECT target, class, count(*), sum(ms), sum(in_tok), sum(out_tok), sum(cost_nusd) FROM (
+           SELECT a.target, a.class, a.ms, a.in_tok, a.out_tok, a.cost_nusd
+           FROM request r JOIN attempt a ON a.request_id = r.id WHERE {0}
+           UNION ALL
+           SELECT r.model, CASE WHEN r.finish IN ('failed', 'engine_crash', 'crash') THEN 'transient'
+             WHEN r.finish IN ('aborted', 'revoked', 'shutdown') THEN 'cancelled'
+             WHEN r.status >= 400 THEN 'client_fault' ELSE 'ok' END,
+             r.t_end - r.t0, r.in_tok, r.out_tok, r.cost_nusd
+           FROM request r WHERE {0} AND r.model IS NOT NULL AND coalesce(r.served_by, '') <> 'cache'
+             AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.request_id = r.id))
+         GROUP BY target, class ORDER BY target, count(*) DESC LIMIT {LINES_MAX}",
+        of.text
+    );
+    let mut statement = conn.prepare(&text)?;
+    let rows = statement.query_map(of.values().as_slice(), |row| {
+        Ok(TargetRow {
+            target: row.get(0)?,
+            class: row.get(1)?,
+            n: row.get(2)?,
+            ms: row.get(3)?,
+            in_tok: row.get(4)?,
+            out_tok: row.get(5)?,
+            cost_nusd: row.get(6)?,
+        })
+    })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -200,6 +281,7 @@ pub fn spend(conn: &Connection, filter: &LogFilter, by: GroupBy) -> Result<Vec<S
         GroupBy::User => ("user_id", "sum(cost_nusd) DESC, sum(n) DESC"),
         GroupBy::Model => ("model", "sum(cost_nusd) DESC, sum(n) DESC"),
         GroupBy::Day => ("day", "day"),
+        GroupBy::EndUser => return end_users(conn, filter),
     };
     let of = usage_filter(filter);
     let text = format!(
@@ -255,9 +337,7 @@ pub fn tags(conn: &Connection, filter: &LogFilter) -> Result<Vec<TagRow>, StoreE
 
 /// Links of the audit chain from `from` on, in their order.
 pub fn links(conn: &Connection, from: i64, limit: u32) -> Result<Vec<Link>, StoreError> {
-    let mut statement = conn.prepare_cached(
-        "SELECT seq, ts, actor, action, object, detail, prev, mac FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2",
-    )?;
+    let mut statement = conn.prepare_cached("SELECT * FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2")?;
     let rows = statement.query_map([from, i64::from(limit.min(LINES_MAX))], read_link)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -293,6 +293,20 @@ impl Progress {
 }
 
 impl Attempt {
+    /// Behind the request's name, in the order of the fields.
+    fn read(row: &rusqlite::Row) -> Result<Self> {
+        let count = |idx: usize| row.get::<_, i64>(idx).map(|n| u64::try_from(n).unwrap_or_default());
+        Ok(Self {
+            target: row.get(1)?,
+            class: row.get(2)?,
+            status: row.get(3)?,
+            ms: count(4)?,
+            in_tok: count(5)?,
+            out_tok: count(6)?,
+            cost_nusd: row.get(7)?,
+        })
+    }
+
     fn insert(&self, tx: &Connection, request_id: &str, n: i64) -> Result<()> {
         tx.prepare_cached(
             "INSERT OR IGNORE INTO attempt(request_id, n, target, class, status, ms, in_tok, out_tok, cost_nusd)
@@ -329,18 +343,17 @@ pub fn attempts_of(conn: &Connection, first: i64, last: i64) -> Result<HashMap<S
     let mut rows = statement.query([first, last])?;
     let mut all: HashMap<String, Vec<Attempt>> = HashMap::new();
     while let Some(row) = rows.next()? {
-        let count = |idx: usize| row.get::<_, i64>(idx).map(|n| u64::try_from(n).unwrap_or_default());
-        all.entry(row.get(0)?).or_default().push(Attempt {
-            target: row.get(1)?,
-            class: row.get(2)?,
-            status: row.get(3)?,
-            ms: count(4)?,
-            in_tok: count(5)?,
-            out_tok: count(6)?,
-            cost_nusd: row.get(7)?,
-        });
+        all.entry(row.get(0)?).or_default().push(Attempt::read(row)?);
     }
     Ok(all)
+}
+
+pub(super) fn attempts_of_one(conn: &Connection, id: &str) -> Result<Vec<Attempt>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT request_id, target, class, status, ms, in_tok, out_tok, cost_nusd FROM attempt WHERE request_id = ?1
+         ORDER BY n",
+    )?;
+    statement.query_map([id], Attempt::read)?.collect()
 }
 
 fn price_text(price: &Price) -> String {

@@ -1,13 +1,16 @@
 //! The thread that writes: groups of jobs, one transaction each, and what it does when the disk says no.
 
-use super::chain::{Act, ChainKeys, Head};
+use super::chain::{Act, ChainKeys, Head, epoch_of, note_epoch};
 use super::checkpoint::{Checkpoints, Pages};
 use super::opening::Opening;
+use super::ratchet::Ratchet;
 use super::row::{self, Progress, RequestRow};
 use super::spill::Spill;
 use super::verify::digest_of_rows;
-use super::{GROUP_MAX, Health, OnFailure, PROBE_EVERY, StoreConfig, StoreError, open};
+use super::witness::Witness;
+use super::{Durability, GROUP_MAX, Health, OnFailure, PROBE_EVERY, StoreConfig, StoreError, open};
 use crate::gateway::unix_ms;
+use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::{Connection, TransactionBehavior};
 use serde_json::json;
@@ -42,9 +45,13 @@ pub(super) enum Work {
 /// Signed at the latest after this many links, or this long after one that is not.
 const SIGN_LINKS: u64 = 1000;
 const SIGN_EVERY: Duration = Duration::from_secs(60);
+/// After a try that failed.
+const SIGN_RETRY: Duration = Duration::from_secs(5);
 
 /// What the store and its writer both look at.
 pub(super) struct Shared {
+    /// Of the epoch that is running.
+    pub keys: Arc<ArcSwap<ChainKeys>>,
     pub health: Arc<Health>,
     pub spill: Arc<Spill>,
     pub is_hurried: Arc<AtomicBool>,
@@ -52,7 +59,11 @@ pub(super) struct Shared {
 
 pub(super) struct Writer {
     config: StoreConfig,
-    keys: ChainKeys,
+    keys: Arc<ArcSwap<ChainKeys>>,
+    ratchet: Ratchet,
+    witness: Option<Witness>,
+    /// Not before this is it tried to sign once more.
+    unsigned_until: Option<Instant>,
     health: Arc<Health>,
     spill: Arc<Spill>,
     is_hurried: Arc<AtomicBool>,
@@ -79,8 +90,8 @@ struct Written {
 impl Writer {
     pub(super) fn open(
         config: StoreConfig,
-        keys: ChainKeys,
-        Shared { health, spill, is_hurried }: Shared,
+        ratchet: Ratchet,
+        Shared { keys, health, spill, is_hurried }: Shared,
     ) -> Result<Self, StoreError> {
         let pages = Pages::default();
         let mut conn = open::writer(&config.path, config.durability, &pages)?;
@@ -89,10 +100,24 @@ impl Writer {
         tx.execute("UPDATE state SET boot = boot + 1", [])?;
         let (boot, seq) =
             tx.query_row("SELECT boot, request_seq FROM state", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let head = Head::read(&tx)?;
+        let n = match epoch_of(&tx)? {
+            Some(n) => n,
+            None => {
+                let first = ratchet.oldest()?.n;
+                note_epoch(&tx, &ratchet.keys(first)?, 1)?;
+                first
+            }
+        };
+        keys.store(Arc::new(ratchet.keys(n)?));
+        let witness = config.witness.clone().map(|path| Witness::open(path, &tx)).transpose()?;
         let mut writer = Self {
-            head: Head::read(&tx)?,
+            head,
             config,
             keys,
+            ratchet,
+            witness,
+            unsigned_until: None,
             health,
             spill,
             is_hurried,
@@ -115,8 +140,9 @@ impl Writer {
             object: String::new(),
             detail: json!({ "boot": boot, "crashed": n_left }),
         };
-        start.head.append(&tx, &writer.keys, unix_ms(), act)?;
+        start.head.append(&tx, &writer.keys.load(), unix_ms(), act)?;
         tx.commit()?;
+        writer.ratchet.erase_before(n)?;
         (writer.head, writer.seq) = (start.head, start.seq);
         if n_left > 0 {
             tracing::warn!(n_requests = n_left, "requests that ran when the server died were settled as crashed");
@@ -150,8 +176,12 @@ impl Writer {
                 }
                 continue;
             }
-            let is_due = self.head.n_unsigned >= SIGN_LINKS
-                || (self.head.n_unsigned > 0 && (is_last || self.signed.elapsed() >= SIGN_EVERY));
+            let may_sign = is_last || self.unsigned_until.is_none_or(|until| Instant::now() >= until);
+            // A chain of the first kind goes over to epochs at once.
+            let is_old = self.keys.load().epoch().n == 0;
+            let is_due = may_sign
+                && (self.head.n_unsigned >= SIGN_LINKS
+                    || (self.head.n_unsigned > 0 && (is_last || is_old || self.signed.elapsed() >= SIGN_EVERY)));
             if !group.is_empty() || !self.spill.is_empty() || is_due {
                 self.commit(group, is_due);
             }
@@ -199,13 +229,40 @@ impl Writer {
         Written { head: self.head.clone(), seq: self.seq, n_rows: 0, checkpoint: None }
     }
 
+    /// The keys that the next epoch will have, safe in their file; `None`: not now.
+    fn prepare(&mut self) -> Option<ChainKeys> {
+        let next = self.keys.load().epoch().next().and_then(|next| {
+            let n = next.n;
+            self.ratchet.prepare(next)?;
+            self.ratchet.keys(n)
+        });
+        next.map_err(|error| {
+            self.unsigned_until = Some(Instant::now() + SIGN_RETRY);
+            tracing::error!(%error, "the audit chain can't be signed now");
+        })
+        .ok()
+    }
+
+    /// The checkpoint is committed: its epoch has ended.
+    fn ended(&mut self, next: ChainKeys, line: &str) {
+        self.signed = Instant::now();
+        tracing::info!(checkpoint = line, "audit checkpoint");
+        if let Err(error) = self.ratchet.erase_before(next.epoch().n) {
+            // They are erased with the next.
+            tracing::error!(%error, "the secrets of the audit chain's last epoch are not erased");
+        }
+        self.keys.store(Arc::new(next));
+        self.witness.iter_mut().for_each(|witness| witness.tell(line));
+    }
+
     fn commit(&mut self, mut group: Vec<Job>, sign: bool) {
         let started = Instant::now();
+        let next = if sign { self.prepare() } else { None };
         let spilled = self.spill.first(GROUP_MAX);
         group.extend(spilled.iter().filter_map(|row| self.opening.covered(&row.id)));
         let Some(mut conn) = self.conn.take() else { return };
         let mut results: Vec<Option<StoreError>> = Vec::with_capacity(group.len());
-        match self.transact(&mut conn, &mut group, &spilled, sign, &mut results) {
+        match self.transact(&mut conn, &mut group, &spilled, next.as_ref(), &mut results) {
             Ok(written) => {
                 (self.head, self.seq) = (written.head, written.seq);
                 let head = u64::try_from(self.head.seq).unwrap_or_default();
@@ -214,9 +271,8 @@ impl Writer {
                 self.spill.remove(spilled.len());
                 self.health.n_commits.fetch_add(1, Ordering::Relaxed);
                 self.health.n_rows.fetch_add(written.n_rows, Ordering::Relaxed);
-                if let Some(line) = written.checkpoint {
-                    self.signed = Instant::now();
-                    tracing::info!(checkpoint = line, "audit checkpoint");
+                if let (Some(next), Some(line)) = (next, written.checkpoint) {
+                    self.ended(next, &line);
                 }
                 if group.iter().any(|job| matches!(&job.work, Work::Change(act, ..) if act.action == "subject.erase")) {
                     self.conn.iter().for_each(|conn| self.checkpoints.empty(conn));
@@ -241,10 +297,15 @@ impl Writer {
         conn: &mut Connection,
         group: &mut [Job],
         spilled: &[RequestRow],
-        sign: bool,
+        next: Option<&ChainKeys>,
         results: &mut Vec<Option<StoreError>>,
     ) -> Result<Written, StoreError> {
-        let now = unix_ms();
+        let (now, keys) = (unix_ms(), self.keys.load());
+        // What ends an epoch must not be lost with the machine once that epoch's secrets are gone.
+        let is_lasting = next.is_some() && self.config.durability == Durability::Process;
+        if is_lasting {
+            conn.pragma_update(None, "synchronous", Durability::Power.synchronous())?;
+        }
         let mut tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut written = self.begin();
         let mut rows: Vec<&RequestRow> = spilled.iter().collect();
@@ -264,7 +325,7 @@ impl Writer {
                     let point = tx.savepoint()?;
                     match apply(&point) {
                         Ok(()) => {
-                            written.head.append(&point, &self.keys, now, act)?;
+                            written.head.append(&point, &keys, now, act)?;
                             point.commit()?;
                         }
                         Err(error) if error.is_of_the_disk() => return Err(error),
@@ -281,10 +342,13 @@ impl Writer {
             _ => None,
         }));
         self.settle(&tx, &mut written, &rows)?;
-        if sign {
-            written.checkpoint = Some(written.head.sign(&tx, &self.keys, now)?);
+        if let Some(next) = next {
+            written.checkpoint = Some(written.head.sign(&tx, &keys, next, now)?);
         }
         tx.commit()?;
+        if is_lasting {
+            conn.pragma_update(None, "synchronous", self.config.durability.synchronous())?;
+        }
         Ok(written)
     }
 
@@ -306,7 +370,7 @@ impl Writer {
         tx.prepare_cached("UPDATE state SET request_seq = ?1")?.execute([written.seq])?;
         let detail = json!({ "from": first, "to": written.seq, "digest": digest_of_rows(digests.into_iter()) });
         let act = Act { actor: "server".into(), action: "requests", object: String::new(), detail };
-        Ok(written.head.append(tx, &self.keys, unix_ms(), act)?)
+        Ok(written.head.append(tx, &self.keys.load(), unix_ms(), act)?)
     }
 
     fn fail(&self, error: &StoreError) {
@@ -323,6 +387,8 @@ impl Writer {
             // What an earlier transaction came to is read again: its commit may have failed after it was written.
             let head = Head::read(&conn)?;
             let seq = conn.query_row("SELECT request_seq FROM state", [], |row| row.get(0))?;
+            let n = epoch_of(&conn)?.unwrap_or_default();
+            self.keys.store(Arc::new(self.ratchet.keys(n)?));
             Ok((conn, head, seq))
         });
         match probed {

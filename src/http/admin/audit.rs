@@ -1,6 +1,6 @@
 //! The audit chain, the database, the models, the state of the plane.
 
-use super::fields::{Fields, Filter};
+use super::fields::{Fields, Filter, wrong};
 use super::wire::time;
 use super::{Identity, Plane, json, refused, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
@@ -23,11 +23,27 @@ pub(super) struct Since {
     limit: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    since: Option<i64>,
+    /// `SEQ-HEAD` of a checkpoint that was kept elsewhere.
+    checkpoint: Option<String>,
+}
+
+fn kept(text: &str) -> Result<(i64, String), ApiError> {
+    let parts = text.split_once('-').and_then(|(seq, head)| Some((seq.parse().ok()?, head.to_lowercase())));
+    let good =
+        parts.filter(|(_, head): &(i64, String)| head.len() == 64 && head.bytes().all(|b| b.is_ascii_hexdigit()));
+    good.ok_or_else(|| wrong("checkpoint", "it is a link's number, a dash and the 64 digits of its head"))
+}
+
 fn link_object(link: &Link) -> Value {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     json!({
         "seq": link.seq,
         "ts": link.ts,
+        "epoch": link.epoch,
         "time": time(link.ts),
         "actor": link.actor,
         "action": link.action,
@@ -55,10 +71,12 @@ pub(super) async fn events(
 pub(super) async fn verify(
     State(plane): State<Plane>,
     Extension(identity): Extension<Identity>,
-    Filter(from): Filter<Since>,
+    Filter(from): Filter<From>,
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
-    let found = plane.books.store().verify(from.since.unwrap_or(1)).await.map_err(|error| refused(error.into()))?;
+    let kept = from.checkpoint.as_deref().map(kept).transpose()?;
+    let found = plane.books.store().verify_with(from.since.unwrap_or(1), kept).await;
+    let found = found.map_err(|error| refused(error.into()))?;
     Ok(json(&json!({
         "ok": found.fault.is_none(),
         "links": found.n_links,

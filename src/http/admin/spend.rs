@@ -3,7 +3,7 @@
 use super::fields::{Filter, wrong};
 use super::wire::{dollars, time};
 use super::{Identity, Plane, missing, refused, typed};
-use crate::gateway::store::{self, DayRow, GroupBy, LogFilter, RequestRow, SpendRow, StoreError};
+use crate::gateway::store::{self, Attempt, DayRow, GroupBy, LogFilter, RequestRow, SpendRow, StoreError, TargetRow};
 use crate::gateway::{Credential, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
@@ -132,7 +132,21 @@ fn request_object(row: &RequestRow) -> Map<String, Value> {
         "cache_hit": row.cache,
         "request_tags": row.tags,
         "requester_ip_address": row.ip,
+        "attempts": row.attempts.iter().map(attempt_object).collect::<Vec<_>>(),
     }))
+}
+
+/// One try at a target; a request that a model here answered at once has none but itself.
+fn attempt_object(attempt: &Attempt) -> Value {
+    json!({
+        "target": attempt.target,
+        "class": attempt.class,
+        "status_code": attempt.status,
+        "ms": attempt.ms,
+        "prompt_tokens": attempt.in_tok,
+        "completion_tokens": attempt.out_tok,
+        "spend": dollars(attempt.cost_nusd),
+    })
 }
 
 /// LiteLLM's summary: a line for each day, with the spend of each model, user and key in it.
@@ -221,9 +235,39 @@ pub(super) async fn report(
         Some("user" | "internal_user_id") => ("user_id", GroupBy::User),
         Some("model") => ("model", GroupBy::Model),
         Some("day") => ("day", GroupBy::Day),
-        Some(_) => return Err(wrong("group_by", "it is one of team, api_key, user, model and day")),
+        Some("end_user" | "customer") => ("end_user", GroupBy::EndUser),
+        Some("target") => return tries(plane, identity, headers, asked).await,
+        Some(_) => {
+            let words = "it is one of team, api_key, user, end_user, model, target and day";
+            return Err(wrong("group_by", words));
+        }
     };
     sums(plane, identity, headers, asked, by).await
+}
+
+/// By target and how its tries ended.
+async fn tries(
+    State(plane): State<Plane>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+    Filter(asked): Filter<Asked>,
+) -> Result<Response, ApiError> {
+    let filter = asked.filter(&identity)?;
+    let is_csv = wants_csv(&headers);
+    let rows = read(&plane, move |conn| store::targets(conn, &filter)).await?;
+    let line = |row: &TargetRow| {
+        super::wire::object(json!({
+            "target": row.target,
+            "class": row.class,
+            "attempts": row.n,
+            "mean_ms": row.ms / row.n.max(1),
+            "prompt_tokens": row.in_tok,
+            "completion_tokens": row.out_tok,
+            "total_tokens": row.in_tok + row.out_tok,
+            "spend": if is_csv { Value::from(usd(row.cost_nusd)) } else { json!(dollars(row.cost_nusd)) },
+        }))
+    };
+    Ok(table(&headers, rows.iter().map(line).collect(), |row| row))
 }
 
 async fn sums(

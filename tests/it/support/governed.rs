@@ -33,6 +33,8 @@ pub fn books_config(dir: &Path) -> BooksConfig {
         revoke_cuts_streams: true,
         retention: None,
         audit_content: false,
+        refund_on_server_fault: true,
+        witness: None,
         ship: None,
         granted: Default::default(),
     }

@@ -6,6 +6,7 @@ pub mod cloud;
 pub mod cluster;
 #[cfg(feature = "otlp")]
 pub mod collector;
+pub mod disk;
 pub mod engines;
 pub mod governed;
 pub mod ledger;

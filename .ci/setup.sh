@@ -32,6 +32,7 @@ if [ "$want" = test ]; then
     # Their tests are skipped where they are missing. Debian leaves their folders out of the path of ordinary users.
     if command -v apt-get >/dev/null; then
         command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || need nginx
+        command -v prometheus >/dev/null || need prometheus
         ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need postgresql
         # Ubuntu's is a snap, which containers can't install.
         if grep -qs '^ID=debian' /etc/os-release; then

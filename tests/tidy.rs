@@ -19,7 +19,7 @@ const LONG: [(&str, &str); 0] = [];
 const EMPTY_NAMES: [&str; 8] = ["utils", "util", "common", "helpers", "helper", "manager", "misc", "types"];
 
 /// What may lie at the top of the tree, besides dot-files and what is not in git.
-const TOP: [&str; 14] = [
+const TOP: [&str; 15] = [
     "Cargo.toml",
     "Cargo.lock",
     "build.rs",
@@ -27,6 +27,7 @@ const TOP: [&str; 14] = [
     "src",
     "tests",
     "benches",
+    "deploy",
     "models",
     "Makefile",
     "README.md",

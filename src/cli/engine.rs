@@ -26,12 +26,15 @@ pub(super) fn log_args(log: &LogConfig) -> Vec<String> {
 
 impl EngineProcess {
     pub fn run(self) -> ExitCode {
+        super::harden::keep_memory_private();
         let given = [("log_level", self.log_level), ("log_format", self.log_format)];
         let variable = |name: &str| {
             let flag = given.iter().find(|(key, _)| name == format!("HEARTH_{}", key.to_uppercase()));
             flag.and_then(|(_, value)| value.clone()).or_else(|| std::env::var(name).ok())
         };
-        let log = Raw::from_variables(variable).map(|raw| raw.log()).unwrap_or_default();
+        let mut log = Raw::from_variables(variable).map(|raw| raw.log()).unwrap_or_default();
+        // The file is the front's alone.
+        log.file = None;
         if let Err(error) = telemetry::logging::init(&log) {
             eprintln!("hearth engine: {error}");
         }

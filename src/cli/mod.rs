@@ -12,6 +12,7 @@ mod chat;
 mod desk;
 mod engine;
 mod flags;
+mod harden;
 mod inspect;
 mod keys;
 mod ledger;

@@ -36,6 +36,7 @@ impl Serve {
         let raw = flags.gather()?;
         let log = raw.log();
         telemetry::logging::init(&log)?;
+        super::harden::keep_memory_private();
         let has_keys = raw.api_key.value.is_some() || raw.api_key_file.value.is_some() || raw.data_dir.value.is_some();
         let config = raw.resolve()?;
         Flags::misspelt().iter().chain(&config.warnings).for_each(|warning| tracing::warn!("{warning}"));
@@ -68,7 +69,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
         EngineMode::Process { exe, args: super::engine::log_args(&raw.log()) }
     };
     let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::of(config.metrics));
     let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
     if let Some(shipper) = books.as_ref().and_then(|books| books.shipper()) {
         shipper.start();

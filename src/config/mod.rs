@@ -38,6 +38,7 @@ use crate::engine::EngineConfig;
 use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
+use crate::telemetry::metrics::MetricsConfig;
 use std::net::SocketAddr;
 
 /// Everything a server needs to know, one struct per room.
@@ -55,6 +56,7 @@ pub struct Config {
     /// Whether the admin API has its page.
     pub admin_ui: bool,
     pub log: LogConfig,
+    pub metrics: MetricsConfig,
     /// Where traces go; `None`: nowhere.
     pub otlp: Option<OtlpSetup>,
     /// Run the engine on threads of this process instead of a child.

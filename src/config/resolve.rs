@@ -9,7 +9,7 @@ use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, Script
 use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::limits::LimitSets;
 use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
-use crate::telemetry::LogConfig;
+use crate::telemetry::{LogConfig, LogFileConfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ const KEY_BYTES_MAX: usize = 512;
 const KEY_FILE_BYTES_MAX: u64 = 4 << 20;
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
 const RESPONSES_MAX: u32 = 1 << 20;
+/// A log file is not begun anew for less, and no more of them are kept.
+const LOG_BYTES_MIN: u64 = 64 << 10;
+const LOG_FILES_MAX: u32 = 1000;
 
 impl Raw {
     /// Checks everything together. Reads the key and template files; the model file is only looked at.
@@ -71,6 +74,7 @@ impl Raw {
             admin_listen,
             admin_ui: on(&self.admin_ui),
             log: self.log(),
+            metrics: self.metrics()?,
             otlp: self.otlp(|name| std::env::var(name).ok())?,
             in_process: on(&self.in_process),
             warnings,
@@ -121,6 +125,11 @@ impl Raw {
         LogConfig {
             level: self.log_level.value.clone().unwrap_or(default.level),
             format: self.log_format.value.unwrap_or(default.format),
+            file: self.log_file.value.clone().map(|path| LogFileConfig {
+                path,
+                bytes_max: self.log_file_size.value.map_or(64 << 20, |ByteSize(n)| n as u64).max(LOG_BYTES_MIN),
+                keep: self.log_file_keep.value.unwrap_or(7).min(LOG_FILES_MAX),
+            }),
         }
     }
 

@@ -301,6 +301,13 @@ settings! {
         log_level: String = Some("info"), "LEVEL";
         /// human, json, or auto: human on a terminal and JSON otherwise
         log_format: LogFormat = Some("auto"), "FORMAT";
+        /// Write the log there instead of to stderr; begun anew each day (UTC) and when it is full, the older ones beside it
+        /// as FILE.1, FILE.2, … What an engine's process logs stays on stderr
+        log_file: PathBuf = None, "FILE";
+        /// When it is full
+        log_file_size: ByteSize = Some("64MiB"), "BYTES";
+        /// Older ones that are kept
+        log_file_keep: u32 = Some("7"), "N";
     }
     "Traces": {
         /// Collector that traces are sent to, over OTLP (HTTP, protobuf): its address, with or without /v1/traces
@@ -315,6 +322,12 @@ settings! {
         otlp_service: String = Some("hearth"), "NAME";
         /// Certificates (PEM) to check the collector with, instead of the system's
         otlp_ca: PathBuf = None, "FILE";
+    }
+    "Metrics": {
+        /// Also give the series of /metrics under the names that dashboards for these servers ask for
+        metrics_compat: Vec<String> = None, "llamacpp|vllm";
+        /// Series for each key, of the first 200; what the others come to is in key="other"
+        metrics_per_key: Switch = Some("false"), "BOOL";
     }
     "Sampling, where a request says nothing": {
         /// Temperature; 0: always the likeliest token

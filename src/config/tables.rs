@@ -79,8 +79,10 @@ pub(super) fn is_tables(value: &toml::Value) -> bool {
 
 /// Whether a `[[model]]` may say it: the server's own settings are said once.
 fn is_of_a_model(setting: &Setting) -> bool {
-    !matches!(setting.group, "Server" | "Log" | "Traces" | "Keys and ledger" | "Cache of answers" | "Upstreams")
-        && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
+    !matches!(
+        setting.group,
+        "Server" | "Log" | "Traces" | "Metrics" | "Keys and ledger" | "Cache of answers" | "Upstreams"
+    ) && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
 }
 
 impl Raw {

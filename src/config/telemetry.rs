@@ -1,12 +1,13 @@
-//! The group "Traces", and `[telemetry]` of the file, where it and "Log" may also stand.
+//! The groups "Traces" and "Metrics", and `[telemetry]` of the file, where they and "Log" may also stand.
 
 use super::raw::{ConfigError, Origin, nearest};
-use super::resolve::rule;
+use super::resolve::{on, rule};
 use super::settings::{Raw, SETTINGS};
 use super::tables::{line_of, misplaced};
 use super::upstreams::secret_text;
 use super::value::toml_texts;
 use crate::gateway::{BaseUrl, Collector, CollectorConfig};
+use crate::telemetry::metrics::{Compat, MetricsConfig};
 use crate::telemetry::otlp::{self, OtlpConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use toml::Spanned;
 /// The table's key.
 pub(super) const KEY: &str = "telemetry";
 /// Whose settings it may hold.
-const GROUPS: [&str; 2] = ["Log", "Traces"];
+const GROUPS: [&str; 3] = ["Log", "Traces", "Metrics"];
 
 /// Where traces go, and which.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +51,18 @@ impl Raw {
             self.set(setting.key, &texts, origin)?;
         }
         Ok(())
+    }
+
+    pub(super) fn metrics(&self) -> Result<MetricsConfig, ConfigError> {
+        let mut compat = Compat::default();
+        for name in self.metrics_compat.value.iter().flatten() {
+            match name.as_str() {
+                "llamacpp" => compat.llamacpp = true,
+                "vllm" => compat.vllm = true,
+                _ => return Err(rule(&self.metrics_compat, format!("{name:?} is neither llamacpp nor vllm"))),
+            }
+        }
+        Ok(MetricsConfig { compat, by_key: on(&self.metrics_per_key) })
     }
 
     /// `None`: traces go nowhere.

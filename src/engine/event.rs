@@ -148,6 +148,8 @@ pub struct Stats {
     pub slots: Vec<SlotStats>,
     /// Requests accepted and without a slot.
     pub n_queued: u32,
+    /// Prompt tokens of those.
+    pub n_queued_tokens: u64,
     pub kv_cells_used: u32,
     pub kv_cells_total: u32,
     pub prompt_tokens_computed: u64,

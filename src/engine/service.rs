@@ -127,6 +127,7 @@ impl Cancels {
 pub(super) struct WorkerStats {
     pub slots: Vec<SlotStats>,
     pub n_waiting: u32,
+    pub n_waiting_tokens: u64,
     pub kv_cells_used: u32,
     pub kv_cells_total: u32,
     pub prompt_tokens_computed: u64,
@@ -267,6 +268,7 @@ impl Service {
             let base = total.slots.len() as u32;
             total.slots.extend(worker.slots.iter().cloned().map(|slot| SlotStats { slot: base + slot.slot, ..slot }));
             total.n_queued += worker.n_waiting;
+            total.n_queued_tokens += worker.n_waiting_tokens;
             total.kv_cells_used += worker.kv_cells_used;
             total.kv_cells_total += worker.kv_cells_total;
             total.prompt_tokens_computed += worker.prompt_tokens_computed;

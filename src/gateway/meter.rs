@@ -9,7 +9,7 @@ use crate::chat::{Finish, Usage};
 use crate::engine::{Event, Failure, Timings};
 use crate::telemetry::metrics::ModelSeries;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(super) struct Meter {
     /// `None`: what passes was counted before.
@@ -166,6 +166,10 @@ impl Meter {
                 };
                 self.finishes.push(finish);
                 if self.source == UsageSource::Engine {
+                    if let Some(metrics) = &self.metrics {
+                        let Timings { queue_us, prompt_us, predicted_us } = done.timings;
+                        metrics.phases([queue_us, prompt_us, predicted_us].map(Duration::from_micros));
+                    }
                     self.timings.get_or_insert(done.timings);
                 }
                 if let Some(entry) = &self.entry {
@@ -361,7 +365,7 @@ mod tests {
         let page = metrics.page(&[]);
         assert!(
             page.contains("hearth_prompt_tokens_total{model=\"m\"} 20")
-                && page.contains("hearth_generated_tokens_total{model=\"m\"} 9")
+                && page.contains("hearth_generation_tokens_total{model=\"m\"} 9")
         );
     }
 }

@@ -32,6 +32,7 @@ mod responses;
 mod room;
 mod route;
 mod running;
+mod scrape;
 mod settle;
 
 mod ship;
@@ -85,7 +86,6 @@ use crate::engine::{
 };
 use crate::telemetry::Metrics;
 use crate::telemetry::context::TraceContext;
-use crate::telemetry::metrics::{ModelLabels, Reading};
 use crate::telemetry::otlp::Exporter;
 use arc_swap::ArcSwap;
 use cache::Cache;
@@ -214,7 +214,7 @@ impl Gateway {
         let fetcher = Fetcher::new(config.media_hosts.clone(), config.media_path.clone());
         let configs: Vec<_> = models.shared.entries.iter().map(models::Entry::config).collect();
         let cache = config.routing.cache.enabled.then(|| Cache::new(config.routing.cache.clone()));
-        let (limiter, reporter) = (admission::limiter(), Arc::default());
+        let (limiter, reporter) = (admission::limiter(), Arc::new(Reporter::of(Arc::clone(&metrics), None)));
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref), None, &metrics));
         Self { live, models, metrics, responses, fetcher, cache, limiter, reporter, books: None }
     }
@@ -227,7 +227,7 @@ impl Gateway {
 
     /// With traces that go to a collector.
     pub fn with_traces(mut self, exporter: Arc<Exporter>) -> Self {
-        self.reporter = Arc::new(Reporter::of(exporter));
+        self.reporter = Arc::new(Reporter::of(Arc::clone(&self.metrics), Some(exporter)));
         self
     }
 
@@ -443,45 +443,6 @@ impl Gateway {
         };
         let all = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
         all.into_iter().flatten().collect()
-    }
-
-    /// The Prometheus page. An engine that can't be asked leaves its gauges at 0.
-    pub async fn metrics_page(&self) -> String {
-        let read = |(idx, listed): (usize, Listed)| async move {
-            let mut reading = Reading { model: listed.config.id.clone(), ..Default::default() };
-            let Some(engine) = self.models.engine(idx) else { return reading };
-            reading.n_restarts = engine.load().n_restarts.into();
-            if let Ok(stats) = stats(&engine).await {
-                reading.n_queued = stats.n_queued.into();
-                reading.n_slots = stats.slots.len() as u64;
-                reading.n_slots_busy = stats.slots.iter().filter(|slot| slot.state != "idle").count() as u64;
-                reading.prompt_tokens_computed = stats.prompt_tokens_computed;
-                reading.prompt_tokens_loaded = stats.prompt_tokens_loaded;
-                reading.n_prefix_waits = stats.n_awaited;
-                reading.prefix_bytes = stats.saved_bytes;
-                reading.kv_used_ratio = f64::from(stats.kv_cells_used) / f64::from(stats.kv_cells_total.max(1));
-            }
-            reading.loaded = engine
-                .description()
-                .map(|description| ModelLabels { quant: description.desc.clone(), n_ctx: description.n_ctx });
-            reading
-        };
-        let readings = futures_util::future::join_all(self.models().into_iter().enumerate().map(read)).await;
-        self.metrics.budgets(&self.budgets_left());
-        if let Some(books) = &self.books {
-            let (store, health) = (books.store(), books.store().health());
-            self.metrics.ledger((store.n_pending() as u64, health.is_failed(), health.n_lost()));
-            if let Some(shipper) = books.shipper()
-                && let Ok(lag) = shipper.lag().await
-            {
-                self.metrics.shipping((lag.is_connected, lag.n_rows, lag.seconds, lag.n_failed));
-            }
-        }
-        if let Some(cache) = &self.cache {
-            self.metrics.cache_bytes(cache.n_bytes());
-        }
-        self.live.load().upstreams.iter().for_each(|upstream| upstream.tell_breaker());
-        self.metrics.page(&readings)
     }
 
     /// Keeps the request's words, where the operator, its key and its team all allow it.

@@ -167,6 +167,8 @@ pub(super) struct State {
     description: Option<Arc<Description>>,
     /// The engine was ready since it was started.
     was_ready: bool,
+    /// Of the last load that was done.
+    load_time: Duration,
     failure: Option<(String, Instant)>,
     pub adapter_scales: Option<Vec<f32>>,
 }
@@ -271,6 +273,11 @@ impl Models {
         self.shared.tell();
     }
 
+    /// How long the last load took.
+    pub(super) fn load_time(&self, idx: usize) -> Duration {
+        self.shared.lock()[idx].load_time
+    }
+
     /// Ends the model's engine and returns when it is gone; `false`: requests hold it, or it can't be started again.
     pub(super) async fn unload(&self, idx: usize) -> bool {
         let mut changed = self.shared.changed.subscribe();
@@ -362,6 +369,7 @@ impl Shared {
             keep_alive: entry.config().keep_alive,
             description: None,
             was_ready: false,
+            load_time: Duration::ZERO,
             failure: None,
             adapter_scales: None,
         };
@@ -519,6 +527,7 @@ async fn live(shared: &Shared, idx: usize, engine: &Engine, waits: bool) -> Opti
                 let mut states = shared.lock();
                 states[idx].description = Some(description);
                 states[idx].was_ready = true;
+                states[idx].load_time = started.elapsed();
                 states[idx].last_used = Instant::now();
                 drop(states);
                 shared.tell();

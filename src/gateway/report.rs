@@ -4,16 +4,18 @@
 //! (`client_request_id`, the trace's id): no prompt, answer, header, path or model name of its own.
 
 use super::spans::spans;
-use super::trace::Told;
+use super::trace::{Told, UsageSource};
+use crate::telemetry::Metrics;
 use crate::telemetry::context::TraceContext;
+use crate::telemetry::metrics::Ended;
 use crate::telemetry::otlp::Exporter;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Who is told of every request's end.
-#[derive(Default)]
 pub(super) struct Reporter {
+    metrics: Arc<Metrics>,
     /// Nobody, unless the operator named a collector.
     exporter: Option<Arc<Exporter>>,
 }
@@ -28,8 +30,8 @@ impl fmt::Debug for Reporter {
 const QUIET: [&str; 6] = ["/livez", "/readyz", "/health", "/v1/health", "/metrics", "/"];
 
 impl Reporter {
-    pub(super) fn of(exporter: Arc<Exporter>) -> Self {
-        Self { exporter: Some(exporter) }
+    pub(super) fn of(metrics: Arc<Metrics>, exporter: Option<Arc<Exporter>>) -> Self {
+        Self { metrics, exporter }
     }
 
     pub(super) fn ratio(&self) -> f64 {
@@ -38,6 +40,7 @@ impl Reporter {
 
     pub(super) fn report(&self, context: &TraceContext, began: (Instant, SystemTime), told: &Told) {
         log(context, told);
+        count(&self.metrics, told);
         if let Some(exporter) = self.exporter.as_ref().filter(|_| context.is_sampled()) {
             let spans = spans(context, began, told);
             if !spans.is_empty() {
@@ -45,6 +48,31 @@ impl Reporter {
             }
         }
     }
+}
+
+fn count(metrics: &Metrics, told: &Told) {
+    let made = told.generated.as_ref();
+    // An answer out of the cache was counted when it was made.
+    let fresh = made.filter(|made| made.source != UsageSource::Cache);
+    let unfinished = [match made.map_or("done", |made| made.outcome) {
+        "cancelled" => "aborted",
+        other => other,
+    }];
+    let finishes = match fresh {
+        Some(made) if made.outcome == "done" => made.finishes.as_slice(),
+        Some(_) => &unfinished,
+        None => &[],
+    };
+    metrics.ended(&Ended {
+        model: told.model.as_deref(),
+        finishes,
+        key: told.head.key_id.as_deref(),
+        team: told.head.team_id.as_deref(),
+        prompt_tokens: fresh.map_or(0, |made| made.usage.prompt_tokens.into()),
+        completion_tokens: fresh.map_or(0, |made| made.usage.completion_tokens.into()),
+        cost_nusd: fresh.map_or(0, |made| made.cost_nusd),
+        client_left: told.end.as_ref().is_some_and(|end| end.was_cut),
+    });
 }
 
 /// The one line of a request. **Bound:** a line has 32 fields at most.

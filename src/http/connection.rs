@@ -58,7 +58,7 @@ impl Connection {
             return;
         }
         let config = self.app.config();
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(Some(&self.app)));
         let stream = Stall::new(stream, config.stall_timeout, Arc::clone(&activity));
         let Some(tls) = &config.tls else { return self.talk(TokioIo::new(stream), activity, &config).await };
         match tokio::time::timeout(config.header_timeout, tls.acceptor().accept(stream)).await {
@@ -135,6 +135,8 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
 
 /// What a connection is doing. Times are milliseconds since it was opened.
 pub(super) struct Activity {
+    /// Where it is counted.
+    app: Option<App>,
     opened: Instant,
     n_running: AtomicU32,
     has_asked: AtomicBool,
@@ -154,8 +156,9 @@ enum Verdict {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(app: Option<&App>) -> Self {
         Self {
+            app: app.map(Arc::clone),
             opened: Instant::now(),
             n_running: AtomicU32::new(0),
             has_asked: AtomicBool::new(false),
@@ -203,7 +206,9 @@ pub(super) struct Busy(Arc<Activity>);
 
 impl Busy {
     fn new(activity: &Arc<Activity>, version: http::Version) -> Self {
-        activity.n_running.fetch_add(1, Ordering::Relaxed);
+        if activity.n_running.fetch_add(1, Ordering::Relaxed) == 0 {
+            activity.app.iter().for_each(|app| app.gateway.metrics().connection_works());
+        }
         activity.head_since.store(0, Ordering::Relaxed);
         activity.is_http2.store(version >= http::Version::HTTP_2, Ordering::Relaxed);
         activity.has_asked.store(true, Ordering::Relaxed);
@@ -214,7 +219,9 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.now(), Ordering::Relaxed);
-        self.0.n_running.fetch_sub(1, Ordering::Relaxed);
+        if self.0.n_running.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.app.iter().for_each(|app| app.gateway.metrics().connection_rests());
+        }
     }
 }
 
@@ -254,7 +261,7 @@ mod tests {
             ..Default::default()
         };
         let (now, later) = (limits(0, 0), limits(60_000, 60_000));
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(None));
         activity.read();
         assert_eq!((activity.judge(&now), activity.judge(&later)), (Verdict::Slow, Verdict::Fine));
         let busy = Busy::new(&activity, http::Version::HTTP_11);

@@ -5,8 +5,12 @@
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
 use super::otlp::OtlpSeries;
+use super::readings::Scraped;
+pub use super::readings::{ModelLabels, Reading};
 use super::routing::Routing;
 pub use super::routing::UpstreamSeries;
+pub use super::usage::Ended;
+use super::usage::Usage;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -16,6 +20,8 @@ use std::time::Duration;
 
 /// Seconds of a whole request: from a tokenizer call to a long answer on a small device.
 const REQUEST_BUCKETS: [f64; 14] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// Of a wait, a prefill, a whole decode.
+const PHASE_BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 const TTFT_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const COMMIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
 const GAP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
@@ -30,7 +36,12 @@ pub struct Metrics {
     generated_tokens: IntCounterVec,
     ttft: HistogramVec,
     gap: HistogramVec,
-    connections: IntGauge,
+    queue: HistogramVec,
+    prefill: HistogramVec,
+    decode: HistogramVec,
+    vllm_ttft: Option<HistogramVec>,
+    connections: IntGaugeVec,
+    usage: Usage,
     routing: Routing,
     otlp: OtlpSeries,
     ledger_commits: Histogram,
@@ -59,6 +70,7 @@ struct LedgerGauges {
     pending: IntGauge,
     failed: IntGauge,
     lost: IntGauge,
+    chain_head: IntGauge,
 }
 
 /// The series of one model's requests, to be asked for once a request.
@@ -68,48 +80,29 @@ pub struct ModelSeries {
     generated_tokens: IntCounter,
     ttft: Histogram,
     gap: Histogram,
+    phases: [Histogram; 3],
+    vllm_ttft: Option<Histogram>,
 }
 
-struct Scraped {
-    queue_length: IntGaugeVec,
-    slots_busy: IntGaugeVec,
-    slots_total: IntGaugeVec,
-    kv_used_ratio: GaugeVec,
-    prompt_tokens_computed: IntGaugeVec,
-    prompt_tokens_loaded: IntGaugeVec,
-    prefix_waits: IntGaugeVec,
-    prefix_bytes: IntGaugeVec,
-    engine_restarts: IntGaugeVec,
-    model_loaded: IntGaugeVec,
-    model_info: IntGaugeVec,
+/// Further names and series that the operator asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MetricsConfig {
+    pub compat: Compat,
+    /// Series for each key.
+    pub by_key: bool,
 }
 
-/// What one model's engine says about itself at the moment of a scrape.
-#[derive(Debug, Clone, Default)]
-pub struct Reading {
-    /// The model's id, which is the operator's.
-    pub model: String,
-    pub n_queued: u64,
-    pub n_slots_busy: u64,
-    pub n_slots: u64,
-    pub kv_used_ratio: f64,
-    /// Prompt tokens computed since the model was loaded, and those that came from saved prefixes instead.
-    pub prompt_tokens_computed: u64,
-    pub prompt_tokens_loaded: u64,
-    /// Times a request waited for a prefix that another one computed.
-    pub n_prefix_waits: u64,
-    /// Of saved prefixes.
-    pub prefix_bytes: u64,
-    pub n_restarts: u64,
-    /// `None`: it is not loaded.
-    pub loaded: Option<ModelLabels>,
+/// Whose names to have beside ours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compat {
+    pub llamacpp: bool,
+    pub vllm: bool,
 }
 
-/// Further labels of `hearth_model_info`; from the operator and the model file only.
-#[derive(Debug, Clone)]
-pub struct ModelLabels {
-    pub quant: String,
-    pub n_ctx: u32,
+/// Seconds that a model's requests took in all.
+pub(super) struct PhaseSums {
+    pub(super) prefill: f64,
+    pub(super) decode: f64,
 }
 
 impl Default for Metrics {
@@ -120,13 +113,17 @@ impl Default for Metrics {
 
 impl Metrics {
     pub fn new() -> Self {
+        Self::of(MetricsConfig::default())
+    }
+
+    pub fn of(config: MetricsConfig) -> Self {
         let registry = Registry::new();
         let r = &registry;
         let requests = add(
             r,
             IntCounterVec::new(
-                Opts::new("hearth_requests_total", "Requests answered, by matched route and status."),
-                &["path", "status"],
+                Opts::new("hearth_http_requests_total", "Requests answered, by matched route and status."),
+                &["endpoint", "code"],
             ),
         );
         let request_seconds = add(
@@ -137,9 +134,20 @@ impl Metrics {
                     "From a request's head to the end of its answer.",
                     &REQUEST_BUCKETS,
                 ),
-                &["path"],
+                &["endpoint"],
             ),
         );
+        let info = Opts::new("hearth_build_info", "This build; always 1.");
+        let build = add(r, IntGaugeVec::new(info, &["version", "os", "arch"]));
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH]).set(1);
+        let of_model = |name: &str, help: &str, buckets: &[f64], label: &str| {
+            add(r, HistogramVec::new(histogram(name, help, buckets), &[label]))
+        };
+        let phase = |name: &str, help: &str| of_model(name, help, &PHASE_BUCKETS, "model");
+        let dropped = Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason.");
+        let dropped = add(r, IntCounterVec::new(dropped, &["reason"]));
+        // There from the start, so that a first one shows as an increase.
+        OtlpSeries::REASONS.iter().for_each(|reason| dropped.with_label_values(&[reason]).reset());
         #[cfg(target_os = "linux")]
         r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("process_* is registered once; twice is a bug");
@@ -149,10 +157,10 @@ impl Metrics {
             prompt_tokens: counter(r, "hearth_prompt_tokens_total", "Prompt tokens, cached ones included."),
             prompt_tokens_cached: counter(
                 r,
-                "hearth_prompt_tokens_cached_total",
+                "hearth_cached_prompt_tokens_total",
                 "Prompt tokens found in the KV cache.",
             ),
-            generated_tokens: counter(r, "hearth_generated_tokens_total", "Tokens generated."),
+            generated_tokens: counter(r, "hearth_generation_tokens_total", "Tokens generated."),
             ttft: add(
                 r,
                 HistogramVec::new(
@@ -167,20 +175,25 @@ impl Metrics {
             gap: add(
                 r,
                 HistogramVec::new(
-                    histogram("hearth_inter_token_seconds", "Time between two tokens of one answer.", &GAP_BUCKETS),
+                    histogram(
+                        "hearth_inter_token_latency_seconds",
+                        "Time between two tokens of one answer.",
+                        &GAP_BUCKETS,
+                    ),
                     &["model"],
                 ),
             ),
+            queue: phase("hearth_queue_time_seconds", "From acceptance to a slot."),
+            prefill: phase("hearth_prefill_time_seconds", "From a slot to the first token."),
+            decode: phase("hearth_decode_time_seconds", "From the first token to the last."),
+            vllm_ttft: config.compat.vllm.then(|| {
+                let help = "From a generation's start to its first token.";
+                of_model("vllm:time_to_first_token_seconds", help, &TTFT_BUCKETS, "model_name")
+            }),
             routing: Routing::new(r),
             otlp: OtlpSeries {
                 exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
-                dropped: add(
-                    r,
-                    IntCounterVec::new(
-                        Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason."),
-                        &["reason"],
-                    ),
-                ),
+                dropped,
             },
             ledger_commits: add(
                 r,
@@ -194,6 +207,7 @@ impl Metrics {
                 pending: add(r, IntGauge::new("hearth_ledger_pending", "Rows and acts that wait for a commit.")),
                 failed: add(r, IntGauge::new("hearth_ledger_failed", "Whether rows can't be written now, 0 or 1.")),
                 lost: add(r, IntGauge::new("hearth_ledger_rows_lost", "Rows that were given up since the start.")),
+                chain_head: add(r, IntGauge::new("hearth_audit_chain_head", "Number of the audit chain's last link.")),
             },
             shipping: {
                 let gauge = |name: &str, help: &str| add(r, IntGaugeVec::new(Opts::new(name, help), &[]));
@@ -204,7 +218,10 @@ impl Metrics {
                     failed: gauge("hearth_store_failures", "Tries to send rows that failed, since the start."),
                 }
             },
-            connections: add(r, IntGauge::new("hearth_connections", "Client connections open.")),
+            connections: add(
+                r,
+                IntGaugeVec::new(Opts::new("hearth_connections", "Client connections, by what they do."), &["state"]),
+            ),
             rejections: add(
                 r,
                 IntCounterVec::new(
@@ -250,43 +267,8 @@ impl Metrics {
                     &["team"],
                 ),
             ),
-            scraped: Mutex::new(Scraped {
-                queue_length: gauge(r, "hearth_queue_length", "Requests accepted that wait for a slot."),
-                slots_busy: gauge(r, "hearth_slots_busy", "Slots that work on a request."),
-                slots_total: gauge(r, "hearth_slots_total", "Slots."),
-                kv_used_ratio: add(
-                    r,
-                    GaugeVec::new(
-                        Opts::new("hearth_kv_cache_used_ratio", "Part of the KV cells in use, 0 to 1."),
-                        &["model"],
-                    ),
-                ),
-                prompt_tokens_computed: gauge(
-                    r,
-                    "hearth_engine_prompt_tokens_computed",
-                    "Prompt tokens computed since the model was loaded.",
-                ),
-                prompt_tokens_loaded: gauge(
-                    r,
-                    "hearth_prefix_tokens_loaded",
-                    "Prompt tokens taken from prefixes saved in the host's memory since the model was loaded.",
-                ),
-                prefix_waits: gauge(
-                    r,
-                    "hearth_prefix_waits",
-                    "Times a request waited for a prefix that another one was computing, since the model was loaded.",
-                ),
-                prefix_bytes: gauge(r, "hearth_prefix_store_bytes", "Memory that saved prefixes take."),
-                engine_restarts: gauge(r, "hearth_engine_restarts", "Times the engine was started again."),
-                model_loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),
-                model_info: add(
-                    r,
-                    IntGaugeVec::new(
-                        Opts::new("hearth_model_info", "A loaded model; always 1."),
-                        &["model", "quant", "n_ctx"],
-                    ),
-                ),
-            }),
+            usage: Usage::new(r, config.by_key, config.compat.vllm),
+            scraped: Mutex::new(Scraped::new(r, config.compat)),
             registry,
         }
     }
@@ -305,6 +287,8 @@ impl Metrics {
             generated_tokens: self.generated_tokens.with_label_values(&[id]),
             ttft: self.ttft.with_label_values(&[id]),
             gap: self.gap.with_label_values(&[id]),
+            phases: [&self.queue, &self.prefill, &self.decode].map(|phase| phase.with_label_values(&[id])),
+            vllm_ttft: self.vllm_ttft.as_ref().map(|ttft| ttft.with_label_values(&[id])),
         }
     }
 
@@ -337,12 +321,18 @@ impl Metrics {
         self.ledger_commits.observe(seconds);
     }
 
-    /// (jobs that wait, whether rows can't be written, rows that were given up).
-    pub fn ledger(&self, (n_pending, is_failed, n_lost): (u64, bool, u64)) {
+    /// One request is over.
+    pub fn ended(&self, ended: &Ended<'_>) {
+        self.usage.ended(ended);
+    }
+
+    /// (jobs that wait, whether rows can't be written, rows that were given up, the audit chain's last link).
+    pub fn ledger(&self, (n_pending, is_failed, n_lost, chain_head): (u64, bool, u64, u64)) {
         let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.ledger.pending.set(int(n_pending));
         self.ledger.failed.set(is_failed.into());
         self.ledger.lost.set(int(n_lost));
+        self.ledger.chain_head.set(int(chain_head));
     }
 
     /// (whether the database is there, rows that have not arrived, seconds since the first, failures).
@@ -356,11 +346,27 @@ impl Metrics {
     }
 
     pub fn connection_opened(&self) {
-        self.connections.inc();
+        self.connection("idle").inc();
     }
 
     pub fn connection_closed(&self) {
-        self.connections.dec();
+        self.connection("idle").dec();
+    }
+
+    /// A connection has its first request of those it has at once.
+    pub fn connection_works(&self) {
+        self.connection("idle").dec();
+        self.connection("active").inc();
+    }
+
+    /// The last of them is answered.
+    pub fn connection_rests(&self) {
+        self.connection("active").dec();
+        self.connection("idle").inc();
+    }
+
+    fn connection(&self, state: &'static str) -> IntGauge {
+        self.connections.with_label_values(&[state])
     }
 
     /// `reason` is a word of ours, never what a client wrote.
@@ -397,24 +403,10 @@ impl Metrics {
     /// The page a scraper reads: `text/plain; version=0.0.4`.
     pub fn page(&self, readings: &[Reading]) -> String {
         let scraped = self.scraped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        scraped.model_info.reset();
-        for reading in readings {
-            let model = [reading.model.as_str()];
-            scraped.queue_length.with_label_values(&model).set(saturate(reading.n_queued));
-            scraped.slots_busy.with_label_values(&model).set(saturate(reading.n_slots_busy));
-            scraped.slots_total.with_label_values(&model).set(saturate(reading.n_slots));
-            scraped.kv_used_ratio.with_label_values(&model).set(reading.kv_used_ratio);
-            scraped.prompt_tokens_computed.with_label_values(&model).set(saturate(reading.prompt_tokens_computed));
-            scraped.prompt_tokens_loaded.with_label_values(&model).set(saturate(reading.prompt_tokens_loaded));
-            scraped.prefix_waits.with_label_values(&model).set(saturate(reading.n_prefix_waits));
-            scraped.prefix_bytes.with_label_values(&model).set(saturate(reading.prefix_bytes));
-            scraped.engine_restarts.with_label_values(&model).set(saturate(reading.n_restarts));
-            scraped.model_loaded.with_label_values(&model).set(reading.loaded.is_some().into());
-            if let Some(labels) = &reading.loaded {
-                let n_ctx = labels.n_ctx.to_string();
-                scraped.model_info.with_label_values(&[model[0], &labels.quant, &n_ctx]).set(1);
-            }
-        }
+        scraped.set(readings, |model| PhaseSums {
+            prefill: self.prefill.with_label_values(&[model]).get_sample_sum(),
+            decode: self.decode.with_label_values(&[model]).get_sample_sum(),
+        });
         let mut page = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
             tracing::error!(%error, "metrics could not be written");
@@ -431,6 +423,14 @@ impl ModelSeries {
 
     pub fn first_token(&self, after: Duration) {
         self.ttft.observe(after.as_secs_f64());
+        if let Some(ttft) = &self.vllm_ttft {
+            ttft.observe(after.as_secs_f64());
+        }
+    }
+
+    /// Where an engine's time went: queue, prefill, decode.
+    pub fn phases(&self, took: [Duration; 3]) {
+        self.phases.iter().zip(took).for_each(|(phase, took)| phase.observe(took.as_secs_f64()));
     }
 
     /// `n_tokens` came together, `gap` after the ones before them; each counts with its share of the gap.
@@ -443,7 +443,7 @@ impl ModelSeries {
     }
 }
 
-fn saturate(n: u64) -> i64 {
+pub(super) fn saturate(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
@@ -457,11 +457,11 @@ pub(super) fn add<C: prometheus::core::Collector + Clone + 'static>(
     series
 }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
     add(registry, IntCounterVec::new(Opts::new(name, help), &["model"]))
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {
+pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {
     add(registry, IntGaugeVec::new(Opts::new(name, help), &["model"]))
 }
 
@@ -482,21 +482,21 @@ mod tests {
         series.first_token(Duration::from_millis(3));
         series.tokens(1, None);
         series.tokens(4, Some(Duration::from_millis(8)));
-        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_ctx: 128 });
+        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_params: 7, n_ctx: 128 });
         let reading = Reading { model: "m".into(), n_slots: 4, kv_used_ratio: 0.5, loaded, ..Default::default() };
         let page = metrics.page(&[reading, Reading { model: "lazy".into(), ..Default::default() }]);
         for line in [
-            "# TYPE hearth_requests_total counter",
-            "hearth_requests_total{path=\"/v1/chat/completions\",status=\"200\"} 1",
+            "# TYPE hearth_http_requests_total counter",
+            "hearth_http_requests_total{code=\"200\",endpoint=\"/v1/chat/completions\"} 1",
             "hearth_prompt_tokens_total{model=\"m\"} 10",
-            "hearth_prompt_tokens_cached_total{model=\"m\"} 4",
-            "hearth_generated_tokens_total{model=\"m\"} 5",
+            "hearth_cached_prompt_tokens_total{model=\"m\"} 4",
+            "hearth_generation_tokens_total{model=\"m\"} 5",
             "hearth_time_to_first_token_seconds_count{model=\"m\"} 1",
-            "hearth_inter_token_seconds_count{model=\"m\"} 4",
-            "hearth_slots_total{model=\"m\"} 4",
-            "hearth_kv_cache_used_ratio{model=\"m\"} 0.5",
+            "hearth_inter_token_latency_seconds_count{model=\"m\"} 4",
+            "hearth_slots{model=\"m\",state=\"idle\"} 4",
+            "hearth_kv_cache_usage_ratio{model=\"m\"} 0.5",
             "hearth_model_loaded{model=\"lazy\"} 0",
-            "hearth_model_info{model=\"m\",n_ctx=\"128\",quant=\"Q4_0\"} 1",
+            "hearth_model_info{model=\"m\",n_ctx=\"128\",params=\"7\",quant=\"Q4_0\"} 1",
         ] {
             assert!(page.contains(line), "{line} is missing in\n{page}");
         }

@@ -4,12 +4,16 @@
 //! from a client. This room uses no other room.
 
 pub mod context;
+mod log_file;
 pub mod logging;
 pub mod metrics;
 pub mod otlp;
+mod readings;
 mod routing;
 pub mod semconv;
 pub mod spans;
+mod usage;
 
+pub use log_file::LogFileConfig;
 pub use logging::{LogConfig, LogFormat};
 pub use metrics::Metrics;

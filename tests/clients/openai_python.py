@@ -114,7 +114,7 @@ def each_fault_of_the_client_is_one_request(url):
 
     def n_requests():
         page = eager.get("/../metrics", cast_to=str)
-        lines = [line for line in page.splitlines() if line.startswith("hearth_requests_total{") and "/metrics" not in line]
+        lines = [line for line in page.splitlines() if line.startswith("hearth_http_requests_total{") and "/metrics" not in line]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     faults = [

@@ -202,7 +202,7 @@ async fn t_c4_a_thousand_at_once_are_one_run_for_each_tenant() {
         n_runs += runs;
     }
     let page = routed.gateway.metrics_page().await;
-    let line = format!("hearth_generated_tokens_total{{model=\"Scripted-1\"}} {}", n_runs * tokens_of_one);
+    let line = format!("hearth_generation_tokens_total{{model=\"Scripted-1\"}} {}", n_runs * tokens_of_one);
     assert!(page.contains(&line), "{line}\n{page}");
     let stats = routed.engine.stats().await.expect("counters");
     assert_eq!(stats.tokens_generated, u64::from(n_runs * tokens_of_one), "the engine's own count");

@@ -37,7 +37,7 @@ async fn strm_09_a_crash_ends_streams_with_an_error_event_and_the_server_lives()
     assert_eq!(server.get("/livez").await.status, 200);
     recovered(&server).await;
     assert_eq!(server.chat("after", json!({})).await.content(), "after");
-    assert!(server.get("/metrics").await.text.contains("hearth_engine_restarts{model=\"Scripted-1\"} 1"));
+    assert!(server.get("/metrics").await.text.contains("hearth_engine_restarts_total{model=\"Scripted-1\"} 1"));
     server.stop().await;
 }
 

@@ -136,7 +136,7 @@ async fn two_models_answer_side_by_side_each_under_its_own_name() {
                 let slots = house.server.get(&format!("/slots?model={model}")).await.json();
                 let busy = slots.as_array().expect("slots").iter().filter(|slot| slot["is_processing"] == true).count();
                 assert!(page.contains(&format!("hearth_model_loaded{{model=\"{model}\"}} 1")), "{page}");
-                if busy == 1 && page.contains(&format!("hearth_slots_busy{{model=\"{model}\"}} 1")) {
+                if busy == 1 && page.contains(&format!("hearth_slots{{model=\"{model}\",state=\"busy\"}} 1")) {
                     return;
                 }
             }
@@ -193,7 +193,7 @@ async fn concurrent_requests_share_one_load_and_one_that_leaves_leaves_it_to_the
     let answers = futures_util::future::join_all(asks).await;
     assert!(answers.iter().all(|answer| answer.content() == "hi"));
     assert_eq!(n_processes(mark), 1);
-    assert!(house.server.get("/metrics").await.text.contains("hearth_engine_restarts{model=\"slow\"} 0"));
+    assert!(house.server.get("/metrics").await.text.contains("hearth_engine_restarts_total{model=\"slow\"} 0"));
     house.gateway.close().await;
     assert_eq!(n_processes(mark), 0);
 }

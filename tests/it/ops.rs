@@ -50,19 +50,19 @@ async fn ops_03_counters_grow_and_the_page_is_clean() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let page = server.get("/metrics").await.text;
     for (series, least) in [
-        ("hearth_requests_total{path=\"/v1/chat/completions\",status=\"200\"}", 1.0),
-        ("hearth_requests_total{path=\"/v1/chat/completions\",status=\"400\"}", 1.0),
-        ("hearth_requests_total{path=\"/v1/models/{*id}\",status=\"404\"}", 1.0),
-        ("hearth_requests_total{path=\"other\",status=\"404\"}", 1.0),
+        ("hearth_http_requests_total{code=\"200\",endpoint=\"/v1/chat/completions\"}", 1.0),
+        ("hearth_http_requests_total{code=\"400\",endpoint=\"/v1/chat/completions\"}", 1.0),
+        ("hearth_http_requests_total{code=\"404\",endpoint=\"/v1/models/{*id}\"}", 1.0),
+        ("hearth_http_requests_total{code=\"404\",endpoint=\"other\"}", 1.0),
         ("hearth_time_to_first_token_seconds_count{model=\"Scripted-1\"}", 1.0),
-        ("hearth_request_duration_seconds_count{path=\"/v1/chat/completions\"}", 2.0),
-        ("hearth_slots_total{model=\"Scripted-1\"}", 4.0),
+        ("hearth_request_duration_seconds_count{endpoint=\"/v1/chat/completions\"}", 2.0),
+        ("hearth_slots{model=\"Scripted-1\",state=\"idle\"}", 4.0),
     ] {
         assert!(counter(&page, series) >= least, "{series} in\n{page}");
     }
     let usage = |key: &str| answer["usage"][key].as_f64().expect("a count");
     assert!(
-        (counter(&page, "hearth_generated_tokens_total{model=\"Scripted-1\"}") - usage("completion_tokens")).abs()
+        (counter(&page, "hearth_generation_tokens_total{model=\"Scripted-1\"}") - usage("completion_tokens")).abs()
             < 0.5,
         "{page}"
     );
@@ -70,9 +70,10 @@ async fn ops_03_counters_grow_and_the_page_is_clean() {
         (counter(&page, "hearth_prompt_tokens_total{model=\"Scripted-1\"}") - usage("prompt_tokens")).abs() < 0.5,
         "{page}"
     );
-    assert!(
-        page.contains(&format!("hearth_model_info{{model=\"{MODEL}\",n_ctx=\"4096\",quant=\"scripted bytes\"}} 1"))
-    );
+    assert!(page.lines().any(|line| {
+        line.starts_with(&format!("hearth_model_info{{model=\"{MODEL}\",n_ctx=\"4096\",params=\""))
+            && line.ends_with("quant=\"scripted bytes\"} 1")
+    }));
     assert!(!page.contains("private"), "nothing of a client's text is a label");
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();

@@ -57,7 +57,7 @@ async fn own_hardware_comes_first_and_others_only_when_it_cannot() {
         "hearth_fallbacks_total{from=\"Scripted-1\",reason=\"not_ready\",to=\"cloud\"} 1",
         "hearth_upstream_requests_total{class=\"ok\",target=\"cloud\"} 1",
         "hearth_upstream_breaker_state{target=\"cloud\"} 0",
-        "hearth_generated_tokens_total{model=\"cloud\"} 2",
+        "hearth_generation_tokens_total{model=\"cloud\"} 2",
     ] {
         assert!(page.contains(line), "{line}\n{page}");
     }
@@ -316,8 +316,8 @@ async fn a_whole_answer_that_is_not_sure_is_asked_of_the_next_and_both_are_count
     assert_eq!((first.was_replaced, first.usage.completion_tokens, second.usage.completion_tokens), (true, 6, 2));
     let page = unsure.gateway.metrics_page().await;
     for line in [
-        "hearth_generated_tokens_total{model=\"Scripted-1\"} 6",
-        "hearth_generated_tokens_total{model=\"cloud\"} 2",
+        "hearth_generation_tokens_total{model=\"Scripted-1\"} 6",
+        "hearth_generation_tokens_total{model=\"cloud\"} 2",
         "hearth_fallbacks_total{from=\"Scripted-1\",reason=\"unsure\",to=\"cloud\"} 1",
     ] {
         assert!(page.contains(line), "{line}\n{page}");

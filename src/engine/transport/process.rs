@@ -138,6 +138,9 @@ impl Link {
         let spawned = tokio::process::Command::new(&self.exe)
             .arg("engine")
             .args(&self.args)
+            // What else is in ours may be a secret, and a model that breaks out would find it.
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_handed_on)))
             // Ctrl-C on the front's terminal is for the front, which drains; a child in its group would die of it.
             .process_group(0)
             .stdin(Stdio::piped())
@@ -247,6 +250,29 @@ async fn within<T>(watch: Option<&Watch>, read: impl Future<Output = std::io::Re
 
 fn hung(what: &str) -> std::io::Error {
     std::io::Error::new(ErrorKind::TimedOut, format!("it hung: {what} for the time of --hang-timeout"))
+}
+
+/// Variables that an engine's process gets: what libraries, GPUs and their tools look for.
+fn is_handed_on(name: &str) -> bool {
+    const NAMES: [&str; 12] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "DYLD_LIBRARY_PATH",
+        "RUST_BACKTRACE",
+        "LLVM_PROFILE_FILE",
+        "XDG_CACHE_HOME",
+    ];
+    const PREFIXES: [&str; 16] = [
+        "LC_", "GGML_", "LLAMA_", "OMP_", "GOMP_", "KMP_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "ROCM_",
+        "HSA_", "VK_", "GPU_", "MALLOC_",
+    ];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// What is known of a living child.

@@ -440,6 +440,7 @@ impl<M: Model> Worker<M> {
         let mut stats = self.lock_stats();
         stats.n_awaited = self.n_awaited;
         stats.saved_bytes = self.prefixes.n_bytes() as u64;
+        stats.n_waiting_tokens = self.waiting.iter().map(|run| u64::from(run.n_prompt)).sum();
         stats.n_waiting = (self.waiting.len() + self.incoming.len()) as u32;
         stats.kv_cells_used = if self.context.shares_cells() {
             self.cells.n_used() as u32

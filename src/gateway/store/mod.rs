@@ -119,6 +119,7 @@ pub struct Health {
     n_lost: AtomicU64,
     n_commits: AtomicU64,
     n_rows: AtomicU64,
+    chain_head: AtomicU64,
     reason: Mutex<String>,
 }
 
@@ -134,6 +135,11 @@ impl Health {
     /// Commits so far and the rows in them.
     pub fn commits(&self) -> (u64, u64) {
         (self.n_commits.load(Ordering::Relaxed), self.n_rows.load(Ordering::Relaxed))
+    }
+
+    /// Number of the audit chain's last link, once something was committed.
+    pub fn chain_head(&self) -> u64 {
+        self.chain_head.load(Ordering::Relaxed)
     }
 
     pub fn reason(&self) -> String {

@@ -265,6 +265,8 @@ impl Writer {
         match self.transact(&mut conn, &mut group, &spilled, next.as_ref(), &mut results) {
             Ok(written) => {
                 (self.head, self.seq) = (written.head, written.seq);
+                let head = u64::try_from(self.head.seq).unwrap_or_default();
+                self.health.chain_head.store(head, Ordering::Relaxed);
                 self.conn = Some(conn);
                 self.spill.remove(spilled.len());
                 self.health.n_commits.fetch_add(1, Ordering::Relaxed);

@@ -66,6 +66,9 @@ pub struct OtlpSeries {
 }
 
 impl OtlpSeries {
+    /// Why a span is dropped.
+    pub(crate) const REASONS: [&str; 4] = ["queue_full", "undelivered", "refused", "rejected"];
+
     fn drop(&self, reason: &str, n: usize) {
         self.dropped.with_label_values(&[reason]).inc_by(n as u64);
     }

@@ -52,7 +52,7 @@ impl Governed {
         let place = config.dir.clone();
         let engine = Engine::start(setup.engine, setup.mode);
         ready(&engine).await;
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::of(setup.metrics));
         let books = Books::open(config, &metrics).expect("fresh books");
         let gateway = Gateway::new(setup.gateway, engine.clone(), metrics).with_books(Arc::clone(&books));
         let gateway = Arc::new(gateway);

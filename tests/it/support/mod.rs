@@ -21,6 +21,7 @@ use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
 use hearth::gateway::{ApiKey, BaseUrl, Collector, CollectorConfig, Gateway, GatewayConfig};
 use hearth::http::{self, HttpConfig, LiveHttp};
 use hearth::telemetry::Metrics;
+use hearth::telemetry::metrics::MetricsConfig;
 use hearth::telemetry::otlp::{Exporter, OtlpConfig};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ pub struct Setup {
     pub mode: EngineMode,
     /// Address of a collector of traces, and the part of new ones that it gets.
     pub otlp: Option<(String, f64)>,
+    pub metrics: MetricsConfig,
     /// Return before the model is loaded.
     pub while_loading: bool,
 }
@@ -74,6 +76,7 @@ impl Setup {
             gateway,
             mode: EngineMode::InProcess,
             otlp: None,
+            metrics: Default::default(),
             while_loading: false,
         }
     }
@@ -167,7 +170,7 @@ impl Server {
         if !setup.while_loading {
             ready(&engine).await;
         }
-        let mut gateway = Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::new()));
+        let mut gateway = Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::of(setup.metrics)));
         let exporter = setup.otlp.map(|(endpoint, ratio)| exporter(&gateway, &endpoint, ratio));
         if let Some(exporter) = &exporter {
             gateway = gateway.with_traces(Arc::clone(exporter));

@@ -59,6 +59,9 @@ pub struct Spent {
     predicted_ms: f64,
     predicted_per_token_ms: f64,
     predicted_per_second: f64,
+    /// Tokens that were tried ahead, where any were, and those of them that the model chose.
+    draft_n: Option<u32>,
+    draft_n_accepted: Option<u32>,
 }
 
 /// Tokens of the prompt: all, those in the cache, and those that are computed (cached ones among them).

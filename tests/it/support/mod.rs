@@ -53,6 +53,8 @@ pub struct Setup {
 impl Setup {
     pub fn new() -> Self {
         let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
+        // One token a step, however often it was said before.
+        engine.n_draft_max = 0;
         engine.n_threads = Some(1);
         let gateway = GatewayConfig {
             model_id: MODEL.to_owned(),

@@ -18,7 +18,8 @@ pub struct Process {
 }
 
 /// What every settings file begins with; a test's own lines follow from line 4.
-const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\n";
+// One token a step, however often it was said before.
+const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\ndraft_max = 0\n";
 
 impl Process {
     pub fn start(settings: &str) -> Self {

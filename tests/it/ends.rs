@@ -5,7 +5,7 @@ use crate::support::{Events, PATIENCE, chat_body, read_until};
 use rustix::process::Signal;
 use serde_json::json;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const STREAMS: usize = 64;
 
@@ -35,8 +35,13 @@ async fn t_r12_a_server_that_is_told_to_stop_settles_every_stream() {
         let request = client.post(url).bearer_auth(&key).json(&body);
         async move { request.send().await.expect("a head") }
     };
+    let ready = format!("http://{}/readyz", server.address);
+    while client.get(&ready).send().await.expect("an answer").status() != 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let streams = futures_util::future::join_all((0..STREAMS).map(open)).await;
-    assert!(streams.iter().all(|response| response.status() == 200));
+    let statuses: Vec<u16> = streams.iter().map(|response| response.status().as_u16()).collect();
+    assert_eq!(statuses, [200; STREAMS]);
     let since = Instant::now();
     server.signal(Signal::TERM);
     let all = streams.into_iter().map(|stream| read_until(stream, |_| false));

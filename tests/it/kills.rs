@@ -214,7 +214,8 @@ async fn t_r7_an_engine_without_memory_dies_alone_and_first() {
     // Its text alone is many times what is free in its heap.
     let large = "word ".repeat(2_000_000);
     let answer = server.post("/v1/completions", json!({ "model": MODEL, "prompt": large })).await;
-    assert!([400, 500].contains(&answer.status), "{}", answer.text);
+    // 503: it died of another thread's allocation, before it took this.
+    assert!([400, 500, 503].contains(&answer.status), "{}", answer.text);
     assert_eq!(server.get("/livez").await.status, 200);
     let since = Instant::now();
     while server.chat("after", json!({})).await.status != 200 {

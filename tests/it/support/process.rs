@@ -18,8 +18,7 @@ pub struct Process {
 }
 
 /// What every settings file begins with; a test's own lines follow from line 4.
-// One token a step, however often it was said before.
-const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\ndraft_max = 0\n";
+const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\n";
 
 impl Process {
     pub fn start(settings: &str) -> Self {
@@ -34,7 +33,8 @@ impl Process {
         let log = std::fs::File::create(dir.path().join("log")).expect("a writable folder");
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
             .envs(variables.iter().copied())
-            .args(["serve", "--in-process", "--log-format", "json", "--config"])
+            // One token a step, however often it was said before.
+            .args(["serve", "--draft-max", "0", "--in-process", "--log-format", "json", "--config"])
             .arg(&path)
             .current_dir(root())
             .stdin(Stdio::null())

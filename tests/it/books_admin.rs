@@ -149,6 +149,10 @@ async fn queries_are_refused_by_name() {
     let house = Governed::start().await;
     for (path, param) in [
         ("/key/list?page=x", "page"),
+        ("/key/list?page=0", "page"),
+        ("/key/list?size=1001", "size"),
+        ("/spend/logs?page_size=0", "page_size"),
+        ("/audit/events?limit=10001", "limit"),
         ("/key/list?team=a", "team"),
         ("/key/info", "key"),
         ("/key/info?key=a&key=b", "key"),

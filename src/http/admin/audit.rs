@@ -1,6 +1,6 @@
 //! The audit chain, the database, the models, the state of the plane.
 
-use super::fields::{Fields, Filter, wrong};
+use super::fields::{Fields, Filter, from_one, wrong};
 use super::wire::time;
 use super::{Identity, Plane, json, refused, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
@@ -61,7 +61,7 @@ pub(super) async fn events(
     Filter(from): Filter<Since>,
 ) -> Result<Response, ApiError> {
     identity.may_look()?;
-    let (since, limit) = (from.since.unwrap_or(1), from.limit.unwrap_or(1000));
+    let (since, limit) = (from.since.unwrap_or(1), from_one("limit", from.limit, 1000, LINES_MAX)?);
     let read = plane.books.store().read(move |conn| store::links(conn, since, limit)).await;
     let links = read.map_err(|error| refused(error.into()))?;
     Ok(json(&Value::Array(links.iter().map(link_object).collect())))

@@ -187,6 +187,20 @@ fn dollars(n: &Number) -> Option<i64> {
     nusd(&text).or_else(|| text.contains(['e', 'E']).then(|| nusd(&format!("{:.9}", n.as_f64()?)))?)
 }
 
+/// A number of a query string, from 1 to `most`; `unsaid` where it is missing.
+pub(super) fn from_one<T: PartialOrd + From<u8> + std::fmt::Display>(
+    name: &str,
+    said: Option<T>,
+    unsaid: T,
+    most: T,
+) -> Result<T, ApiError> {
+    match said {
+        None => Ok(unsaid),
+        Some(n) if n < T::from(1) || n > most => Err(wrong(name, &format!("it is a number from 1 to {most}"))),
+        Some(n) => Ok(n),
+    }
+}
+
 pub(super) fn wrong(name: &str, why: &str) -> ApiError {
     Fault::new(name, "invalid_value", format!("{name}: {why}.")).into()
 }

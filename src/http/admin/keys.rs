@@ -1,6 +1,6 @@
 //! `/key/…`.
 
-use super::fields::{Fields, Filter, Managing, Ruling, wrong};
+use super::fields::{Fields, Filter, Managing, Ruling, from_one, wrong};
 use super::wire::{key_edit, key_object, object, period};
 use super::{Identity, Plane, check_sets, json, missing, refused, reset};
 use crate::gateway::limits::ScopeKind;
@@ -201,8 +201,8 @@ pub(super) async fn list(
         .filter(|key| is_meant(&page.key_alias, &key.spec.alias))
         .collect();
     keys.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
-    let size = page.size.unwrap_or(100).clamp(1, KEYS_AT_ONCE);
-    let n_page = page.page.unwrap_or(1).max(1);
+    let size = from_one("size", page.size, 100, KEYS_AT_ONCE)?;
+    let n_page = from_one("page", page.page, 1, usize::MAX)?;
     let (n, n_pages) = (keys.len(), keys.len().div_ceil(size));
     let shown = keys.into_iter().skip((n_page - 1).saturating_mul(size)).take(size);
     let is_full = page.return_full_object.unwrap_or(true);

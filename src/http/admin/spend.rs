@@ -1,6 +1,6 @@
 //! `/spend/…` and `/global/spend/report`: what was spent, as JSON or, with `Accept: text/csv`, as CSV.
 
-use super::fields::{Filter, wrong};
+use super::fields::{Filter, from_one, wrong};
 use super::wire::{dollars, time};
 use super::{Identity, Plane, missing, refused, typed};
 use crate::gateway::store::{self, Attempt, DayRow, GroupBy, LogFilter, RequestRow, SpendRow, StoreError, TargetRow};
@@ -95,8 +95,8 @@ pub(super) async fn logs(
         let days = read(&plane, move |conn| store::days(conn, &filter)).await?;
         return Ok(table(&headers, summary(&days), |row| row));
     }
-    let size = asked.page_size.unwrap_or(100).clamp(1, store::LINES_MAX);
-    let page = (size, (asked.page.unwrap_or(1).max(1) - 1).saturating_mul(size));
+    let size = from_one("page_size", asked.page_size, 100, store::LINES_MAX)?;
+    let page = (size, (from_one("page", asked.page, 1, u32::MAX)? - 1).saturating_mul(size));
     let rows = read(&plane, move |conn| store::logs(conn, &filter, page)).await?;
     Ok(table(&headers, rows.iter().map(request_object).collect(), |row| row))
 }

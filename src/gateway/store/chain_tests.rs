@@ -1,21 +1,14 @@
 //! The audit chain: epochs, what each kind of forger can and can't do.
 
+use super::tests::config;
 use super::*;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
 fn open(dir: &Path) -> Arc<Store> {
-    let store = Store::open(StoreConfig {
-        path: dir.join("hearth.db"),
-        durability: Durability::Process,
-        on_failure: OnFailure::Reject,
-        chain_key: [1; 32],
-        audit_key: dir.join("audit.key"),
-        witness: Some(dir.join("witness")),
-        observe: Box::new(|_| {}),
-    });
-    Arc::new(store.expect("it opens"))
+    let config = StoreConfig { witness: Some(dir.join("witness")), ..config(dir, Durability::Process) };
+    Arc::new(Store::open(config).expect("it opens"))
 }
 
 async fn act(store: &Store, n: usize) {
@@ -179,15 +172,7 @@ async fn a_crash_between_two_epochs_loses_neither() {
     let other = tempfile::tempdir().unwrap();
     drop(open(other.path()));
     fs::copy(other.path().join("audit.key"), dir.path().join("audit.key")).unwrap();
-    let refused = Store::open(StoreConfig {
-        path: dir.path().join("hearth.db"),
-        durability: Durability::Process,
-        on_failure: OnFailure::Reject,
-        chain_key: [1; 32],
-        audit_key: dir.path().join("audit.key"),
-        witness: None,
-        observe: Box::new(|_| {}),
-    });
+    let refused = Store::open(config(dir.path(), Durability::Process));
     assert!(matches!(refused, Err(StoreError::Damaged { .. })));
 }
 

@@ -7,17 +7,21 @@ use std::path::Path;
 
 const DAY: i64 = 86_400_000;
 
-fn open(dir: &Path) -> Arc<Store> {
-    let store = Store::open(StoreConfig {
+/// A store in `dir`, as its tests have it.
+pub(super) fn config(dir: &Path, durability: Durability) -> StoreConfig {
+    StoreConfig {
         path: dir.join("hearth.db"),
-        durability: Durability::Power,
+        durability,
         on_failure: OnFailure::Reject,
         chain_key: [1; 32],
         audit_key: dir.join("audit.key"),
         witness: None,
         observe: Box::new(|_| {}),
-    });
-    Arc::new(store.expect("it opens"))
+    }
+}
+
+fn open(dir: &Path) -> Arc<Store> {
+    Arc::new(Store::open(config(dir, Durability::Power)).expect("it opens"))
 }
 
 fn row(n: u64) -> RequestRow {
@@ -115,15 +119,7 @@ async fn a_note_is_written_when_it_is_due_and_never_for_what_is_settled_before()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_copied_back_beside_the_commits() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreConfig {
-        path: dir.path().join("hearth.db"),
-        durability: Durability::Process,
-        on_failure: OnFailure::Reject,
-        chain_key: [1; 32],
-        audit_key: dir.path().join("audit.key"),
-        witness: None,
-        observe: Box::new(|_| {}),
-    });
+    let store = Store::open(config(dir.path(), Durability::Process));
     let store = Arc::new(store.expect("it opens"));
     let wal = dir.path().join("hearth.db-wal");
     let mut longest = 0;
@@ -294,15 +290,7 @@ async fn no_flipped_bit_changes_a_row_in_silence() {
         bytes[at] ^= 1 << (n % 8);
         std::fs::write(damaged.path().join("hearth.db"), bytes).unwrap();
         std::fs::copy(dir.path().join("audit.key"), damaged.path().join("audit.key")).unwrap();
-        let opened = Store::open(StoreConfig {
-            path: damaged.path().join("hearth.db"),
-            durability: Durability::Process,
-            on_failure: OnFailure::Reject,
-            chain_key: [1; 32],
-            audit_key: damaged.path().join("audit.key"),
-            witness: None,
-            observe: Box::new(|_| {}),
-        });
+        let opened = Store::open(config(damaged.path(), Durability::Process));
         let Ok(store) = opened.map(Arc::new) else {
             found += 1;
             continue;

@@ -57,6 +57,7 @@ async fn requests_that_run_together_compute_what_they_share_once() {
     const SHARED: usize = 300;
     const OWN: usize = 12;
     const CLIENTS: usize = 8;
+    const WAIT_MIN: usize = 64;
     for model in GENERATORS {
         for layout in [KvLayout::Unified, KvLayout::Split] {
             let engine = start(model, |config| {
@@ -78,8 +79,10 @@ async fn requests_that_run_together_compute_what_they_share_once() {
             let n_shared = if has_checkpoints(model) { 2 * SHARED } else { SHARED };
             let distinct = n_shared + CLIENTS * (OWN + 1);
             assert!(computed * 10 <= distinct * 11, "{model} {layout:?}: {computed} of {distinct}");
-            let n_cached = answers.iter().filter(|answer| answer.usage.cached_tokens as usize >= SHARED - 1).count();
-            assert!(n_cached >= CLIENTS - 2, "{model} {layout:?}: {n_cached}");
+            // Whoever comes when less is left than is worth a wait takes what is there.
+            let cached: Vec<usize> = answers.iter().map(|answer| answer.usage.cached_tokens as usize).collect();
+            let n_cached = cached.iter().filter(|n| **n + WAIT_MIN >= SHARED).count();
+            assert!(n_cached >= CLIENTS - 2, "{model} {layout:?}: {cached:?}");
             for (prompt, answer) in prompts.iter().zip(&answers).step_by(3) {
                 check(&engine, prompt, answer, &format!("{model} {layout:?}")).await;
             }

@@ -54,7 +54,7 @@ const dollars = (n) => (n === null || n === undefined ? "–" : `$${Number(n).to
 /** Columns: [title, row => text or element, "number"?]. */
 function table(columns, rows, empty) {
   if (!rows.length) return make("p", { className: "empty" }, empty);
-  const head = make("tr", {}, ...columns.map(([title]) => make("th", { scope: "col" }, title)));
+  const head = make("tr", {}, ...columns.map(([title, , kind]) => make("th", { scope: "col", className: kind ?? "" }, title)));
   const cell = (row) => ([, pick, kind]) => {
     const value = pick(row);
     return make("td", { className: kind ?? "" }, value instanceof Node ? value : shown(value));
@@ -98,7 +98,7 @@ const spans = (...parts) => make("span", {}, ...parts);
 
 const sections = {
   async Keys(show) {
-    const { keys } = await ask("/key/list?size=1000");
+    const { keys, total_count: n } = await ask("/key/list?size=1000");
     const once = make("div", { id: "once" });
     const again = () => show("Keys");
     const fields = [["key_alias", "Name", "text"], ["models", "Models, by commas", "list"], ["team_id", "Team", "text"], ["max_budget", "Budget, $", "number"],
@@ -113,7 +113,7 @@ const sections = {
       make("h2", {}, "A new key"),
       form(fields, "Make it", async (body) => { const made = await ask("/key/generate", body); await again(); reveal(made); }),
       once,
-      make("h2", {}, `Keys (${keys.length})`),
+      make("h2", {}, n > keys.length ? `Keys (the newest ${keys.length} of ${n})` : `Keys (${n})`),
       table([["Name", (row) => row.key_alias], ["Id", (row) => make("code", {}, row.key_id)], ["Team", (row) => row.team_id], ["Models", (row) => row.models],
         ["Budget", (row) => dollars(row.max_budget), "number"], ["Roles", (row) => row.roles], ["Expires", (row) => row.expires], ["Blocked", (row) => row.blocked], ["", acts]], keys, "There are no keys yet."),
     ];

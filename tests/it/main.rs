@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod accounts;
 mod addresses;
 mod anthropic;
 mod balance;

@@ -32,6 +32,7 @@ mod fields;
 mod guardrails;
 mod handover;
 mod hostile;
+mod isolation;
 mod kills;
 mod limits;
 mod llama_server;

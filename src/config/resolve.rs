@@ -2,7 +2,7 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Switch};
+use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Sha256Hex, Switch};
 use super::{Config, Origin, ServedModel};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
@@ -173,8 +173,12 @@ impl Raw {
 
     pub(super) fn engine(&self) -> Result<EngineConfig, ConfigError> {
         let source = self.source()?;
-        if let ModelSource::Gguf(path) = &source {
-            check_file(path)?;
+        match &source {
+            ModelSource::Gguf(path) => check_file(path)?,
+            ModelSource::Scripted(_) if self.sha256.value.is_some() => {
+                return Err(rule(&self.sha256, "a pretended model has no file"));
+            }
+            ModelSource::Scripted(_) => {}
         }
         let default = EngineConfig::new(source);
         let n_batch = within(&self.batch_size, default.n_batch, 1, BATCH_MAX)?;
@@ -219,6 +223,7 @@ impl Raw {
             mlock: on(&self.mlock),
             lora: self.lora()?,
             chat_template: self.template()?,
+            sha256: self.sha256.value.iter().flatten().map(|Sha256Hex(hex)| hex.clone()).collect(),
             embeddings: self.embeddings.value.unwrap_or_default(),
             pooling: self.pooling()?,
             mmproj: self.mmproj.value.clone(),

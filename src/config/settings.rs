@@ -6,7 +6,7 @@
 use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
+use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{EmbedMode, FlashAttn, KvType};
@@ -79,6 +79,9 @@ settings! {
         model('m'): String = None, "FILE";
         /// Name of the model in the API, and further names after commas [default: the file's name]
         alias('a'): Vec<String> = None, "NAME";
+        /// SHA-256 of the model's file, and of the further files of a split one, in order; at each load and restart of its
+        /// engine another file is refused
+        sha256: Vec<Sha256Hex> = None, "HEX";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
         /// The same as text, or the name of one of llama.cpp's own templates (chatml, llama3, …), which know no tools

@@ -174,6 +174,7 @@ impl Raw {
         let unsaid = Raw::default();
         // Said of the top-level model, not of this one.
         raw.alias = unsaid.alias;
+        raw.sha256 = unsaid.sha256;
         raw.chat_template_file = unsaid.chat_template_file;
         raw.chat_template = unsaid.chat_template;
         raw.lora = unsaid.lora;

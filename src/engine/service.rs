@@ -23,6 +23,7 @@ use super::run::Run;
 use super::scheduler::Pace;
 use super::transport::{Notice, Sink};
 use super::worker::{self, Parts, Worker};
+use crate::model::lock::Pinned;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustc_hash::FxHashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -330,7 +331,14 @@ impl Loading {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
         match self.config.source.clone() {
             ModelSource::Gguf(path) => {
+                // At each load, so also when this process is started anew after a crash.
+                let pins = &self.config.sha256;
+                let pinned = (!pins.is_empty()).then(|| Pinned::check(&path, pins)).transpose();
+                let pinned = pinned.map_err(|error| error.to_string())?;
                 let model = LlamaModel::load(&path, &self.config, progress)?;
+                if let Some(pinned) = pinned {
+                    pinned.check_unchanged().map_err(|error| error.to_string())?;
+                }
                 self.open(Arc::new(model))
             }
             ModelSource::Scripted(scripted) => {
@@ -345,6 +353,7 @@ impl Loading {
         let (items, item_queue) = output::channel();
         let mut description = model.describe();
         description.files_mark = self.config.files_mark();
+        description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
         let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {

@@ -75,6 +75,14 @@ impl ModelFile {
         Ok(Self { path: path.to_owned(), gguf, parts })
     }
 
+    /// The files that it lies in, in order.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let n_parts = self.parts.len() as u64 + 1;
+        // The parts were found by these names.
+        let further = (2..=n_parts).filter_map(|part| part_path(&self.path, part, n_parts));
+        std::iter::once(self.path.clone()).chain(further).collect()
+    }
+
     /// Tensors of all parts.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.gguf).chain(&self.parts).flat_map(|part| &part.tensors)

@@ -482,7 +482,7 @@ mod tests {
         series.first_token(Duration::from_millis(3));
         series.tokens(1, None);
         series.tokens(4, Some(Duration::from_millis(8)));
-        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_params: 7, n_ctx: 128 });
+        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_params: 7, n_ctx: 128, sha256: "ab".into() });
         let reading = Reading { model: "m".into(), n_slots: 4, kv_used_ratio: 0.5, loaded, ..Default::default() };
         let page = metrics.page(&[reading, Reading { model: "lazy".into(), ..Default::default() }]);
         for line in [
@@ -496,7 +496,7 @@ mod tests {
             "hearth_slots{model=\"m\",state=\"idle\"} 4",
             "hearth_kv_cache_usage_ratio{model=\"m\"} 0.5",
             "hearth_model_loaded{model=\"lazy\"} 0",
-            "hearth_model_info{model=\"m\",n_ctx=\"128\",params=\"7\",quant=\"Q4_0\"} 1",
+            "hearth_model_info{model=\"m\",n_ctx=\"128\",params=\"7\",quant=\"Q4_0\",sha256=\"ab\"} 1",
         ] {
             assert!(page.contains(line), "{line} is missing in\n{page}");
         }

@@ -54,6 +54,7 @@ mod openapi;
 mod ops;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod pins;
 mod power;
 mod prefixes;
 mod prometheus;

@@ -8,7 +8,7 @@ use super::otlp::OtlpSeries;
 use super::readings::Scraped;
 pub use super::readings::{ModelLabels, Reading};
 use super::routing::Routing;
-pub use super::routing::UpstreamSeries;
+pub use super::routing::{RuleSeries, UpstreamSeries};
 pub use super::usage::Ended;
 use super::usage::Usage;
 use prometheus::{
@@ -309,6 +309,11 @@ impl Metrics {
     /// The series of one upstream. `name` is the operator's.
     pub fn upstream(&self, name: &str) -> UpstreamSeries {
         self.routing.upstream(name)
+    }
+
+    /// The series of one list of a set of rules; `name` is the operator's, `direction`: in or out.
+    pub fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
+        self.routing.guardrail(name, direction, redacts)
     }
 
     /// A request went on from one target to the next. All three are words of ours or the operator's.

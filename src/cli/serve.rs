@@ -78,6 +78,9 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     if let Some(books) = &books {
         gateway = gateway.with_books(Arc::clone(books));
     }
+    if let Some(watch) = config.memory {
+        gateway = gateway.with_memory_watch(watch);
+    }
     let exporter = match &config.otlp {
         Some(otlp) => {
             let collector = Collector::new(&otlp.collector).map_err(|error| anyhow!("the collector: {error}"))?;

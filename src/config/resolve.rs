@@ -8,7 +8,9 @@ use crate::chat::{self, Sampling};
 use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::limits::LimitSets;
-use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
+use crate::gateway::{
+    ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, MemoryWatch, ResponsesConfig, RoutingConfig,
+};
 use crate::telemetry::{LogConfig, LogFileConfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,6 +72,7 @@ impl Raw {
             gateway,
             models,
             limits,
+            memory: self.memory()?,
             books,
             admin_listen,
             admin_ui: on(&self.admin_ui),
@@ -79,6 +82,11 @@ impl Raw {
             in_process: on(&self.in_process),
             warnings,
         })
+    }
+
+    fn memory(&self) -> Result<Option<MemoryWatch>, ConfigError> {
+        let percent = within(&self.memory_high, 95, 0, 100)?;
+        Ok((percent > 0).then(|| MemoryWatch::new(f64::from(percent) / 100.0)))
     }
 
     /// The cache, and other servers with the aliases that lead to them.

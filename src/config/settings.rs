@@ -125,6 +125,9 @@ settings! {
         /// An engine process that is not heard of, or gets nowhere with its work, for so long is killed and started anew;
         /// 0: never
         hang_timeout: Seconds = Some("60"), "TIME";
+        /// Percent of the memory in use, of the cgroup's limit or the machine's, from which on caches, then batch requests,
+        /// then new ones, then waiting ones are given up while something waits for memory; 0: nothing is
+        memory_high: u32 = Some("95"), "PERCENT";
         /// Threads of one decode; 0: physical cores, shared among the workers
         threads('t'): u32 = None, "N";
         /// Threads while prompts are computed (-tb) [default: as --threads]

@@ -82,7 +82,7 @@ fn is_of_a_model(setting: &Setting) -> bool {
     !matches!(
         setting.group,
         "Server" | "Log" | "Traces" | "Metrics" | "Keys and ledger" | "Cache of answers" | "Upstreams"
-    ) && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
+    ) && !["model", "in_process", "load_timeout", "max_loaded_memory", "memory_high"].contains(&setting.key)
 }
 
 impl Raw {

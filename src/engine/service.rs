@@ -18,6 +18,7 @@ use super::media::encoder::{self, JOBS_MAX};
 use super::output;
 use super::prefix::{self, Folder, Named, Saved};
 use super::prepare::{Embedder, Preparer, Sight, Work};
+use super::pressure::Spare;
 use super::request::{Command, RequestId};
 use super::run::Run;
 use super::scheduler::Pace;
@@ -35,6 +36,8 @@ use std::thread::JoinHandle;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     pub cancelled: AtomicBool,
+    /// It is to go unless it has its slot.
+    pub shed: AtomicBool,
 }
 
 /// Requests the service works on.
@@ -76,6 +79,7 @@ pub(super) struct Cancels {
     /// Goes up while the worker gets on: with each of its rounds, and each node of a graph.
     n_steps: AtomicU64,
     is_busy: AtomicBool,
+    pub spare: Spare,
 }
 
 impl Cancels {
@@ -202,9 +206,15 @@ impl Service {
     /// Takes a command. After an error the request has not been and won't be answered.
     pub(super) fn submit(&self, id: RequestId, command: Command) -> Result<(), Failure> {
         match command {
-            Command::Cancel => {
+            Command::Spare(is_on) => {
+                let all = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+                all.iter().for_each(|one| one.spare.set(is_on));
+                Ok(())
+            }
+            ends @ (Command::Cancel | Command::Shed) => {
                 if let Some(live) = self.registry.get(id) {
-                    live.cancelled.store(true, Ordering::Relaxed);
+                    let flag = if ends == Command::Shed { &live.shed } else { &live.cancelled };
+                    flag.store(true, Ordering::Relaxed);
                     for cancels in self.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                         cancels.add();
                     }

@@ -16,6 +16,7 @@ pub mod gguf;
 pub mod lock;
 mod shape;
 
+pub use cgroup::Shortage;
 pub use fit::{Ask, CacheType, FitError, Memory, Plan};
 pub use gguf::{Gguf, GgufError, List, Tensor, Value};
 pub use shape::{Layer, Shape, ShapeError};

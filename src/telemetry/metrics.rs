@@ -4,6 +4,7 @@
 //! An own registry instead of the crate's global one: two servers in one process (as in tests) do not share counters.
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
+use super::memory::Memory;
 use super::otlp::OtlpSeries;
 use super::readings::Scraped;
 pub use super::readings::{ModelLabels, Reading};
@@ -43,6 +44,7 @@ pub struct Metrics {
     connections: IntGaugeVec,
     usage: Usage,
     routing: Routing,
+    memory: Memory,
     otlp: OtlpSeries,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
@@ -191,6 +193,7 @@ impl Metrics {
                 of_model("vllm:time_to_first_token_seconds", help, &TTFT_BUCKETS, "model_name")
             }),
             routing: Routing::new(r),
+            memory: Memory::new(r),
             otlp: OtlpSeries {
                 exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
                 dropped,
@@ -319,6 +322,16 @@ impl Metrics {
     /// A request went on from one target to the next. All three are words of ours or the operator's.
     pub fn fell_back(&self, from: &str, to: &str, reason: &str) {
         self.routing.fell_back(from, to, reason);
+    }
+
+    /// The part of the memory in use, and the number of the step that was taken for it.
+    pub fn memory(&self, used: f64, pressure: u8) {
+        self.memory.found(used, pressure);
+    }
+
+    /// `n` of `what`, a word of ours, were given up for memory.
+    pub fn shed(&self, what: &'static str, n: usize) {
+        self.memory.shed(what, n);
     }
 
     /// A group of rows was committed in this time.

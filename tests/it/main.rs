@@ -57,6 +57,7 @@ mod otlp;
 mod pins;
 mod power;
 mod prefixes;
+mod pressure;
 mod prometheus;
 mod reload;
 mod rerank;

@@ -103,8 +103,9 @@ impl Raw {
     /// How the books are kept; `None`: there are none.
     pub fn books(&self) -> Result<Option<BooksConfig>, ConfigError> {
         let granted = self.granted()?;
+        let ship = self.ship()?;
         let Some(dir) = self.data_dir.value.clone() else {
-            return match self.store.value {
+            return match ship {
                 Some(_) => Err(rule(&self.store, "there are no rows to send without --data-dir")),
                 None => Ok(None),
             };
@@ -117,7 +118,7 @@ impl Raw {
             retention: self.retention.value.map(|Days(time)| time),
             refund_on_server_fault: self.refund_on_server_fault.value != Some(Switch(false)),
             witness: self.witness.value.clone(),
-            ship: self.ship()?,
+            ship,
             audit_content: self.audit_content.value == Some(Switch(true)),
             granted,
         }))
@@ -187,6 +188,19 @@ mod tests {
         assert_eq!(raw.price(), Price { input: 3, cached_input: 0, output: 0 });
     }
 
+    #[cfg(not(feature = "postgres"))]
+    #[test]
+    fn a_build_without_postgres_says_so_of_a_store() {
+        let mut raw = Raw::default();
+        raw.store.value = Some("postgres://me:hush@localhost/books".to_owned());
+        for dir in [None, Some("books".into())] {
+            raw.data_dir.value = dir;
+            let error = raw.books().unwrap_err().to_string();
+            assert!(error.contains("built without the feature \"postgres\"") && !error.contains("hush"), "{error}");
+        }
+    }
+
+    #[cfg(feature = "postgres")]
     #[test]
     fn a_store_is_an_address_or_says_where_one_is_and_its_password_is_not_told() {
         let mut raw = Raw::default();

@@ -62,6 +62,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+#[cfg(feature = "postgres")]
 mod store_postgres;
 mod structured;
 mod support;

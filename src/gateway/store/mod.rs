@@ -307,6 +307,7 @@ impl Store {
 
     /// Rows and links up to these numbers have arrived elsewhere. Noted with other work; skipped where the queue is full, since
     /// the next one says more.
+    #[cfg(feature = "postgres")]
     pub(in crate::gateway) fn shipped(&self, request_seq: i64, audit_seq: i64) {
         self.keep_until_shipped(request_seq);
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {

@@ -100,9 +100,9 @@ impl Raw {
     /// A build that sends no traces takes no setting of them.
     fn refuse_otlp(&self) -> Result<(), ConfigError> {
         fn unset<T>(said: &Said<T>) -> Result<(), ConfigError> {
-            match said.value {
-                Some(_) => Err(rule(said, "this hearth was built without the feature \"otlp\"")),
-                None => Ok(()),
+            match said.origin {
+                Origin::Default => Ok(()),
+                _ => Err(rule(said, "this hearth was built without the feature \"otlp\"")),
             }
         }
         unset(&self.otlp_endpoint)?;

@@ -20,9 +20,9 @@ mod postgres;
 
 use super::store::{Store, StoreError};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 #[cfg(feature = "postgres")]
 use std::sync::Weak;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "postgres")]
 use std::time::Duration;

@@ -77,6 +77,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
     if let Some(books) = &books {
         gateway = gateway.with_books(Arc::clone(books));
+        gateway.keep_cache_on_disk().context("answers can't be kept on disk")?;
     }
     let exporter = match &config.otlp {
         Some(otlp) => {

@@ -276,8 +276,10 @@ settings! {
         cache: Switch = Some("false"), "BOOL";
         /// How long an answer is kept
         cache_ttl: Seconds = Some("10m"), "TIME";
-        /// Bytes that kept answers may take together
+        /// Bytes that kept answers may take together; with --cache-persist, as many again on disk
         cache_bytes: ByteSize = Some("256MiB"), "BYTES";
+        /// Keep answers in --data-dir too, sealed, so that they outlive a restart
+        cache_persist: Switch = Some("false"), "BOOL";
         /// Who shares answers: the requests of one key, or of all keys of a team
         cache_scope: CacheScope = Some("key"), "key|team";
         /// Only requests of temperature 0 or with a seed

@@ -228,8 +228,8 @@ impl EngineConfig {
         format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={}", self.swa_full)
     }
 
-    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times, and which inodes
-    /// they are. 0 where there are none.
+    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times (of the inode, too,
+    /// which nobody sets back), and which inodes they are. 0 where there are none.
     pub fn files_mark(&self) -> u64 {
         let ModelSource::Gguf(path) = &self.source else { return 0 };
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
@@ -239,7 +239,10 @@ impl EngineConfig {
             let metadata = std::fs::metadata(path).ok();
             metadata.as_ref().map(|file| (file.len(), file.modified().ok())).hash(&mut hasher);
             #[cfg(unix)]
-            metadata.map(|file| std::os::unix::fs::MetadataExt::ino(&file)).hash(&mut hasher);
+            {
+                use std::os::unix::fs::MetadataExt as _;
+                metadata.map(|file| (file.ino(), file.ctime(), file.ctime_nsec())).hash(&mut hasher);
+            }
         }
         hasher.finish()
     }

@@ -10,6 +10,7 @@ mod books_keys;
 mod books_rows;
 mod budgets;
 mod cache;
+mod cache_disk;
 mod canary;
 mod client_faults;
 mod clients;

@@ -146,6 +146,8 @@ settings! {
         prefix_ram: ByteSize = None, "BYTES";
         /// A folder that keeps what was computed of each [[prefix]] of hearth.toml for the next start
         prefix_store: PathBuf = None, "DIR";
+        /// Most bytes of that folder; what was not used for the longest time makes room
+        prefix_store_bytes: ByteSize = Some("8GiB"), "BYTES";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it
@@ -249,6 +251,8 @@ settings! {
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
         admin_listen: SocketAddr = None, "ADDR:PORT";
+        /// Let --admin-listen be an address that others can reach although there is no certificate
+        admin_insecure: Switch = Some("false"), "BOOL";
         /// Serve a page for administrators on the admin API
         admin_ui: Switch = Some("true"), "BOOL";
     }

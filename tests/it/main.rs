@@ -1,6 +1,7 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
 mod addresses;
+mod admin_listen;
 mod anthropic;
 mod balance;
 mod bench;
@@ -32,6 +33,7 @@ mod fields;
 mod guardrails;
 mod handover;
 mod hostile;
+mod idle;
 mod kills;
 mod limits;
 mod llama_server;

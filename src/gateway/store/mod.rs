@@ -27,7 +27,8 @@ mod writer;
 pub use chain::{Act, Link};
 pub use content::{Dek, Sealed, content, dek, erase, make_dek};
 pub use reports::{
-    DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, TargetRow, days, links, logs, spend, spent, tags, targets,
+    DayRow, GroupBy, LINES_MAX, LogFilter, Part, SpendRow, TagRow, TargetRow, days, links, logs, spend, spent, tags,
+    targets,
 };
 pub use row::{Attempt, Progress, RequestRow, attempts_of, rows_after};
 pub use verify::{Fault, Verified};

@@ -227,6 +227,10 @@ impl Raw {
             },
             prefixes: Vec::new(),
             prefix_store: self.prefix_store.value.clone(),
+            prefix_store_bytes: self
+                .prefix_store_bytes
+                .value
+                .map_or(default.prefix_store_bytes, |ByteSize(n)| n as u64),
             saved_bytes: self.prefix_ram.value.map(|ByteSize(n)| n as u64),
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),

@@ -187,6 +187,8 @@ pub struct EngineConfig {
     pub prefixes: Vec<PrefixConfig>,
     /// A folder that keeps what was computed of them.
     pub prefix_store: Option<PathBuf>,
+    /// **Bound** of the folder's states together.
+    pub prefix_store_bytes: u64,
     /// Most bytes of the host's memory for prefixes that left the context, over all workers; `None`: an eighth of what is
     /// available when the engine starts, at most `SAVED_BYTES_MAX`.
     pub saved_bytes: Option<u64>,
@@ -272,6 +274,7 @@ impl EngineConfig {
             pooling: None,
             prefixes: Vec::new(),
             prefix_store: None,
+            prefix_store_bytes: 8 << 30,
             saved_bytes: None,
             max_gap: Duration::from_millis(150),
             n_draft_max: 16,

@@ -419,12 +419,14 @@ fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigErr
         match key {
             "step_us" => config.step_us = n,
             "prompt_token_us" => config.prompt_token_us = n,
+            "part_row_us" => config.part_row_us = n,
             "load_ms" => config.load_ms = n,
             "crash_at_decode" => config.crash_at_decode = n,
             "embeds" => config.embeds = n,
             _ => {
                 return Err(refuse(format!(
-                    "scripted: there is no {key:?} (step_us, prompt_token_us, load_ms, crash_at_decode, embeds)"
+                    "scripted: there is no {key:?} (step_us, prompt_token_us, part_row_us, load_ms, crash_at_decode, \
+                     embeds)"
                 )));
             }
         }

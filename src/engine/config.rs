@@ -118,6 +118,8 @@ pub struct ScriptedConfig {
     pub step_us: u64,
     /// Extra time per prompt token in a decode call.
     pub prompt_token_us: u64,
+    /// Extra time for each row beyond whole groups of four, as kernels have it that take rows in groups.
+    pub part_row_us: u64,
     /// Time the load takes.
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).

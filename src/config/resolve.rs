@@ -96,6 +96,7 @@ impl Raw {
             enabled: on(&self.cache),
             ttl: seconds(&self.cache_ttl, default.ttl),
             bytes_max: self.cache_bytes.value.map_or(default.bytes_max, |ByteSize(n)| n),
+            persist: self.cache_persist()?,
             scope: self.cache_scope.value.unwrap_or_default(),
             deterministic_only: on(&self.cache_deterministic_only),
             tool_calls: on(&self.cache_tool_calls),
@@ -107,6 +108,19 @@ impl Raw {
         let named = models[n_before..].iter().zip(&self.tables.models);
         let kept = named.filter(|(_, table)| table.never_leaves).map(|(model, _)| model.config.id.clone()).collect();
         Ok(RoutingConfig { cache, may_leave: self.egress.value == Some(Egress::Allowed), kept, upstreams, routes })
+    }
+
+    /// Whether answers outlive a restart.
+    fn cache_persist(&self) -> Result<bool, ConfigError> {
+        let persist = on(&self.cache_persist);
+        if persist && !on(&self.cache) {
+            return Err(rule(&self.cache_persist, "there are no answers to keep without --cache"));
+        }
+        if persist && self.data_dir.value.is_none() {
+            let message = "answers are sealed with a secret of --data-dir and kept in it, and there is none";
+            return Err(rule(&self.cache_persist, message));
+        }
+        Ok(persist)
     }
 
     /// What is kept of responses, and where. The folder is made if it is missing.
@@ -225,6 +239,10 @@ impl Raw {
             },
             prefixes: Vec::new(),
             prefix_store: self.prefix_store.value.clone(),
+            prefix_store_bytes: self
+                .prefix_store_bytes
+                .value
+                .map_or(default.prefix_store_bytes, |ByteSize(n)| n as u64),
             saved_bytes: self.prefix_ram.value.map(|ByteSize(n)| n as u64),
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),

@@ -34,6 +34,7 @@ mod room;
 mod route;
 mod running;
 mod scrape;
+mod seal;
 mod settle;
 
 mod ship;
@@ -41,6 +42,7 @@ mod spans;
 mod spec;
 pub mod store;
 mod target;
+mod tenants;
 mod trace;
 mod upstream;
 mod vectors;
@@ -409,6 +411,7 @@ impl Gateway {
     /// Stops all engines; requests still in flight end with `ShuttingDown`. Returns when they are gone.
     pub async fn close(&self) {
         self.models.close().await;
+        self.close_cache().await;
     }
 
     /// Requests in flight and the room for them, over all loaded models.

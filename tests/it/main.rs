@@ -2,6 +2,7 @@
 
 mod accounts;
 mod addresses;
+mod admin_listen;
 mod anthropic;
 mod balance;
 mod bench;
@@ -11,6 +12,7 @@ mod books_keys;
 mod books_rows;
 mod budgets;
 mod cache;
+mod cache_disk;
 mod canary;
 mod client_faults;
 mod clients;
@@ -32,6 +34,7 @@ mod fields;
 mod guardrails;
 mod handover;
 mod hostile;
+mod idle;
 mod isolation;
 mod kills;
 mod limits;
@@ -66,6 +69,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+#[cfg(feature = "postgres")]
 mod store_postgres;
 mod structured;
 mod support;

@@ -118,7 +118,7 @@ async fn run(watch: MemoryWatch, models: Weak<Shared>, cache: Option<Arc<Cache>>
 /// With each look, since engines come and go.
 fn apply(pressure: Pressure, models: &Shared, cache: Option<&Arc<Cache>>, metrics: &Metrics) {
     if let Some(cache) = cache.filter(|_| pressure >= Pressure::Caches) {
-        metrics.shed("caches", cache.flush());
+        metrics.shed("caches", cache.leave_memory());
     }
     let engines = (0..models.entries.len()).filter_map(|idx| models.engine(idx));
     let n_sent: usize = engines.map(|engine| engine.set_pressure(pressure)).sum();

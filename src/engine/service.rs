@@ -455,6 +455,7 @@ impl Loading {
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
         let mut cost = StepCost::default();
         worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
+        let speculation = worker::warm_up_drafts(&mut context, 0, self.config.n_slots, self.config.draft.always)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
         // The first worker computes them, the others take copies.
         let named = match states {
@@ -484,6 +485,7 @@ impl Loading {
             pace,
             cost,
             n_draft_max: self.config.n_draft_max,
+            speculation,
             masks: Masks::start()?,
             stats,
             named,

@@ -62,6 +62,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+mod speculation;
 mod store_postgres;
 mod structured;
 mod support;

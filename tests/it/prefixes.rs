@@ -57,7 +57,7 @@ async fn requests_that_run_together_compute_what_they_share_once() {
     const SHARED: usize = 300;
     const OWN: usize = 12;
     const CLIENTS: usize = 8;
-    const WAIT_MIN: usize = 64;
+    const WAIT_MIN: usize = 16;
     for model in GENERATORS {
         for layout in [KvLayout::Unified, KvLayout::Split] {
             let engine = start(model, |config| {
@@ -78,8 +78,9 @@ async fn requests_that_run_together_compute_what_they_share_once() {
             // second request.
             let n_shared = if has_checkpoints(model) { 2 * SHARED } else { SHARED };
             let distinct = n_shared + CLIENTS * (OWN + 1);
-            assert!(computed * 10 <= distinct * 11, "{model} {layout:?}: {computed} of {distinct}");
-            // Whoever comes when less is left than is worth a wait takes what is there.
+            // Whoever comes when less is left than is worth a wait takes what is there, and computes the rest.
+            let n_late = (CLIENTS - 1) * WAIT_MIN;
+            assert!(computed * 10 <= distinct * 11 + 10 * n_late, "{model} {layout:?}: {computed} of {distinct}");
             let cached: Vec<usize> = answers.iter().map(|answer| answer.usage.cached_tokens as usize).collect();
             let n_cached = cached.iter().filter(|n| **n + WAIT_MIN >= SHARED).count();
             assert!(n_cached >= CLIENTS - 2, "{model} {layout:?}: {cached:?}");

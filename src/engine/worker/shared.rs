@@ -5,10 +5,11 @@ use super::super::run::Await;
 use super::super::{adapters, media};
 use super::*;
 
-/// Leading tokens that another slot must hold beyond what this one does for sharing them to be worth it: a copy of cells'
-/// names where all share one pool, of the cells themselves where each sequence has its own.
-const SHARE_MIN_POOLED: usize = 32;
-const SHARE_MIN_SPLIT: usize = 64;
+/// Leading tokens that another slot must hold, or be about to hold, beyond what this one does for sharing them to be worth
+/// it. Fewer are soon computed; of more, eight requests that come when a prefix is nearly there would compute its rest
+/// eight times. A copy is of cells' names where all share one pool, else of the cells: 12 KiB a token at half a billion
+/// weights, a thousandth of the time to compute them.
+const SHARE_MIN: usize = 16;
 /// Tokens that a saved state must have beyond what can be shared. It comes in cells of its own.
 const LOAD_MIN: usize = 64;
 /// Part of a saved state that must be of use.
@@ -29,8 +30,7 @@ impl<M: Model> Worker<M> {
     /// Leading tokens that another slot must hold beyond `own` for this run to take them from it.
     fn share_min(&self, run: &Run<M::Sampler>) -> usize {
         match run.family {
-            0 if self.context.shares_cells() => SHARE_MIN_POOLED,
-            0 => SHARE_MIN_SPLIT,
+            0 => SHARE_MIN,
             _ => 1,
         }
     }

@@ -139,6 +139,8 @@ pub(super) struct WorkerStats {
     pub prompt_tokens_loaded: u64,
     pub n_awaited: u64,
     pub saved_bytes: u64,
+    pub n_drafted: u64,
+    pub n_drafted_right: u64,
 }
 
 /// A running engine. Dropping it without `stop` leaves its threads to end by themselves.
@@ -280,6 +282,8 @@ impl Service {
             total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
             total.n_awaited += worker.n_awaited;
             total.saved_bytes += worker.saved_bytes;
+            total.n_drafted += worker.n_drafted;
+            total.n_drafted_right += worker.n_drafted_right;
         }
         total
     }

@@ -1,9 +1,9 @@
 //! Models that draft for others, with real decodes: answers stay what they are, wrong drafts are turned down.
 
 use crate::tiny_model::{Answer, answer, greedy, start, tokens};
-use hearth::chat::Prompt;
+use hearth::chat::{Likely, Prompt};
 use hearth::engine::config::{DraftMode, KvLayout, ModelSource};
-use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
+use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, GenerateRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -31,35 +31,67 @@ async fn prompts(engine: &Engine) -> Vec<Vec<i32>> {
     prompts
 }
 
-async fn say(engine: &Engine, prompt: Vec<i32>, n: u32) -> Answer {
+/// A request that computes all of its prompt: what others computed of it comes from other batches, which round otherwise.
+fn at_most(prompt: Vec<i32>, n: u32) -> GenerateRequest {
     let mut request = greedy(Prompt::Tokens(prompt), n);
     request.sampling.ignore_eos = true;
-    answer(engine, request).await.expect("an answer")
+    request.cache_prompt = false;
+    request
+}
+
+async fn say(engine: &Engine, prompt: Vec<i32>, n: u32) -> Answer {
+    answer(engine, at_most(prompt, n)).await.expect("an answer")
+}
+
+/// A prompt, and what an engine says to it as far as that doesn't hang on rounding: a row is not computed to the last bit
+/// alike beside other rows, with drafts or without.
+struct Sure {
+    prompt: Vec<i32>,
+    n: u32,
+    text: String,
+}
+
+async fn sure(plain: &Engine, n: u32) -> Vec<Sure> {
+    let mut all = Vec::new();
+    for prompt in prompts(plain).await {
+        let mut request = at_most(prompt.clone(), n);
+        request.output.top_logprobs = Some(2);
+        let said = answer(plain, request).await.expect("an answer");
+        let is_close = |top: &[Likely]| top.len() == 2 && top[0].logprob - top[1].logprob < 0.02;
+        let n_sure = said.logprobs.iter().take_while(|entry| !is_close(&entry.top)).count() as u32;
+        if n_sure > 8 {
+            let text = say(plain, prompt.clone(), n_sure).await.text;
+            all.push(Sure { prompt, n: n_sure, text });
+        }
+    }
+    assert!(all.len() >= 8 && all.iter().map(|one| one.n).sum::<u32>() > 3 * n, "too little to compare");
+    all
 }
 
 #[tokio::test]
 async fn a_model_that_drafts_for_itself_is_right_and_changes_nothing() {
-    for model in ["hearth-demo", "tiny/tiny-llama", "tiny/tiny-gemma2"] {
+    for model in ["hearth-demo", "tiny/tiny-qwen2moe", "tiny/tiny-gemma2"] {
         let (plain, drafted) =
             (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
-        let (mut n_drafted, mut n_right) = (0, 0);
-        for prompt in prompts(&plain).await.into_iter().take(3) {
-            let (one, other) = (say(&plain, prompt.clone(), 60).await, say(&drafted, prompt, 60).await);
-            assert_eq!(one.text, other.text, "{model}");
-            (n_drafted, n_right) = (n_drafted + other.usage.draft_tokens, n_right + other.usage.accepted_draft_tokens);
+        let mut n_tokens = 0;
+        for one in sure(&plain, 60).await {
+            let said = say(&drafted, one.prompt, one.n).await;
+            assert_eq!(said.text, one.text, "{model}");
+            n_tokens += u64::from(one.n);
         }
-        // Some are of its text, which it repeats no further than it does.
-        assert!(n_right * 10 >= n_drafted * 8 && n_right > 100, "{model}: {n_right} of {n_drafted}");
-        let decodes = |engine: Engine| async move { engine.stats().await.unwrap().n_decode_calls };
-        let (n_plain, n_fewer) = (decodes(plain).await, decodes(drafted).await);
-        assert!(n_fewer * 3 < n_plain, "{model}: {n_fewer} decodes with drafts, {n_plain} without");
+        // The demo would end its answers, which it may not here.
+        let least = if model == "hearth-demo" { 6 } else { 9 };
+        let stats = drafted.stats().await.unwrap();
+        let (n_drafted, n_right) = (stats.n_drafted, stats.n_drafted_right);
+        assert!(n_right * 10 >= n_drafted * least && n_right * 2 > n_tokens, "{model}: {n_right} of {n_drafted}");
+        assert!(stats.n_decode_calls * 2 < n_tokens, "{model}: {stats:?} for {n_tokens} tokens");
     }
 }
 
 /// Sampled answers are the same too: each token is drawn from the model's own row.
 #[tokio::test]
 async fn drafts_change_no_sampled_answer() {
-    let model = "tiny/tiny-llama";
+    let model = "stories260K";
     let (plain, drafted) = (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
     let mut n_right = 0;
     for (seed, prompt) in prompts(&plain).await.into_iter().enumerate() {
@@ -76,19 +108,20 @@ async fn drafts_change_no_sampled_answer() {
 
 #[tokio::test]
 async fn a_draft_that_is_wrong_is_turned_down_and_changes_nothing() {
-    let plain = start("tiny/tiny-llama", |config| config.n_draft_max = 0).await;
-    let drafted = start("tiny/tiny-llama", |config| {
-        config.draft.model = Some(path("tiny/tiny-gemma2"));
+    let plain = start("tiny/tiny-qwen2moe", |config| config.n_draft_max = 0).await;
+    let drafted = start("tiny/tiny-qwen2moe", |config| {
+        config.draft.model = Some(path("tiny/tiny-llama"));
     })
     .await;
-    let mut tried = Vec::new();
-    for prompt in prompts(&plain).await.into_iter().take(6) {
-        let (one, other) = (say(&plain, prompt.clone(), 100).await, say(&drafted, prompt, 100).await);
-        assert_eq!(one.text, other.text);
-        tried.push(other.usage.draft_tokens);
+    let all = sure(&plain, 64).await;
+    for one in &all {
+        assert_eq!(say(&drafted, one.prompt.clone(), one.n).await.text, one.text);
     }
-    // Each was asked a few times at most, and what one learnt the next ones know.
-    assert!(tried[1..].iter().all(|n| *n < 40), "{tried:?}");
+    // It was asked a few times at most, and what one request learnt the next ones know.
+    let stats = drafted.stats().await.unwrap();
+    let n_tokens: u32 = all.iter().map(|one| one.n).sum();
+    assert!(stats.n_drafted < 100 && n_tokens > 200, "{} for {n_tokens}", stats.n_drafted);
+    assert!(stats.n_drafted_right * 2 <= stats.n_drafted, "{stats:?}");
 }
 
 /// Slots that draft together while others are cancelled, parked for want of cells, and share prefixes.
@@ -96,36 +129,88 @@ async fn a_draft_that_is_wrong_is_turned_down_and_changes_nothing() {
 async fn many_slots_that_draft_together_say_what_each_says_alone() {
     let model = "tiny/tiny-qwen2moe";
     for draft in [model, "tiny/tiny-llama"] {
+        many_slots(model, &drafted_by(draft)).await;
+    }
+}
+
+async fn many_slots(model: &str, change: &impl Fn(&mut EngineConfig)) {
+    let plain = start(model, |config| config.n_draft_max = 0).await;
+    let all = sure(&plain, 48).await;
+    let alone: Vec<&String> = all.iter().map(|one| &one.text).collect();
+    let mut is_pool = true;
+    let drafted = start(model, |config| {
+        // Fewer cells than all want together.
+        (config.n_slots, config.n_ctx, config.kv_layout) = (8, Some(256), KvLayout::Unified);
+        change(config);
+        is_pool = config.kv_layout.is_unified();
+    })
+    .await;
+    let drafted = Arc::new(drafted);
+    for _ in 0..2 {
+        let each = all.iter().map(|one| {
+            let (drafted, prompt, n) = (Arc::clone(&drafted), one.prompt.clone(), one.n);
+            async move {
+                // One that is given up beside each that is not, and one that outgrows what there was when it began.
+                let mut cancelled = drafted.generate(greedy(Prompt::Tokens(prompt.clone()), 48)).expect("a place");
+                let long = drafted.generate(at_most(prompt.clone(), 100)).expect("a place");
+                let mut request = at_most(prompt, n);
+                request.cache_prompt = true;
+                let said = answer(&drafted, request).await.expect("an answer").text;
+                cancelled.next().await;
+                drop(cancelled);
+                drop(long);
+                said
+            }
+        });
+        let said = futures_util::future::join_all(each).await;
+        assert_eq!(said.iter().collect::<Vec<_>>(), alone, "{model}");
+    }
+    let stats = drafted.stats().await.unwrap();
+    assert!(stats.n_drafted > 0, "{model}: they were to be drafted for");
+    assert!(stats.n_parked > 0 || !is_pool, "{model}: the cells were to run out");
+}
+
+/// A model's own heads (MTP) and heads made for it (EAGLE-3), which read what its decodes left behind.
+#[tokio::test]
+async fn heads_draft_and_change_nothing() {
+    for (model, heads) in HEADS {
         let plain = start(model, |config| config.n_draft_max = 0).await;
-        let prompts = prompts(&plain).await;
-        let mut alone = Vec::new();
-        for prompt in &prompts {
-            alone.push(say(&plain, prompt.clone(), 48).await.text);
+        let change = with_heads(heads);
+        let drafted = start(model, change).await;
+        let all = sure(&plain, 60).await;
+        for one in all.iter().take(8) {
+            assert_eq!(say(&drafted, one.prompt.clone(), one.n).await.text, one.text, "{model}");
         }
-        let change = drafted_by(draft);
-        let drafted = start(model, |config| {
+        // The weights of EAGLE's head are random; those of the other are made so that it is right.
+        let stats = drafted.stats().await.unwrap();
+        let least = if heads.is_none() { stats.n_drafted * 7 / 10 } else { 0 };
+        assert!(stats.n_drafted > 100 && stats.n_drafted_right >= least, "{model}: {stats:?}");
+    }
+}
+
+/// Models with heads that draft: their own, or of a file.
+const HEADS: [(&str, Option<&str>); 2] = [("tiny/tiny-glm4moe", None), ("stories260K", Some("tiny/tiny-eagle3"))];
+
+fn with_heads(heads: Option<&'static str>) -> impl Fn(&mut EngineConfig) {
+    move |config| {
+        config.draft.model = heads.map(path);
+        config.draft.mode = if heads.is_some() { DraftMode::Eagle3 } else { DraftMode::Mtp };
+        config.draft.always = true;
+    }
+}
+
+/// As for draft models; where sequences are shared, parked or begin anew the heads' side of them has gaps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_draft_for_many_slots_at_once() {
+    for (model, heads) in HEADS {
+        let change = with_heads(heads);
+        many_slots(model, &change).await;
+        // Cells of their own for each slot, which llama.cpp computes in other groups.
+        many_slots(model, &|config: &mut EngineConfig| {
             change(config);
-            // Fewer cells than all want together.
-            (config.n_slots, config.n_ctx, config.kv_layout) = (8, Some(256), KvLayout::Unified);
+            (config.n_ctx, config.kv_layout) = (Some(8 * 256), KvLayout::Split);
         })
         .await;
-        let drafted = Arc::new(drafted);
-        for _ in 0..2 {
-            let each = prompts.iter().map(|prompt| {
-                let (drafted, prompt) = (Arc::clone(&drafted), prompt.clone());
-                async move {
-                    // One that is given up beside each that is not.
-                    let mut cancelled = drafted.generate(greedy(Prompt::Tokens(prompt.clone()), 48)).expect("a place");
-                    let said = say(&drafted, prompt, 48).await.text;
-                    cancelled.next().await;
-                    drop(cancelled);
-                    said
-                }
-            });
-            assert_eq!(futures_util::future::join_all(each).await, alone, "drafted by {draft}");
-        }
-        let stats = drafted.stats().await.unwrap();
-        assert!(stats.n_parked > 0, "the cells were to run out");
     }
 }
 

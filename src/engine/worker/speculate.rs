@@ -328,6 +328,11 @@ impl<M: Model> Worker<M> {
         if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
             drafter.count(source, n, n_right);
         }
+        if source == Source::Model {
+            let mut stats = self.lock_stats();
+            stats.n_drafted += n as u64;
+            stats.n_drafted_right += n_right as u64;
+        }
         let Some(speculation) = &mut self.speculation else { return };
         if source == Source::Model {
             speculation.learn(n, n_right);

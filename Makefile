@@ -52,6 +52,7 @@ test: setup clients check ## check, and run every test, the official clients' to
 check: setup ## format, lints, unit tests, and the source's checks of itself
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets $(FEATURES) -- -D warnings
+	$(if $(FEATURES),,$(CARGO) clippy --release --lib --no-default-features --features cpu -- -D warnings)
 	$(CARGO) test --release $(FEATURES) --lib --test tidy
 
 bench: build ## load MODEL and print a table; LLAMA_SERVER=path and URLS="http://…" measure others beside

@@ -2,13 +2,20 @@
 //! keep-alive clients; bare, with a key and limits, and with the ledger at each durability. The settings take turns in one
 //! run. T-P1 of the contract: what keys, limits and a `process` ledger add is p50 <= 0.3 ms, p99 <= 3 ms at 1,000 a second.
 //!
+//! With `BENCH_ROWS` the ledgers have so many rows before they begin, and the admin plane is asked for reports of them (T-P14:
+//! seven days by model <= 100 ms of a million rows, <= 1 s of ten, commits as quick as without).
+//!
 //! Environment: `BENCH_RATE` (requests a second, default 1000), `BENCH_SECONDS` (of each turn, 8), `BENCH_ROUNDS` (2),
-//! `BENCH_CLIENTS` (8), `BENCH_ONLY` (comma-separated names), `BENCH_HEARTH` (another binary).
+//! `BENCH_CLIENTS` (8), `BENCH_ONLY` (comma-separated names), `BENCH_ROWS` (0), `BENCH_BOOKS` (a folder where the books with these
+//! rows are kept between runs), `BENCH_HEARTH` (another binary).
+
+#[path = "load/rows.rs"]
+mod rows;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -33,6 +40,13 @@ const SETTINGS: [Setting; 4] = [
 /// Every limit counts and none is met.
 const LIMITS: &str = "[limits.default]\nrpm = 100000000\ntpm = 100000000000\nmax_parallel = 1000\n\
                       [limits.global]\nrpm = 100000000\n";
+
+/// Books with rows in them, which each server gets a copy of, and the key that was made with them.
+struct Before {
+    books: PathBuf,
+    key: String,
+    _dir: Option<tempfile::TempDir>,
+}
 
 struct Load {
     rate: u32,
@@ -65,9 +79,11 @@ fn main() -> Outcome<()> {
         .map(|setting| (*setting, Taken::default()))
         .collect();
     println!("{} requests a second, {} clients, {rounds} turns of {} s each", load.rate, load.n_clients, load.seconds);
+    let n_rows = u64::from(number("BENCH_ROWS", 0));
+    let before = (n_rows > 0).then(|| before(n_rows)).transpose()?;
     for _ in 0..rounds {
         for (setting, taken) in &mut all {
-            turn(setting, &load, taken)?;
+            turn(setting, before.as_ref(), &load, taken)?;
         }
     }
     let base = all.first().map(|(_, taken)| (quantile(taken, 500), quantile(taken, 990))).unwrap_or_default();
@@ -102,17 +118,49 @@ fn quantile(taken: &Taken, permille: usize) -> f64 {
     us.get(idx).map_or(0.0, |us| f64::from(*us) / 1000.0)
 }
 
+fn hearth() -> PathBuf {
+    env::var_os("BENCH_HEARTH").map_or_else(|| env!("CARGO_BIN_EXE_hearth").into(), PathBuf::from)
+}
+
+/// Books with a key in them, the key.
+fn make_books(books: &Path) -> Outcome<String> {
+    let made = Command::new(hearth())
+        .args(["keys", "new", "--budget", "1000000/1mo", "--data-dir"])
+        .arg(books)
+        .current_dir(env::temp_dir())
+        .output()?;
+    if !made.status.success() {
+        return Err(String::from_utf8_lossy(&made.stderr).into());
+    }
+    Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+}
+
+fn before(n_rows: u64) -> Outcome<Before> {
+    let kept = env::var_os("BENCH_BOOKS").map(PathBuf::from);
+    let dir = kept.is_none().then(tempfile::tempdir).transpose()?;
+    let books = kept.unwrap_or_else(|| dir.as_ref().map(|dir| dir.path().join("books")).unwrap_or_default());
+    let note = books.join("bench.key");
+    if let Ok(key) = fs::read_to_string(&note) {
+        return Ok(Before { books, key, _dir: dir });
+    }
+    let key = make_books(&books)?;
+    let started = Instant::now();
+    rows::fill(&books.join("hearth.db"), n_rows)?;
+    fs::write(&note, &key)?;
+    println!("{n_rows} rows written in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(Before { books, key, _dir: dir })
+}
+
 struct Server {
     address: SocketAddr,
     key: Option<String>,
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Server {
-    fn start(setting: &Setting) -> Outcome<Self> {
+    fn start(setting: &Setting, before: Option<&Before>) -> Outcome<Self> {
         let dir = tempfile::tempdir()?;
-        let hearth = env::var_os("BENCH_HEARTH").map_or_else(|| env!("CARGO_BIN_EXE_hearth").into(), PathBuf::from);
         let mut settings = "model = \"scripted:step_us=0,prompt_token_us=0\"\nport = 0\n".to_owned();
         let mut key = None;
         if setting.has_key && setting.durability.is_none() {
@@ -121,22 +169,20 @@ impl Server {
         }
         if let Some(durability) = setting.durability {
             let books = dir.path().join("books");
-            let made = Command::new(&hearth)
-                .args(["keys", "new", "--budget", "1000000/1mo", "--data-dir"])
-                .arg(&books)
-                .current_dir(dir.path())
-                .output()?;
-            if !made.status.success() {
-                return Err(String::from_utf8_lossy(&made.stderr).into());
-            }
-            key = Some(String::from_utf8(made.stdout)?.trim().to_owned());
+            key = Some(match before {
+                Some(before) => {
+                    rows::copy(&before.books, &books)?;
+                    before.key.clone()
+                }
+                None => make_books(&books)?,
+            });
             settings += &format!("data_dir = \"books\"\ndurability = \"{durability}\"\n");
         }
         if setting.has_key {
             settings += LIMITS;
         }
         fs::write(dir.path().join("hearth.toml"), settings)?;
-        let mut child = Command::new(&hearth)
+        let mut child = Command::new(hearth())
             .args(["serve", "--in-process", "--config", "hearth.toml"])
             .current_dir(dir.path())
             .stdin(Stdio::null())
@@ -146,7 +192,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("stdout is piped")?).read_line(&mut line)?;
         let address = line.trim().rsplit_once("://").ok_or("no address in the first line")?.1.parse()?;
-        Ok(Self { address, key, child, _dir: dir })
+        Ok(Self { address, key, child, dir })
     }
 
     /// User and system time so far, in microseconds.
@@ -166,8 +212,8 @@ impl Drop for Server {
     }
 }
 
-fn turn(setting: &Setting, load: &Load, taken: &mut Taken) -> Outcome<()> {
-    let server = Server::start(setting)?;
+fn turn(setting: &Setting, before: Option<&Before>, load: &Load, taken: &mut Taken) -> Outcome<()> {
+    let server = Server::start(setting, before)?;
     let request = request(&server);
     // What the first requests alone pay for.
     let warm = Load { rate: 200, seconds: 1, n_clients: load.n_clients };
@@ -178,6 +224,10 @@ fn turn(setting: &Setting, load: &Load, taken: &mut Taken) -> Outcome<()> {
     taken.seconds += started.elapsed().as_secs_f64();
     let n: usize = results.iter().map(|(us, _)| us.len()).sum();
     taken.cpu_us += (server.cpu_us() - cpu) / n.max(1) as f64;
+    if before.is_some() && setting.durability.is_some() {
+        println!("{}: reports of seven days", setting.name);
+        rows::report(&server.dir.path().join("books"))?;
+    }
     for (us, n_failed) in results {
         taken.us.extend(us);
         taken.n_failed += n_failed;

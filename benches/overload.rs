@@ -1,8 +1,8 @@
 //! The real binary under more than it can do, with a scripted engine that computes nothing: what it still does, how soon it
-//! says no, and how soon it is well again (T-P2, T-P3, T-P5, T-P6 of the fault plan). Requests come at a steady rate
+//! says no, and how soon it is well again (T-P2 to T-P6 of the fault plan). Requests come at a steady rate
 //! whatever the server does, each on a connection of its own, as from many clients.
 //!
-//! Environment: `BENCH_SECONDS` (of each load, default 10), `BENCH_ONLY` (comma-separated: streams, overload, rate, waits),
+//! Environment: `BENCH_SECONDS` (of each load, default 10), `BENCH_ONLY` (comma-separated: idle, streams, overload, rate, waits),
 //! `BENCH_HEARTH` (another binary).
 
 use std::env;
@@ -238,6 +238,43 @@ async fn overload(time: Duration) -> Outcome<()> {
     Ok(())
 }
 
+/// T-P4: how soon it answers, what it holds while nobody asks, and how large it is.
+async fn idle() -> Outcome<()> {
+    const ROUNDS: usize = 9;
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/models/hearth-demo.gguf");
+    for (name, model, flags) in [
+        ("scripted model", "scripted", &[][..]),
+        ("scripted model, books", "scripted", &["--data-dir", "books"][..]),
+        ("demo model, books", demo, &["--data-dir", "books"][..]),
+    ] {
+        let (mut starts, mut held) = (Vec::new(), 0.0f64);
+        for _ in 0..ROUNDS {
+            let since = Instant::now();
+            let server = Server::start(model, flags)?;
+            get(server.address, "/livez").await?;
+            starts.push(since.elapsed());
+            server.ready().await?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            held = held.max(server.resident() / 1024.0);
+        }
+        let (median, worst) = (percentile(starts.clone(), 50), percentile(starts, 100));
+        println!("{name}: answers after {median:.0} ms (worst {worst:.0}); the front holds {held:.1} MiB when idle");
+    }
+    let binary = env::var("BENCH_HEARTH").unwrap_or_else(|_| env!("CARGO_BIN_EXE_hearth").to_owned());
+    let dir = tempfile::tempdir()?;
+    let copy = dir.path().join("hearth");
+    std::fs::copy(&binary, &copy)?;
+    let mib = |path: &std::path::Path| std::fs::metadata(path).map_or(0.0, |file| file.len() as f64 / 1048576.0);
+    let whole = mib(&copy);
+    match Command::new("strip").arg(&copy).status() {
+        Ok(status) if status.success() => {
+            println!("binary: {:.1} MiB stripped, {whole:.1} MiB with its lines", mib(&copy))
+        }
+        _ => println!("binary: {whole:.1} MiB with its lines; there is no strip here"),
+    }
+    Ok(())
+}
+
 /// T-P3: a thousand streams of twenty tokens a second at once.
 async fn streams(time: Duration) -> Outcome<()> {
     const STREAMS: usize = 1000;
@@ -419,6 +456,9 @@ async fn main() -> Outcome<()> {
     let seconds = env::var("BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
     let (time, only) = (Duration::from_secs(seconds), env::var("BENCH_ONLY").unwrap_or_default());
     let wanted = |name: &str| only.is_empty() || only.split(',').any(|one| one == name);
+    if wanted("idle") {
+        idle().await?;
+    }
     if wanted("rate") {
         rate(time).await?;
     }

@@ -36,7 +36,8 @@
 //! 3. Every request ends exactly once, and everything it held comes back by drop, whatever ended it.
 //! 4. Every queue, buffer, cache and retry has a bound, written where it is made.
 //! 5. Nothing is silent: an unknown field is listed in a response header, a known one that can't be honoured is refused.
-//! 6. Prompts, answers and keys never reach logs, metrics or error texts. (Sealed in the books, where all concerned say so.)
+//! 6. Prompts, answers and keys never reach logs, metrics or error texts. (Sealed in the books, where all concerned say so,
+//!    and in a cache of answers on disk, where the operator does.)
 //! 7. No network access of its own, but for images at hosts that the operator listed (`--media-host`), for upstreams, where
 //!    the operator, the alias, the model, the key and the request all allow it, and for the collector of traces that the
 //!    operator named (`--otlp-endpoint`), which gets no words of requests.

@@ -113,7 +113,9 @@ impl Reload {
     /// The file's keys and teams, the one part that could still fail.
     async fn grant(&self, config: &Config) -> Result<()> {
         let (Some(books), Some(new)) = (&self.books, &config.books) else { return Ok(()) };
-        books.grant(new.granted.clone()).await.context("the keys that there are can't be read")
+        books.grant(new.granted.clone()).await.context("the keys that there are can't be read")?;
+        self.gateway.forget_deleted().await;
+        Ok(())
     }
 
     /// Writes into the audit chain that the rules of the house are others now.

@@ -77,6 +77,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
     if let Some(books) = &books {
         gateway = gateway.with_books(Arc::clone(books));
+        gateway.keep_cache_on_disk().context("answers can't be kept on disk")?;
     }
     let exporter = match &config.otlp {
         Some(otlp) => {
@@ -94,6 +95,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let admin_ends = CancellationToken::new();
     let mut planes = JoinSet::new();
     let (settings, asks) = Settings::new(raw.masked());
+    let live = LiveHttp::from(config.http);
     if let Some(books) = &books {
         let admin = Admin {
             books: Arc::clone(books),
@@ -102,7 +104,8 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
             settings: Some(settings.clone()),
             ui: config.admin_ui,
         };
-        serve_admin(&mut planes, admin, config.admin_listen, &admin_ends).await?;
+        serve_admin(&mut planes, admin, config.admin_listen.map(|address| (address, live.clone())), &admin_ends)
+            .await?;
     }
     let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
@@ -112,7 +115,6 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let live = LiveHttp::from(config.http);
     let reload =
         Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway), books: books.clone(), settings, asks };
     let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
@@ -152,7 +154,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
 async fn serve_admin(
     planes: &mut JoinSet<()>,
     admin: Admin,
-    address: Option<SocketAddr>,
+    address: Option<(SocketAddr, LiveHttp)>,
     ends: &CancellationToken,
 ) -> Result<()> {
     let books = Arc::clone(&admin.books);
@@ -163,10 +165,12 @@ async fn serve_admin(
     planes.spawn(http::serve_admin(listener, router.clone(), ends.clone()));
     let master = books.dir().join(MASTER);
     tracing::info!(socket = %socket.display(), key = %master.display(), is_new = books.is_new(), "the admin API");
-    if let Some(address) = address {
-        let listener = AdminListener::tcp(address).await.with_context(|| format!("{address} can't be listened on"))?;
+    if let Some((address, live)) = address {
+        let is_sealed = live.now().tls.is_some();
+        let listener = AdminListener::tcp(address, live).await;
+        let listener = listener.with_context(|| format!("{address} can't be listened on"))?;
         let address = listener.address().unwrap_or(address);
-        tracing::info!(%address, "the admin API, also");
+        tracing::info!(%address, tls = is_sealed, "the admin API, also");
         planes.spawn(http::serve_admin(listener, router, ends.clone()));
     }
     Ok(())

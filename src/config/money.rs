@@ -103,8 +103,9 @@ impl Raw {
     /// How the books are kept; `None`: there are none.
     pub fn books(&self) -> Result<Option<BooksConfig>, ConfigError> {
         let granted = self.granted()?;
+        let ship = self.ship()?;
         let Some(dir) = self.data_dir.value.clone() else {
-            return match self.store.value {
+            return match ship {
                 Some(_) => Err(rule(&self.store, "there are no rows to send without --data-dir")),
                 None => Ok(None),
             };
@@ -117,7 +118,7 @@ impl Raw {
             retention: self.retention.value.map(|Days(time)| time),
             refund_on_server_fault: self.refund_on_server_fault.value != Some(Switch(false)),
             witness: self.witness.value.clone(),
-            ship: self.ship()?,
+            ship,
             audit_content: self.audit_content.value == Some(Switch(true)),
             granted,
         }))
@@ -141,7 +142,15 @@ impl Raw {
         if self.data_dir.value.is_none() {
             return Err(rule(&self.admin_listen, "there is nothing to administer without --data-dir"));
         }
-        if !address.ip().is_loopback() {
+        let is_open = !address.ip().is_loopback() && self.tls_cert.value.is_none();
+        if is_open && self.admin_insecure.value != Some(Switch(true)) {
+            let message = format!(
+                "{address} can be reached by others, and its keys would go there in the clear: give the server a \
+                 certificate (--tls-cert, --tls-key), which holds there too, or say --admin-insecure"
+            );
+            return Err(rule(&self.admin_listen, message));
+        }
+        if is_open {
             warnings.push(format!(
                 "the admin API at {address} can be reached by others, and its keys go there in the clear"
             ));
@@ -187,6 +196,19 @@ mod tests {
         assert_eq!(raw.price(), Price { input: 3, cached_input: 0, output: 0 });
     }
 
+    #[cfg(not(feature = "postgres"))]
+    #[test]
+    fn a_build_without_postgres_says_so_of_a_store() {
+        let mut raw = Raw::default();
+        raw.store.value = Some("postgres://me:hush@localhost/books".to_owned());
+        for dir in [None, Some("books".into())] {
+            raw.data_dir.value = dir;
+            let error = raw.books().unwrap_err().to_string();
+            assert!(error.contains("built without the feature \"postgres\"") && !error.contains("hush"), "{error}");
+        }
+    }
+
+    #[cfg(feature = "postgres")]
     #[test]
     fn a_store_is_an_address_or_says_where_one_is_and_its_password_is_not_told() {
         let mut raw = Raw::default();
@@ -215,5 +237,28 @@ mod tests {
         assert!(raw.admin_listen(&mut Vec::new()).is_err());
         raw.data_dir.value = Some("books".into());
         assert!(raw.admin_listen(&mut Vec::new()).is_ok() && matches!(raw.books(), Ok(Some(_))));
+    }
+
+    #[test]
+    fn an_admin_address_that_others_can_reach_needs_a_certificate_or_the_operators_word() {
+        let raw = |address: &str| {
+            let mut raw = Raw::default();
+            raw.admin_listen.value = Some(address.parse().unwrap());
+            raw.data_dir.value = Some("books".into());
+            raw
+        };
+        let mut open = raw("0.0.0.0:9090");
+        let text = open.admin_listen(&mut Vec::new()).unwrap_err().to_string();
+        assert!(text.contains("0.0.0.0:9090 can be reached by others") && text.contains("--admin-insecure"), "{text}");
+        let mut warnings = Vec::new();
+        open.admin_insecure.value = Some(Switch(true));
+        assert!(open.admin_listen(&mut warnings).is_ok() && warnings.len() == 1, "{warnings:?}");
+        let mut sealed = raw("192.0.2.1:9090");
+        sealed.tls_cert.value = Some("cert.pem".into());
+        for mut quiet in [sealed, raw("[::1]:9090")] {
+            warnings.clear();
+            quiet.admin_insecure.value = None;
+            assert!(quiet.admin_listen(&mut warnings).is_ok() && warnings.is_empty(), "{warnings:?}");
+        }
     }
 }

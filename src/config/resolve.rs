@@ -88,6 +88,7 @@ impl Raw {
             enabled: on(&self.cache),
             ttl: seconds(&self.cache_ttl, default.ttl),
             bytes_max: self.cache_bytes.value.map_or(default.bytes_max, |ByteSize(n)| n),
+            persist: self.cache_persist()?,
             scope: self.cache_scope.value.unwrap_or_default(),
             deterministic_only: on(&self.cache_deterministic_only),
             tool_calls: on(&self.cache_tool_calls),
@@ -99,6 +100,19 @@ impl Raw {
         let named = models[n_before..].iter().zip(&self.tables.models);
         let kept = named.filter(|(_, table)| table.never_leaves).map(|(model, _)| model.config.id.clone()).collect();
         Ok(RoutingConfig { cache, may_leave: self.egress.value == Some(Egress::Allowed), kept, upstreams, routes })
+    }
+
+    /// Whether answers outlive a restart.
+    fn cache_persist(&self) -> Result<bool, ConfigError> {
+        let persist = on(&self.cache_persist);
+        if persist && !on(&self.cache) {
+            return Err(rule(&self.cache_persist, "there are no answers to keep without --cache"));
+        }
+        if persist && self.data_dir.value.is_none() {
+            let message = "answers are sealed with a secret of --data-dir and kept in it, and there is none";
+            return Err(rule(&self.cache_persist, message));
+        }
+        Ok(persist)
     }
 
     /// What is kept of responses, and where. The folder is made if it is missing.
@@ -213,6 +227,10 @@ impl Raw {
             },
             prefixes: Vec::new(),
             prefix_store: self.prefix_store.value.clone(),
+            prefix_store_bytes: self
+                .prefix_store_bytes
+                .value
+                .map_or(default.prefix_store_bytes, |ByteSize(n)| n as u64),
             saved_bytes: self.prefix_ram.value.map(|ByteSize(n)| n as u64),
             swa_full: on(&self.swa_full),
             mmap: on(&self.mmap),
@@ -425,12 +443,14 @@ fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigErr
         match key {
             "step_us" => config.step_us = n,
             "prompt_token_us" => config.prompt_token_us = n,
+            "part_row_us" => config.part_row_us = n,
             "load_ms" => config.load_ms = n,
             "crash_at_decode" => config.crash_at_decode = n,
             "embeds" => config.embeds = n,
             _ => {
                 return Err(refuse(format!(
-                    "scripted: there is no {key:?} (step_us, prompt_token_us, load_ms, crash_at_decode, embeds)"
+                    "scripted: there is no {key:?} (step_us, prompt_token_us, part_row_us, load_ms, crash_at_decode, \
+                     embeds)"
                 )));
             }
         }

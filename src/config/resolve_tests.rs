@@ -98,3 +98,13 @@ fn zero_means_choose() {
     let model = &config.models[0];
     assert_eq!((model.engine.n_ctx, model.engine.n_threads, model.ctx_from_model), (None, None, true));
 }
+
+#[test]
+fn answers_outlive_a_restart_only_where_they_can_be_sealed() {
+    assert!(refusal(&[("cache_persist", "true")]).contains("without --cache"));
+    let text = refusal(&[("cache_persist", "true"), ("cache", "true")]);
+    assert!(text.starts_with("--cache-persist: ") && text.contains("--data-dir"), "{text}");
+    let all = [("cache_persist", "true"), ("cache", "true"), ("data_dir", "books")];
+    assert!(resolve(&all).expect("all that it needs").gateway.routing.cache.persist);
+    assert!(!resolve(&[("cache", "true")]).expect("a cache").gateway.routing.cache.persist);
+}

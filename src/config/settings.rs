@@ -139,13 +139,15 @@ settings! {
         /// Element type of the V cache (-ctv)
         cache_type_v: KvType = Some("f16"), "TYPE";
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
-        /// Not said: a whole context for each slot where that takes at most 64 MiB, else one pool
+        /// Not said: a whole context for each slot where that takes at most an eighth of the free memory, else one pool
         kv_unified: Switch = None, "BOOL";
         /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
         /// [default: an eighth of what is available at start, at most 1GiB]
         prefix_ram: ByteSize = None, "BYTES";
         /// A folder that keeps what was computed of each [[prefix]] of hearth.toml for the next start
         prefix_store: PathBuf = None, "DIR";
+        /// Most bytes of that folder; what was not used for the longest time makes room
+        prefix_store_bytes: ByteSize = Some("8GiB"), "BYTES";
         /// Sliding-window layers keep the whole context
         swa_full: Switch = Some("false"), "BOOL";
         /// Map the file into memory instead of reading it
@@ -261,6 +263,8 @@ settings! {
         retention: Days = None, "TIME";
         /// Address for the admin API beside the socket admin.sock in the data folder [default: none]
         admin_listen: SocketAddr = None, "ADDR:PORT";
+        /// Let --admin-listen be an address that others can reach although there is no certificate
+        admin_insecure: Switch = Some("false"), "BOOL";
         /// Serve a page for administrators on the admin API
         admin_ui: Switch = Some("true"), "BOOL";
     }
@@ -288,8 +292,10 @@ settings! {
         cache: Switch = Some("false"), "BOOL";
         /// How long an answer is kept
         cache_ttl: Seconds = Some("10m"), "TIME";
-        /// Bytes that kept answers may take together
+        /// Bytes that kept answers may take together; with --cache-persist, as many again on disk
         cache_bytes: ByteSize = Some("256MiB"), "BYTES";
+        /// Keep answers in --data-dir too, sealed, so that they outlive a restart
+        cache_persist: Switch = Some("false"), "BOOL";
         /// Who shares answers: the requests of one key, or of all keys of a team
         cache_scope: CacheScope = Some("key"), "key|team";
         /// Only requests of temperature 0 or with a seed

@@ -1,6 +1,6 @@
 //! The groups "Traces" and "Metrics", and `[telemetry]` of the file, where they and "Log" may also stand.
 
-use super::raw::{ConfigError, Origin, nearest};
+use super::raw::{ConfigError, Origin, Said, nearest};
 use super::resolve::{on, rule};
 use super::settings::{Raw, SETTINGS};
 use super::tables::{line_of, misplaced};
@@ -67,15 +67,15 @@ impl Raw {
 
     /// `None`: traces go nowhere.
     pub(super) fn otlp(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Option<OtlpSetup>, ConfigError> {
+        if !otlp::IS_BUILT {
+            return self.refuse_otlp().map(|()| None);
+        }
         let Some(endpoint) = &self.otlp_endpoint.value else {
             if self.otlp_headers.value.is_some() {
                 return Err(rule(&self.otlp_headers, "has no meaning without --otlp-endpoint"));
             }
             return Ok(None);
         };
-        if !otlp::IS_BUILT {
-            return Err(rule(&self.otlp_endpoint, "this build sends no traces (it is without the feature otlp)"));
-        }
         let endpoint = BaseUrl::new(endpoint).ok_or_else(|| {
             rule(&self.otlp_endpoint, "this is no plain http(s) address such as http://127.0.0.1:4318")
         })?;
@@ -96,6 +96,21 @@ impl Raw {
         let service = self.otlp_service.value.clone().unwrap_or_else(|| "hearth".to_owned());
         Ok(Some(OtlpSetup { collector, exporter: OtlpConfig { ratio: ratio.into(), service } }))
     }
+
+    /// A build that sends no traces takes no setting of them.
+    fn refuse_otlp(&self) -> Result<(), ConfigError> {
+        fn unset<T>(said: &Said<T>) -> Result<(), ConfigError> {
+            match said.origin {
+                Origin::Default => Ok(()),
+                _ => Err(rule(said, "this hearth was built without the feature \"otlp\"")),
+            }
+        }
+        unset(&self.otlp_endpoint)?;
+        unset(&self.otlp_headers)?;
+        unset(&self.otlp_sample)?;
+        unset(&self.otlp_service)?;
+        unset(&self.otlp_ca)
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +127,27 @@ mod tests {
         Raw::gather(Some(&path), |_| None, &[])?.resolve()
     }
 
+    #[cfg(not(feature = "otlp"))]
+    #[test]
+    fn a_build_without_traces_says_so_of_each_of_their_settings() {
+        let endpoint = "\"http://127.0.0.1:4318\"";
+        for (key, value) in [
+            ("endpoint", endpoint),
+            ("headers", "\"file:HEADERS\""),
+            ("sample", "0.5"),
+            ("service", "\"s\""),
+            ("ca", "\"/ca.pem\""),
+        ] {
+            for table in ["", "[telemetry]\n"] {
+                let got = resolve(&format!("{table}otlp_{key} = {value}\n")).expect_err(key).to_string();
+                assert!(got.starts_with(&format!("otlp_{key} (")), "{got}");
+                assert!(got.contains("built without the feature \"otlp\""), "{got}");
+            }
+        }
+        assert_eq!(resolve("").expect("good settings").otlp, None);
+    }
+
+    #[cfg(feature = "otlp")]
     #[test]
     fn the_table_and_the_top_are_the_same() {
         let lines = "otlp_endpoint = \"http://127.0.0.1:4318\"\notlp_headers = \"file:HEADERS\"\notlp_sample = 0.25\n";
@@ -125,6 +161,7 @@ mod tests {
         assert_eq!(resolve("").expect("good settings").otlp, None, "nothing is sent unless it is said where to");
     }
 
+    #[cfg(feature = "otlp")]
     #[test]
     fn what_is_wrong_is_named_and_no_secret_shown() {
         let endpoint = "otlp_endpoint = \"http://h:4318\"\n";

@@ -159,6 +159,8 @@ pub struct ScriptedConfig {
     pub step_us: u64,
     /// Extra time per prompt token in a decode call.
     pub prompt_token_us: u64,
+    /// Extra time for each row beyond whole groups of four, as kernels have it that take rows in groups.
+    pub part_row_us: u64,
     /// Time the load takes.
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
@@ -228,6 +230,8 @@ pub struct EngineConfig {
     pub prefixes: Vec<PrefixConfig>,
     /// A folder that keeps what was computed of them.
     pub prefix_store: Option<PathBuf>,
+    /// **Bound** of the folder's states together.
+    pub prefix_store_bytes: u64,
     /// Most bytes of the host's memory for prefixes that left the context, over all workers; `None`: an eighth of what is
     /// available when the engine starts, at most `SAVED_BYTES_MAX`.
     pub saved_bytes: Option<u64>,
@@ -270,8 +274,8 @@ impl EngineConfig {
         format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={}", self.swa_full)
     }
 
-    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times, and which inodes
-    /// they are. 0 where there are none.
+    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times (of the inode, too,
+    /// which nobody sets back), and which inodes they are. 0 where there are none.
     pub fn files_mark(&self) -> u64 {
         let ModelSource::Gguf(path) = &self.source else { return 0 };
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
@@ -281,7 +285,10 @@ impl EngineConfig {
             let metadata = std::fs::metadata(path).ok();
             metadata.as_ref().map(|file| (file.len(), file.modified().ok())).hash(&mut hasher);
             #[cfg(unix)]
-            metadata.map(|file| std::os::unix::fs::MetadataExt::ino(&file)).hash(&mut hasher);
+            {
+                use std::os::unix::fs::MetadataExt as _;
+                metadata.map(|file| (file.ino(), file.ctime(), file.ctime_nsec())).hash(&mut hasher);
+            }
         }
         hasher.finish()
     }
@@ -311,6 +318,7 @@ impl EngineConfig {
             pooling: None,
             prefixes: Vec::new(),
             prefix_store: None,
+            prefix_store_bytes: 8 << 30,
             saved_bytes: None,
             max_gap: Duration::from_millis(150),
             n_draft_max: 16,

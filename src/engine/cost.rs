@@ -13,6 +13,8 @@ const ROWS_MAX: usize = 64;
 const OUTLIER: f64 = 3.0;
 /// A draft must promise this much more, since the odds are a guess.
 const MARGIN: f64 = 1.02;
+/// A step without rows that nobody wants must take this many times one with them.
+const PAD_MARGIN: f64 = 1.03;
 
 /// Seconds of a step by its number of rows; 0: not measured.
 #[derive(Debug, Clone)]
@@ -56,19 +58,45 @@ impl StepCost {
         Some(below.1 + (above.1 - below.1) * share)
     }
 
-    /// How many draft tokens to add to a step of `n_rows` that gets `n_useful` tokens on, where each is right with `odds`
-    /// if those before it were: between 0 and `most`, with the tokens that are expected to be right.
-    pub fn worth(&self, n_rows: usize, n_useful: f64, odds: f64, most: usize) -> (usize, f64) {
-        let Some(plain) = self.time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0) };
+    /// Seconds of a pass over `n_rows`; none at all if nothing was measured.
+    pub fn pass(&self, n_rows: usize) -> f64 {
+        self.time(n_rows).unwrap_or(0.0)
+    }
+
+    /// How many draft tokens to add to a step of `beside.0` rows, and `beside.1` seconds apart from them, that gets
+    /// `n_useful` tokens on, where each is right with `odds` if those before it were: between 0 and `most`, with the tokens
+    /// that are expected to be right.
+    pub fn worth(&self, beside: (usize, f64), n_useful: f64, odds: f64, most: usize) -> (usize, f64) {
+        let (n_rows, apart) = beside;
+        let time = |n: usize| if n == 0 { Some(apart) } else { self.time(n).map(|time| apart + time) };
+        let Some(plain) = time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0) };
         let (mut best, mut best_rate) = ((0, 0.0), n_useful / plain * MARGIN);
         let (mut right, mut expected) = (1.0, 0.0);
         for n in 1..=most {
             right *= odds;
             expected += right;
-            let Some(time) = self.time(n_rows + n) else { break };
+            let Some(time) = time(n_rows + n) else { break };
             let rate = (n_useful + expected) / time;
             if rate > best_rate {
                 (best, best_rate) = ((n, expected), rate);
+            }
+        }
+        best
+    }
+
+    /// The number of rows from `n_rows` on whose step takes the least time, where kernels take rows in these groups. What
+    /// was not measured is tried once.
+    pub fn padded(&self, n_rows: usize, groups: &[usize]) -> usize {
+        let plain = match self.0.get(n_rows) {
+            Some(time) if *time > 0.0 => *time,
+            _ => return n_rows,
+        };
+        let (mut best, mut best_time) = (n_rows, plain / PAD_MARGIN);
+        for n in groups.iter().map(|group| n_rows.next_multiple_of(*group)).filter(|n| *n > n_rows) {
+            match self.0.get(n) {
+                Some(0.0) => return n,
+                Some(time) if *time < best_time => (best, best_time) = (n, *time),
+                _ => {}
             }
         }
         best
@@ -131,8 +159,9 @@ impl DraftCost {
     }
 
     /// For how many of `bids`, which fall in their odds, to draft how many tokens, in a step of `n_rows` that gets as many
-    /// tokens on without: what gets on fastest, by the measured times of the step and of the drafts.
-    pub fn choose(&self, step: &StepCost, n_rows: usize, bids: &[Bid]) -> Choice {
+    /// tokens on without: what gets on fastest, by the measured times of the step and of the drafts. `is_apart`: drafts are
+    /// verified in a pass of their own.
+    pub fn choose(&self, step: &StepCost, (n_rows, is_apart): (usize, bool), bids: &[Bid]) -> Choice {
         let mut best = Choice::default();
         if self.is_ignored {
             let len = bids.iter().map(|bid| bid.most).max().unwrap_or(0);
@@ -146,7 +175,10 @@ impl DraftCost {
             let longest = bids.iter().map(|bid| bid.most).max().unwrap_or(0);
             for len in 1..=longest {
                 let n_drafted: usize = bids.iter().map(|bid| bid.most.min(len)).sum();
-                let Some(time) = self.time_with(step, n_rows + n_drafted, n_seqs, len) else { break };
+                let apart = if is_apart { step.time(n_rows) } else { Some(0.0) };
+                let n_beside = if is_apart { 0 } else { n_rows };
+                let verified = self.time_with(step, n_beside + n_drafted, n_seqs, len);
+                let Some(time) = verified.zip(apart).map(|(a, b)| a + b) else { break };
                 let rate = (n_useful + bids.iter().map(|bid| bid.right(len)).sum::<f64>()) / time;
                 if rate > best_rate {
                     best_rate = rate;
@@ -177,22 +209,44 @@ mod tests {
 
     #[test]
     fn nothing_is_drafted_before_anything_was_measured() {
-        assert_eq!(StepCost::default().worth(1, 1.0, 0.9, 16).0, 0);
+        assert_eq!(StepCost::default().worth((1, 0.0), 1.0, 0.9, 16).0, 0);
     }
 
     #[test]
     fn free_rows_are_filled_and_dear_ones_are_not() {
-        assert_eq!(cost(|_| 0.01).worth(1, 1.0, 0.9, 12).0, 12, "as on a GPU");
-        assert_eq!(cost(f64::from).worth(1, 1.0, 0.9, 12).0, 0, "each row costs as much as a step");
-        let (n, expected) = cost(|n| 1.0 + 0.3 * f64::from(n)).worth(1, 1.0, 0.9, 12);
+        assert_eq!(cost(|_| 0.01).worth((1, 0.0), 1.0, 0.9, 12).0, 12, "as on a GPU");
+        assert_eq!(cost(f64::from).worth((1, 0.0), 1.0, 0.9, 12).0, 0, "each row costs as much as a step");
+        let (n, expected) = cost(|n| 1.0 + 0.3 * f64::from(n)).worth((1, 0.0), 1.0, 0.9, 12);
         assert!((3..12).contains(&n) && expected > 2.0, "{n}, {expected}");
     }
 
     #[test]
     fn poor_odds_and_full_steps_get_no_draft() {
         let cost = cost(|n| 1.0 + 0.3 * f64::from(n));
-        assert_eq!(cost.worth(1, 1.0, 0.15, 12).0, 0);
-        assert_eq!(cost.worth(12, 12.0, 0.7, 4).0, 0, "twelve streams use the step already");
+        assert_eq!(cost.worth((1, 0.0), 1.0, 0.15, 12).0, 0);
+        assert_eq!(cost.worth((12, 0.0), 12.0, 0.7, 4).0, 0, "twelve streams use the step already");
+    }
+
+    #[test]
+    fn a_draft_apart_pays_for_a_pass_of_its_own() {
+        let cost = cost(|n| 1.0 + 0.1 * f64::from(n));
+        assert_eq!(cost.worth((0, cost.pass(8)), 8.0, 0.5, 4).0, 0);
+        assert_eq!(cost.worth((0, cost.pass(2)), 2.0, 0.97, 12).0, 12);
+    }
+
+    #[test]
+    fn a_part_of_a_group_is_filled_where_the_whole_is_faster() {
+        let mut cost = StepCost::default();
+        assert_eq!(cost.padded(15, &[4, 16]), 15, "it may be fast enough");
+        cost.observe(15, Duration::from_millis(44));
+        assert_eq!(cost.padded(15, &[4, 16]), 16, "unknown: tried");
+        cost.observe(16, Duration::from_millis(30));
+        assert_eq!(cost.padded(15, &[4, 16]), 16);
+        for (n, ms) in [(9, 25), (12, 29), (13, 34)] {
+            cost.observe(n, Duration::from_millis(ms));
+        }
+        assert_eq!((cost.padded(13, &[4, 16]), cost.padded(9, &[4, 16])), (16, 9));
+        assert_eq!((cost.padded(ROWS_MAX, &[4, 16]), cost.padded(ROWS_MAX + 9, &[4, 16])), (ROWS_MAX, ROWS_MAX + 9));
     }
 
     /// Drafts whose every token takes `of` for one sequence and for sixteen.
@@ -207,17 +261,17 @@ mod tests {
     fn cheap_drafts_that_are_right_are_long_and_dear_or_wrong_ones_are_not_made() {
         let step = cost(|n| 1.0 + 0.05 * f64::from(n));
         let bids = |odds: f64| [Bid { odds, most: 12 }; 4];
-        let good = draft_cost(0.05).choose(&step, 1, &bids(0.9)[..1]);
+        let good = draft_cost(0.05).choose(&step, (1, false), &bids(0.9)[..1]);
         assert!(good.n_seqs == 1 && (4..=12).contains(&good.len) && good.saved > 0.3, "{good:?}");
-        assert_eq!(draft_cost(0.05).choose(&step, 1, &bids(0.05)[..1]).n_seqs, 0, "always wrong");
-        assert_eq!(draft_cost(1.0).choose(&step, 1, &bids(0.9)[..1]).n_seqs, 0, "as dear as the model itself");
-        let shared = draft_cost(0.05).choose(&step, 4, &bids(0.9));
+        assert_eq!(draft_cost(0.05).choose(&step, (1, false), &bids(0.05)[..1]).n_seqs, 0, "always wrong");
+        assert_eq!(draft_cost(1.0).choose(&step, (1, false), &bids(0.9)[..1]).n_seqs, 0, "as dear as the model itself");
+        let shared = draft_cost(0.05).choose(&step, (4, false), &bids(0.9));
         assert!(shared.n_seqs == 4 && shared.len >= 3, "four share the cost of a draft: {shared:?}");
         let mut mixed = bids(0.9);
         (mixed[2].odds, mixed[3].odds) = (0.05, 0.02);
-        assert_eq!(draft_cost(0.05).choose(&step, 4, &mixed).n_seqs, 2, "the poor ones are left out");
+        assert_eq!(draft_cost(0.05).choose(&step, (4, false), &mixed).n_seqs, 2, "the poor ones are left out");
         let fixed = DraftCost { is_fixed: true, ..draft_cost(0.3) };
-        assert_eq!(fixed.choose(&step, 1, &bids(0.9)[..1]).len, 12, "the rest of a draft costs rows only");
+        assert_eq!(fixed.choose(&step, (1, false), &bids(0.9)[..1]).len, 12, "the rest of a draft costs rows only");
     }
 
     #[test]

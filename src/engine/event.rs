@@ -158,6 +158,8 @@ pub struct Stats {
     pub n_decode_calls: u64,
     /// Sum of rows over all decode calls.
     pub n_decode_rows: u64,
+    /// Rows computed besides, since a step with them takes less time than one without.
+    pub n_pad_rows: u64,
     /// Times a running request gave its KV cells to an older one and was computed again later.
     pub n_parked: u64,
     /// Of the cached prompt tokens, those that came from states saved in the host's memory.

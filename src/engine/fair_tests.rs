@@ -186,7 +186,8 @@ struct Engine {
 
 const ROW_US: u64 = 300;
 const STEP_US: u64 = 10_000;
-const BUDGET: Budget = Budget { n_batch: 512, n_prefill_shared: 128, n_prefill_alone: 512, n_cells_free: 1 << 20 };
+const BUDGET: Budget =
+    Budget { n_batch: 512, n_prefill_shared: 128, n_prefill_alone: 512, n_cells_free: 1 << 20, is_apart: false };
 
 impl Engine {
     fn new(n_slots: usize) -> Self {

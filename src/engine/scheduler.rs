@@ -49,6 +49,8 @@ pub struct Budget {
     pub n_prefill_alone: u32,
     /// Free KV cells: one row takes one.
     pub n_cells_free: u32,
+    /// Prompts of different lengths are computed one after another even in one step: only whole ones join the first.
+    pub is_apart: bool,
 }
 
 /// The rows of the next decode, at most `n_batch` and at most `n_cells_free` in all. Empty only when `wants` is empty or
@@ -67,10 +69,11 @@ pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
         shares.push(Share { slot: want.slot, n_rows });
         room -= n_rows;
     }
+    let n_streams = shares.len();
     let n_decode: u32 = shares.iter().map(|share| share.n_rows).sum();
     let share_of_step = if n_decode == 0 { budget.n_prefill_alone } else { budget.n_prefill_shared };
     let share_of_step = share_of_step.max(1);
-    let tiled = whole_tiles(share_of_step + n_decode);
+    let tiled = if budget.is_apart { share_of_step + n_decode } else { whole_tiles(share_of_step + n_decode) };
     // With many streams the nearest whole tile may be full of them.
     let mut room = room.min(if tiled > n_decode { tiled - n_decode } else { share_of_step });
     let short = room / 4;
@@ -81,6 +84,9 @@ pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
             break;
         }
         let n_rows = want.gap.min(room).min(want.cap.max(1));
+        if budget.is_apart && n_rows < want.gap && shares.len() > n_streams {
+            continue;
+        }
         shares.push(Share { slot: want.slot, n_rows });
         room -= n_rows;
     }
@@ -151,6 +157,7 @@ impl Pace {
             n_prefill_shared: self.rows_in(prefill_s),
             n_prefill_alone: self.rows_in(gap_s * f64::from(Self::ALONE)),
             n_cells_free,
+            is_apart: false,
         }
     }
 
@@ -174,7 +181,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BUDGET: Budget = Budget { n_batch: 512, n_prefill_shared: 64, n_prefill_alone: 256, n_cells_free: 10_000 };
+    const BUDGET: Budget =
+        Budget { n_batch: 512, n_prefill_shared: 64, n_prefill_alone: 256, n_cells_free: 10_000, is_apart: false };
 
     fn want(slot: usize, gap: u32, is_decode: bool, served_at: u64) -> Want {
         Want { slot, gap, is_decode, cap: u32::MAX, served_at, turn: (false, 0) }
@@ -190,6 +198,19 @@ mod tests {
     fn a_short_prompt_does_not_wait_for_a_long_one() {
         let shares = plan(&[want(0, 3000, false, 0), want(1, 10, false, 9)], BUDGET);
         assert_eq!(shares, [Share { slot: 1, n_rows: 10 }, Share { slot: 0, n_rows: 246 }]);
+    }
+
+    #[test]
+    fn whole_prompts_join_one_that_is_computed_apart() {
+        let budget = Budget { is_apart: true, ..BUDGET };
+        let rows = |wants: &[Want]| plan(wants, budget).iter().map(|one| (one.slot, one.n_rows)).collect::<Vec<_>>();
+        assert_eq!(
+            rows(&[want(0, 3000, false, 0), want(1, 10, false, 9)]),
+            [(1, 10)],
+            "the long one has the next step"
+        );
+        assert_eq!(rows(&[want(0, 3000, false, 0)]), [(0, 256)]);
+        assert_eq!(rows(&[want(0, 100, false, 0), want(1, 99, false, 1), want(2, 98, false, 2)]), [(0, 100), (1, 99)]);
     }
 
     #[test]
@@ -242,7 +263,7 @@ mod tests {
             let wants: Vec<Want> = gaps.iter().enumerate()
                 .map(|(slot, (gap, is_decode, served_at))| want(slot, if *is_decode { 1 } else { *gap }, *is_decode, *served_at))
                 .collect();
-            let budget = Budget { n_batch, n_prefill_shared: shared, n_prefill_alone: alone, n_cells_free: free };
+            let budget = Budget { n_batch, n_prefill_shared: shared, n_prefill_alone: alone, n_cells_free: free, is_apart: false };
             let shares = plan(&wants, budget);
             let rows: u32 = shares.iter().map(|share| share.n_rows).sum();
             prop_assert!(rows <= n_batch.min(free));

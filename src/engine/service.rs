@@ -135,6 +135,7 @@ pub(super) struct WorkerStats {
     pub tokens_generated: u64,
     pub n_decode_calls: u64,
     pub n_decode_rows: u64,
+    pub n_pad_rows: u64,
     pub n_parked: u64,
     pub prompt_tokens_loaded: u64,
     pub n_awaited: u64,
@@ -278,6 +279,7 @@ impl Service {
             total.tokens_generated += worker.tokens_generated;
             total.n_decode_calls += worker.n_decode_calls;
             total.n_decode_rows += worker.n_decode_rows;
+            total.n_pad_rows += worker.n_pad_rows;
             total.n_parked += worker.n_parked;
             total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
             total.n_awaited += worker.n_awaited;

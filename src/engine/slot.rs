@@ -77,7 +77,15 @@ impl<S> Slot<S> {
 /// A prefix is useful when most of what the slot holds is that prefix (a conversation that goes on), or when no slot is
 /// empty and it is a tenth of the prompt or 64 tokens: a template's first words are not worth losing what another
 /// conversation left behind.
-pub(super) fn choose<S>(slots: &[Slot<S>], tokens: &[Token], partition: u64, cache_prompt: bool) -> Option<usize> {
+///
+/// With `beside`, sequences are computed together that follow one another: a slot that leaves no gap goes first.
+pub(super) fn choose<S>(
+    slots: &[Slot<S>],
+    tokens: &[Token],
+    partition: u64,
+    cache_prompt: bool,
+    beside: bool,
+) -> Option<usize> {
     let idle = || slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
     let has_empty = idle().any(|(_, slot)| slot.kept.is_empty());
     let best = idle()
@@ -88,7 +96,21 @@ pub(super) fn choose<S>(slots: &[Slot<S>], tokens: &[Token], partition: u64, cac
     };
     match best {
         Some((prefix, index)) if cache_prompt && prefix > 0 && is_useful(prefix, index) => Some(index),
-        _ => idle().min_by_key(|(index, slot)| (!slot.kept.is_empty(), slot.served_at, *index)).map(|(index, _)| index),
+        _ => {
+            let gap = |index: usize| if beside { gap(slots, index) } else { 0 };
+            let key = |(index, slot): &(usize, &Slot<S>)| (gap(*index), !slot.kept.is_empty(), slot.served_at, *index);
+            idle().min_by_key(key).map(|(index, _)| index)
+        }
+    }
+}
+
+/// Idle slots that would lie between this one and those that run.
+fn gap<S>(slots: &[Slot<S>], index: usize) -> usize {
+    let busy = |slot: &Slot<S>| slot.run.is_some();
+    match (slots.iter().position(busy), slots.iter().rposition(busy)) {
+        (Some(first), _) if index < first => first - index - 1,
+        (_, Some(last)) if index > last => index - last - 1,
+        _ => 0,
     }
 }
 
@@ -103,10 +125,10 @@ mod tests {
     #[test]
     fn a_conversation_goes_back_to_its_slot() {
         let slots = [slot(&[1, 2, 3, 4], 5), slot(&[1, 9], 1), slot(&[], 0)];
-        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5, 6], 0, true), Some(0));
-        assert_eq!(choose(&slots, &[7, 7, 7], 0, true), Some(2), "an empty slot before somebody's cache");
-        assert_eq!(choose(&slots, &[1, 8, 8, 8], 0, true), Some(2), "one token in common is no conversation");
-        assert_eq!(choose(&slots[..2], &[7, 7, 7], 0, true), Some(1), "the one idle longest");
-        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5], 1, true), Some(2), "another tenant's tokens don't count");
+        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5, 6], 0, true, false), Some(0));
+        assert_eq!(choose(&slots, &[7, 7, 7], 0, true, false), Some(2), "an empty slot before somebody's cache");
+        assert_eq!(choose(&slots, &[1, 8, 8, 8], 0, true, false), Some(2), "one token in common is no conversation");
+        assert_eq!(choose(&slots[..2], &[7, 7, 7], 0, true, false), Some(1), "the one idle longest");
+        assert_eq!(choose(&slots, &[1, 2, 3, 4, 5], 1, true, false), Some(2), "another tenant's tokens don't count");
     }
 }

@@ -1,6 +1,6 @@
 //! The engine's promises, on the scripted backend and threads of this process.
 
-use super::config::{ModelSource, ScriptedConfig};
+use super::config::{KvLayout, ModelSource, ScriptedConfig};
 use super::*;
 use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Usage};
 use std::time::Duration;
@@ -156,6 +156,28 @@ async fn streams_that_outgrow_the_cells_together_all_finish() {
         assert_eq!(ending.expect("none fails for another's sake").0, Finish::EndOfTurn);
     }
     assert!(engine.stats().await.expect("stats").n_parked > 0, "they did not fit together");
+}
+
+#[tokio::test]
+async fn rows_are_added_where_a_part_of_a_group_takes_longer_and_nobody_notices() {
+    for layout in [KvLayout::Unified, KvLayout::Split] {
+        let slow = ScriptedConfig { part_row_us: 3_000, ..Default::default() };
+        let engine = start(slow, |config| {
+            (config.n_slots, config.kv_layout, config.n_ctx) = (8, layout, Some(8 * 512));
+        })
+        .await;
+        // Lengths apart, so that all numbers of streams come up; more requests than slots, so that slots are taken again.
+        let texts: Vec<String> = (0..20).map(|i| format!("/count {}", 5 + i * 3 % 17)).collect();
+        let answers = texts.iter().map(|text| collect(engine.generate(chat(text)).expect("a place")));
+        for (text, (said, _, ending)) in texts.iter().zip(futures_util::future::join_all(answers).await) {
+            ending.expect("it ends well");
+            let n: u32 = text[7..].parse().expect("a number");
+            assert_eq!(said, (1..=n).map(|i| i.to_string()).collect::<Vec<_>>().join(" "), "{layout:?}");
+        }
+        let stats = engine.stats().await.expect("stats");
+        assert!(stats.n_pad_rows > 20, "{layout:?}: {stats:?}");
+        assert!(stats.n_pad_rows < stats.n_decode_rows, "{layout:?}: {stats:?}");
+    }
 }
 
 #[tokio::test]

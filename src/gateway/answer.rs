@@ -10,6 +10,7 @@ use super::models::Known;
 use super::route::Hop;
 use super::running::{Keep, Noted, Started};
 use super::settle::{settle, settle_chat};
+use super::tenants::owner;
 use super::trace::UsageSource;
 use super::upstream::Class;
 use super::walk::{Missed, Way, With};
@@ -238,8 +239,10 @@ impl Gateway {
         let config = cache.config();
         let entered = if is_steady || !config.deterministic_only {
             let team = caller.principal.team().filter(|_| config.scope == CacheScope::Team);
+            let owner = owner(config.scope, &caller.principal);
             let partition = if team.is_some() { 0 } else { caller.principal.partition() };
-            let tenant = Tenant { partition, team, namespace: ask.namespace.as_deref(), border: border.digest() };
+            let namespace = ask.namespace.as_deref();
+            let tenant = Tenant { owner, partition, team, namespace, border: border.digest() };
             cache.enter(key(&tenant), ask).await
         } else {
             Entered::Miss(None)

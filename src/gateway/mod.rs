@@ -33,6 +33,7 @@ mod room;
 mod route;
 mod running;
 mod scrape;
+mod seal;
 mod settle;
 
 mod ship;
@@ -40,6 +41,7 @@ mod spans;
 mod spec;
 pub mod store;
 mod target;
+mod tenants;
 mod trace;
 mod upstream;
 mod vectors;
@@ -407,6 +409,7 @@ impl Gateway {
     /// Stops all engines; requests still in flight end with `ShuttingDown`. Returns when they are gone.
     pub async fn close(&self) {
         self.models.close().await;
+        self.close_cache().await;
     }
 
     /// Requests in flight and the room for them, over all loaded models.

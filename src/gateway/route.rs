@@ -351,11 +351,6 @@ impl Gateway {
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.live.load().upstreams.iter().map(|upstream| upstream.status()).collect()
     }
-
-    /// Forgets all cached answers; returns how many there were.
-    pub fn flush_cache(&self) -> usize {
-        self.cache.as_ref().map_or(0, |cache| cache.flush())
-    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ impl Gateway {
             }
         }
         if let Some(cache) = &self.cache {
-            self.metrics.cache_bytes(cache.n_bytes());
+            self.metrics.cache_bytes(cache.n_bytes(), cache.disk_bytes().unwrap_or(0));
         }
         self.live.load().upstreams.iter().for_each(|upstream| upstream.tell_breaker());
         self.metrics.page(&readings)

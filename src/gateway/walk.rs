@@ -274,7 +274,8 @@ impl Gateway {
         }
         self.capture(caller, || asked.prompts()).await.map_err(Missed::Final)?;
         let ask = caller.hints.cache_over(asked.cache());
-        let key = |tenant: &Tenant| cache::remote(tenant, &config.name, outgoing.path, &outgoing.body);
+        let url = config.base_url.under(outgoing.path);
+        let key = |tenant: &Tenant| cache::remote(tenant, &config.name, &url, &outgoing.body);
         let recorder = match self.enter((caller, &border), &ask, asked.is_steady(), key).await {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, asked.keep())),
             Entered::Miss(recorder) => recorder,

@@ -32,6 +32,16 @@ pub(super) fn check_host<B>(config: &HttpConfig, request: &Request<B>) -> Result
     if is_ours { Ok(()) } else { Err(ApiError::misdirected()) }
 }
 
+/// Refuses a request to the admin plane by a name that is not this server's, wherever it listens: an address can't be rebound,
+/// and of names only loopback's, configured ones and the certificate's are ours.
+pub(super) fn check_admin_host<B>(config: &HttpConfig, request: &Request<B>) -> Result<(), ApiError> {
+    let Some(host) = host(request)? else { return Ok(()) };
+    let name = without_port(host.as_str());
+    let is_listed = || client::names(config).any(|listed| is_named(without_port(listed), name));
+    let is_ours = is_loopback(name) || name.parse::<IpAddr>().is_ok() || is_listed();
+    if is_ours { Ok(()) } else { Err(ApiError::misdirected()) }
+}
+
 /// The one host that a request names; `None` for HTTP/1.0 without one, which no browser speaks. Two hosts that differ, in
 /// whatever way they are said, are how requests are smuggled past a proxy that believes the other one.
 fn host<B>(request: &Request<B>) -> Result<Option<Authority>, ApiError> {
@@ -192,6 +202,24 @@ mod tests {
         }
         for host in ["any.example", "lan", "a.b.lan", "api.example.evil"] {
             assert_eq!(status(&config, host), 421, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_admin_plane_is_nobody_elses_name() {
+        for hosts in [["127.0.0.1"], ["0.0.0.0"]] {
+            let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            let config = HttpConfig { hosts, allowed_hosts: vec!["box.lan".into()], ..Default::default() };
+            let status = |host: &str| {
+                let checked = check_admin_host(&config, &with(&[host], "/", Version::HTTP_11));
+                checked.map_or_else(|error| error.status.as_u16(), |()| 200)
+            };
+            for host in ["localhost:9090", "127.0.0.1", "[::1]:9090", "192.0.2.1:9090", "box.lan"] {
+                assert_eq!(status(host), 200, "{host}");
+            }
+            for host in ["evil.example", "localhost.evil.example:9090", "127.0.0.1.evil.example"] {
+                assert_eq!(status(host), 421, "{host}");
+            }
         }
     }
 

@@ -302,8 +302,9 @@ impl Metrics {
         self.otlp.clone()
     }
 
-    pub fn cache_bytes(&self, n: usize) {
-        self.routing.cache_bytes(n);
+    /// In memory, and on disk.
+    pub fn cache_bytes(&self, n: usize, n_on_disk: u64) {
+        self.routing.cache_bytes(n, n_on_disk);
     }
 
     /// The series of one upstream. `name` is the operator's.

@@ -6,6 +6,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 pub(super) struct Routing {
     cache_requests: IntCounterVec,
     cache_bytes: IntGauge,
+    cache_disk_bytes: IntGauge,
     upstream_requests: IntCounterVec,
     breaker: IntGaugeVec,
     retries: IntCounterVec,
@@ -27,6 +28,10 @@ impl Routing {
         Self {
             cache_requests: counters("hearth_cache_requests_total", "Requests by what the cache did.", &["result"]),
             cache_bytes: add(r, IntGauge::new("hearth_cache_bytes", "Bytes of all cached answers.")),
+            cache_disk_bytes: add(
+                r,
+                IntGauge::new("hearth_cache_disk_bytes", "Bytes of all cached answers that are kept on disk."),
+            ),
             upstream_requests: counters(
                 "hearth_upstream_requests_total",
                 "Attempts at upstreams, by how they ended.",
@@ -52,8 +57,9 @@ impl Routing {
         self.cache_requests.with_label_values(&[result]).inc();
     }
 
-    pub(super) fn cache_bytes(&self, n: usize) {
+    pub(super) fn cache_bytes(&self, n: usize, n_on_disk: u64) {
         self.cache_bytes.set(i64::try_from(n).unwrap_or(i64::MAX));
+        self.cache_disk_bytes.set(i64::try_from(n_on_disk).unwrap_or(i64::MAX));
     }
 
     pub(super) fn upstream(&self, name: &str) -> UpstreamSeries {

@@ -210,7 +210,7 @@ async fn t_c4_a_thousand_at_once_are_one_run_for_each_tenant() {
         page.contains("hearth_cache_requests_total{result=\"miss\"} 2") && page.contains("result=\"hit\"} 1498"),
         "{page}"
     );
-    assert_eq!(routed.gateway.flush_cache(), 2);
+    assert_eq!(routed.gateway.flush_cache().await, 2);
 }
 
 #[tokio::test]
@@ -255,7 +255,7 @@ async fn an_answer_that_was_cut_is_not_kept_and_one_engine_that_is_down_still_ha
     let mut running = routed.gateway.chat(&caller, request.clone()).await.expect("it begins");
     assert!(running.next().await.is_some());
     drop(running);
-    assert_eq!(routed.gateway.flush_cache(), 0);
+    assert_eq!(routed.gateway.flush_cache().await, 0);
     let mut short = chat("", "short");
     short.sampling.temperature = Some(0.0);
     assert_eq!(routed.ask(short.clone()).await.served_by(), "local");

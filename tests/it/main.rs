@@ -1,6 +1,7 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
 mod addresses;
+mod admin_listen;
 mod anthropic;
 mod balance;
 mod bench;
@@ -10,6 +11,7 @@ mod books_keys;
 mod books_rows;
 mod budgets;
 mod cache;
+mod cache_disk;
 mod canary;
 mod client_faults;
 mod clients;
@@ -31,6 +33,7 @@ mod fields;
 mod guardrails;
 mod handover;
 mod hostile;
+mod idle;
 mod kills;
 mod limits;
 mod llama_server;
@@ -63,6 +66,7 @@ mod signals;
 mod slow;
 mod smuggling;
 mod speculation;
+#[cfg(feature = "postgres")]
 mod store_postgres;
 mod structured;
 mod support;

@@ -8,6 +8,7 @@ use hearth::chat::{ChatPrompt, Message, Prompt, Role};
 use hearth::engine::config::{KvLayout, PrefixConfig, PrefixText};
 use hearth::engine::{Engine, EngineConfig};
 use serde_json::json;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -97,7 +98,8 @@ async fn a_restart_finds_what_was_kept_and_does_without_what_was_damaged() {
         engine.close().await;
         let files = states(dir.path());
         assert_eq!(files.len(), 1, "{files:?}");
-        let written = || std::fs::metadata(&files[0]).and_then(|file| file.modified()).expect("its time");
+        // What is written takes the place of another file.
+        let written = || std::fs::metadata(&files[0]).map(|file| file.ino()).expect("a file");
         let at_first = written();
         // Read, not written again.
         let engine = begin().await;
@@ -122,6 +124,18 @@ async fn a_restart_finds_what_was_kept_and_does_without_what_was_damaged() {
         .await;
         assert_eq!(first_answer(&engine).await.0, said, "{model}");
         assert_eq!(states(dir.path()).len(), 2);
+        engine.close().await;
+        // In a folder that has room for one, the one that was not used makes room.
+        let n_bytes = states(dir.path()).iter().map(|path| path.metadata().expect("a file").len()).max();
+        let engine = start(model, |config| {
+            named(PrefixText::Prompt(story(200)))(config);
+            config.prefix_store = Some(dir.path().to_owned());
+            config.prefix_store_bytes = n_bytes.expect("two");
+            config.n_ctx = Some(2048);
+        })
+        .await;
+        assert_eq!(first_answer(&engine).await.0, said, "{model}");
+        assert!(states(dir.path()).len() == 1 && !files[0].exists(), "{model}");
     }
 }
 

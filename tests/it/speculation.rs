@@ -64,13 +64,13 @@ async fn sure(plain: &Engine, n: u32) -> Vec<Sure> {
             all.push(Sure { prompt, n: n_sure, text });
         }
     }
-    assert!(all.len() >= 8 && all.iter().map(|one| one.n).sum::<u32>() > 3 * n, "too little to compare");
+    assert!(all.len() >= 6 && all.iter().map(|one| one.n).sum::<u32>() > 2 * n, "too little to compare");
     all
 }
 
 #[tokio::test]
 async fn a_model_that_drafts_for_itself_is_right_and_changes_nothing() {
-    for model in ["hearth-demo", "tiny/tiny-qwen2moe", "tiny/tiny-gemma2"] {
+    for model in ["hearth-demo", "tiny/tiny-qwen2moe", "stories260K"] {
         let (plain, drafted) =
             (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
         let mut n_tokens = 0;
@@ -79,8 +79,8 @@ async fn a_model_that_drafts_for_itself_is_right_and_changes_nothing() {
             assert_eq!(said.text, one.text, "{model}");
             n_tokens += u64::from(one.n);
         }
-        // The demo would end its answers, which it may not here.
-        let least = if model == "hearth-demo" { 6 } else { 9 };
+        // The trained ones would end their answers, which they may not here.
+        let least = if model.starts_with("tiny/") { 9 } else { 6 };
         let stats = drafted.stats().await.unwrap();
         let (n_drafted, n_right) = (stats.n_drafted, stats.n_drafted_right);
         assert!(n_right * 10 >= n_drafted * least && n_right * 2 > n_tokens, "{model}: {n_right} of {n_drafted}");
@@ -152,14 +152,13 @@ async fn many_slots(model: &str, change: &impl Fn(&mut EngineConfig)) {
             async move {
                 // One that is given up beside each that is not, and one that outgrows what there was when it began.
                 let mut cancelled = drafted.generate(greedy(Prompt::Tokens(prompt.clone()), 48)).expect("a place");
-                let long = drafted.generate(at_most(prompt.clone(), 100)).expect("a place");
+                let long = say(&drafted, prompt.clone(), 100);
                 let mut request = at_most(prompt, n);
                 request.cache_prompt = true;
-                let said = answer(&drafted, request).await.expect("an answer").text;
+                let (said, _) = futures_util::future::join(answer(&drafted, request), long).await;
                 cancelled.next().await;
                 drop(cancelled);
-                drop(long);
-                said
+                said.expect("an answer").text
             }
         });
         let said = futures_util::future::join_all(each).await;

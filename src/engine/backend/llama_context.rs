@@ -7,6 +7,8 @@ use crate::llama::{self, Batch, Decoded, EmbeddingRows};
 pub struct LlamaContext {
     context: llama::Context,
     batch: Batch,
+    /// Where each row of the last decode is in the batch; empty: where it was.
+    places: Vec<i32>,
     traits: Traits,
     /// `None`: nothing drafts for it, or what did failed.
     drafts: Option<DraftTraits>,
@@ -24,7 +26,23 @@ pub(super) struct Traits {
 
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self { context, batch: Batch::default(), traits, drafts: None }
+        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None }
+    }
+
+    /// Rows by their sequences: where each has its own cells, llama.cpp computes together only those whose ids follow one
+    /// another in the batch (llama-batch.cpp, `split_equal`).
+    fn in_order(&mut self, rows: &[Row]) -> Vec<Row> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|at| rows[*at].seq);
+        self.places.resize(rows.len(), 0);
+        for (place, at) in order.iter().enumerate() {
+            self.places[*at] = signed(place);
+        }
+        order.into_iter().map(|at| rows[at]).collect()
+    }
+
+    fn place(&self, row: usize) -> i32 {
+        self.places.get(row).copied().unwrap_or_else(|| signed(row))
     }
 
     pub(super) fn with_drafts(self, drafts: Option<DraftTraits>) -> Self {
@@ -98,10 +116,16 @@ impl Context for LlamaContext {
     }
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        decode(&mut self.context, &mut self.batch, rows)
+        self.places.clear();
+        if self.traits.shares_cells || rows.is_sorted_by_key(|row| row.seq) {
+            return decode(&mut self.context, &mut self.batch, rows);
+        }
+        let rows = self.in_order(rows);
+        decode(&mut self.context, &mut self.batch, &rows)
     }
 
     fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
+        self.places.clear();
         let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.traits.is_mrope);
         outcome(self.context.decode_embeddings(EmbeddingRows {
             rows: rows.rows,
@@ -113,14 +137,16 @@ impl Context for LlamaContext {
     }
 
     fn logits(&mut self, row: usize) -> Option<&[f32]> {
-        self.context.logits(signed(row))
+        let place = self.place(row);
+        self.context.logits(place)
     }
 
     fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
+        let place = self.place(row);
         let Some(mask) = mask else {
-            return sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string());
+            return sampler.sample(&mut self.context, place).map_err(|error| error.to_string());
         };
-        let logits = self.context.logits_mut(signed(row)).ok_or("the row has no logits")?;
+        let logits = self.context.logits_mut(place).ok_or("the row has no logits")?;
         // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
         let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
         for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
@@ -139,7 +165,7 @@ impl Context for LlamaContext {
                 (best, best_logit) = (Token::try_from(token).ok(), *logit);
             }
         }
-        let token = sampler.sample(&mut self.context, signed(row)).map_err(|error| error.to_string())?;
+        let token = sampler.sample(&mut self.context, place).map_err(|error| error.to_string())?;
         if allows(mask, token) {
             return Ok(token);
         }
@@ -182,8 +208,13 @@ impl Context for LlamaContext {
         if self.drafts.is_none() {
             return false;
         }
+        let mut order: Vec<&Row> = rows.iter().collect();
+        if !self.places.is_empty() && self.drafts.is_some_and(|drafts| drafts.follows) {
+            // As they were in the decode; see `in_order`.
+            order.sort_by_key(|row| row.seq);
+        }
         self.batch.clear();
-        for row in rows {
+        for row in order {
             self.batch.push(row.token, signed(row.pos), signed(row.seq), false);
         }
         let fed = self.context.draft_process(&mut self.batch);

@@ -427,7 +427,9 @@ impl Context for ScriptedContext {
             std::process::abort();
         }
         let n_prompt = rows.len().saturating_sub(rows.iter().filter(|row| row.output).count()) as u64;
-        let time = Duration::from_micros(self.config.step_us + n_prompt * self.config.prompt_token_us);
+        let n_part = rows.len() as u64 % 4;
+        let of_rows = n_prompt * self.config.prompt_token_us + n_part * self.config.part_row_us;
+        let time = Duration::from_micros(self.config.step_us + of_rows);
         if !time.is_zero() {
             wait(&self.interrupt, time)?;
         }

@@ -4,7 +4,11 @@
 //! One file for each prefix, named after all that must be the same for its state to be of use: the model's and the adapters'
 //! digests, llama.cpp's build, the shape of the context, and the tokens. A file is written beside its name and renamed, so
 //! it is there as a whole or not at all; its last 32 bytes are the SHA-256 of all before, so damage is noticed before
-//! llama.cpp reads any of it. What can't be read is left alone and computed anew, with a line in the log.
+//! llama.cpp reads any of it. What can't be read is computed anew, with a line in the log.
+//!
+//! The folder has a bound. What was not used for the longest time goes first, which is how files of models, builds and
+//! prefixes that are no more go; a file's time of modification says when it was used. Several engines may share a folder, so
+//! that a file which fits none of ours is no rubbish by that alone.
 
 use super::super::backend::Token;
 use crate::engine::config::{EngineConfig, ModelSource};
@@ -13,11 +17,16 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 const MAGIC: &[u8; 16] = b"hearth prefix 1\n";
 const DIGEST_BYTES: usize = 32;
 /// A file larger than this is none of ours: a context of a million tokens in a large model.
 const FILE_BYTES_MAX: u64 = 64 << 30;
+/// Notes of models' digests; the oldest go first.
+const NOTES_MAX: usize = 64;
+/// A file that was begun longer ago than this was left by an engine that died.
+const PART_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// A folder of states that fit one engine.
 #[derive(Debug)]
@@ -25,6 +34,8 @@ pub struct Folder {
     dir: PathBuf,
     /// What makes a state fit.
     mark: [u8; DIGEST_BYTES],
+    /// **Bound** of all states' files together.
+    bytes_max: u64,
 }
 
 impl Folder {
@@ -44,7 +55,57 @@ impl Folder {
             hasher.update(digest(dir, &lora.path)?);
             hasher.update(lora.scale.to_bits().to_le_bytes());
         }
-        Ok(Self { dir: dir.to_owned(), mark: hasher.finalize().into() })
+        let folder = Self { dir: dir.to_owned(), mark: hasher.finalize().into(), bytes_max: config.prefix_store_bytes };
+        folder.tidy();
+        folder.make_room(0, None);
+        Ok(folder)
+    }
+
+    /// Removes what is of no use to anybody: states that are none, files that were never finished, notes of long ago.
+    fn tidy(&self) {
+        let is_state = |path: &Path| {
+            let mut head = [0; MAGIC.len()];
+            File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *MAGIC
+        };
+        let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > PART_AGE_MAX);
+        self.files("prefix").iter().filter(|file| !is_state(&file.path)).for_each(Kept::remove);
+        self.files("part").iter().filter(|file| is_old(file.used)).for_each(Kept::remove);
+        let mut notes = self.files("sha256");
+        notes.truncate(notes.len().saturating_sub(NOTES_MAX));
+        notes.iter().for_each(Kept::remove);
+    }
+
+    /// Removes states until there is room for `n` more bytes; `but` is about to be written anew.
+    fn make_room(&self, n: u64, but: Option<&Path>) {
+        let mut files = self.files("prefix");
+        files.retain(|file| Some(file.path.as_path()) != but);
+        let mut sum: u64 = files.iter().map(|file| file.n_bytes).sum();
+        for file in files {
+            if sum.saturating_add(n) <= self.bytes_max {
+                return;
+            }
+            sum -= file.n_bytes;
+            file.remove();
+        }
+    }
+
+    /// Ours of this kind, the one that was not used for the longest time first. A folder that can't be listed has none.
+    fn files(&self, kind: &str) -> Vec<Kept> {
+        let is_ours = |path: &Path| {
+            let stem = path.file_name().and_then(|name| name.to_str()?.split('.').next());
+            let is_name =
+                stem.is_some_and(|stem| stem.len() == 32 && stem.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            is_name && path.extension().is_some_and(|extension| extension == kind)
+        };
+        let kept = |entry: io::Result<std::fs::DirEntry>| {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            Some(Kept { path: entry.path(), n_bytes: metadata.len(), used: metadata.modified().ok()? })
+        };
+        let mut files: Vec<Kept> = std::fs::read_dir(&self.dir).into_iter().flatten().filter_map(kept).collect();
+        files.retain(|file| is_ours(&file.path));
+        files.sort_by_key(|file| file.used);
+        files
     }
 
     fn path(&self, tokens: &[Token]) -> PathBuf {
@@ -55,7 +116,8 @@ impl Folder {
 
     /// The state of these tokens; `None` when there is none. Errors: there is a file and it can't be used.
     pub fn load(&self, tokens: &[Token]) -> io::Result<Option<Vec<u8>>> {
-        let mut file = match File::open(self.path(tokens)) {
+        let path = self.path(tokens);
+        let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -78,12 +140,21 @@ impl Folder {
             return Err(invalid("it holds another prefix than its name says"));
         }
         bytes.truncate(at);
+        // It is in use. A folder that can't be written has no room to make either.
+        let _ = File::options().write(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
         Ok(Some(bytes.split_off(head.len())))
     }
 
-    /// Keeps the state of these tokens.
+    /// Keeps the state of these tokens, in the place of others if need be. Errors: it is larger than the folder may be, or
+    /// can't be written.
     pub fn save(&self, tokens: &[Token], state: &[u8]) -> io::Result<()> {
         let path = self.path(tokens);
+        let n_bytes = (self.head(tokens).len() + state.len() + DIGEST_BYTES) as u64;
+        if n_bytes > self.bytes_max {
+            let most = self.bytes_max;
+            return Err(io::Error::other(format!("it takes {n_bytes} bytes, and the folder may have {most}")));
+        }
+        self.make_room(n_bytes, Some(&path));
         // Two engines may write the same one at once.
         let part = path.with_extension(format!("{}.part", std::process::id()));
         let written = self.write(&part, tokens, state).and_then(|()| std::fs::rename(&part, &path));
@@ -115,6 +186,22 @@ impl Folder {
         head.extend((tokens.len() as u64).to_le_bytes());
         head.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
         head
+    }
+}
+
+/// A file of the folder.
+struct Kept {
+    path: PathBuf,
+    n_bytes: u64,
+    used: SystemTime,
+}
+
+impl Kept {
+    fn remove(&self) {
+        match std::fs::remove_file(&self.path) {
+            Ok(()) => tracing::info!("{} made room in the folder of prefixes", self.path.display()),
+            Err(error) => tracing::warn!("{} can't be removed: {error}", self.path.display()),
+        }
     }
 }
 
@@ -172,6 +259,56 @@ mod tests {
             let other = Folder::open(dir.path(), &config(), build, shape).expect("a folder");
             assert_eq!(other.load(&[1, 2]).expect("nothing"), None);
         }
+    }
+
+    #[test]
+    fn the_least_recently_used_make_room_and_what_is_none_goes() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let dir = dir.path();
+        let small = |n: u64| EngineConfig { prefix_store_bytes: n, ..config() };
+        let open = |build: &str, n: u64| Folder::open(dir, &small(n), build, "s").expect("a folder");
+        // As long ago as it says.
+        let used = |folder: &Folder, tokens: &[Token], seconds: u64| {
+            let file = File::options().write(true).open(folder.path(tokens)).expect("a file");
+            file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).expect("a time");
+        };
+        let (old, folder) = (open("old build", 4000), open("build", 4000));
+        old.save(&[1], &[0; 1000]).expect("room");
+        used(&old, &[1], 500);
+        for (token, age) in [(1, 400), (2, 300)] {
+            folder.save(&[token], &[0; 1000]).expect("room");
+            used(&folder, &[token], age);
+        }
+        assert!(folder.load(&[1]).expect("good").is_some(), "in use from now on");
+        folder.save(&[3], &[0; 1000]).expect("room is made");
+        used(&folder, &[3], 200);
+        assert_eq!(old.load(&[1]).expect("nothing"), None, "of a build that is no more");
+        folder.save(&[4], &[0; 1000]).expect("room is made");
+        let there =
+            |folder: &Folder| (1..5).filter(|n| folder.load(&[*n]).expect("good").is_some()).collect::<Vec<_>>();
+        assert_eq!(there(&folder), [1, 3, 4], "the second was used the longest ago");
+        // Written anew in its own place, it takes no other's.
+        folder.save(&[4], &[1; 1000]).expect("room");
+        assert_eq!(there(&folder), [1, 3, 4]);
+        let error = folder.save(&[5], &[0; 4000]).expect_err("more than all");
+        assert!(error.to_string().contains("the folder may have 4000"), "{error}");
+        assert_eq!(there(&folder), [1, 3, 4], "and nothing goes for it");
+
+        let others = ["notes.txt", "0123.prefix"];
+        let rubbish = ["a".repeat(32) + ".prefix", "b".repeat(32) + ".77.part"];
+        for name in others.iter().copied().chain(rubbish.iter().map(String::as_str)) {
+            std::fs::write(dir.join(name), b"something else").expect("written");
+        }
+        let part = File::options().write(true).open(dir.join(&rubbish[1])).expect("a file");
+        part.set_modified(SystemTime::now() - 2 * PART_AGE_MAX).expect("a time");
+        for token in [1, 3] {
+            used(&folder, &[token], 100);
+        }
+        let folder = open("build", 1500);
+        assert_eq!(there(&folder), [4], "a smaller bound holds from the start on");
+        assert!(
+            others.iter().all(|name| dir.join(name).exists()) && !rubbish.iter().any(|name| dir.join(name).exists())
+        );
     }
 
     #[test]

@@ -16,7 +16,8 @@ impl<M: Model> Worker<M> {
                 continue;
             }
             let run = &self.waiting[at];
-            match slot::choose(&self.slots, &run.tokens, run.partition, run.cache_prompt) {
+            let beside = !self.context.shares_cells();
+            match slot::choose(&self.slots, &run.tokens, run.partition, run.cache_prompt, beside) {
                 Some(index) => {
                     if self.context.shares_cells() && !self.fits_beside(run) {
                         return;

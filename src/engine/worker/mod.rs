@@ -15,6 +15,7 @@
 
 mod admit;
 mod advance;
+mod pads;
 mod shared;
 mod sight;
 mod speculate;
@@ -68,7 +69,10 @@ pub(super) struct Worker<M: Model> {
     is_urgent: bool,
     flushed_at: Instant,
     pace: Pace,
+    /// Of steps of running streams.
     cost: StepCost,
+    /// Of steps of prompts.
+    prompt_cost: StepCost,
     /// Most tokens of one draft.
     n_draft_max: u32,
     /// `None`: nothing drafts beside the model.
@@ -77,6 +81,8 @@ pub(super) struct Worker<M: Model> {
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
     drafts: Vec<Draft>,
+    /// Slots that this step computes rows of for nothing.
+    pads: Vec<usize>,
     /// Free and used cells, where all sequences draw from one pool.
     cells: Cells,
     masks: Masks,
@@ -119,6 +125,7 @@ impl<M: Model> Worker<M> {
         Self {
             cells: Cells::new(n_cells),
             drafts: Vec::new(),
+            pads: Vec::new(),
             prefixes: Prefixes::with(parts.n_bytes_saved, parts.named),
             n_awaited: 0,
             masks: parts.masks,
@@ -138,6 +145,7 @@ impl<M: Model> Worker<M> {
             flushed_at: Instant::now(),
             pace: parts.pace,
             cost: parts.cost,
+            prompt_cost: StepCost::default(),
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             step: 0,
@@ -267,7 +275,25 @@ impl<M: Model> Worker<M> {
             // Cells of idle slots count as free for prompts: they are emptied when needed (see `compute`).
             self.cells.n_free() + self.n_cells_idle()
         };
-        scheduler::plan(&wants, self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX)))
+        let mut budget = self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX));
+        self.keep_one_kind(&mut wants, &mut budget);
+        scheduler::plan(&wants, budget)
+    }
+
+    /// Where sequences have cells of their own, llama.cpp computes rows of prompts and of running streams one after another
+    /// even in one call, and each prompt by itself (llama-batch.cpp, `split_equal`): they take turns, in whole groups.
+    fn keep_one_kind(&self, wants: &mut Vec<Want>, budget: &mut scheduler::Budget) {
+        if self.context.shares_cells() {
+            return;
+        }
+        budget.is_apart = true;
+        if wants.iter().any(|want| want.is_decode) {
+            budget.n_prefill_alone = budget.n_prefill_shared;
+            if wants.iter().any(|want| !want.is_decode) {
+                let is_turn_of_prompts = self.step.is_multiple_of(2);
+                wants.retain(|want| want.is_decode != is_turn_of_prompts);
+            }
+        }
     }
 
     /// llama.cpp applies one set of adapters to a whole decode: the sets take turns, the least recently served first.
@@ -283,6 +309,7 @@ impl<M: Model> Worker<M> {
         self.free_idle(shares.iter().map(|share| share.n_rows as usize).sum());
         self.step += 1;
         let (n_decode, n_prefill) = self.lay_out(shares);
+        let is_one_pass = self.pad(shares, n_prefill);
         if let Err(reason) = self.apply_adapters(shares) {
             self.fail_shares(shares, &Failure::Internal(reason));
             return Ok(());
@@ -294,15 +321,26 @@ impl<M: Model> Worker<M> {
         let result = self.context.decode(&self.rows);
         let time = start.elapsed();
         self.collect_masks();
+        tracing::trace!(
+            n_decode,
+            n_prefill,
+            n_pads = self.rows.len() as u32 - n_decode - n_prefill,
+            us = time.as_micros() as u64,
+            "step"
+        );
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
-                if n_prefill == 0 {
-                    self.cost.observe(n_decode, time);
+                let n_rows = self.rows.len() as u32;
+                match (n_decode, n_prefill) {
+                    (_, 0) if is_one_pass => self.cost.observe(n_rows, time),
+                    (0, _) if is_one_pass => self.prompt_cost.observe(n_rows, time),
+                    _ => {}
                 }
                 self.count(n_decode, n_prefill);
                 self.follow(shares);
                 self.advance(shares);
+                self.drop_pads();
                 self.save_marked(shares);
                 Ok(())
             }
@@ -312,6 +350,7 @@ impl<M: Model> Worker<M> {
 
     /// Nothing of `shares` was computed.
     fn not_computed(&mut self, shares: &[Share], error: DecodeError) -> Result<(), Broken> {
+        self.drop_pads();
         match error {
             DecodeError::Aborted => {
                 for share in shares {
@@ -386,7 +425,9 @@ impl<M: Model> Worker<M> {
         if self.context.shares_cells() {
             n_extra = n_extra.min((self.cells.n_free() as u32).saturating_sub(n_planned));
         }
-        let mut by_model = self.model_drafts(shares, n_planned as usize, n_extra as usize);
+        // A draft makes its sequence longer than the others, and where those have their own cells another pass of it.
+        let is_apart = !self.context.shares_cells() && shares.len() > 1;
+        let mut by_model = self.model_drafts(shares, (n_planned as usize, is_apart), n_extra as usize);
         by_model.resize(shares.len(), Vec::new());
         let mut n_drafted: usize = by_model.iter().map(Vec::len).sum();
         n_extra = n_extra.saturating_sub(n_drafted as u32);
@@ -410,10 +451,12 @@ impl<M: Model> Worker<M> {
                 // Counted already.
                 Draft { tokens: by_model, source: Source::Model }
             } else if is_decode && to == run.tokens.len() {
-                let (draft, n_right) = self.draft(run, n_planned as usize + n_drafted, n_useful, n_extra as usize);
+                let n_rows = if is_apart { 0 } else { n_planned as usize + n_drafted };
+                let apart = if is_apart { self.cost.pass(n_planned as usize) } else { 0.0 };
+                let (draft, n_right) = self.draft(run, (n_rows, apart), n_useful, n_extra as usize);
                 n_useful += n_right;
                 n_drafted += draft.tokens.len();
-                n_extra -= draft.tokens.len() as u32;
+                n_extra = if is_apart && !draft.tokens.is_empty() { 0 } else { n_extra - draft.tokens.len() as u32 };
                 draft
             } else {
                 Draft::none()
@@ -431,9 +474,9 @@ impl<M: Model> Worker<M> {
         (n_decode, n_prefill)
     }
 
-    /// Tokens to try behind the run's last one, in a step of `n_rows` that gets `n_useful` tokens on; and how many of them
-    /// are expected to be right.
-    fn draft(&self, run: &Run<M::Sampler>, n_rows: usize, n_useful: f64, n_extra: usize) -> (Draft, f64) {
+    /// Tokens to try behind the run's last one, in a step of `beside.0` rows, and `beside.1` seconds apart from them, that
+    /// gets `n_useful` tokens on; and how many of them are expected to be right.
+    fn draft(&self, run: &Run<M::Sampler>, beside: (usize, f64), n_useful: f64, n_extra: usize) -> (Draft, f64) {
         let drafter = run.drafter.as_ref().filter(|_| run.gate.is_none() && n_extra > 0);
         let Some(proposal) = drafter.and_then(|drafter| drafter.propose(&run.tokens)) else {
             return (Draft::none(), 0.0);
@@ -442,7 +485,7 @@ impl<M: Model> Worker<M> {
         let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
         let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
         let most = n_extra.min(left.min(room).min(self.n_draft_max) as usize).min(proposal.text.len());
-        let (n, n_right) = self.cost.worth(n_rows, n_useful, proposal.odds, most);
+        let (n, n_right) = self.cost.worth(beside, n_useful, proposal.odds, most);
         (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
     }
 
@@ -450,6 +493,7 @@ impl<M: Model> Worker<M> {
         let mut stats = self.lock_stats();
         stats.n_decode_calls += 1;
         stats.n_decode_rows += u64::from(n_decode + n_prefill);
+        stats.n_pad_rows += (self.rows.len() as u64).saturating_sub(u64::from(n_decode + n_prefill));
         stats.prompt_tokens_computed += u64::from(n_prefill);
     }
 

@@ -48,6 +48,7 @@ impl<M: Model> Worker<M> {
         match result {
             Ok(()) => {
                 self.pace.observe(0, n_rows, time);
+                self.rows.clear();
                 self.count(0, n_rows);
                 self.drafts.clear();
                 self.drafts.push(Draft::none());

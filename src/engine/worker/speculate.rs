@@ -34,14 +34,14 @@ struct Candidate {
 }
 
 impl<M: Model> Worker<M> {
-    /// Drafts behind the shares of running streams, in the order of `shares`, as far as they pay in a step of `n_rows`; at
-    /// most `n_extra` tokens in all.
-    pub(super) fn model_drafts(&mut self, shares: &[Share], n_rows: usize, n_extra: usize) -> Vec<Vec<Token>> {
+    /// Drafts behind the shares of running streams, in the order of `shares`, as far as they pay in a step of `beside.0` rows
+    /// (`beside.1`: drafts are verified in a pass of their own); at most `n_extra` tokens in all.
+    pub(super) fn model_drafts(&mut self, shares: &[Share], beside: (usize, bool), n_extra: usize) -> Vec<Vec<Token>> {
         let Some(mut speculation) = self.speculation.take() else { return Vec::new() };
         let mut drafts = Vec::new();
         if self.context.drafts().is_some() {
             if n_extra > 0 {
-                drafts = self.drafted(&mut speculation, shares, n_rows, n_extra);
+                drafts = self.drafted(&mut speculation, shares, beside, n_extra);
             }
             self.speculation = Some(speculation);
         }
@@ -52,7 +52,7 @@ impl<M: Model> Worker<M> {
         &mut self,
         speculation: &mut Speculation,
         shares: &[Share],
-        n_rows: usize,
+        beside: (usize, bool),
         n_extra: usize,
     ) -> Vec<Vec<Token>> {
         let mut found = self.candidates(speculation, shares, n_extra);
@@ -60,14 +60,14 @@ impl<M: Model> Worker<M> {
             return Vec::new();
         }
         if !speculation.traits.follows {
-            self.decline_dear(speculation, &mut found, n_rows);
+            self.decline_dear(speculation, &mut found, beside);
             self.catch_up(speculation, &mut found);
         }
         found.retain(|one| one.missing == 0);
         found.sort_by(|a, b| a.is_trial.cmp(&b.is_trial).then(b.bid.odds.total_cmp(&a.bid.odds)));
         let n_sure = found.iter().take_while(|one| !one.is_trial).count();
         let bids: Vec<Bid> = found[..n_sure].iter().map(|one| one.bid).collect();
-        let choice = speculation.cost.choose(&self.cost, n_rows, &bids);
+        let choice = speculation.cost.choose(&self.cost, beside, &bids);
         let mut asks = Vec::new();
         let mut n_left = n_extra;
         for (i, one) in found.iter().enumerate() {
@@ -140,7 +140,7 @@ impl<M: Model> Worker<M> {
     }
 
     /// Drops candidates whose side lacks so much that taking it in doesn't pay.
-    fn decline_dear(&mut self, speculation: &mut Speculation, found: &mut Vec<Candidate>, n_rows: usize) {
+    fn decline_dear(&mut self, speculation: &mut Speculation, found: &mut Vec<Candidate>, beside: (usize, bool)) {
         let mut dear = Vec::new();
         found.retain_mut(|one| {
             if one.missing <= FEW && !one.is_trial {
@@ -153,8 +153,8 @@ impl<M: Model> Worker<M> {
                 let slept = self.with_trust(one.slot, |trust| trust.slept()).unwrap_or(0);
                 feeding + trial <= self.cost.time(1).unwrap_or(0.0) * f64::from(slept) * TRIAL_PART
             } else {
-                let alone = speculation.cost.choose(&self.cost, n_rows, &[one.bid]);
-                alone.saved * n_rows as f64 * f64::from(one.left.min(HORIZON)) > feeding
+                let alone = speculation.cost.choose(&self.cost, beside, &[one.bid]);
+                alone.saved * beside.0 as f64 * f64::from(one.left.min(HORIZON)) > feeding
             };
             if !is_worth {
                 dear.push(one.slot);

@@ -12,10 +12,39 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 /// Raised whenever the meaning of a field changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::gateway) struct Key([u8; 32]);
+pub(in crate::gateway) struct Key {
+    pub(super) owner: Owner,
+    pub(super) digest: [u8; 32],
+}
+
+/// With whom an answer goes: what is kept of a key or a team is dropped when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::gateway) enum Owner {
+    /// A key of the books, or the keys of a team that shares, by their partition.
+    Key(u64),
+    /// The keys of a team, where the team is the scope.
+    Team(u64),
+    /// A static key, or everybody where there are no keys.
+    Fixed(u64),
+}
+
+impl Owner {
+    pub(in crate::gateway) fn team(id: &str) -> Self {
+        Owner::Team(crate::gateway::keys::tenant(&[b"team\0", id.as_bytes()]))
+    }
+
+    /// A letter for its kind, and its number.
+    pub(super) fn parts(self) -> (u8, u64) {
+        match self {
+            Owner::Key(n) => (b'k', n),
+            Owner::Team(n) => (b't', n),
+            Owner::Fixed(n) => (b'f', n),
+        }
+    }
+}
 
 /// What a model is, down to the file and the template it was loaded with.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -24,6 +53,9 @@ pub(in crate::gateway) struct Identity([u8; 32]);
 /// Whose the answer is, and what the operator lets out.
 #[derive(Serialize)]
 pub(in crate::gateway) struct Tenant<'a> {
+    /// Follows from the others.
+    #[serde(skip)]
+    pub owner: Owner,
     pub partition: u64,
     /// With it, the partition doesn't count: the team is the tenant.
     pub team: Option<&'a str>,
@@ -51,7 +83,7 @@ struct Remote<'a> {
     version: u32,
     tenant: &'a Tenant<'a>,
     upstream: &'a str,
-    path: &'a str,
+    url: &'a str,
     body: &'a [u8],
 }
 
@@ -59,7 +91,7 @@ struct Remote<'a> {
 pub(in crate::gateway) fn local(tenant: &Tenant, model: &str, identity: Identity, work: &Work) -> Key {
     // Named one by one: a new field has to be thought of here.
     let Work { prompts, sampling, output, n, n_kept, cache_prompt: _, lora, is_length_said: _ } = work;
-    digest(&Local {
+    let digest = digest(&Local {
         version: VERSION,
         tenant,
         model,
@@ -70,24 +102,24 @@ pub(in crate::gateway) fn local(tenant: &Tenant, model: &str, identity: Identity
         n: *n,
         n_kept: *n_kept,
         lora: lora.as_deref(),
-    })
+    });
+    Key { owner: tenant.owner, digest }
 }
 
-/// Of a request that an upstream answers: what would be sent to it is all that the answer depends on.
-pub(in crate::gateway) fn remote(tenant: &Tenant, upstream: &str, path: &str, body: &[u8]) -> Key {
-    digest(&Remote { version: VERSION, tenant, upstream, path, body })
+/// Of a request that an upstream answers: what would be sent, and to where, is all that the answer depends on.
+pub(in crate::gateway) fn remote(tenant: &Tenant, upstream: &str, url: &str, body: &[u8]) -> Key {
+    Key { owner: tenant.owner, digest: digest(&Remote { version: VERSION, tenant, upstream, url, body }) }
 }
 
 /// `scales`: of the adapters, where a request says nothing.
 pub(in crate::gateway) fn identity(config: &ModelConfig, description: &Description, scales: &[f32]) -> Identity {
     let served = (&config.id, &config.file_name, config.n_created, config.thinks, config.n_predict);
-    let Key(bytes) = digest(&(served, description, scales));
-    Identity(bytes)
+    Identity(digest(&(served, description, scales)))
 }
 
-fn digest(value: &impl Serialize) -> Key {
+fn digest(value: &impl Serialize) -> [u8; 32] {
     let bytes = postcard::to_stdvec(value).expect("these types have lengths and no maps; failing is a bug");
-    Key(Sha256::digest(&bytes).into())
+    Sha256::digest(&bytes).into()
 }
 
 #[cfg(test)]
@@ -162,7 +194,7 @@ mod tests {
     }
 
     fn tenant() -> Tenant<'static> {
-        Tenant { partition: 1, team: None, namespace: None, border: [0; 32] }
+        Tenant { owner: Owner::Key(1), partition: 1, team: None, namespace: None, border: [0; 32] }
     }
 
     fn key(work: &Work) -> Key {

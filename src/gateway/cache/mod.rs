@@ -8,19 +8,23 @@
 //! the end, so moka's `get_with` has nothing to await; "a hit, or you are the leader" must be one step under one lock, which
 //! is held for a look-up and never across an await; and moka evicts some time after an insertion, while the bound here is
 //! one that memory plans count on. Events are kept as they came, so that a replayed stream has the chunks of a live one.
+//! On disk ([`disk`]) are the same answers, sealed, where the operator wants them to outlive a restart.
 
+mod disk;
 mod key;
 mod record;
 
-pub(super) use key::{Key, Tenant, identity, local, remote};
+pub(super) use key::{Key, Owner, Tenant, identity, local, remote};
 pub(super) use record::{Entry, Recorder, Replay};
 
 use crate::chat::CacheAsk;
+use disk::{Disk, DiskConfig};
 use lru::LruCache;
-use std::collections::HashMap;
 use std::collections::hash_map;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -29,8 +33,10 @@ use tokio::sync::watch;
 pub struct CacheConfig {
     pub enabled: bool,
     pub ttl: Duration,
-    /// Of all answers together, those included that are being recorded.
+    /// Of all answers together, those included that are being recorded; and as much again on disk.
     pub bytes_max: usize,
+    /// They are kept in the folder of the books too, sealed.
+    pub persist: bool,
     pub scope: CacheScope,
     /// Only requests of temperature 0 or with a seed: others ask for a new answer each time.
     pub deterministic_only: bool,
@@ -44,6 +50,7 @@ impl Default for CacheConfig {
             enabled: false,
             ttl: Duration::from_secs(600),
             bytes_max: 256 << 20,
+            persist: false,
             scope: CacheScope::Key,
             deterministic_only: true,
             tool_calls: false,
@@ -89,6 +96,10 @@ pub(super) struct Cache {
     state: Mutex<State>,
     /// Bytes of answers that are being recorded.
     n_recording: AtomicUsize,
+    /// Grows whenever something is to be forgotten: an answer that was begun before is not kept.
+    epoch: Arc<AtomicU64>,
+    /// Where the operator wants answers to outlive a restart.
+    disk: OnceLock<Arc<Disk>>,
 }
 
 struct State {
@@ -110,6 +121,8 @@ pub(super) enum Entered {
 struct Flight {
     cache: Arc<Cache>,
     key: Key,
+    /// The cache's, when it began.
+    epoch: u64,
     /// Dropped with it, which is what the others wait for. `None`: nobody waits for this one.
     lead: Option<watch::Sender<()>>,
 }
@@ -123,7 +136,23 @@ enum Step {
 impl Cache {
     pub(super) fn new(config: CacheConfig) -> Arc<Self> {
         let state = State { entries: LruCache::unbounded(), n_bytes: 0, flights: HashMap::new() };
-        Arc::new(Self { config, state: Mutex::new(state), n_recording: AtomicUsize::new(0) })
+        let (n_recording, epoch) = (AtomicUsize::new(0), Arc::default());
+        Arc::new(Self { config, state: Mutex::new(state), n_recording, epoch, disk: OnceLock::new() })
+    }
+
+    /// Keeps answers in a folder besides. Errors: it can't be made.
+    pub(super) fn keep_on_disk(&self, dir: PathBuf, secret: [u8; 32], owners: HashSet<Owner>) -> std::io::Result<()> {
+        let config = DiskConfig {
+            dir,
+            secret,
+            ttl: self.config.ttl,
+            bytes_max: self.config.bytes_max as u64,
+            epoch: Arc::clone(&self.epoch),
+            owners,
+        };
+        // There is one folder for all of a server's life.
+        let _ = self.disk.set(Disk::open(config)?);
+        Ok(())
     }
 
     pub(super) fn config(&self) -> &CacheConfig {
@@ -132,23 +161,32 @@ impl Cache {
 
     /// The answer under `key`, or the right to make it; waits while another request of the same key makes it. Cancel-safe.
     pub(super) async fn enter(self: &Arc<Self>, key: Key, ask: &CacheAsk) -> Entered {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let flight = |lead| Flight { cache: Arc::clone(self), key, epoch, lead };
         if ask.no_cache {
-            let flight = || Flight { cache: Arc::clone(self), key, lead: None };
-            return Entered::Miss((!ask.no_store).then(|| Recorder::new(flight(), ask)));
+            return Entered::Miss((!ask.no_store).then(|| Recorder::new(flight(None), ask)));
         }
         let until = tokio::time::Instant::now() + FOLLOW_MAX;
+        let mut has_looked = false;
         loop {
             match self.step(key, ask, Instant::now()) {
-                Step::Hit(entry) => return Entered::Hit(entry),
-                // Whoever may not keep the answer must not have others wait for it.
-                Step::Lead(lead) if ask.no_store => {
-                    self.lock().flights.remove(&key);
-                    drop(lead);
-                    return Entered::Miss(None);
+                Step::Hit(entry) => {
+                    if let Some(disk) = self.disk.get() {
+                        disk.touch(&key);
+                    }
+                    return Entered::Hit(entry);
                 }
                 Step::Lead(lead) => {
-                    let flight = Flight { cache: Arc::clone(self), key, lead: Some(lead) };
-                    return Entered::Miss(Some(Recorder::new(flight, ask)));
+                    let flight = flight(Some(lead));
+                    if !std::mem::replace(&mut has_looked, true)
+                        && let Some(entry) = self.look(key).await
+                    {
+                        self.insert(key, entry, epoch);
+                        // The flight ends here: whoever waited finds the answer.
+                        continue;
+                    }
+                    // Whoever may not keep the answer must not have others wait for it.
+                    return Entered::Miss((!ask.no_store).then(|| Recorder::new(flight, ask)));
                 }
                 Step::Follow(mut flight) => {
                     // An error is the end of the flight, whichever it was.
@@ -183,26 +221,94 @@ impl Cache {
         }
     }
 
-    /// Keeps an answer, and makes room for it. One that is too large is not kept.
-    fn insert(&self, key: Key, entry: Entry) {
+    /// What is on disk of it.
+    async fn look(&self, key: Key) -> Option<Entry> {
+        let disk = Arc::clone(self.disk.get()?);
+        if !disk.may_have(&key) {
+            return None;
+        }
+        tokio::task::spawn_blocking(move || disk.read(&key)).await.ok().flatten()
+    }
+
+    /// Keeps an answer that was just made.
+    fn keep(&self, key: Key, entry: Entry, epoch: u64) {
+        if let (Some(entry), Some(disk)) = (self.insert(key, entry, epoch), self.disk.get()) {
+            disk.put(key, entry, epoch);
+        }
+    }
+
+    /// Keeps an answer in memory, and makes room for it. One that is too large, or that should have been forgotten while it
+    /// was made, is not kept.
+    fn insert(&self, key: Key, entry: Entry, epoch: u64) -> Option<Arc<Entry>> {
         if entry.n_bytes > self.entry_bytes_max() {
-            return;
+            return None;
         }
         let mut state = self.lock();
+        if self.epoch.load(Ordering::Acquire) != epoch {
+            return None;
+        }
         state.remove(&key);
         let room = self.config.bytes_max.saturating_sub(entry.n_bytes);
         while state.n_bytes > room && state.remove_oldest() {}
         state.n_bytes += entry.n_bytes;
-        state.entries.put(key, Arc::new(entry));
+        let entry = Arc::new(entry);
+        state.entries.put(key, Arc::clone(&entry));
+        Some(entry)
     }
 
     /// Forgets everything; returns how many answers that were.
-    pub(super) fn flush(&self) -> usize {
-        let mut state = self.lock();
-        let n = state.entries.len();
-        state.entries.clear();
-        state.n_bytes = 0;
-        n
+    pub(super) async fn flush(&self) -> usize {
+        self.forget(Which::All).await
+    }
+
+    /// Forgets the answers of these owners.
+    pub(super) async fn forget_of(&self, owners: HashSet<Owner>) -> usize {
+        self.forget(Which::Of(owners)).await
+    }
+
+    /// Forgets the answers of keys and teams that are not among `owners`.
+    pub(super) async fn forget_others(&self, owners: HashSet<Owner>) -> usize {
+        self.forget(Which::But(owners)).await
+    }
+
+    /// Returns how many answers that were, those on disk alone among them. What is being made now is not kept either.
+    async fn forget(&self, which: Which) -> usize {
+        let keys = {
+            let mut state = self.lock();
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+            let keys: Vec<Key> = state.entries.iter().map(|(key, _)| *key).filter(|key| which.has(key.owner)).collect();
+            keys.iter().for_each(|key| state.remove(key));
+            keys
+        };
+        let Some(disk) = self.disk.get().cloned() else { return keys.len() };
+        let forgotten = tokio::task::spawn_blocking(move || {
+            let folders = |owners: &HashSet<Owner>| owners.iter().map(|owner| disk.folder(*owner)).collect();
+            let (folders, are_named): (HashSet<_>, bool) = match &which {
+                Which::All => (HashSet::new(), false),
+                Which::Of(owners) => (folders(owners), true),
+                Which::But(owners) => (folders(owners), false),
+            };
+            let is_all = matches!(which, Which::All);
+            let on_disk = disk.forget(|folder| match are_named {
+                true => folders.contains(folder),
+                false => is_all || !folder.is_fixed() && !folders.contains(folder),
+            });
+            keys.iter().filter(|key| !on_disk.contains(&disk.place(key))).count() + on_disk.len()
+        });
+        forgotten.await.unwrap_or(0)
+    }
+
+    /// Returns when what was answered is written for the next start, or after a few seconds.
+    pub(super) async fn close(&self) {
+        if let Some(disk) = self.disk.get().cloned() {
+            // An error means that it panicked, which the log says.
+            let _ = tokio::task::spawn_blocking(move || disk.close()).await;
+        }
+    }
+
+    /// Bytes of all files; `None` where there are none.
+    pub(super) fn disk_bytes(&self) -> Option<u64> {
+        self.disk.get().map(|disk| disk.n_bytes())
     }
 
     /// Bytes of all kept answers.
@@ -233,6 +339,24 @@ impl Cache {
     }
 }
 
+/// Whose answers are forgotten.
+enum Which {
+    All,
+    Of(HashSet<Owner>),
+    /// Those of keys and teams that are not among these.
+    But(HashSet<Owner>),
+}
+
+impl Which {
+    fn has(&self, owner: Owner) -> bool {
+        match self {
+            Which::All => true,
+            Which::Of(owners) => owners.contains(&owner),
+            Which::But(owners) => !matches!(owner, Owner::Fixed(_)) && !owners.contains(&owner),
+        }
+    }
+}
+
 impl State {
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.entries.pop(key) {
@@ -255,5 +379,7 @@ impl Drop for Flight {
     }
 }
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;

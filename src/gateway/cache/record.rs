@@ -92,14 +92,14 @@ impl Recorder {
         let Some(expires) = made.checked_add(self.ttl).filter(|_| !self.is_spoilt) else { return };
         let entry = Entry {
             events: std::mem::take(&mut self.events).into_boxed_slice(),
-            n_bytes: self.n_bytes + accepted.len() * 4 + model.len() + fingerprint.len() + size_of::<Entry>(),
             accepted,
             model: model.to_owned(),
             fingerprint: fingerprint.to_owned(),
             made,
             expires,
+            n_bytes: 0,
         };
-        self.flight.cache.insert(self.flight.key, entry);
+        self.flight.cache.keep(self.flight.key, entry.counted(), self.flight.epoch);
         // The flight ends here, after the insertion: whoever waited finds the answer.
     }
 
@@ -139,6 +139,25 @@ impl Entry {
     ) -> Self {
         let made = Instant::now();
         Self { events: events.into(), accepted, model, fingerprint, made, expires: made, n_bytes: 0 }
+    }
+
+    fn counted(mut self) -> Self {
+        let events: usize = self.events.iter().map(|(_, event)| n_bytes(event)).sum();
+        let names = self.model.len() + self.fingerprint.len();
+        self.n_bytes = events + self.accepted.len() * 4 + names + size_of::<Self>();
+        self
+    }
+
+    /// For a file: all but the times.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let kept = (&self.events, &self.accepted, &self.model, &self.fingerprint);
+        postcard::to_stdvec(&kept).expect("these types have lengths and no maps; failing is a bug")
+    }
+
+    /// `None`: another build wrote it.
+    pub(super) fn from_bytes(bytes: &[u8], made: Instant, expires: Instant) -> Option<Self> {
+        let (events, accepted, model, fingerprint) = postcard::from_bytes(bytes).ok()?;
+        Some(Self { events, accepted, model, fingerprint, made, expires, n_bytes: 0 }.counted())
     }
 }
 

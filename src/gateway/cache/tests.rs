@@ -11,7 +11,7 @@ fn cache(change: impl FnOnce(&mut CacheConfig)) -> Arc<Cache> {
 }
 
 fn key(n: u32) -> Key {
-    let tenant = Tenant { partition: 0, team: None, namespace: None, border: [0; 32] };
+    let tenant = Tenant { owner: Owner::Fixed(0), partition: 0, team: None, namespace: None, border: [0; 32] };
     remote(&tenant, "u", "/", &n.to_le_bytes())
 }
 
@@ -55,7 +55,7 @@ async fn an_answer_comes_again_event_by_event_and_without_times() {
     let Some((0, Event::Done(end))) = replay.next() else { unreachable!("the end") };
     assert_eq!((end.timings, replay.next()), (Timings::default(), None));
     assert_eq!((entry.accepted.as_slice(), entry.model.as_str(), cache.n_bytes()), (&[3][..], "m", entry.n_bytes));
-    assert_eq!((cache.flush(), cache.n_bytes()), (1, 0));
+    assert_eq!((cache.flush().await, cache.n_bytes()), (1, 0));
     assert!(hit(&cache, 1, &CacheAsk::default()).await.is_none());
 }
 

@@ -192,7 +192,7 @@ pub(super) fn authenticate(keys: &[ApiKey], presented: Option<&str>) -> Result<P
 }
 
 /// The number of a tenant. A digest of its own: it travels to the engine and must not be a piece of another. Never 0.
-fn tenant(name: &[&[u8]]) -> u64 {
+pub(super) fn tenant(name: &[&[u8]]) -> u64 {
     let digest = name.iter().fold(Sha256::new().chain_update(b"partition"), |digest, part| digest.chain_update(part));
     let bytes = digest.finalize().first_chunk().copied().unwrap_or([1; 8]);
     u64::from_le_bytes(bytes).max(1)

@@ -6,7 +6,6 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 /// Lines for each table, as JSON arrays of objects.
-#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 #[derive(Debug)]
 pub(super) struct Batch {
     pub requests: Value,

@@ -12,22 +12,31 @@
 //! folder can't write as one; and the row under the cursor must be the one that is there, so that a folder out of an old
 //! backup, which numbers its new rows as others before, is refused instead of silently merged.
 
+// Without the feature nothing is sent, so nothing is read to be sent.
+#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
 mod batch;
 #[cfg(feature = "postgres")]
 mod postgres;
 
 use super::store::{Store, StoreError};
 use std::path::PathBuf;
+#[cfg(feature = "postgres")]
+use std::sync::Weak;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "postgres")]
 use std::time::Duration;
 
 /// Rows of one transaction, at most; and links of the audit chain.
+#[cfg(feature = "postgres")]
 const BATCH_MAX: u32 = 1000;
 /// Between two looks for new rows.
+#[cfg(feature = "postgres")]
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// Between two tries to reach the database: doubled each time.
+#[cfg(feature = "postgres")]
 const RETRY_FIRST: Duration = Duration::from_millis(500);
+#[cfg(feature = "postgres")]
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Where rows go.

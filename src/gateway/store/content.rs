@@ -7,7 +7,7 @@
 //! sealed with it, and words whose key is gone by the time they are written are not written.
 
 use super::StoreError;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use crate::gateway::seal::{NONCE_LEN, seal, unseal};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -33,32 +33,9 @@ impl fmt::Debug for Dek {
     }
 }
 
-fn cipher(key: &[u8; 32]) -> Option<LessSafeKey> {
-    UnboundKey::new(&CHACHA20_POLY1305, key).ok().map(LessSafeKey::new)
-}
-
-/// `text` sealed under `key`, bound to `about`; `None`: the system has no randomness to give.
-fn seal(key: &[u8; 32], about: &str, text: &[u8]) -> Option<([u8; NONCE_LEN], Vec<u8>)> {
-    let mut nonce = [0; NONCE_LEN];
-    getrandom::fill(&mut nonce).ok()?;
-    let mut sealed = text.to_vec();
-    let bound = Aad::from(about.as_bytes());
-    cipher(key)?.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), bound, &mut sealed).ok()?;
-    Some((nonce, sealed))
-}
-
-/// What was sealed; `None` for another key, another place, or changed bytes.
-fn unseal(key: &[u8; 32], about: &str, nonce: [u8; NONCE_LEN], sealed: &[u8]) -> Option<Vec<u8>> {
-    let mut text = sealed.to_vec();
-    let bound = Aad::from(about.as_bytes());
-    let n = cipher(key)?.open_in_place(Nonce::assume_unique_for_key(nonce), bound, &mut text).ok()?.len();
-    text.truncate(n);
-    Some(text)
-}
-
 impl Dek {
     pub fn seal(&self, request_id: &str, text: &[u8]) -> Option<Sealed> {
-        let (nonce, ciphertext) = seal(&self.key, request_id, text)?;
+        let (nonce, ciphertext) = seal(&self.key, request_id.as_bytes(), text)?;
         Some(Sealed { dek_id: self.id, nonce, ciphertext })
     }
 }
@@ -102,7 +79,7 @@ fn unwrap(
 ) -> std::result::Result<Dek, StoreError> {
     let damaged = || StoreError::Damaged { reason: format!("the content key {id} can't be opened with content.key") };
     let nonce = nonce.try_into().map_err(|_| damaged())?;
-    let key = unseal(kek, subject, nonce, wrapped).ok_or_else(damaged)?;
+    let key = unseal(kek, subject.as_bytes(), nonce, wrapped).ok_or_else(damaged)?;
     Ok(Dek { id, key: key.try_into().map_err(|_| damaged())? })
 }
 
@@ -111,7 +88,7 @@ pub fn make_dek(tx: &Connection, kek: &[u8; 32], subject: &str) -> std::result::
     let none = || StoreError::Unavailable("the system has no randomness to give".to_owned());
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(|_| none())?;
-    let (nonce, wrapped) = seal(kek, subject, &key).ok_or_else(none)?;
+    let (nonce, wrapped) = seal(kek, subject.as_bytes(), &key).ok_or_else(none)?;
     tx.execute(
         "INSERT OR IGNORE INTO dek(subject, nonce, wrapped) VALUES (?1, ?2, ?3)",
         params![subject, nonce.as_slice(), wrapped],
@@ -156,7 +133,8 @@ pub fn content(conn: &Connection, kek: &[u8; 32], request_id: &str) -> std::resu
     let Some((subject, id, dek_nonce, wrapped, nonce, sealed)) = row else { return Ok(None) };
     let dek = unwrap(kek, &subject, id, dek_nonce, &wrapped)?;
     let damaged = || StoreError::Damaged { reason: format!("the content of {request_id} can't be opened") };
-    let text = unseal(&dek.key, request_id, nonce.try_into().map_err(|_| damaged())?, &sealed).ok_or_else(damaged)?;
+    let text = unseal(&dek.key, request_id.as_bytes(), nonce.try_into().map_err(|_| damaged())?, &sealed)
+        .ok_or_else(damaged)?;
     String::from_utf8(text).map(Some).map_err(|_| damaged())
 }
 
@@ -168,9 +146,9 @@ mod tests {
     fn words_open_with_their_key_in_their_place_only() {
         let dek = Dek { id: 1, key: [7; 32] };
         let sealed = dek.seal("req_1", b"words").unwrap();
-        assert_eq!(unseal(&dek.key, "req_1", sealed.nonce, &sealed.ciphertext).unwrap(), b"words");
-        assert!(unseal(&dek.key, "req_2", sealed.nonce, &sealed.ciphertext).is_none());
-        assert!(unseal(&[8; 32], "req_1", sealed.nonce, &sealed.ciphertext).is_none());
+        assert_eq!(unseal(&dek.key, b"req_1", sealed.nonce, &sealed.ciphertext).unwrap(), b"words");
+        assert!(unseal(&dek.key, b"req_2", sealed.nonce, &sealed.ciphertext).is_none());
+        assert!(unseal(&[8; 32], b"req_1", sealed.nonce, &sealed.ciphertext).is_none());
         assert_ne!(sealed.digest(), dek.seal("req_1", b"words").unwrap().digest());
         assert_eq!(format!("{dek:?}"), "Dek(1)");
     }

@@ -27,7 +27,8 @@ mod writer;
 pub use chain::{Act, Link};
 pub use content::{Dek, Sealed, content, dek, erase, make_dek};
 pub use reports::{
-    DayRow, GroupBy, LINES_MAX, LogFilter, SpendRow, TagRow, TargetRow, days, links, logs, spend, spent, tags, targets,
+    DayRow, GroupBy, LINES_MAX, LogFilter, Part, SpendRow, TagRow, TargetRow, days, links, logs, spend, spent, tags,
+    targets,
 };
 pub use row::{Attempt, Progress, RequestRow, attempts_of, rows_after};
 pub use verify::{Fault, Verified};
@@ -307,6 +308,7 @@ impl Store {
 
     /// Rows and links up to these numbers have arrived elsewhere. Noted with other work; skipped where the queue is full, since
     /// the next one says more.
+    #[cfg(feature = "postgres")]
     pub(in crate::gateway) fn shipped(&self, request_seq: i64, audit_seq: i64) {
         self.keep_until_shipped(request_seq);
         if let Ok(permit) = Arc::clone(&self.places).try_acquire_owned() {

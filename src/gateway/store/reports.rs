@@ -8,6 +8,8 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 /// Most lines of one report; more are asked for page by page.
 pub const LINES_MAX: u32 = 10_000;
+/// Most names of each kind in one day of a summary.
+const NAMES_MAX: usize = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupBy {
@@ -47,15 +49,22 @@ pub struct SpendRow {
     pub cost_nusd: i64,
 }
 
-/// A day of one key with one model.
+/// A day, and what it cost by model, user and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DayRow {
     pub day: i64,
-    pub key_id: String,
-    pub team_id: String,
-    pub user_id: String,
-    pub model: String,
+    /// Of everything, whatever is left out of the parts.
     pub sum: SpendRow,
+    pub models: Part,
+    pub users: Part,
+    pub keys: Part,
+}
+
+/// Nano-USD by name, the dearest first. **Bound:** [`NAMES_MAX`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Part {
+    pub names: Vec<(String, i64)>,
+    pub n_left_out: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,26 +302,45 @@ pub fn spend(conn: &Connection, filter: &LogFilter, by: GroupBy) -> Result<Vec<S
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Everything that is summed, line by line.
+/// Sums by day, in their order, each with its models, users and keys.
 pub fn days(conn: &Connection, filter: &LogFilter) -> Result<Vec<DayRow>, StoreError> {
     let of = usage_filter(filter);
-    let text = format!(
-        "SELECT day, key_id, team_id, user_id, model, {SUMS} FROM usage_day WHERE {}
-         GROUP BY day, key_id, team_id, user_id, model ORDER BY day, key_id LIMIT {LINES_MAX}",
-        of.text
-    );
+    let text =
+        format!("SELECT day, {SUMS} FROM usage_day WHERE {} GROUP BY day ORDER BY day LIMIT {LINES_MAX}", of.text);
     let mut statement = conn.prepare(&text)?;
-    let rows = statement.query_map(of.values().as_slice(), |row| {
-        Ok(DayRow {
-            day: row.get(0)?,
-            key_id: row.get(1)?,
-            team_id: row.get(2)?,
-            user_id: row.get(3)?,
-            model: row.get(4)?,
-            sum: sums(row, 5, String::new())?,
-        })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let day = |row: &rusqlite::Row| {
+        let (models, users, keys) = Default::default();
+        Ok(DayRow { day: row.get(0)?, sum: sums(row, 1, String::new())?, models, users, keys })
+    };
+    let read = statement.query_map(of.values().as_slice(), day)?;
+    let mut days: Vec<DayRow> = read.collect::<Result<_, _>>()?;
+    for column in ["model", "user_id", "key_id"] {
+        let text = format!(
+            "SELECT day, {column}, sum(cost_nusd) FROM usage_day WHERE {} GROUP BY day, {column} ORDER BY day, 3 DESC, 2",
+            of.text
+        );
+        let mut statement = conn.prepare(&text)?;
+        let mut rows = statement.query(of.values().as_slice())?;
+        let mut idx = 0;
+        while let Some(row) = rows.next()? {
+            let day: i64 = row.get(0)?;
+            // Both are in the order of days.
+            while days.get(idx).is_some_and(|known| known.day < day) {
+                idx += 1;
+            }
+            let Some(known) = days.get_mut(idx).filter(|known| known.day == day) else { break };
+            let part = match column {
+                "model" => &mut known.models,
+                "user_id" => &mut known.users,
+                _ => &mut known.keys,
+            };
+            match part.names.len() < NAMES_MAX {
+                true => part.names.push((row.get(1)?, row.get(2)?)),
+                false => part.n_left_out += 1,
+            }
+        }
+    }
+    Ok(days)
 }
 
 pub fn tags(conn: &Connection, filter: &LogFilter) -> Result<Vec<TagRow>, StoreError> {
@@ -340,4 +368,43 @@ pub fn links(conn: &Connection, from: i64, limit: u32) -> Result<Vec<Link>, Stor
     let mut statement = conn.prepare_cached("SELECT * FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2")?;
     let rows = statement.query_map([from, i64::from(limit.min(LINES_MAX))], read_link)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_exact_however_many_keys_there_are() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(include_str!("schema.sql")).unwrap();
+        // More lines than any report has, of keys that cost more and more.
+        conn.execute_batch(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 11999)
+             INSERT INTO usage_day SELECT 100 + i / 4000, 'key' || (i % 4000), '', 'u', CASE i % 2 WHEN 0 THEN 'a' ELSE 'b' END,
+               2, 1, 10, 4, 5, i % 4000 FROM n",
+        )
+        .unwrap();
+        let all = days(&conn, &LogFilter::default()).unwrap();
+        assert_eq!(all.iter().map(|day| day.day).collect::<Vec<_>>(), [100, 101, 102]);
+        for day in &all {
+            let sum = SpendRow {
+                group: String::new(),
+                n: 8000,
+                n_failed: 4000,
+                in_tok: 40_000,
+                cached_tok: 16_000,
+                out_tok: 20_000,
+                cost_nusd: 4000 * 3999 / 2,
+            };
+            assert_eq!(day.sum, sum);
+            assert_eq!(day.models.names, [("b".to_owned(), 4_000_000), ("a".to_owned(), 3_998_000)]);
+            assert_eq!(day.users.names, [("u".to_owned(), sum.cost_nusd)]);
+            assert_eq!((day.keys.names.len(), day.keys.n_left_out, day.users.n_left_out), (1000, 3000, 0));
+            assert_eq!(day.keys.names[0], ("key3999".to_owned(), 3999), "the dearest are named");
+        }
+        let some = LogFilter { since: Some(101 * DAY_MS), key_id: Some("key7".into()), ..Default::default() };
+        let some = days(&conn, &some).unwrap();
+        assert_eq!(some.iter().map(|day| (day.day, day.sum.cost_nusd)).collect::<Vec<_>>(), [(101, 7), (102, 7)]);
+    }
 }

@@ -38,6 +38,7 @@ pub(super) enum Work {
     Progress(Vec<Progress>),
     Change(Act, Apply, Done),
     /// Rows and links up to here have arrived elsewhere.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code))]
     Shipped(i64, i64),
     Flush(oneshot::Sender<()>),
 }

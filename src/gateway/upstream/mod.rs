@@ -112,8 +112,13 @@ impl BaseUrl {
         self.uri.host().unwrap_or_default()
     }
 
+    /// The address of `path`, which begins with a slash.
+    pub(in crate::gateway) fn under(&self, path: &str) -> String {
+        format!("{}{path}", self.text)
+    }
+
     fn join(&self, path: &str) -> Option<Uri> {
-        format!("{}{path}", self.text).parse().ok()
+        self.under(path).parse().ok()
     }
 }
 

@@ -4,7 +4,7 @@ use super::fields::{Fields, Filter, from_one, wrong};
 use super::wire::time;
 use super::{Identity, Plane, json, refused, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
-use crate::gateway::{ModelStatus, usd};
+use crate::gateway::{BooksError, ModelStatus, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -141,7 +141,18 @@ pub(super) async fn erase(
     let mut fields = Fields::parse(&body)?;
     let subject: String = fields.required("user_id")?;
     fields.finish()?;
-    plane.books.erase(identity.actor(), &subject).await.map_err(refused)?;
+    let n_cached = match &plane.gateway {
+        Some(gateway) => gateway.forget_subject(&subject).await,
+        None => 0,
+    };
+    let erased = match plane.books.erase(identity.actor(), &subject).await {
+        // Nothing else was kept of it.
+        Err(BooksError::Missing(_)) if n_cached > 0 => {
+            plane.books.note(identity.actor(), "subject.erase", &subject, json!({ "cached_answers": n_cached })).await
+        }
+        other => other,
+    };
+    erased.map_err(refused)?;
     Ok(json(&json!({ "erased": subject })))
 }
 

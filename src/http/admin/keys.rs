@@ -128,6 +128,7 @@ pub(super) async fn delete(
 ) -> Result<Response, ApiError> {
     let ids = listed(&plane, &identity, fields)?;
     plane.books.revoke_keys(identity.actor(), ids.clone()).await.map_err(refused)?;
+    plane.forget_deleted().await;
     Ok(json(&json!({ "deleted_keys": ids })))
 }
 

@@ -1,8 +1,14 @@
 //! The plane's own listeners: a unix socket in the data folder, and an address if one is set.
+//!
+//! Who can write to the socket is the system's to say. An address has the data plane's certificate, where there is one, as
+//! it is at the time of each connection; and since a browser on this machine can reach it too, it answers to no name that
+//! is not this server's.
 
 use super::Peer;
+use crate::http::{LiveHttp, origin};
 use axum::Router;
 use axum::body::Body;
+use axum::response::IntoResponse as _;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -32,7 +38,7 @@ pub struct AdminListener(Socket);
 
 enum Socket {
     Unix(UnixListener, PathBuf),
-    Tcp(TcpListener),
+    Tcp(TcpListener, LiveHttp),
 }
 
 impl AdminListener {
@@ -50,14 +56,15 @@ impl AdminListener {
         Ok(Self(Socket::Unix(listener, path.to_owned())))
     }
 
-    pub async fn tcp(address: SocketAddr) -> Result<Self> {
-        Ok(Self(Socket::Tcp(TcpListener::bind(address).await?)))
+    /// Listens at an address, with the certificate and the names of the data plane's settings.
+    pub async fn tcp(address: SocketAddr, live: LiveHttp) -> Result<Self> {
+        Ok(Self(Socket::Tcp(TcpListener::bind(address).await?, live)))
     }
 
     /// Where it listens, if that is an address.
     pub fn address(&self) -> Option<SocketAddr> {
         match &self.0 {
-            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Tcp(listener, _) => listener.local_addr().ok(),
             Socket::Unix(..) => None,
         }
     }
@@ -84,11 +91,11 @@ pub async fn serve_admin(listener: AdminListener, router: Router, shutdown: Canc
             accepted = accept(&listener, &places) => accepted,
         };
         match accepted {
-            Ok((stream, peer, place)) => {
+            Ok((stream, from, place)) => {
                 let router = router.clone();
                 connections.spawn(async move {
                     let _place = place;
-                    answer(stream, peer, router).await;
+                    answer(stream, from, router).await;
                 });
             }
             Err(error) => {
@@ -103,25 +110,43 @@ pub async fn serve_admin(listener: AdminListener, router: Router, shutdown: Canc
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-type Accepted = (Box<dyn Stream>, Option<IpAddr>, tokio::sync::OwnedSemaphorePermit);
+/// Where a connection comes from, if not by the unix socket, and what holds for those.
+type From = Option<(IpAddr, LiveHttp)>;
+type Accepted = (Box<dyn Stream>, From, tokio::sync::OwnedSemaphorePermit);
 
 async fn accept(listener: &AdminListener, places: &Arc<Semaphore>) -> Result<Accepted> {
     let place = Arc::clone(places).acquire_owned().await.map_err(Error::other)?;
     Ok(match &listener.0 {
         Socket::Unix(listener, _) => (Box::new(listener.accept().await?.0), None, place),
-        Socket::Tcp(listener) => {
+        Socket::Tcp(listener, live) => {
             let (stream, peer) = listener.accept().await?;
-            (Box::new(stream), Some(peer.ip().to_canonical()), place)
+            (Box::new(stream), Some((peer.ip().to_canonical(), live.clone())), place)
         }
     })
 }
 
-async fn answer(stream: Box<dyn Stream>, peer: Option<IpAddr>, router: Router) {
+async fn answer(stream: Box<dyn Stream>, from: From, router: Router) {
+    let Some(tls) = from.as_ref().and_then(|(_, live)| live.now().tls.clone()) else {
+        return talk(stream, from, router).await;
+    };
+    match tokio::time::timeout(HEADER_TIMEOUT, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => talk(Box::new(stream), from, router).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake of an administrator failed"),
+        Err(_) => tracing::debug!("a TLS handshake of an administrator took too long"),
+    }
+}
+
+async fn talk(stream: Box<dyn Stream>, from: From, router: Router) {
+    let (peer, live) = from.unzip();
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).http2().timer(TokioTimer::new());
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
+        let foreign = live.as_ref().and_then(|live| origin::check_admin_host(&live.now(), &request).err());
         async move {
+            if let Some(error) = foreign {
+                return Ok(error.into_response());
+            }
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Peer(peer));
             // A router never fails.

@@ -55,6 +55,15 @@ pub struct Admin {
 
 type Plane = Arc<Admin>;
 
+impl Admin {
+    /// Keys or teams were deleted: what is kept of them goes too.
+    async fn forget_deleted(&self) {
+        if let Some(gateway) = &self.gateway {
+            gateway.forget_deleted().await;
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Debug, Clone)]
 enum Identity {

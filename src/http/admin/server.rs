@@ -105,6 +105,9 @@ pub(super) async fn flush_cache(
 ) -> Result<Response, ApiError> {
     identity.may_rule()?;
     plane.books.note(identity.actor(), "cache.flush", "cache", json!({})).await.map_err(refused)?;
-    let n_flushed = plane.gateway.as_ref().map_or(0, |gateway| gateway.flush_cache());
+    let n_flushed = match &plane.gateway {
+        Some(gateway) => gateway.flush_cache().await,
+        None => 0,
+    };
     Ok(json(&json!({ "flushed": n_flushed })))
 }

@@ -3,7 +3,9 @@
 use super::fields::{Filter, from_one, wrong};
 use super::wire::{dollars, time};
 use super::{Identity, Plane, missing, refused, typed};
-use crate::gateway::store::{self, Attempt, DayRow, GroupBy, LogFilter, RequestRow, SpendRow, StoreError, TargetRow};
+use crate::gateway::store::{
+    self, Attempt, DayRow, GroupBy, LogFilter, Part, RequestRow, SpendRow, StoreError, TargetRow,
+};
 use crate::gateway::{Credential, usd};
 use crate::http::error::ApiError;
 use axum::Extension;
@@ -16,7 +18,6 @@ use jiff::{Span, Timestamp};
 use rusqlite::Connection;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -149,40 +150,29 @@ fn attempt_object(attempt: &Attempt) -> Value {
     })
 }
 
-/// LiteLLM's summary: a line for each day, with the spend of each model, user and key in it.
+/// LiteLLM's summary: a line for each day, with the spend of each model, user and key in it; and, where there are too many of
+/// them, how many are left out.
 fn summary(days: &[DayRow]) -> Vec<Map<String, Value>> {
-    #[derive(Default)]
-    struct Day {
-        nusd: i64,
-        n_tokens: i64,
-        n: i64,
-        parts: [BTreeMap<String, i64>; 3],
-    }
-    let mut by_day: BTreeMap<i64, Day> = BTreeMap::new();
-    for row in days {
-        let day = by_day.entry(row.day).or_default();
-        day.nusd += row.sum.cost_nusd;
-        day.n_tokens += row.sum.in_tok + row.sum.out_tok;
-        day.n += row.sum.n;
-        for (part, name) in day.parts.iter_mut().zip([&row.model, &row.user_id, &row.key_id]) {
-            *part.entry(name.clone()).or_default() += row.sum.cost_nusd;
+    let named = |part: &Part| part.names.iter().map(|(name, n)| (name.clone(), dollars(*n))).collect::<Map<_, _>>();
+    let line = |of: &DayRow| {
+        let mut line = super::wire::object(json!({
+            "startTime": day_text(of.day),
+            "spend": dollars(of.sum.cost_nusd),
+            "requests": of.sum.n,
+            "total_tokens": of.sum.in_tok + of.sum.out_tok,
+            "models": named(&of.models),
+            "users": named(&of.users),
+            "api_keys": named(&of.keys),
+        }));
+        let parts = [("models", &of.models), ("users", &of.users), ("api_keys", &of.keys)];
+        let left_out = parts.iter().filter(|(_, part)| part.n_left_out > 0);
+        let left_out: Map<_, _> = left_out.map(|(name, part)| ((*name).to_owned(), part.n_left_out.into())).collect();
+        if !left_out.is_empty() {
+            line.insert("left_out".to_owned(), left_out.into());
         }
-    }
-    let named =
-        |part: BTreeMap<String, i64>| part.into_iter().map(|(name, n)| (name, dollars(n))).collect::<Map<_, _>>();
-    let line = |(day, of): (i64, Day)| {
-        let [models, users, keys] = of.parts.map(named);
-        super::wire::object(json!({
-            "startTime": day_text(day),
-            "spend": dollars(of.nusd),
-            "requests": of.n,
-            "total_tokens": of.n_tokens,
-            "models": models,
-            "users": users,
-            "api_keys": keys,
-        }))
+        line
     };
-    by_day.into_iter().map(line).collect()
+    days.iter().map(line).collect()
 }
 
 pub(super) async fn keys(

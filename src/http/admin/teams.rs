@@ -62,6 +62,7 @@ pub(super) async fn delete(
     ids.sort_unstable();
     ids.dedup();
     plane.books.delete_teams(identity.actor(), ids.clone()).await.map_err(refused)?;
+    plane.forget_deleted().await;
     Ok(json(&json!({ "deleted_teams": ids })))
 }
 

@@ -4,7 +4,7 @@ use super::{Answer, PATIENCE, Server, Setup, ready};
 use hearth::engine::Engine;
 use hearth::gateway::store::{Durability, LogFilter, OnFailure, RequestRow, logs};
 use hearth::gateway::{Books, BooksConfig, Gateway, Price, read_master};
-use hearth::http::{Admin, AdminListener, Settings, admin_router, serve_admin};
+use hearth::http::{Admin, AdminListener, HttpConfig, LiveHttp, Settings, admin_router, serve_admin};
 use hearth::telemetry::Metrics;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -56,7 +56,8 @@ impl Governed {
         let books = Books::open(config, &metrics).expect("fresh books");
         let gateway = Gateway::new(setup.gateway, engine.clone(), metrics).with_books(Arc::clone(&books));
         let gateway = Arc::new(gateway);
-        let listener = AdminListener::tcp(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+        let listener = AdminListener::tcp(([127, 0, 0, 1], 0).into(), LiveHttp::from(HttpConfig::default())).await;
+        let listener = listener.expect("a free port");
         let admin = format!("http://{}", listener.address().expect("a bound socket"));
         let drain = CancellationToken::new();
         let (settings, mut asks) = Settings::new(json!({ "settings": {} }));

@@ -3,6 +3,7 @@
 
 pub mod bodies;
 pub mod cloud;
+#[cfg(feature = "postgres")]
 pub mod cluster;
 #[cfg(feature = "otlp")]
 pub mod collector;

@@ -164,7 +164,7 @@ async fn many_slots(model: &str, change: &impl Fn(&mut EngineConfig)) {
         let said = futures_util::future::join_all(each).await;
         assert_eq!(said.iter().collect::<Vec<_>>(), alone, "{model}");
     }
-    let stats = drafted.stats().await.unwrap();
+    let stats = drafted.stats().await.expect("stats");
     assert!(stats.n_drafted > 0, "{model}: they were to be drafted for");
     assert!(stats.n_parked > 0 || !is_pool, "{model}: the cells were to run out");
 }

@@ -69,6 +69,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+mod speculation;
 #[cfg(feature = "postgres")]
 mod store_postgres;
 mod structured;

@@ -348,13 +348,9 @@ impl Loading {
         match self.config.source.clone() {
             ModelSource::Gguf(path) => {
                 // At each load, so also when this process is started anew after a crash.
-                let pins = &self.config.sha256;
-                let pinned = (!pins.is_empty()).then(|| Pinned::check(&path, pins)).transpose();
-                let pinned = pinned.map_err(|error| error.to_string())?;
+                let pinned = Pinned::check(&path, &self.config.sha256).map_err(|error| error.to_string())?;
                 let model = LlamaModel::load(&path, &self.config, progress)?;
-                if let Some(pinned) = pinned {
-                    pinned.check_unchanged().map_err(|error| error.to_string())?;
-                }
+                pinned.check_unchanged().map_err(|error| error.to_string())?;
                 self.open(Arc::new(model))
             }
             ModelSource::Scripted(scripted) => {

@@ -246,14 +246,11 @@ impl<M: Model> Worker<M> {
         let (out, is_urgent, fair) = (&mut self.out, &mut self.is_urgent, &mut self.fair);
         self.waiting.retain(|run| {
             // Asked once: a cancel between two looks would drop the run without its ending.
-            let refusal = run.refusal();
-            let stays = refusal.is_none();
-            if let Some(failure) = refusal {
-                *is_urgent = true;
-                fair.leave_queue(run.class, run.owner);
-                out.push(Item::Failed { id: run.id, failure });
-            }
-            stays
+            let Some(failure) = run.refusal() else { return true };
+            *is_urgent = true;
+            fair.leave_queue(run.class, run.owner);
+            out.push(Item::Failed { id: run.id, failure });
+            false
         });
     }
 

@@ -37,7 +37,7 @@ fn compile_shim(source: &Path) {
         .std("c++17")
         .opt_level(2)
         .files(
-            ["hearth_llama.cpp", "hearth_chat.cpp", "hearth_mtmd.cpp", "hearth_tools.cpp"]
+            ["hearth_llama.cpp", "hearth_chat.cpp", "hearth_mtmd.cpp", "hearth_speculator.cpp", "hearth_tools.cpp"]
                 .map(|file| format!("{SHIM}/{file}")),
         )
         .include(SHIM);

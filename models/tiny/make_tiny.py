@@ -232,6 +232,79 @@ def qwen2moe(out):
     m.close()
 
 
+def same(rows, columns, at=0):
+    """A matrix that takes `rows` of its inputs, from `at` on, as they are."""
+    return np.eye(rows, columns, at, dtype=np.float32)
+
+
+def glm4moe(out):
+    """Two layers and a head that drafts the token after the next (MTP); its layers say little beside the embeddings, and
+    the head takes the last token's as it is, so it is right more often than not."""
+    m = Model(out, "tiny-glm4moe", "glm4moe", 12, layers=3, width=32, context=2048, kind=Q.F16)
+    m.attention(2, 1, 16)
+    experts, size = 2, 32
+    m.w.add_feed_forward_length(64)
+    m.w.add_expert_count(experts)
+    m.w.add_expert_used_count(1)
+    m.w.add_expert_feed_forward_length(size)
+    m.w.add_expert_shared_count(1)
+    m.w.add_leading_dense_block_count(1)
+    m.w.add_nextn_predict_layers(1)
+    m.w.add_rope_dimension_count(8)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        m.matrix(b + "attn_q.weight", 32, m.width)
+        m.matrix(b + "attn_k.weight", 16, m.width)
+        m.matrix(b + "attn_v.weight", 16, m.width)
+        m.matrix(b + "attn_output.weight", m.width, 32, gain=0.4)
+        m.ones(b + "post_attention_norm.weight", m.width)
+        if i == 0:
+            m.matrix(b + "ffn_gate.weight", 64, m.width)
+            m.matrix(b + "ffn_up.weight", 64, m.width)
+            m.matrix(b + "ffn_down.weight", m.width, 64, gain=0.4)
+            continue
+        m.put(b + "ffn_gate_inp.weight", m.uniform((experts, m.width), 0.2), exact=True)
+        m.put(b + "exp_probs_b.bias", m.uniform((experts,), 0.1))
+        for kind, batch in (("exps", experts), ("shexp", None)):
+            m.matrix(f"{b}ffn_gate_{kind}.weight", size, m.width, batch=batch)
+            m.matrix(f"{b}ffn_up_{kind}.weight", size, m.width, batch=batch)
+            m.matrix(f"{b}ffn_down_{kind}.weight", m.width, size, batch=batch, gain=0.2)
+    m.put("blk.2.nextn.eh_proj.weight", same(m.width, 2 * m.width))
+    for name in ("enorm", "hnorm", "shared_head_norm"):
+        m.ones(f"blk.2.nextn.{name}.weight", m.width)
+    m.close()
+
+
+def eagle3(out):
+    """A head of EAGLE-3 for ../stories260K.gguf: it reads what goes into two of its layers and what comes out of the last,
+    and takes embeddings and output from it. Its own vocabulary has as many tokens; nobody reads them."""
+    more = [f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL))]
+    m = Model(out, "tiny-eagle3", "eagle3", 13, layers=1, width=64, context=2048, kind=Q.F16, more=more)
+    m.attention(2, 1, 32)
+    m.w.add_feed_forward_length(64)
+    m.w.add_rope_dimension_count(32)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_array("eagle3.target_layers", [1, 3, 5])
+    m.w.add_uint32("eagle3.target_hidden_size", m.width)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.ones("output_norm.weight", m.width)
+    # What comes out of the last layer, as it is.
+    m.put("fc.weight", same(m.width, 3 * m.width, 2 * m.width))
+    b = "blk.0."
+    for name in ("attn_norm", "attn_norm_2", "ffn_norm"):
+        m.ones(f"{b}{name}.weight", m.width)
+    m.matrix(b + "attn_q.weight", 64, 2 * m.width)
+    m.matrix(b + "attn_k.weight", 32, 2 * m.width)
+    m.matrix(b + "attn_v.weight", 32, 2 * m.width)
+    m.matrix(b + "attn_output.weight", m.width, 64, gain=0.2)
+    m.ffn(b, 64)
+    m.close()
+
+
 def mamba(out):
     """Recurrent: a state of fixed size for each sequence, no KV cache."""
     m = Model(out, "tiny-mamba", "mamba", 3, layers=2, width=64, context=2048)
@@ -472,7 +545,7 @@ def qwen2vl(out):
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank, mmproj, qwen2vl):
+    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank, mmproj, qwen2vl, glm4moe, eagle3):
         make(out)
     lora(out, "tiny-llama-lora-a", 7)
     lora(out, "tiny-llama-lora-b", 8)

@@ -93,11 +93,17 @@ impl FromArgMatches for Flags {
 }
 
 /// llama-server's flags of several letters behind one dash, which clap does not know.
-const SPELLINGS: [(&str, &str); 11] = [
+const SPELLINGS: [(&str, &str); 17] = [
     ("-np", "--parallel"),
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
     ("-ngl", "--n-gpu-layers"),
+    ("-ngld", "--n-gpu-layers-draft"),
+    ("-md", "--model-draft"),
+    ("--spec-draft-model", "--model-draft"),
+    ("--spec-draft-n-max", "--draft-max"),
+    ("--spec-draft-n-min", "--draft-min"),
+    ("--spec-draft-p-min", "--draft-p-min"),
     ("-fa", "--flash-attn"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),

@@ -94,6 +94,9 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled>
     // The projector is small beside a model; what it computes with is smaller still.
     let mmproj = served.engine.mmproj.as_ref().and_then(|path| std::fs::metadata(path).ok());
     plan.weights += mmproj.map_or(0, |file| file.len());
+    // Of a draft the weights too: its cache is as many cells of a model that is small beside this one.
+    let draft = served.engine.draft.model.as_ref().and_then(|path| std::fs::metadata(path).ok());
+    plan.weights += draft.map_or(0, |file| file.len());
     let mut adapter_bytes = 0u64;
     for lora in &served.engine.lora {
         let file = ModelFile::open(&lora.path)?;

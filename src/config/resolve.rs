@@ -5,7 +5,7 @@ use super::settings::Raw;
 use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Switch};
 use super::{Config, Origin, ServedModel};
 use crate::chat::{self, Sampling};
-use crate::engine::config::{EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
+use crate::engine::config::{DraftConfig, DraftMode, EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::limits::LimitSets;
 use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
@@ -242,10 +242,34 @@ impl Raw {
             mmproj: self.mmproj.value.clone(),
             max_gap: Duration::from_millis(max_gap_ms.into()),
             n_draft_max: within(&self.draft_max, default.n_draft_max, 0, EngineConfig::DRAFT_MAX)?,
+            draft: self.draft()?,
             n_queue: within(&self.queue, default.n_queue, 0, QUEUE_MAX)?,
             max_wait: Some(seconds(&self.max_wait, Duration::ZERO)).filter(|wait| !wait.is_zero()),
             hang_timeout: self.hang_timeout()?,
             source: default.source,
+        })
+    }
+
+    fn draft(&self) -> Result<DraftConfig, ConfigError> {
+        let mode = self.spec_type.value.unwrap_or_default();
+        let needs_file = matches!(mode, DraftMode::Simple | DraftMode::Eagle3 | DraftMode::Dflash | DraftMode::Dspark);
+        match &self.model_draft.value {
+            Some(path) => check_file(path)?,
+            None if needs_file => return Err(rule(&self.spec_type, "this kind of drafts needs --model-draft")),
+            None => {}
+        }
+        let p_min = self.draft_p_min.value.unwrap_or_default();
+        if !(0.0..=1.0).contains(&p_min) {
+            return Err(rule(&self.draft_p_min, format!("{p_min} is not within 0..=1")));
+        }
+        let default = DraftConfig::default();
+        Ok(DraftConfig {
+            mode,
+            model: self.model_draft.value.clone().filter(|_| mode != DraftMode::None),
+            n_min: within(&self.draft_min, default.n_min, 0, EngineConfig::DRAFT_MAX)?,
+            p_min,
+            n_gpu_layers: self.n_gpu_layers_draft.value.map_or(default.n_gpu_layers, |GpuLayers(n)| n),
+            always: default.always,
         })
     }
 

@@ -9,7 +9,7 @@ use super::tables::Tables;
 use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
-use crate::engine::config::{EmbedMode, FlashAttn, KvType};
+use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, KvType};
 use crate::gateway::store::{Durability, OnFailure};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
@@ -156,9 +156,21 @@ settings! {
         mlock: Switch = Some("false"), "BOOL";
         /// Longest gap between two tokens of a stream to aim at while prompts are computed beside it
         max_gap_ms: u32 = Some("150"), "MS";
-        /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, and where that is
-        /// measured to pay; 0: none
+        /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, or where something
+        /// drafts them, and where that is measured to pay; 0: none
         draft_max: u32 = Some("16"), "N";
+        /// A smaller model of the same vocabulary, or heads made for this model (EAGLE-3, MTP, DFlash, DSpark), that
+        /// drafts the next tokens (-md)
+        model_draft: PathBuf = None, "FILE";
+        /// What drafts: auto is what the draft's file is made for, or the model's own heads (MTP), if it has some;
+        /// none: only texts do
+        spec_type: DraftMode = Some("auto"), "auto|none|draft-simple|draft-eagle3|draft-mtp|draft-dflash|draft-dspark";
+        /// Drafts of a model that are shorter are not tried
+        draft_min: u32 = Some("0"), "N";
+        /// A draft of a model ends before a token that is less probable to it
+        draft_p_min: f32 = Some("0"), "P";
+        /// Layers of the draft's model kept on the GPU, if this build has one (-ngld)
+        n_gpu_layers_draft: GpuLayers = Some("all"), "N";
         /// Run the engine on threads of this process: least memory, but a crash of it takes the server along
         in_process: Switch = Some("false"), "BOOL";
     }

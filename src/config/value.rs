@@ -2,7 +2,7 @@
 
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
-use crate::engine::config::{EmbedMode, FlashAttn, KvType};
+use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, KvType};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
 use ipnet::IpNet;
@@ -328,6 +328,11 @@ words! {
     ];
     LogFormat, "one of auto, human, json", [
         "auto" => LogFormat::Auto, "human" => LogFormat::Human, "json" => LogFormat::Json,
+    ];
+    DraftMode, "one of auto, none, draft-simple, draft-eagle3, draft-mtp, draft-dflash, draft-dspark", [
+        "auto" => DraftMode::Auto, "none" => DraftMode::None, "draft-simple" => DraftMode::Simple,
+        "draft-eagle3" => DraftMode::Eagle3, "draft-mtp" => DraftMode::Mtp, "draft-dflash" => DraftMode::Dflash,
+        "draft-dspark" => DraftMode::Dspark,
     ];
     Mirostat, "0 (off), 1 or 2", ["0" => Mirostat::Off, "1" => Mirostat::V1, "2" => Mirostat::V2];
 }

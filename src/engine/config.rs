@@ -101,6 +101,47 @@ pub enum EmbedMode {
     Off,
 }
 
+/// How the next tokens are drafted, besides from texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DraftMode {
+    /// By the draft's file, if there is one, else by the model's own heads, if it has some that can be used.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// By a smaller model of the same vocabulary.
+    Simple,
+    Eagle3,
+    /// By heads for several tokens, the model's own or those of the draft's file.
+    Mtp,
+    Dflash,
+    Dspark,
+}
+
+/// What drafts beside a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DraftConfig {
+    pub mode: DraftMode,
+    /// The file of a model or of heads that draft.
+    pub model: Option<PathBuf>,
+    /// Shorter drafts are not tried; at most `DRAFT_MAX`.
+    pub n_min: u32,
+    /// A draft ends before a token that is less probable to what drafts, 0..=1.
+    pub p_min: f32,
+    /// Layers of the draft's model on the GPU; negative: all.
+    pub n_gpu_layers: i32,
+    /// Drafts are as long as may be whether or not that is measured to pay, as llama-server does it: for tests, which must
+    /// not depend on a machine's speed, and for measuring what the measurement is worth.
+    pub always: bool,
+}
+
+impl Default for DraftConfig {
+    fn default() -> Self {
+        Self { mode: DraftMode::Auto, model: None, n_min: 0, p_min: 0.0, n_gpu_layers: -1, always: false }
+    }
+}
+
 /// Which backend a worker drives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ModelSource {
@@ -196,8 +237,9 @@ pub struct EngineConfig {
     pub saved_bytes: Option<u64>,
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
     pub max_gap: Duration,
-    /// Most tokens that are tried ahead at once where a text repeats and it pays; 0: none. At most `DRAFT_MAX`.
+    /// Most tokens that are tried ahead at once where it pays; 0: none. At most `DRAFT_MAX`.
     pub n_draft_max: u32,
+    pub draft: DraftConfig,
     /// Requests that may wait for a slot, over all workers; one more is refused.
     pub n_queue: u32,
     /// A request that would wait longer for a slot is refused at once; `None`: however long.
@@ -238,7 +280,7 @@ impl EngineConfig {
         let ModelSource::Gguf(path) = &self.source else { return 0 };
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
         let adapters = self.lora.iter().map(|adapter| &adapter.path);
-        for path in std::iter::once(path).chain(&self.mmproj).chain(adapters) {
+        for path in std::iter::once(path).chain(&self.mmproj).chain(&self.draft.model).chain(adapters) {
             path.hash(&mut hasher);
             let metadata = std::fs::metadata(path).ok();
             metadata.as_ref().map(|file| (file.len(), file.modified().ok())).hash(&mut hasher);
@@ -280,6 +322,7 @@ impl EngineConfig {
             saved_bytes: None,
             max_gap: Duration::from_millis(150),
             n_draft_max: 16,
+            draft: DraftConfig::default(),
             n_queue: 256,
             max_wait: None,
             hang_timeout: Some(Duration::from_secs(60)),

@@ -28,7 +28,7 @@ impl Default for StepCost {
 
 impl StepCost {
     /// Numbers of rows that a warm-up should measure; what lies between is interpolated.
-    pub const PROBES: [u32; 3] = [1, 4, 16];
+    pub const PROBES: [u32; 4] = [1, 4, 16, 64];
 
     pub fn observe(&mut self, n_rows: u32, time: Duration) {
         let Some(known) = self.0.get_mut(n_rows as usize) else { return };
@@ -47,7 +47,7 @@ impl StepCost {
     }
 
     /// Seconds of a step with `n_rows`; `None`: there is nothing to guess from.
-    fn time(&self, n_rows: usize) -> Option<f64> {
+    pub(super) fn time(&self, n_rows: usize) -> Option<f64> {
         let known = |at: usize| (self.0[at] > 0.0).then_some((at as f64, self.0[at]));
         if n_rows > ROWS_MAX {
             return None;
@@ -103,6 +103,98 @@ impl StepCost {
     }
 }
 
+/// Seconds that drafts of a model take.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DraftCost {
+    /// A token for so many sequences at once; a whole draft where each takes as long as the longest.
+    pub round: StepCost,
+    /// Taking so many rows in.
+    pub feed: StepCost,
+    pub is_fixed: bool,
+    /// Rows of the target's steps are taken in too.
+    pub follows: bool,
+    /// Drafts are made whatever they cost.
+    pub is_ignored: bool,
+}
+
+/// A sequence that could be drafted for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bid {
+    pub odds: f64,
+    /// Most tokens.
+    pub most: usize,
+}
+
+impl Bid {
+    /// How many of `len` tokens, or as many as may be, are expected to be right.
+    fn right(&self, len: usize) -> f64 {
+        let n = i32::try_from(self.most.min(len)).unwrap_or(i32::MAX);
+        self.odds * (1.0 - self.odds.powi(n)) / (1.0 - self.odds)
+    }
+}
+
+/// What is drafted in a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Choice {
+    /// The first so many bids; 0: a plain step is faster.
+    pub n_seqs: usize,
+    pub len: usize,
+    /// Seconds saved for each token of the step, drafted or not.
+    pub saved: f64,
+}
+
+impl DraftCost {
+    /// Seconds of taking in `n_rows`.
+    pub fn feeding(&self, n_rows: usize) -> Option<f64> {
+        match n_rows {
+            0 => Some(0.0),
+            n if n <= ROWS_MAX => self.feed.time(n),
+            n => Some(self.feed.time(ROWS_MAX)? * n as f64 / ROWS_MAX as f64),
+        }
+    }
+
+    /// Seconds of drafts of `len` tokens for `n_seqs` sequences.
+    fn drafting(&self, n_seqs: usize, len: usize) -> Option<f64> {
+        Some(self.round.time(n_seqs)? * if self.is_fixed { 1.0 } else { len as f64 })
+    }
+
+    /// For how many of `bids`, which fall in their odds, to draft how many tokens, in a step of `n_rows` that gets as many
+    /// tokens on without: what gets on fastest, by the measured times of the step and of the drafts. `is_apart`: drafts are
+    /// verified in a pass of their own.
+    pub fn choose(&self, step: &StepCost, (n_rows, is_apart): (usize, bool), bids: &[Bid]) -> Choice {
+        let mut best = Choice::default();
+        if self.is_ignored {
+            let len = bids.iter().map(|bid| bid.most).max().unwrap_or(0);
+            return Choice { n_seqs: bids.len(), len, saved: f64::MAX };
+        }
+        let Some(plain) = step.time(n_rows).filter(|time| *time > 0.0) else { return best };
+        let n_useful = n_rows as f64;
+        let mut best_rate = n_useful / plain * MARGIN;
+        for n_seqs in 1..=bids.len() {
+            let bids = &bids[..n_seqs];
+            let longest = bids.iter().map(|bid| bid.most).max().unwrap_or(0);
+            for len in 1..=longest {
+                let n_drafted: usize = bids.iter().map(|bid| bid.most.min(len)).sum();
+                let apart = if is_apart { step.time(n_rows) } else { Some(0.0) };
+                let n_beside = if is_apart { 0 } else { n_rows };
+                let verified = self.time_with(step, n_beside + n_drafted, n_seqs, len);
+                let Some(time) = verified.zip(apart).map(|(a, b)| a + b) else { break };
+                let rate = (n_useful + bids.iter().map(|bid| bid.right(len)).sum::<f64>()) / time;
+                if rate > best_rate {
+                    best_rate = rate;
+                    best = Choice { n_seqs, len, saved: plain / n_useful - 1.0 / rate };
+                }
+            }
+        }
+        best
+    }
+
+    fn time_with(&self, step: &StepCost, n_rows: usize, n_seqs: usize, len: usize) -> Option<f64> {
+        let follow = if self.follows { self.feeding(n_rows)? } else { 0.0 };
+        Some(step.time(n_rows)? + self.drafting(n_seqs, len)? + follow)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +247,31 @@ mod tests {
         }
         assert_eq!((cost.padded(13, &[4, 16]), cost.padded(9, &[4, 16])), (16, 9));
         assert_eq!((cost.padded(ROWS_MAX, &[4, 16]), cost.padded(ROWS_MAX + 9, &[4, 16])), (ROWS_MAX, ROWS_MAX + 9));
+    }
+
+    /// Drafts whose every token takes `of` for one sequence and for sixteen.
+    fn draft_cost(of: f64) -> DraftCost {
+        let mut cost = DraftCost::default();
+        cost.round.observe(1, Duration::from_secs_f64(of));
+        cost.round.observe(16, Duration::from_secs_f64(of * 1.5));
+        cost
+    }
+
+    #[test]
+    fn cheap_drafts_that_are_right_are_long_and_dear_or_wrong_ones_are_not_made() {
+        let step = cost(|n| 1.0 + 0.05 * f64::from(n));
+        let bids = |odds: f64| [Bid { odds, most: 12 }; 4];
+        let good = draft_cost(0.05).choose(&step, (1, false), &bids(0.9)[..1]);
+        assert!(good.n_seqs == 1 && (4..=12).contains(&good.len) && good.saved > 0.3, "{good:?}");
+        assert_eq!(draft_cost(0.05).choose(&step, (1, false), &bids(0.05)[..1]).n_seqs, 0, "always wrong");
+        assert_eq!(draft_cost(1.0).choose(&step, (1, false), &bids(0.9)[..1]).n_seqs, 0, "as dear as the model itself");
+        let shared = draft_cost(0.05).choose(&step, (4, false), &bids(0.9));
+        assert!(shared.n_seqs == 4 && shared.len >= 3, "four share the cost of a draft: {shared:?}");
+        let mut mixed = bids(0.9);
+        (mixed[2].odds, mixed[3].odds) = (0.05, 0.02);
+        assert_eq!(draft_cost(0.05).choose(&step, (4, false), &mixed).n_seqs, 2, "the poor ones are left out");
+        let fixed = DraftCost { is_fixed: true, ..draft_cost(0.3) };
+        assert_eq!(fixed.choose(&step, (1, false), &bids(0.9)[..1]).len, 12, "the rest of a draft costs rows only");
     }
 
     #[test]

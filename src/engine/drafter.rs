@@ -1,5 +1,5 @@
 //! Drafts of the next tokens: from a text that the answer probably repeats, and from what the request itself said before
-//! (prompt lookup: Saxena 2023; Yang et al. 2023, arXiv:2304.04487).
+//! (prompt lookup: Saxena 2023; Yang et al. 2023, arXiv:2304.04487). Those of a model are `speculation`'s.
 //!
 //! A draft costs rows in a decode that happens anyway; what the model says about them decides, so the answer is the same
 //! with and without.
@@ -9,6 +9,7 @@
 //! that was wrong is silent, and speaks again when it would have been right for a while.
 
 use super::backend::Token;
+use super::trust::{Odds, Trust};
 use rustc_hash::FxHashMap;
 
 /// Tokens that must agree before a place in a text is believed.
@@ -24,6 +25,8 @@ pub(super) enum Source {
     Prediction,
     /// The prompt and the answer so far.
     History,
+    /// A model or heads that draft.
+    Model,
 }
 
 /// Tokens that probably come next.
@@ -52,6 +55,8 @@ pub(super) struct Proposal<'a> {
 pub(super) struct Drafter {
     prediction: Option<(Vec<Token>, Follower)>,
     history: Option<Follower>,
+    /// Trust in what drafts beside the model; `None` where nothing does, or before the run has a slot.
+    pub model: Option<Trust>,
     pub drafted: Drafted,
 }
 
@@ -86,7 +91,8 @@ impl Drafter {
             (follower.at, follower.streak) = (Some(0), Follower::SURE);
             (text, follower)
         });
-        let drafter = Self { prediction, history: has_history.then(Follower::default), drafted: Drafted::default() };
+        let history = has_history.then(Follower::default);
+        let drafter = Self { prediction, history, model: None, drafted: Drafted::default() };
         (drafter.prediction.is_some() || has_history).then(|| Box::new(drafter))
     }
 
@@ -118,35 +124,23 @@ impl Drafter {
             follower.follow(tokens, tokens);
             follower.learn(tokens, n_prompt.saturating_sub(LOOKBACK));
         }
+        if let Some(trust) = &mut self.model {
+            trust.pass();
+        }
     }
 
     /// Of a draft of `n` tokens the model said `n_right` first.
     pub fn count(&mut self, source: Source, n: usize, n_right: usize) {
         self.drafted.all.add(n, n_right);
-        if source == Source::Prediction {
-            self.drafted.prediction.add(n, n_right);
+        match source {
+            Source::Prediction => self.drafted.prediction.add(n, n_right),
+            Source::History => {}
+            Source::Model => {
+                if let Some(trust) = &mut self.model {
+                    trust.take(n, n_right);
+                }
+            }
         }
-    }
-}
-
-/// How often a guess was right lately.
-#[derive(Debug, Clone, Copy)]
-struct Odds {
-    right: f64,
-    wrong: f64,
-}
-
-impl Odds {
-    /// About twenty guesses are remembered.
-    const DECAY: f64 = 0.95;
-
-    fn take(&mut self, is_right: bool) {
-        self.right = self.right * Self::DECAY + f64::from(u8::from(is_right));
-        self.wrong = self.wrong * Self::DECAY + f64::from(u8::from(!is_right));
-    }
-
-    fn value(self) -> f64 {
-        (self.right / (self.right + self.wrong)).min(0.98)
     }
 }
 

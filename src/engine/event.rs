@@ -168,6 +168,9 @@ pub struct Stats {
     pub n_awaited: u64,
     /// Bytes of saved states.
     pub saved_bytes: u64,
+    /// Tokens that a model or heads drafted and that were tried, and those that were right.
+    pub n_drafted: u64,
+    pub n_drafted_right: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -40,8 +40,10 @@ mod run;
 mod scheduler;
 mod service;
 mod slot;
+mod speculation;
 mod text;
 mod transport;
+mod trust;
 mod wait;
 mod worker;
 

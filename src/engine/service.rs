@@ -140,6 +140,8 @@ pub(super) struct WorkerStats {
     pub prompt_tokens_loaded: u64,
     pub n_awaited: u64,
     pub saved_bytes: u64,
+    pub n_drafted: u64,
+    pub n_drafted_right: u64,
 }
 
 /// A running engine. Dropping it without `stop` leaves its threads to end by themselves.
@@ -282,6 +284,8 @@ impl Service {
             total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
             total.n_awaited += worker.n_awaited;
             total.saved_bytes += worker.saved_bytes;
+            total.n_drafted += worker.n_drafted;
+            total.n_drafted_right += worker.n_drafted_right;
         }
         total
     }
@@ -457,6 +461,7 @@ impl Loading {
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
         let mut cost = StepCost::default();
         worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
+        let speculation = worker::warm_up_drafts(&mut context, 0, self.config.n_slots, self.config.draft.always)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
         // The first worker computes them, the others take copies.
         let named = match states {
@@ -486,6 +491,7 @@ impl Loading {
             pace,
             cost,
             n_draft_max: self.config.n_draft_max,
+            speculation,
             masks: Masks::start()?,
             stats,
             named,

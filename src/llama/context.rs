@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::model::Model;
+use super::speculator::Speculator;
 use super::{log, sys};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -85,6 +86,10 @@ pub struct ContextParams {
     pub pooling: Option<PoolingType>,
     /// How long threads spin for work between graphs, 0..=100.
     pub poll: u32,
+    /// The model's heads for drafts run, not the model itself.
+    pub mtp: bool,
+    /// Rows that a recurrent state can go back, where the architecture can.
+    pub n_rs_seq: u32,
 }
 
 /// Rows of one decode: tokens with their places.
@@ -116,6 +121,23 @@ impl Batch {
 
     pub fn n_rows(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// As llama.cpp wants it; valid during the call.
+    pub(super) fn with_raw<T>(&mut self, body: impl FnOnce(&sys::llama_batch) -> T) -> T {
+        // Pointers to each row's sequence id; built anew, since the vector may have moved.
+        let base = self.seq_ids.as_mut_ptr();
+        // SAFETY: `row` stays below the length of `seq_ids`.
+        let mut seq_ids: Vec<*mut i32> = (0..self.n_rows()).map(|row| unsafe { base.add(row) }).collect();
+        body(&sys::llama_batch {
+            n_tokens: i32::try_from(self.n_rows()).unwrap_or(i32::MAX),
+            token: self.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: self.positions.as_mut_ptr(),
+            n_seq_id: self.n_seq_ids.as_mut_ptr(),
+            seq_id: seq_ids.as_mut_ptr(),
+            logits: self.outputs.as_mut_ptr(),
+        })
     }
 }
 
@@ -150,7 +172,9 @@ pub enum Decoded {
 /// A context; belongs to one thread at a time.
 pub struct Context {
     raw: NonNull<sys::llama_context>,
-    pool: *mut sys::hearth_pool,
+    pool: Option<Arc<Pool>>,
+    /// What drafts for it; freed before it.
+    speculator: Option<Speculator>,
     /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
     _interrupt: Box<Interrupt>,
     model: Arc<Model>,
@@ -171,6 +195,31 @@ impl Context {
     /// Errors: what llama.cpp logged, such as a cache type that needs flash attention.
     /// Source: llama_init_from_model, llama.h.
     pub fn new(model: &Arc<Model>, params: ContextParams, interrupt: Interrupt) -> Result<Self, Error> {
+        let mut context = Self::open(model, params, interrupt, std::ptr::null_mut())?;
+        context.attach_pool()?;
+        Ok(context)
+    }
+
+    /// A context that will draft for this one; it uses the same threads.
+    pub fn beside(&mut self, model: &Arc<Model>, params: ContextParams) -> Result<Self, Error> {
+        let other = self.as_ptr();
+        // Short, and its result is only a draft.
+        let mut context = Self::open(model, params, Arc::new(|| false), other)?;
+        if let Some(pool) = &self.pool {
+            // SAFETY: the pool is kept by the new context too; the two never compute at once, since one owns the other.
+            sys::call(|err| unsafe { sys::hearth_pool_share(pool.0.as_ptr(), context.raw.as_ptr(), err) })?;
+            context.pool = Some(Arc::clone(pool));
+        }
+        Ok(context)
+    }
+
+    /// `other`: the context that it drafts for, or NULL.
+    fn open(
+        model: &Arc<Model>,
+        params: ContextParams,
+        interrupt: Interrupt,
+        other: *mut sys::llama_context,
+    ) -> Result<Self, Error> {
         let interrupt = Box::new(interrupt);
         let user: *const Interrupt = &raw const *interrupt;
         let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
@@ -189,6 +238,9 @@ impl Context {
             swa_full: params.swa_full,
             offload_kqv: params.offload_kqv,
             pooling: params.pooling.map_or(-1, PoolingType::raw),
+            mtp: params.mtp,
+            n_rs_seq: params.n_rs_seq,
+            other,
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),
         };
@@ -202,17 +254,16 @@ impl Context {
             Some(PoolingType::Rank) => model.n_cls_out() as usize,
             Some(_) => model.n_embd_out() as usize,
         };
-        let mut context = Self {
+        Ok(Self {
             raw,
-            pool: std::ptr::null_mut(),
+            pool: None,
+            speculator: None,
             _interrupt: interrupt,
             model: Arc::clone(model),
             params,
             n_vocab,
             n_pooled,
-        };
-        context.attach_pool()?;
-        Ok(context)
+        })
     }
 
     /// Without a pool of its own ggml starts threads anew for every graph.
@@ -226,8 +277,20 @@ impl Context {
         let mut pool = std::ptr::null_mut();
         // SAFETY: the context lives; the pool is freed after it (see Drop).
         sys::call(|err| unsafe { sys::hearth_pool_attach(self.raw.as_ptr(), n, n_batch, poll, &raw mut pool, err) })?;
-        self.pool = pool;
+        self.pool = NonNull::new(pool).map(|pool| Arc::new(Pool(pool)));
         Ok(())
+    }
+
+    pub(super) fn speculator(&self) -> Option<&Speculator> {
+        self.speculator.as_ref()
+    }
+
+    pub(super) fn speculator_mut(&mut self) -> Option<&mut Speculator> {
+        self.speculator.as_mut()
+    }
+
+    pub(super) fn set_speculator(&mut self, speculator: Speculator) {
+        self.speculator = Some(speculator);
     }
 
     pub(super) fn as_ptr(&mut self) -> *mut sys::llama_context {
@@ -274,25 +337,11 @@ impl Context {
     /// Errors: `Assertion`, `Exception`: the context must be thrown away.
     /// Source: llama_decode, llama.h.
     pub fn decode(&mut self, batch: &mut Batch) -> Result<Decoded, Error> {
-        let n = i32::try_from(batch.n_rows()).map_err(|_| Error::Invalid("the batch has too many rows".into()))?;
         // llama.cpp asserts on more than n_batch rows, and has no use for none.
-        if n == 0 || batch.n_rows() > self.n_batch() as usize {
+        if batch.n_rows() == 0 || batch.n_rows() > self.n_batch() as usize {
             return Ok(Decoded::InvalidBatch);
         }
-        // Pointers to each row's sequence id; built anew, since the vector may have moved.
-        let base = batch.seq_ids.as_mut_ptr();
-        // SAFETY: `row` stays below the length of `seq_ids`.
-        let mut seq_ids: Vec<*mut i32> = (0..batch.n_rows()).map(|row| unsafe { base.add(row) }).collect();
-        let raw = sys::llama_batch {
-            n_tokens: n,
-            token: batch.tokens.as_mut_ptr(),
-            embd: std::ptr::null_mut(),
-            pos: batch.positions.as_mut_ptr(),
-            n_seq_id: batch.n_seq_ids.as_mut_ptr(),
-            seq_id: seq_ids.as_mut_ptr(),
-            logits: batch.outputs.as_mut_ptr(),
-        };
-        self.decode_raw(&raw)
+        batch.with_raw(|raw| self.decode_raw(raw))
     }
 
     /// One forward pass over embeddings; the KV cache grows by their rows.
@@ -466,12 +515,26 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        // It holds a pointer to this context.
+        self.speculator = None;
         // SAFETY: the only owner; the pool is still attached and outlives the context.
         unsafe { sys::llama_free(self.raw.as_ptr()) };
-        if !self.pool.is_null() {
-            // SAFETY: made by the shim, freed once, and the context that used it is gone.
-            unsafe { sys::hearth_pool_free(self.pool) };
-        }
+    }
+}
+
+/// Threads of contexts, which keep it as long as they live.
+struct Pool(NonNull<sys::hearth_pool>);
+
+// SAFETY: it is only freed through this handle, by whichever thread drops the last context that used it.
+unsafe impl Send for Pool {}
+// SAFETY: a shared reference gives out nothing but the pointer for attaching it.
+unsafe impl Sync for Pool {}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: made by the shim, freed once, and the contexts that used it are gone: each frees itself before it lets
+        // go of the pool.
+        unsafe { sys::hearth_pool_free(self.0.as_ptr()) };
     }
 }
 

@@ -15,6 +15,7 @@ mod log;
 mod model;
 mod mtmd;
 mod sampler;
+mod speculator;
 mod sys;
 
 pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat};
@@ -24,6 +25,7 @@ pub use log::init;
 pub use model::{Model, ModelParams};
 pub use mtmd::{Chunk, Piece, Projector};
 pub use sampler::{Grammar, Sampler, SamplerParams, Trigger};
+pub use speculator::{DraftAsk, DraftKind, DraftParams};
 
 /// llama.cpp's version, as it calls itself.
 pub fn version() -> String {

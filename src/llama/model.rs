@@ -27,6 +27,8 @@ pub struct ModelParams {
     pub n_gpu_layers: i32,
     pub use_mmap: bool,
     pub use_mlock: bool,
+    /// With the heads that draft, where the file has some.
+    pub load_mtp: bool,
 }
 
 /// What the vocabulary says of itself.
@@ -68,6 +70,7 @@ impl Model {
             n_gpu_layers: params.n_gpu_layers,
             use_mmap: params.use_mmap,
             use_mlock: params.use_mlock,
+            load_mtp: params.load_mtp,
             progress: Some(on_progress),
             progress_user: (&raw mut progress).cast(),
         };

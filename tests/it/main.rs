@@ -65,6 +65,7 @@ mod routed_rows;
 mod signals;
 mod slow;
 mod smuggling;
+mod speculation;
 #[cfg(feature = "postgres")]
 mod store_postgres;
 mod structured;

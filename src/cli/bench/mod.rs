@@ -158,7 +158,12 @@ impl Bench {
             let Some(file) = self.targets.iter().find_map(|text| target::file(text)) else {
                 bail!("--llama-server needs a GGUF file among the targets, to serve the same");
             };
-            targets.push(launch.peer(binary, &file, &self.peer_arg).await?);
+            let mut args = self.peer_arg.clone();
+            // It serves embeddings where it was told to, and then nothing else.
+            if self.only == [Scenario::Embeddings] {
+                args.push("--embeddings".into());
+            }
+            targets.push(launch.peer(binary, &file, &args).await?);
         }
         Ok(targets)
     }

@@ -173,6 +173,8 @@ impl LlamaEncoder {
             kv_unified: true,
             swa_full: true,
             offload_kqv: true,
+            mtp: false,
+            n_rs_seq: 0,
             pooling: Some(pooling),
             poll: POLL,
         };

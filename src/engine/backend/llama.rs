@@ -1,6 +1,7 @@
 //! A GGUF file through llama.cpp.
 
 use super::call_grammar::CallStart;
+use super::draft::{self, DraftSource};
 use super::encode::LlamaEncoder;
 use super::llama_context::{LlamaContext, Traits};
 use super::params::{element, sampler_params};
@@ -32,6 +33,7 @@ pub struct LlamaModel {
     ends: Vec<bool>,
     control_texts: Vec<String>,
     projector: Option<Projector>,
+    draft: Option<DraftSource>,
     /// Found out when the first tools come.
     tool_format: OnceLock<ToolFormat>,
     /// Found out when the first answer is constrained.
@@ -68,13 +70,19 @@ impl LlamaModel {
     /// Errors: what llama.cpp said of the file or the template.
     pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {
         llama::init().map_err(|error| error.to_string())?;
-        let params = ModelParams { n_gpu_layers: config.n_gpu_layers, use_mmap: config.mmap, use_mlock: config.mlock };
+        let params = ModelParams {
+            n_gpu_layers: config.n_gpu_layers,
+            use_mmap: config.mmap,
+            use_mlock: config.mlock,
+            load_mtp: DraftSource::wants_heads(config),
+        };
         let model = llama::Model::load(path, params, progress);
         let mut model = model.map_err(|error| format!("{}: {error}", path.display()))?;
         for lora in &config.lora {
             model.add_adapter(&lora.path).map_err(|error| format!("{}: {error}", lora.path.display()))?;
         }
         let model = Arc::new(model);
+        let draft = DraftSource::load(&model, config)?;
         let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
         if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
             // The model's own broken template only matters when somebody chats; one that was asked for matters now.
@@ -117,6 +125,7 @@ impl LlamaModel {
             is_wordpiece,
             pooling,
             projector,
+            draft,
         })
     }
 
@@ -385,13 +394,15 @@ impl Model for LlamaModel {
             offload_kqv: true,
             pooling: None,
             poll: POLL,
+            mtp: false,
+            n_rs_seq: 0,
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
         let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
-        Ok(LlamaContext::new(context, Traits { n_swa, shares_cells, can_cut, is_mrope }))
+        draft::with_drafts(context, Traits { n_swa, shares_cells, can_cut, is_mrope }, params, self.draft.as_ref())
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {

@@ -1,7 +1,7 @@
 //! A context of llama.cpp: decodes rows, hands out logits, samples under masks.
 
 use super::projector;
-use super::{Context, DecodeError, MediaRows, Row, Token, allows};
+use super::{Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Row, Token, allows};
 use crate::llama::{self, Batch, Decoded, EmbeddingRows};
 
 pub struct LlamaContext {
@@ -10,6 +10,8 @@ pub struct LlamaContext {
     /// Where each row of the last decode is in the batch; empty: where it was.
     places: Vec<i32>,
     traits: Traits,
+    /// `None`: nothing drafts for it, or what did failed.
+    drafts: Option<DraftTraits>,
 }
 
 /// What the model's kind of memory can do.
@@ -24,7 +26,7 @@ pub(super) struct Traits {
 
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self { context, batch: Batch::default(), places: Vec::new(), traits }
+        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None }
     }
 
     /// Rows by their sequences: where each has its own cells, llama.cpp computes together only those whose ids follow one
@@ -41,6 +43,20 @@ impl LlamaContext {
 
     fn place(&self, row: usize) -> i32 {
         self.places.get(row).copied().unwrap_or_else(|| signed(row))
+    }
+
+    pub(super) fn with_drafts(self, drafts: Option<DraftTraits>) -> Self {
+        Self { drafts, ..self }
+    }
+
+    /// What a call to the draft's side came to; a failed one ends drafting, and nothing else.
+    fn drafted<T: Default>(&mut self, result: Result<T, llama::Error>) -> T {
+        result.unwrap_or_else(|error| {
+            if self.drafts.take().is_some() {
+                tracing::warn!(%error, "drafts by a model are over until the engine starts anew");
+            }
+            T::default()
+        })
     }
 }
 
@@ -183,5 +199,62 @@ impl Context for LlamaContext {
         // Position `from` looks back n_swa positions; cells older than that may be gone, younger ones must not.
         let oldest = self.context.seq_pos_min(signed(seq));
         oldest >= 0 && oldest <= signed(from.saturating_sub(self.traits.n_swa))
+    }
+    fn drafts(&self) -> Option<DraftTraits> {
+        self.drafts
+    }
+
+    fn draft_feed(&mut self, rows: &[Row]) -> bool {
+        if self.drafts.is_none() {
+            return false;
+        }
+        let mut order: Vec<&Row> = rows.iter().collect();
+        if !self.places.is_empty() && self.drafts.is_some_and(|drafts| drafts.follows) {
+            // As they were in the decode; see `in_order`.
+            order.sort_by_key(|row| row.seq);
+        }
+        self.batch.clear();
+        for row in order {
+            self.batch.push(row.token, signed(row.pos), signed(row.seq), false);
+        }
+        let fed = self.context.draft_process(&mut self.batch);
+        self.drafted(fed)
+    }
+
+    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Vec<Token>> {
+        if self.drafts.is_none() {
+            return vec![Vec::new(); asks.len()];
+        }
+        let raw = |ask: &DraftAsk| llama::DraftAsk {
+            seq: signed(ask.seq),
+            pos: signed(ask.pos),
+            last: ask.last,
+            n_max: ask.n_max,
+        };
+        let raw_asks: Vec<_> = asks.iter().map(raw).collect();
+        for ask in &raw_asks {
+            let cut = self.context.draft_forget(ask.seq, ask.pos);
+            self.drafted(cut);
+        }
+        let drafts = self.context.draft(&raw_asks);
+        let mut drafts = self.drafted(drafts);
+        drafts.resize(asks.len(), Vec::new());
+        drafts
+    }
+
+    fn draft_accept(&mut self, seq: u32, n: u32) {
+        let told = self.context.draft_accept(signed(seq), u16::try_from(n).unwrap_or(u16::MAX));
+        self.drafted(told);
+    }
+
+    fn draft_share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        self.draft_clear(to);
+        let shared = self.context.draft_seq_cp(signed(from), signed(to), signed(n));
+        self.drafted(shared)
+    }
+
+    fn draft_clear(&mut self, seq: u32) {
+        let cut = self.context.draft_forget(signed(seq), 0);
+        self.drafted(cut);
     }
 }

@@ -6,6 +6,7 @@ mod call_grammar;
 mod calls;
 mod convertible;
 mod cores;
+mod draft;
 mod encode;
 #[cfg(test)]
 mod families;
@@ -297,6 +298,29 @@ pub enum DecodeError {
     Broken(String),
 }
 
+/// What drafts for a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftTraits {
+    /// It reads what decodes of the target left behind, so it takes in each as it is, or starts a sequence anew. Else it
+    /// reads tokens, whenever it likes.
+    pub follows: bool,
+    /// Every draft takes as long as one of `n_max` tokens.
+    pub is_fixed: bool,
+    /// Most tokens of one draft.
+    pub n_max: u32,
+    /// Tokens from this one on are unknown to it.
+    pub n_vocab: u32,
+}
+
+/// A draft that is wanted: what comes after `last`, which stands at `pos` and is computed by nobody yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftAsk {
+    pub seq: u32,
+    pub pos: u32,
+    pub last: Token,
+    pub n_max: u32,
+}
+
 /// The KV cache and the forward pass; one worker thread owns it.
 pub trait Context {
     type Sampler;
@@ -361,4 +385,33 @@ pub trait Context {
     /// Whether the sequence can go on at position `from` after forgetting what lies behind it (a sliding window may have
     /// dropped what is needed).
     fn can_resume(&mut self, seq: u32, from: u32) -> bool;
+
+    /// What drafts for it. Its side of a sequence is apart from what this context holds of it.
+    fn drafts(&self) -> Option<DraftTraits> {
+        None
+    }
+
+    /// What drafts takes in rows, those of a sequence together: of the caller's choice, or, where it follows, those of the
+    /// last decode. What its side of a sequence holds from the first of them on is forgotten; with a gap before it, all
+    /// is. `false`: it could not, and its side of these sequences is empty.
+    fn draft_feed(&mut self, _rows: &[Row]) -> bool {
+        false
+    }
+
+    /// Drafts for several sequences in one go, in the order of `asks`; empty where there is none. Positions from each
+    /// ask's on are forgotten before and may be held after.
+    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Vec<Token>> {
+        vec![Vec::new(); asks.len()]
+    }
+
+    /// Where it follows: of a sequence's rows in the last decode `n` behind the first were kept.
+    fn draft_accept(&mut self, _seq: u32, _n: u32) {}
+
+    /// Its side of sequence `to` holds the first `n` positions of `from` and nothing else. `false`: it holds nothing.
+    fn draft_share(&mut self, _from: u32, _to: u32, _n: u32) -> bool {
+        false
+    }
+
+    /// Its side of a sequence is empty.
+    fn draft_clear(&mut self, _seq: u32) {}
 }

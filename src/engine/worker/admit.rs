@@ -104,6 +104,11 @@ impl<M: Model> Worker<M> {
             });
             self.lock_stats().prompt_tokens_cached += u64::from(run.n_cached);
         }
+        // Chunks of media are no tokens that a draft's side could take in.
+        let speculation = self.speculation.as_mut().filter(|_| run.media.is_empty());
+        if let (Some(speculation), Some(drafter)) = (speculation, &mut run.drafter) {
+            drafter.model.get_or_insert_with(|| speculation.trust());
+        }
         let slot = &mut self.slots[index];
         slot.partition = run.partition;
         slot.shared = adapters::partition(prefix::SHARED, &run.adapters);

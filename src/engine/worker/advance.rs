@@ -39,7 +39,7 @@ impl<M: Model> Worker<M> {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
             if slot.kept.len() == run.tokens.len() {
-                self.next_tokens(share.slot, first + share.n_rows as usize - 1, draft);
+                self.next_tokens(share.slot, first + share.n_rows as usize - 1, share.n_rows, draft);
             } else if run.n_generated() == 0 {
                 self.out.push(Item::Progress {
                     id: run.id,
@@ -98,7 +98,8 @@ impl<M: Model> Worker<M> {
     }
 
     /// Chooses from `row`, and from the rows behind it as long as the draft there was right.
-    fn next_tokens(&mut self, index: usize, row: usize, draft: &Draft) {
+    /// `n_before`: rows of the share before the draft's.
+    fn next_tokens(&mut self, index: usize, row: usize, n_before: u32, draft: &Draft) {
         let (source, draft) = (draft.source, &draft.tokens);
         let mut n_right = 0;
         while let Some(token) = self.next_token(index, row + n_right) {
@@ -115,9 +116,7 @@ impl<M: Model> Worker<M> {
         if draft.is_empty() {
             return;
         }
-        if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
-            drafter.count(source, draft.len(), n_right);
-        }
+        self.settle(index, source, n_before, draft.len(), n_right);
         if n_right < draft.len() {
             self.resync(index);
         }
@@ -307,6 +306,9 @@ impl<M: Model> Worker<M> {
     pub(super) fn renew_context(&mut self) -> Result<(), Broken> {
         self.context = (self.reopen)().map_err(Broken)?;
         self.adapters.clear();
+        if let Some(speculation) = &mut self.speculation {
+            (0..self.slots.len()).for_each(|index| speculation.cleared(index));
+        }
         for index in 0..self.slots.len() {
             self.held_only(index, 0);
         }

@@ -18,12 +18,15 @@ mod advance;
 mod pads;
 mod shared;
 mod sight;
+mod speculate;
+
+pub(super) use speculate::warm_up_drafts;
 
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::StepCost;
-use super::drafter::Draft;
+use super::drafter::{Draft, Source};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -33,6 +36,8 @@ use super::run::Run;
 use super::scheduler::{self, Pace, Share, Want};
 use super::service::{Cancels, WorkerStats};
 use super::slot::Slot;
+use super::speculation::Speculation;
+use super::trust::Trust;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -70,6 +75,8 @@ pub(super) struct Worker<M: Model> {
     prompt_cost: StepCost,
     /// Most tokens of one draft.
     n_draft_max: u32,
+    /// `None`: nothing drafts beside the model.
+    speculation: Option<Speculation>,
     step: u64,
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
@@ -100,6 +107,7 @@ pub(super) struct Parts<M: Model> {
     pub pace: Pace,
     pub cost: StepCost,
     pub n_draft_max: u32,
+    pub speculation: Option<Speculation>,
     pub masks: Masks,
     pub stats: Arc<Mutex<WorkerStats>>,
     /// Most bytes of saved states.
@@ -139,6 +147,7 @@ impl<M: Model> Worker<M> {
             cost: parts.cost,
             prompt_cost: StepCost::default(),
             n_draft_max: parts.n_draft_max,
+            speculation: parts.speculation,
             step: 0,
             rows: Vec::new(),
             stats: parts.stats,
@@ -329,6 +338,7 @@ impl<M: Model> Worker<M> {
                     _ => {}
                 }
                 self.count(n_decode, n_prefill);
+                self.follow(shares);
                 self.advance(shares);
                 self.drop_pads();
                 self.save_marked(shares);
@@ -417,8 +427,12 @@ impl<M: Model> Worker<M> {
         }
         // A draft makes its sequence longer than the others, and where those have their own cells another pass of it.
         let is_apart = !self.context.shares_cells() && shares.len() > 1;
-        let (mut n_drafted, mut n_useful) = (0, f64::from(n_planned));
-        for share in shares {
+        let mut by_model = self.model_drafts(shares, (n_planned as usize, is_apart), n_extra as usize);
+        by_model.resize(shares.len(), Vec::new());
+        let mut n_drafted: usize = by_model.iter().map(Vec::len).sum();
+        n_extra = n_extra.saturating_sub(n_drafted as u32);
+        let mut n_useful = f64::from(n_planned);
+        for (share, by_model) in shares.iter().zip(by_model) {
             self.slots[share.slot].served_at = self.step;
             let slot = &self.slots[share.slot];
             let Some(run) = &slot.run else {
@@ -433,20 +447,20 @@ impl<M: Model> Worker<M> {
                 let output = at + 1 == run.tokens.len() || all_are_outputs;
                 self.rows.push(Row { token: run.tokens[at], pos: slot.position(at), seq: share.slot as u32, output });
             }
-            let draft = if is_decode && to == run.tokens.len() {
+            let draft = if !by_model.is_empty() {
+                // Counted already.
+                Draft { tokens: by_model, source: Source::Model }
+            } else if is_decode && to == run.tokens.len() {
                 let n_rows = if is_apart { 0 } else { n_planned as usize + n_drafted };
                 let apart = if is_apart { self.cost.pass(n_planned as usize) } else { 0.0 };
                 let (draft, n_right) = self.draft(run, (n_rows, apart), n_useful, n_extra as usize);
                 n_useful += n_right;
-                if is_apart && !draft.tokens.is_empty() {
-                    n_extra = draft.tokens.len() as u32;
-                }
+                n_drafted += draft.tokens.len();
+                n_extra = if is_apart && !draft.tokens.is_empty() { 0 } else { n_extra - draft.tokens.len() as u32 };
                 draft
             } else {
                 Draft::none()
             };
-            n_drafted += draft.tokens.len();
-            n_extra -= draft.tokens.len() as u32;
             for (i, token) in draft.tokens.iter().enumerate() {
                 self.rows.push(Row { token: *token, pos: slot.position(to + i), seq: share.slot as u32, output: true });
             }
@@ -543,7 +557,8 @@ pub(super) fn warm_up<C: Context>(
     for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_rows) {
         // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
         let mut best = Duration::MAX;
-        for _ in 0..3 {
+        // The longest takes so long that little holds it up.
+        for _ in 0..if n < 64 { 3 } else { 1 } {
             best = best.min(time_of_rows(context, token, n, |_| true)?);
         }
         cost.observe(n, best);

@@ -34,6 +34,10 @@ impl<M: Model> Worker<M> {
     /// Adds rows to the step that is laid out. Returns whether llama.cpp computes it in one pass.
     pub(super) fn pad(&mut self, shares: &[Share], n_prefill: u32) -> bool {
         let is_one = self.context.shares_cells() || shares.len() == 1;
+        if self.speculation.as_ref().is_some_and(|speculation| speculation.traits.follows) {
+            // Heads take in whole decodes, whose rows of a sequence must follow one another.
+            return is_one;
+        }
         let mut runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
         if !self.context.can_cut() || runs.any(|run| run.wants_prompt_logits()) {
             return is_one;

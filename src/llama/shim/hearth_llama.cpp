@@ -93,6 +93,7 @@ int32_t hearth_model_load(const char * path, const hearth_model_params * params,
         p.n_gpu_layers = params->n_gpu_layers;
         p.load_mode = params->use_mmap ? (params->use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                        : (params->use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+        p.load_mtp = params->load_mtp;
         p.progress_callback = params->progress;
         p.progress_callback_user_data = params->progress_user;
         *out = llama_model_load_from_file(path, p);
@@ -160,6 +161,9 @@ int32_t hearth_context_new(llama_model * model, const hearth_context_params * pa
             p.embeddings = true;
             p.pooling_type = static_cast<enum llama_pooling_type>(params->pooling);
         }
+        p.ctx_type = params->mtp ? LLAMA_CONTEXT_TYPE_MTP : LLAMA_CONTEXT_TYPE_DEFAULT;
+        p.n_rs_seq = params->n_rs_seq;
+        p.ctx_other = params->other;
         p.abort_callback = params->abort;
         p.abort_callback_data = params->abort_user;
         p.no_perf = true;
@@ -192,6 +196,10 @@ int32_t hearth_pool_attach(llama_context * ctx, int32_t n_threads, int32_t n_thr
         llama_attach_threadpool(ctx, pool->decode, pool->batch);
         *out = pool.release();
     });
+}
+
+int32_t hearth_pool_share(hearth_pool * pool, llama_context * ctx, char ** err) {
+    return guard(err, [&] { llama_attach_threadpool(ctx, pool->decode, pool->batch); });
 }
 
 void hearth_pool_free(hearth_pool * pool) {

@@ -32,6 +32,7 @@ typedef struct hearth_model_params {
     int32_t n_gpu_layers; // negative: all
     bool use_mmap;
     bool use_mlock;
+    bool load_mtp; // the heads that draft (multi-token prediction), where the file has some
     llama_progress_callback progress;
     void * progress_user;
 } hearth_model_params;
@@ -58,6 +59,9 @@ typedef struct hearth_context_params {
     bool swa_full;
     bool offload_kqv;
     int32_t pooling; // enum llama_pooling_type: vectors instead of logits; negative: logits
+    bool mtp;        // runs the model's heads for drafts, not the model itself
+    uint32_t n_rs_seq;            // rows that a recurrent state can go back, where the architecture can
+    struct llama_context * other; // the context that this one drafts for; NULL: none
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;
 } hearth_context_params;
@@ -67,6 +71,8 @@ int32_t hearth_context_new(struct llama_model * model, const hearth_context_para
 // Threads of their own for a context's graphs, attached to it; free the pool after the context.
 int32_t hearth_pool_attach(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch, uint32_t poll,
                            hearth_pool ** out, char ** err);
+// Lets a further context use the pool; never two at once.
+int32_t hearth_pool_share(hearth_pool * pool, struct llama_context * ctx, char ** err);
 void hearth_pool_free(hearth_pool * pool);
 
 // The adapters of the decodes from here on, in place of those before; scales in their order.
@@ -85,6 +91,53 @@ int32_t hearth_seq_save(struct llama_context * ctx, int32_t seq, uint8_t * out, 
 int32_t hearth_seq_load(struct llama_context * ctx, int32_t seq, const uint8_t * data, size_t n, bool * loaded, char ** err);
 // llama_memory_seq_rm; *removed tells whether the memory could do it.
 int32_t hearth_seq_rm(struct llama_context * ctx, int32_t seq, int32_t p0, int32_t p1, bool * removed, char ** err);
+
+// Drafts of the next tokens by a context beside another (common/speculative), for many sequences at once. The two have the
+// same sequence ids and positions.
+typedef struct hearth_speculator hearth_speculator;
+
+#define HEARTH_DRAFT_SIMPLE 0 // a smaller model; it reads tokens only
+#define HEARTH_DRAFT_EAGLE3 1 // the others read what the target's decodes left in its buffers
+#define HEARTH_DRAFT_MTP 2
+#define HEARTH_DRAFT_DFLASH 3
+#define HEARTH_DRAFT_DSPARK 4
+
+typedef struct hearth_speculator_params {
+    int32_t kind; // HEARTH_DRAFT_*
+    uint32_t n_seq;
+    int32_t n_max;
+    int32_t n_min; // shorter drafts come back empty
+    float p_min;   // a draft ends before a token that is less probable
+} hearth_speculator_params;
+
+typedef struct hearth_draft_ask {
+    int32_t seq;
+    int32_t pos; // of `last`
+    int32_t n_max;
+    llama_token last; // the newest token, which neither context has computed
+} hearth_draft_ask;
+
+// What of a draft's vocabulary is not as the target's, as the end of a sentence; NULL where tokens mean the same.
+int32_t hearth_vocab_difference(const struct llama_model * target, const struct llama_model * draft, char ** text, char ** err);
+// The kind of drafts that a file's metadata names: one of HEARTH_DRAFT_*.
+int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err);
+// Heads for drafts that a model has, 0 without.
+int32_t hearth_model_n_mtp(const struct llama_model * model, int32_t * n, char ** err);
+// Both contexts outlive it. HEARTH_INVALID: the two don't go together.
+int32_t hearth_speculator_new(struct llama_context * target, struct llama_context * draft,
+                              const hearth_speculator_params * params, hearth_speculator ** out, char ** err);
+void hearth_speculator_free(hearth_speculator * speculator);
+// Most tokens of one draft, which the kind may have lowered.
+int32_t hearth_speculator_n_max(const hearth_speculator * speculator, int32_t * n, char ** err);
+// The draft context takes in rows: tokens of its own choice for SIMPLE, else exactly the target's last decode. A sequence
+// whose draft side ends elsewhere is cut to the first row's position, or starts there anew. *done is false where that
+// failed; the draft side of these sequences is empty then.
+int32_t hearth_speculator_process(hearth_speculator * speculator, const llama_batch * batch, bool * done, char ** err);
+// Drafts for all of `asks` in one go: `cap` places for each in `out`, and in `n_out` how many were filled.
+int32_t hearth_speculator_draft(hearth_speculator * speculator, const hearth_draft_ask * asks, size_t n, llama_token * out,
+                                size_t cap, int32_t * n_out, char ** err);
+// Of the rows behind a sequence's newest token the target kept the first `n`.
+int32_t hearth_speculator_accept(hearth_speculator * speculator, int32_t seq, uint16_t n, char ** err);
 
 // llama_tokenize; *n is the number of tokens, also when it exceeds `cap` (then nothing useful is in `out`).
 int32_t hearth_tokenize(const struct llama_vocab * vocab, const char * text, size_t len, llama_token * out, size_t cap,

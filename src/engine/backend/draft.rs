@@ -1,0 +1,162 @@
+//! What drafts for a model of llama.cpp: a smaller model, heads made for it, or its own.
+
+use super::DraftTraits;
+use super::llama_context::{LlamaContext, Traits};
+use crate::engine::config::{DraftConfig, DraftMode, EngineConfig};
+use crate::llama::{self, ContextParams, DraftKind, DraftParams, KvElement, ModelParams};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Most tokens of a draft by heads that always make as many as they may; llama-server's default.
+const HEADS_MAX: u32 = 3;
+
+/// A loaded draft.
+pub(super) struct DraftSource {
+    model: Arc<llama::Model>,
+    params: DraftParams,
+    /// Nobody asked for it, so it may be missing where it can't be used.
+    is_optional: bool,
+}
+
+impl DraftSource {
+    /// Whether the model is to be loaded with its own heads.
+    pub(super) fn wants_heads(config: &EngineConfig) -> bool {
+        let draft = &config.draft;
+        config.n_draft_max > 0 && draft.model.is_none() && matches!(draft.mode, DraftMode::Auto | DraftMode::Mtp)
+    }
+
+    /// `None`: nothing drafts. Errors: what was asked for can't be used, with the reason.
+    pub(super) fn load(model: &Arc<llama::Model>, config: &EngineConfig) -> Result<Option<Self>, String> {
+        let draft = &config.draft;
+        if config.n_draft_max == 0 || draft.mode == DraftMode::None || !model.generates() {
+            return Ok(None);
+        }
+        let can_cut = !model.is_recurrent() && !model.is_hybrid();
+        let Some(path) = &draft.model else {
+            let has_heads = model.n_mtp().map_err(|error| error.to_string())? > 0;
+            let params = params(DraftKind::Mtp, config);
+            return match (draft.mode, has_heads, can_cut) {
+                (DraftMode::Auto, true, true) => Ok(Some(Self { model: Arc::clone(model), params, is_optional: true })),
+                (DraftMode::Mtp, true, true) => Ok(Some(Self { model: Arc::clone(model), params, is_optional: false })),
+                (DraftMode::Mtp, false, _) => {
+                    Err("--spec-type draft-mtp: the model has no heads for several tokens".into())
+                }
+                (DraftMode::Mtp, true, false) => Err("--spec-type draft-mtp: the model's memory can't go back".into()),
+                _ => Ok(None),
+            };
+        };
+        let refuse = |why: &str| format!("--model-draft {}: {why}", path.display());
+        if !can_cut {
+            return Err(refuse("the model's memory can't go back, so nothing can be tried ahead"));
+        }
+        let found = DraftKind::of_file(path).map_err(|error| refuse(&error.to_string()))?;
+        let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
+        let params = params(kind, config);
+        let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false };
+        if kind == DraftKind::Simple {
+            if source.model.is_recurrent() || source.model.is_hybrid() {
+                return Err(refuse("the memory of its architecture can't go back, so it can't draft"));
+            }
+            let difference = model.vocab_difference(&source.model).map_err(|error| refuse(&error.to_string()))?;
+            if let Some(difference) = difference {
+                return Err(refuse(&format!("its vocabulary is not the model's: {difference}")));
+            }
+        }
+        Ok(Some(source))
+    }
+
+    /// Lets it draft for a context of the model that it was loaded for.
+    fn attach(&self, context: &mut llama::Context, params: ContextParams) -> Result<DraftTraits, String> {
+        let n_drafted = self.params.n_max + 1;
+        let is_block = matches!(self.params.kind, DraftKind::Dflash | DraftKind::Dspark);
+        let params = ContextParams {
+            n_ctx: context.n_ctx(),
+            n_outputs_max: if is_block { params.n_seq_max * n_drafted } else { params.n_seq_max },
+            // Its heads' width may not suit the target's types.
+            type_k: KvElement::F16,
+            type_v: KvElement::F16,
+            // Drafts that were wrong are taken back.
+            swa_full: true,
+            mtp: self.params.kind == DraftKind::Mtp,
+            n_rs_seq: 0,
+            ..params
+        };
+        let beside = context.beside(&self.model, params).map_err(|error| error.to_string())?;
+        context.speculate(beside, self.params, params.n_seq_max).map_err(|error| error.to_string())?;
+        Ok(DraftTraits {
+            follows: self.params.kind.follows(),
+            is_fixed: self.params.kind != DraftKind::Simple,
+            n_max: context.n_draft_max(),
+            n_vocab: self.model.vocab_flags().n_tokens,
+        })
+    }
+}
+
+/// The kind that the operator named, if the file is of that kind.
+fn asked_for(draft: &DraftConfig, found: DraftKind) -> Result<DraftKind, String> {
+    let asked = match draft.mode {
+        DraftMode::Auto | DraftMode::None => return Ok(found),
+        DraftMode::Simple => DraftKind::Simple,
+        DraftMode::Eagle3 => DraftKind::Eagle3,
+        DraftMode::Mtp => DraftKind::Mtp,
+        DraftMode::Dflash => DraftKind::Dflash,
+        DraftMode::Dspark => DraftKind::Dspark,
+    };
+    // A whole model may bring heads along.
+    if asked == found || (asked == DraftKind::Mtp && found == DraftKind::Simple) {
+        return Ok(asked);
+    }
+    Err(format!("the file is made for {}, not for {}", name(found), name(asked)))
+}
+
+fn name(kind: DraftKind) -> &'static str {
+    match kind {
+        DraftKind::Simple => "draft-simple",
+        DraftKind::Eagle3 => "draft-eagle3",
+        DraftKind::Mtp => "draft-mtp",
+        DraftKind::Dflash => "draft-dflash",
+        DraftKind::Dspark => "draft-dspark",
+    }
+}
+
+fn params(kind: DraftKind, config: &EngineConfig) -> DraftParams {
+    let n_max = match kind {
+        DraftKind::Eagle3 | DraftKind::Mtp => config.n_draft_max.min(HEADS_MAX),
+        _ => config.n_draft_max,
+    };
+    DraftParams { kind, n_max, n_min: config.draft.n_min.min(n_max), p_min: config.draft.p_min }
+}
+
+fn open(path: &Path, kind: DraftKind, config: &EngineConfig) -> Result<llama::Model, String> {
+    let params = ModelParams {
+        n_gpu_layers: config.draft.n_gpu_layers,
+        use_mmap: config.mmap,
+        use_mlock: config.mlock,
+        load_mtp: kind == DraftKind::Mtp,
+    };
+    let refuse = |why: String| format!("--model-draft {}: {why}", path.display());
+    let model = llama::Model::load(path, params, |_| {}).map_err(|error| refuse(error.to_string()))?;
+    if kind == DraftKind::Mtp && model.n_mtp().map_err(|error| refuse(error.to_string()))? == 0 {
+        return Err(refuse("it has no heads for several tokens".into()));
+    }
+    Ok(model)
+}
+
+/// A context, with what drafts for it.
+pub(super) fn with_drafts(
+    mut context: llama::Context,
+    traits: Traits,
+    params: ContextParams,
+    source: Option<&DraftSource>,
+) -> Result<LlamaContext, String> {
+    let Some(source) = source else { return Ok(LlamaContext::new(context, traits)) };
+    let drafts = match source.attach(&mut context, params) {
+        Ok(drafts) => Some(drafts),
+        Err(reason) if source.is_optional => {
+            tracing::warn!(%reason, "the model's own heads are not used for drafts");
+            None
+        }
+        Err(reason) => return Err(format!("{} can't draft for this model: {reason}", name(source.params.kind))),
+    };
+    Ok(LlamaContext::new(context, traits).with_drafts(drafts))
+}

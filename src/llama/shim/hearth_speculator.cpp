@@ -1,0 +1,247 @@
+#include "guard.h"
+
+#include "common.h"
+#include "gguf.h"
+#include "speculative.h"
+
+#include "../src/llama-ext.h" // llama_get_ctx_other, llama_model_*: where common/speculative gets them too
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+using namespace hearth;
+
+namespace {
+
+struct spec_deleter {
+    void operator()(common_speculative * spec) const { common_speculative_free(spec); }
+};
+
+common_speculative_type type_of(int32_t kind) {
+    switch (kind) {
+        case HEARTH_DRAFT_SIMPLE: return COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE;
+        case HEARTH_DRAFT_EAGLE3: return COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3;
+        case HEARTH_DRAFT_MTP: return COMMON_SPECULATIVE_TYPE_DRAFT_MTP;
+        case HEARTH_DRAFT_DFLASH: return COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH;
+        case HEARTH_DRAFT_DSPARK: return COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK;
+        default: throw std::invalid_argument("no such kind of drafts");
+    }
+}
+
+// As common_speculative_are_compatible asks, but with the reason.
+std::string difference(const llama_vocab * target, const llama_vocab * draft) {
+    const int n_target = llama_vocab_n_tokens(target);
+    const int n_draft = llama_vocab_n_tokens(draft);
+    if (llama_vocab_type(target) != llama_vocab_type(draft)) {
+        return "their tokenizers are of different kinds";
+    }
+    if (llama_vocab_get_add_bos(target) != llama_vocab_get_add_bos(draft) ||
+        (llama_vocab_get_add_bos(target) && llama_vocab_bos(target) != llama_vocab_bos(draft))) {
+        return "their texts begin with different tokens";
+    }
+    if (llama_vocab_get_add_eos(target) != llama_vocab_get_add_eos(draft) ||
+        (llama_vocab_get_add_eos(target) && llama_vocab_eos(target) != llama_vocab_eos(draft))) {
+        return "their texts end with different tokens";
+    }
+    if (std::abs(n_target - n_draft) > 128) {
+        return "the model has " + std::to_string(n_target) + " tokens, the draft has " + std::to_string(n_draft);
+    }
+    for (int id = 5; id < std::min(n_target, n_draft); ++id) {
+        if (std::strcmp(llama_vocab_get_text(target, id), llama_vocab_get_text(draft, id)) != 0) {
+            return "token " + std::to_string(id) + " is another one";
+        }
+    }
+    return "";
+}
+
+} // namespace
+
+struct hearth_speculator {
+    llama_context * target = nullptr;
+    llama_context * draft = nullptr;
+    common_params_speculative params;
+    std::unique_ptr<common_speculative, spec_deleter> spec;
+    std::vector<llama_tokens> results;
+    std::vector<bool> has_drafted;
+    llama_tokens no_prompt; // only n-gram kinds read it
+};
+
+extern "C" {
+
+int32_t hearth_vocab_difference(const llama_model * target, const llama_model * draft, char ** text, char ** err) {
+    return guard(err, [&] {
+        const std::string found = difference(llama_model_get_vocab(target), llama_model_get_vocab(draft));
+        *text = found.empty() ? nullptr : dup(found);
+    });
+}
+
+int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err) {
+    return guard(err, [&] {
+        gguf_init_params p = { /*.no_alloc =*/ true, /*.ctx =*/ nullptr };
+        std::unique_ptr<gguf_context, decltype(&gguf_free)> file(gguf_init_from_file(path, p), gguf_free);
+        if (!file) {
+            throw std::invalid_argument("this is no GGUF file");
+        }
+        const auto text = [&](const std::string & key) -> std::string {
+            const int64_t id = gguf_find_key(file.get(), key.c_str());
+            return id >= 0 && gguf_get_kv_type(file.get(), id) == GGUF_TYPE_STRING ? gguf_get_val_str(file.get(), id) : "";
+        };
+        const std::string arch = text("general.architecture");
+        const auto has = [&](const std::string & tensor) { return gguf_find_tensor(file.get(), tensor.c_str()) >= 0; };
+        const int64_t n_id = gguf_find_key(file.get(), (arch + ".block_count").c_str());
+        const bool is_counted = n_id >= 0 && gguf_get_kv_type(file.get(), n_id) == GGUF_TYPE_UINT32;
+        const std::string last = "blk." + std::to_string(is_counted ? gguf_get_val_u32(file.get(), n_id) - 1 : 0);
+        if (arch == "eagle3") {
+            *kind = HEARTH_DRAFT_EAGLE3;
+        } else if (arch == "dflash") {
+            // Its Markov head tells DSpark from DFlash.
+            *kind = has("markov_w1.weight") ? HEARTH_DRAFT_DSPARK : HEARTH_DRAFT_DFLASH;
+        } else if (has(last + ".nextn.eh_proj.weight") && !has("blk.0.attn_norm.weight")) {
+            // Heads without the model they belong to.
+            *kind = HEARTH_DRAFT_MTP;
+        } else {
+            *kind = HEARTH_DRAFT_SIMPLE;
+        }
+    });
+}
+
+int32_t hearth_model_n_mtp(const llama_model * model, int32_t * n, char ** err) {
+    return guard(err, [&] { *n = llama_model_n_layer_nextn(model); });
+}
+
+int32_t hearth_speculator_new(llama_context * target, llama_context * draft, const hearth_speculator_params * params,
+                              hearth_speculator ** out, char ** err) {
+    return guard(err, [&] {
+        if (llama_get_ctx_other(draft) != nullptr && llama_get_memory(draft) == llama_get_memory(target)) {
+            throw std::invalid_argument("it would share the model's memory");
+        }
+        auto s = std::make_unique<hearth_speculator>();
+        s->target = target;
+        s->draft = draft;
+        s->params.types = { type_of(params->kind) };
+        auto & p = s->params.draft;
+        p.n_max = params->n_max;
+        p.n_min = params->n_min;
+        p.p_min = params->p_min;
+        p.ctx_tgt = target;
+        p.ctx_dft = draft;
+        p.backend_sampling = false; // its samplers would need places in the graph for each sequence
+        // Asserted on otherwise.
+        const llama_model * model = llama_get_model(target);
+        const llama_model * head = llama_get_model(draft);
+        if (params->kind == HEARTH_DRAFT_MTP && llama_model_n_embd_out(head) != llama_model_n_embd_out(model)) {
+            throw std::invalid_argument("its heads are of another width than the model");
+        }
+        if (params->kind != HEARTH_DRAFT_SIMPLE && params->kind != HEARTH_DRAFT_MTP) {
+            const int32_t * ids = llama_model_target_layer_ids(head);
+            const uint32_t n = llama_model_target_layer_ids_n(head);
+            const int32_t most = llama_model_n_layer(model) + (params->kind == HEARTH_DRAFT_EAGLE3 ? 1 : 0);
+            if (n == 0 || (params->kind == HEARTH_DRAFT_EAGLE3 && n != 3)) {
+                throw std::invalid_argument("it does not say which layers of the model it reads");
+            }
+            for (uint32_t i = 0; i < n; ++i) {
+                if (ids[i] < 0 || ids[i] >= most) {
+                    throw std::invalid_argument("it reads layer " + std::to_string(ids[i]) + " of a model with " +
+                                                std::to_string(llama_model_n_layer(model)));
+                }
+            }
+        }
+        s->spec.reset(common_speculative_init(s->params, params->n_seq));
+        if (!s->spec) {
+            throw std::invalid_argument("llama.cpp made no drafts of it");
+        }
+        s->results.resize(params->n_seq);
+        s->has_drafted.resize(params->n_seq);
+        *out = s.release();
+    });
+}
+
+void hearth_speculator_free(hearth_speculator * speculator) {
+    guard(nullptr, [&] { delete speculator; });
+}
+
+int32_t hearth_speculator_n_max(const hearth_speculator * s, int32_t * n, char ** err) {
+    return guard(err, [&] { *n = common_speculative_n_max(s->spec.get()); });
+}
+
+int32_t hearth_speculator_process(hearth_speculator * s, const llama_batch * batch, bool * done, char ** err) {
+    return guard(err, [&] {
+        const no_throw end_instead(llama_n_threads(s->draft) > 1 || llama_n_threads_batch(s->draft) > 1);
+        llama_memory_t memory = llama_get_memory(s->draft);
+        std::vector<bool> seen(s->results.size());
+        common_batch rows;
+        for (int32_t i = 0; i < batch->n_tokens; ++i) {
+            const llama_seq_id seq = batch->seq_id[i][0];
+            const llama_pos pos = batch->pos[i];
+            if (seq < 0 || static_cast<size_t>(seq) >= seen.size()) {
+                throw std::invalid_argument("no such sequence");
+            }
+            if (!seen[seq]) {
+                seen[seq] = true;
+                // The heads of EAGLE3 lag one position behind, which they make up themselves.
+                const llama_pos end = llama_memory_seq_pos_max(memory, seq);
+                const llama_pos lag = s->params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3 ? 1 : 0;
+                if (end >= pos - lag && !llama_memory_seq_rm(memory, seq, pos - lag, -1)) {
+                    llama_memory_seq_rm(memory, seq, -1, -1);
+                } else if (end < pos - 1 - lag) {
+                    llama_memory_seq_rm(memory, seq, -1, -1);
+                }
+            }
+            rows.add(batch->token[i], pos, seq, false);
+        }
+        *done = common_speculative_process(s->spec.get(), rows);
+        llama_synchronize(s->draft);
+        for (size_t seq = 0; !*done && seq < seen.size(); ++seq) {
+            if (seen[seq]) {
+                llama_memory_seq_rm(memory, static_cast<llama_seq_id>(seq), -1, -1);
+            }
+        }
+    });
+}
+
+int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * asks, size_t n, llama_token * out, size_t cap,
+                                int32_t * n_out, char ** err) {
+    return guard(err, [&] {
+        const no_throw end_instead(llama_n_threads(s->draft) > 1 || llama_n_threads_batch(s->draft) > 1);
+        for (size_t i = 0; i < n; ++i) {
+            const hearth_draft_ask & ask = asks[i];
+            if (ask.seq < 0 || static_cast<size_t>(ask.seq) >= s->results.size()) {
+                throw std::invalid_argument("no such sequence");
+            }
+            auto & dp = common_speculative_get_draft_params(s->spec.get(), ask.seq);
+            llama_tokens & result = s->results[ask.seq];
+            result.clear();
+            dp.drafting = true;
+            dp.n_max = ask.n_max;
+            dp.pos0 = ask.pos;
+            dp.id_last = ask.last;
+            dp.prompt = &s->no_prompt;
+            dp.result = &result;
+            dp.result_q = nullptr;
+        }
+        common_speculative_draft(s->spec.get());
+        llama_synchronize(s->draft);
+        for (size_t i = 0; i < n; ++i) {
+            const llama_tokens & result = s->results[asks[i].seq];
+            const size_t count = std::min({ result.size(), cap, static_cast<size_t>(std::max(asks[i].n_max, 0)) });
+            std::copy_n(result.begin(), count, out + i * cap);
+            n_out[i] = static_cast<int32_t>(count);
+            if (!result.empty()) {
+                s->has_drafted[asks[i].seq] = true;
+            }
+        }
+    });
+}
+
+int32_t hearth_speculator_accept(hearth_speculator * s, int32_t seq, uint16_t n, char ** err) {
+    return guard(err, [&] {
+        // Asserted on where it never drafted for the sequence.
+        if (seq >= 0 && static_cast<size_t>(seq) < s->has_drafted.size() && s->has_drafted[seq]) {
+            common_speculative_accept(s->spec.get(), seq, n);
+        }
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,215 @@
+//! A context that drafts for another: a smaller model, or heads that read what the model's own decodes left behind.
+
+use super::context::Batch;
+use super::error::Error;
+use super::model::Model;
+use super::{Context, sys};
+use std::ffi::CString;
+use std::path::Path;
+use std::ptr::NonNull;
+
+/// How drafts are made. Source: enum common_speculative_type, common.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DraftKind {
+    /// A smaller model of the same vocabulary. It reads tokens only.
+    Simple,
+    Eagle3,
+    /// Heads of the model itself (multi-token prediction).
+    Mtp,
+    Dflash,
+    Dspark,
+}
+
+impl DraftKind {
+    fn raw(self) -> i32 {
+        let raw = match self {
+            DraftKind::Simple => sys::HEARTH_DRAFT_SIMPLE,
+            DraftKind::Eagle3 => sys::HEARTH_DRAFT_EAGLE3,
+            DraftKind::Mtp => sys::HEARTH_DRAFT_MTP,
+            DraftKind::Dflash => sys::HEARTH_DRAFT_DFLASH,
+            DraftKind::Dspark => sys::HEARTH_DRAFT_DSPARK,
+        };
+        raw.cast_signed()
+    }
+
+    /// Whether it must take in every decode of its target.
+    pub fn follows(self) -> bool {
+        self != DraftKind::Simple
+    }
+
+    /// What a file is for, by its metadata. Errors: it is no GGUF file.
+    pub fn of_file(path: &Path) -> Result<Self, Error> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| Error::Invalid("the path holds a NUL byte".into()))?;
+        let mut kind = 0;
+        // SAFETY: the path is a C string that outlives the call.
+        sys::call(|err| unsafe { sys::hearth_draft_kind(path.as_ptr(), &raw mut kind, err) })?;
+        let kinds = [Self::Simple, Self::Eagle3, Self::Mtp, Self::Dflash, Self::Dspark];
+        Ok(kinds.into_iter().find(|one| one.raw() == kind).unwrap_or(Self::Simple))
+    }
+}
+
+/// What a draft is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct DraftParams {
+    pub kind: DraftKind,
+    /// Most tokens of one draft.
+    pub n_max: u32,
+    /// Shorter drafts come back empty.
+    pub n_min: u32,
+    /// A draft ends before a token that is less probable.
+    pub p_min: f32,
+}
+
+/// A draft that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct DraftAsk {
+    pub seq: i32,
+    /// Position of `last`.
+    pub pos: i32,
+    /// The newest token, which no context has computed.
+    pub last: i32,
+    pub n_max: u32,
+}
+
+impl Model {
+    /// What of the draft's vocabulary is not as this one's, as the end of a sentence.
+    pub fn vocab_difference(&self, draft: &Model) -> Result<Option<String>, Error> {
+        let mut text = std::ptr::null_mut();
+        // SAFETY: both models live.
+        sys::call(|err| unsafe { sys::hearth_vocab_difference(self.as_ptr(), draft.as_ptr(), &raw mut text, err) })?;
+        // SAFETY: NULL, or a string of the shim.
+        Ok((!text.is_null()).then(|| unsafe { sys::take(text) }))
+    }
+
+    /// Heads for drafts that were loaded with it.
+    pub fn n_mtp(&self) -> Result<u32, Error> {
+        let mut n = 0;
+        // SAFETY: the model lives.
+        sys::call(|err| unsafe { sys::hearth_model_n_mtp(self.as_ptr(), &raw mut n, err) })?;
+        Ok(u32::try_from(n).unwrap_or(0))
+    }
+}
+
+/// The draft's context and what llama.cpp keeps about the two. Lives within the context that it drafts for, which frees
+/// it first.
+pub(super) struct Speculator {
+    raw: NonNull<sys::hearth_speculator>,
+    /// Dropped after `raw`, which holds a pointer to it.
+    draft: Box<Context>,
+    n_max: u32,
+}
+
+// SAFETY: as for Context, within which it lives.
+unsafe impl Send for Speculator {}
+
+impl Drop for Speculator {
+    fn drop(&mut self) {
+        // SAFETY: the only owner; both contexts still live.
+        unsafe { sys::hearth_speculator_free(self.raw.as_ptr()) };
+    }
+}
+
+impl Context {
+    /// Lets `draft` draft for this context. Both have the same number of sequences; a context of a model's own heads was
+    /// made with `ContextParams::mtp`.
+    ///
+    /// Errors: `Invalid` when the two don't go together.
+    /// Source: common_speculative_init, common/speculative.h.
+    pub fn speculate(&mut self, draft: Context, params: DraftParams, n_seqs: u32) -> Result<(), Error> {
+        let mut draft = Box::new(draft);
+        let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+        let raw_params = sys::hearth_speculator_params {
+            kind: params.kind.raw(),
+            n_seq: n_seqs,
+            n_max: signed(params.n_max),
+            n_min: signed(params.n_min),
+            p_min: params.p_min,
+        };
+        let (target, other) = (self.as_ptr(), draft.as_ptr());
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: both contexts live, and outlive what is made here: this one frees it first, the other is kept with it.
+        sys::call(|err| unsafe {
+            sys::hearth_speculator_new(target, other, &raw const raw_params, &raw mut raw, err)
+        })?;
+        let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no drafts and no error".into()))?;
+        let mut n_max = 0;
+        let mut speculator = Speculator { raw, draft, n_max: 0 };
+        // SAFETY: it was just made.
+        sys::call(|err| unsafe { sys::hearth_speculator_n_max(raw.as_ptr(), &raw mut n_max, err) })?;
+        speculator.n_max = u32::try_from(n_max).unwrap_or(0);
+        self.set_speculator(speculator);
+        Ok(())
+    }
+
+    /// Most tokens of one draft; 0 without anything that drafts.
+    pub fn n_draft_max(&self) -> u32 {
+        self.speculator().map_or(0, |speculator| speculator.n_max)
+    }
+
+    /// The draft's context takes in rows: of its own choice for `DraftKind::Simple`, else exactly those of the last decode.
+    /// A sequence of it that ends elsewhere is cut to the first row's position, or starts there anew. `false`: it could
+    /// not, and these sequences of it are empty.
+    ///
+    /// Shapes: 1..=n_batch rows, those of a sequence together. Source: common_speculative_process, common/speculative.h.
+    pub fn draft_process(&mut self, batch: &mut Batch) -> Result<bool, Error> {
+        let n_batch = self.n_batch() as usize;
+        let Some(raw) = self.speculator().map(|speculator| speculator.raw) else { return Ok(false) };
+        if batch.n_rows() == 0 || batch.n_rows() > n_batch {
+            return Ok(false);
+        }
+        let mut done = false;
+        batch.with_raw(|batch| {
+            // SAFETY: the speculator and its contexts live; the batch's arrays have as many elements as it says.
+            sys::call(|err| unsafe { sys::hearth_speculator_process(raw.as_ptr(), batch, &raw mut done, err) })
+        })?;
+        Ok(done)
+    }
+
+    /// Drafts for several sequences in one go, in the order of `asks`; empty where there is none.
+    /// Source: common_speculative_draft, common/speculative.h.
+    pub fn draft(&mut self, asks: &[DraftAsk]) -> Result<Vec<Vec<i32>>, Error> {
+        let Some(raw) = self.speculator().map(|speculator| speculator.raw) else { return Ok(Vec::new()) };
+        let cap = asks.iter().map(|ask| ask.n_max).max().unwrap_or(0) as usize;
+        if cap == 0 {
+            return Ok(vec![Vec::new(); asks.len()]);
+        }
+        let raw_ask = |ask: &DraftAsk| sys::hearth_draft_ask {
+            seq: ask.seq,
+            pos: ask.pos,
+            n_max: i32::try_from(ask.n_max).unwrap_or(i32::MAX),
+            last: ask.last,
+        };
+        let raw_asks: Vec<_> = asks.iter().map(raw_ask).collect();
+        let (mut tokens, mut counts) = (vec![0; cap * asks.len()], vec![0; asks.len()]);
+        // SAFETY: the speculator and its contexts live; `tokens` has `cap` places for each ask, `counts` one.
+        sys::call(|err| unsafe {
+            let (out, n_out) = (tokens.as_mut_ptr(), counts.as_mut_ptr());
+            sys::hearth_speculator_draft(raw.as_ptr(), raw_asks.as_ptr(), raw_asks.len(), out, cap, n_out, err)
+        })?;
+        let n = |count: &i32| usize::try_from(*count).unwrap_or(0).min(cap);
+        Ok(tokens.chunks(cap).zip(&counts).map(|(tokens, count)| tokens[..n(count)].to_vec()).collect())
+    }
+
+    /// Of the rows behind the newest token of a sequence the first `n` were kept.
+    /// Source: common_speculative_accept, common/speculative.h.
+    pub fn draft_accept(&mut self, seq: i32, n: u16) -> Result<(), Error> {
+        let Some(raw) = self.speculator().map(|speculator| speculator.raw) else { return Ok(()) };
+        // SAFETY: the speculator lives; the shim checks the sequence.
+        sys::call(|err| unsafe { sys::hearth_speculator_accept(raw.as_ptr(), seq, n, err) })
+    }
+
+    /// The draft's context forgets positions `from..` of a sequence; `false` when it can't.
+    pub fn draft_forget(&mut self, seq: i32, from: i32) -> Result<bool, Error> {
+        self.drafting().map_or(Ok(false), |draft| draft.seq_rm(seq, from))
+    }
+
+    /// As [`seq_cp`](Self::seq_cp), in the draft's context.
+    pub fn draft_seq_cp(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {
+        self.drafting().map_or(Ok(false), |draft| draft.seq_cp(from, to, n))
+    }
+
+    fn drafting(&mut self) -> Option<&mut Context> {
+        self.speculator_mut().map(|speculator| &mut *speculator.draft)
+    }
+}

@@ -1,0 +1,249 @@
+//! Models that draft for others, with real decodes: answers stay what they are, wrong drafts are turned down.
+
+use crate::tiny_model::{Answer, answer, greedy, start, tokens};
+use hearth::chat::{Likely, Prompt};
+use hearth::engine::config::{DraftMode, KvLayout, ModelSource};
+use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, GenerateRequest};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+fn path(model: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("models/{model}.gguf"))
+}
+
+/// As an operator would, but that drafts are made whatever they cost here.
+fn drafted_by(draft: &str) -> impl Fn(&mut EngineConfig) {
+    let draft = path(draft);
+    move |config| {
+        config.draft.model = Some(draft.clone());
+        config.draft.always = true;
+        config.n_draft_max = 8;
+    }
+}
+
+async fn prompts(engine: &Engine) -> Vec<Vec<i32>> {
+    let mut prompts = Vec::new();
+    for i in 0..12 {
+        let names = ["Tim", "Lily", "Anna", "Ben"];
+        let text = format!("Once upon a time {} had {} red balls and", names[i % 4], i + 2);
+        prompts.push(tokens(engine, &text.repeat(1 + i % 3)).await);
+    }
+    prompts
+}
+
+/// A request that computes all of its prompt: what others computed of it comes from other batches, which round otherwise.
+fn at_most(prompt: Vec<i32>, n: u32) -> GenerateRequest {
+    let mut request = greedy(Prompt::Tokens(prompt), n);
+    request.sampling.ignore_eos = true;
+    request.cache_prompt = false;
+    request
+}
+
+async fn say(engine: &Engine, prompt: Vec<i32>, n: u32) -> Answer {
+    answer(engine, at_most(prompt, n)).await.expect("an answer")
+}
+
+/// A prompt, and what an engine says to it as far as that doesn't hang on rounding: a row is not computed to the last bit
+/// alike beside other rows, with drafts or without.
+struct Sure {
+    prompt: Vec<i32>,
+    n: u32,
+    text: String,
+}
+
+async fn sure(plain: &Engine, n: u32) -> Vec<Sure> {
+    let mut all = Vec::new();
+    for prompt in prompts(plain).await {
+        let mut request = at_most(prompt.clone(), n);
+        request.output.top_logprobs = Some(2);
+        let said = answer(plain, request).await.expect("an answer");
+        let is_close = |top: &[Likely]| top.len() == 2 && top[0].logprob - top[1].logprob < 0.02;
+        let n_sure = said.logprobs.iter().take_while(|entry| !is_close(&entry.top)).count() as u32;
+        if n_sure > 8 {
+            let text = say(plain, prompt.clone(), n_sure).await.text;
+            all.push(Sure { prompt, n: n_sure, text });
+        }
+    }
+    assert!(all.len() >= 6 && all.iter().map(|one| one.n).sum::<u32>() > 2 * n, "too little to compare");
+    all
+}
+
+#[tokio::test]
+async fn a_model_that_drafts_for_itself_is_right_and_changes_nothing() {
+    for model in ["hearth-demo", "tiny/tiny-qwen2moe", "stories260K"] {
+        let (plain, drafted) =
+            (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
+        let mut n_tokens = 0;
+        for one in sure(&plain, 60).await {
+            let said = say(&drafted, one.prompt, one.n).await;
+            assert_eq!(said.text, one.text, "{model}");
+            n_tokens += u64::from(one.n);
+        }
+        // The trained ones would end their answers, which they may not here.
+        let least = if model.starts_with("tiny/") { 9 } else { 6 };
+        let stats = drafted.stats().await.unwrap();
+        let (n_drafted, n_right) = (stats.n_drafted, stats.n_drafted_right);
+        assert!(n_right * 10 >= n_drafted * least && n_right * 2 > n_tokens, "{model}: {n_right} of {n_drafted}");
+        assert!(stats.n_decode_calls * 2 < n_tokens, "{model}: {stats:?} for {n_tokens} tokens");
+    }
+}
+
+/// Sampled answers are the same too: each token is drawn from the model's own row.
+#[tokio::test]
+async fn drafts_change_no_sampled_answer() {
+    let model = "stories260K";
+    let (plain, drafted) = (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
+    let mut n_right = 0;
+    for (seed, prompt) in prompts(&plain).await.into_iter().enumerate() {
+        let mut request = greedy(Prompt::Tokens(prompt), 40);
+        request.sampling.temperature = 0.7;
+        request.sampling.top_k = 4;
+        request.sampling.seed = seed as u32;
+        let (one, other) = (answer(&plain, request.clone()).await.unwrap(), answer(&drafted, request).await.unwrap());
+        assert_eq!(one.text, other.text);
+        n_right += other.usage.accepted_draft_tokens;
+    }
+    assert!(n_right > 40, "{n_right}");
+}
+
+#[tokio::test]
+async fn a_draft_that_is_wrong_is_turned_down_and_changes_nothing() {
+    let plain = start("tiny/tiny-qwen2moe", |config| config.n_draft_max = 0).await;
+    let drafted = start("tiny/tiny-qwen2moe", |config| {
+        config.draft.model = Some(path("tiny/tiny-llama"));
+    })
+    .await;
+    let all = sure(&plain, 64).await;
+    for one in &all {
+        assert_eq!(say(&drafted, one.prompt.clone(), one.n).await.text, one.text);
+    }
+    // It was asked a few times at most, and what one request learnt the next ones know.
+    let stats = drafted.stats().await.unwrap();
+    let n_tokens: u32 = all.iter().map(|one| one.n).sum();
+    assert!(stats.n_drafted < 100 && n_tokens > 200, "{} for {n_tokens}", stats.n_drafted);
+    assert!(stats.n_drafted_right * 2 <= stats.n_drafted, "{stats:?}");
+}
+
+/// Slots that draft together while others are cancelled, parked for want of cells, and share prefixes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_slots_that_draft_together_say_what_each_says_alone() {
+    let model = "tiny/tiny-qwen2moe";
+    for draft in [model, "tiny/tiny-llama"] {
+        many_slots(model, &drafted_by(draft)).await;
+    }
+}
+
+async fn many_slots(model: &str, change: &impl Fn(&mut EngineConfig)) {
+    let plain = start(model, |config| config.n_draft_max = 0).await;
+    let all = sure(&plain, 48).await;
+    let alone: Vec<&String> = all.iter().map(|one| &one.text).collect();
+    let mut is_pool = true;
+    let drafted = start(model, |config| {
+        // Fewer cells than all want together.
+        (config.n_slots, config.n_ctx, config.kv_layout) = (8, Some(256), KvLayout::Unified);
+        change(config);
+        is_pool = config.kv_layout.is_unified();
+    })
+    .await;
+    let drafted = Arc::new(drafted);
+    for _ in 0..2 {
+        let each = all.iter().map(|one| {
+            let (drafted, prompt, n) = (Arc::clone(&drafted), one.prompt.clone(), one.n);
+            async move {
+                // One that is given up beside each that is not, and one that outgrows what there was when it began.
+                let mut cancelled = drafted.generate(greedy(Prompt::Tokens(prompt.clone()), 48)).expect("a place");
+                let long = say(&drafted, prompt.clone(), 100);
+                let mut request = at_most(prompt, n);
+                request.cache_prompt = true;
+                let (said, _) = futures_util::future::join(answer(&drafted, request), long).await;
+                cancelled.next().await;
+                drop(cancelled);
+                said.expect("an answer").text
+            }
+        });
+        let said = futures_util::future::join_all(each).await;
+        assert_eq!(said.iter().collect::<Vec<_>>(), alone, "{model}");
+    }
+    let stats = drafted.stats().await.expect("stats");
+    assert!(stats.n_drafted > 0, "{model}: they were to be drafted for");
+    assert!(stats.n_parked > 0 || !is_pool, "{model}: the cells were to run out");
+}
+
+/// A model's own heads (MTP) and heads made for it (EAGLE-3), which read what its decodes left behind.
+#[tokio::test]
+async fn heads_draft_and_change_nothing() {
+    for (model, heads) in HEADS {
+        let plain = start(model, |config| config.n_draft_max = 0).await;
+        let change = with_heads(heads);
+        let drafted = start(model, change).await;
+        let all = sure(&plain, 60).await;
+        for one in all.iter().take(8) {
+            assert_eq!(say(&drafted, one.prompt.clone(), one.n).await.text, one.text, "{model}");
+        }
+        // The weights of EAGLE's head are random; those of the other are made so that it is right.
+        let stats = drafted.stats().await.unwrap();
+        let least = if heads.is_none() { stats.n_drafted * 7 / 10 } else { 0 };
+        assert!(stats.n_drafted > 100 && stats.n_drafted_right >= least, "{model}: {stats:?}");
+    }
+}
+
+/// Models with heads that draft: their own, or of a file.
+const HEADS: [(&str, Option<&str>); 2] = [("tiny/tiny-glm4moe", None), ("stories260K", Some("tiny/tiny-eagle3"))];
+
+fn with_heads(heads: Option<&'static str>) -> impl Fn(&mut EngineConfig) {
+    move |config| {
+        config.draft.model = heads.map(path);
+        config.draft.mode = if heads.is_some() { DraftMode::Eagle3 } else { DraftMode::Mtp };
+        config.draft.always = true;
+    }
+}
+
+/// As for draft models; where sequences are shared, parked or begin anew the heads' side of them has gaps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_draft_for_many_slots_at_once() {
+    for (model, heads) in HEADS {
+        let change = with_heads(heads);
+        many_slots(model, &change).await;
+        // Cells of their own for each slot, which llama.cpp computes in other groups.
+        many_slots(model, &|config: &mut EngineConfig| {
+            change(config);
+            (config.n_ctx, config.kv_layout) = (Some(8 * 256), KvLayout::Split);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_draft_is_refused_at_the_start() {
+    let failure = |model: &'static str, draft: Option<PathBuf>, mode: DraftMode| async move {
+        let mut config = EngineConfig::new(ModelSource::Gguf(path(model)));
+        (config.n_threads, config.n_ctx) = (Some(1), Some(256));
+        (config.draft.model, config.draft.mode) = (draft, mode);
+        let engine = Engine::start(config, EngineMode::InProcess);
+        let mut watch = engine.watch();
+        let ends = |state: &EngineState| matches!(state, EngineState::Ready(_) | EngineState::Failed { .. });
+        let state = format!("{:?}", *watch.wait_for(ends).await.expect("the engine lives"));
+        state
+    };
+    let llama = "tiny/tiny-llama";
+    let auto = DraftMode::Auto;
+    for (model, draft, mode, why) in [
+        (
+            llama,
+            Some("stories260K"),
+            auto,
+            "its vocabulary is not the model's: their tokenizers are of different kinds",
+        ),
+        (llama, Some("hearth-demo"), auto, "its vocabulary is not the model's: the model has 383 tokens"),
+        (llama, Some("tiny/tiny-mamba"), auto, "can't go back, so it can't draft"),
+        ("tiny/tiny-jamba", Some(llama), auto, "the model's memory can't go back"),
+        (llama, Some("missing"), auto, "this is no GGUF file"),
+        (llama, Some(llama), DraftMode::Eagle3, "the file is made for draft-simple, not for draft-eagle3"),
+        (llama, Some(llama), DraftMode::Mtp, "it has no heads for several tokens"),
+        (llama, None, DraftMode::Mtp, "the model has no heads for several tokens"),
+    ] {
+        let said = failure(model, draft.map(path), mode).await;
+        assert!(said.contains(why) && said.contains("Failed"), "{model} with {draft:?} as {mode:?}: {said}");
+    }
+    assert!(failure(llama, None, auto).await.contains("Ready"));
+}

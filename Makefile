@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway fmt vendor vendor-test portable clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fmt vendor vendor-test portable clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -61,8 +61,14 @@ bench: build ## load MODEL and print a table; LLAMA_SERVER=path and URLS="http:/
 bench-parts: setup ## the benches of parts (benches/README.md); ARGS="--bench serve" for one
 	$(CARGO) bench $(FEATURES) $(ARGS)
 
-bench-gateway: setup ## measure what keys, limits and the ledger add to a request (T-P1)
+bench-gateway: setup ## measure what keys, limits and the ledger add to a request (T-P1; BENCH_ROWS=1000000 for T-P14)
 	$(CARGO) bench $(FEATURES) --bench gateway
+
+bench-load: setup ## measure an idle server, the most answers, a thousand streams, too much (T-P2 to T-P6)
+	$(CARGO) bench $(FEATURES) --bench overload
+
+bench-soak: setup ## run a mixed load with kills and reloads for BENCH_SECONDS and compare the ledger with it (T-P11)
+	$(CARGO) bench $(FEATURES) --bench soak
 
 fmt: ## format the source
 	$(CARGO) fmt

@@ -24,6 +24,8 @@ const LEAVES: u64 = 20;
 /// An engine that dies five times in ten minutes stays down.
 const KILLS_MAX: u32 = 4;
 const RELOAD_EVERY: Duration = Duration::from_secs(5);
+/// Idle connections and threads are gone by then.
+const REST: Duration = Duration::from_secs(12);
 
 /// What became of a request, as its client saw it.
 #[derive(Clone, Copy, PartialEq)]
@@ -132,7 +134,7 @@ impl Drop for Server {
 fn settings(dir: &Path, n: u32) -> Outcome<()> {
     let text = format!(
         "model = \"scripted:step_us=300,prompt_token_us=2\"\nport = 0\nparallel = 16\ndata_dir = \"books\"\ncache = true\n\
-         cache_persist = true\nlog_level = \"error\"\n[limits.default]\nrpm = {}\n",
+         cache_bytes = \"4MiB\"\ncache_persist = true\nlog_level = \"error\"\n[limits.default]\nrpm = {}\n",
         10_000_000 + n
     );
     Ok(fs::write(dir.join("hearth.toml"), text)?)
@@ -254,8 +256,7 @@ async fn main() -> Outcome<()> {
     }
     while tasks.join_next().await.is_some() {}
     drop(client);
-    // Connections that nobody uses any more close, and what was cancelled is settled.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(REST).await;
     let after = server.held();
     let ends = std::mem::take(&mut *ends.lock().map_err(|_| "a client panicked")?);
     let count = |is: fn(&End) -> bool| ends.values().filter(|end| is(end)).count();
@@ -268,6 +269,9 @@ async fn main() -> Outcome<()> {
         count(|end| matches!(end, End::Failed(_))),
         usize::try_from(n)? - ends.len()
     );
+    let tenths: Vec<String> =
+        samples.chunks((samples.len() / 10).max(1)).map(|part| format!("{:.1}", part[part.len() - 1][0])).collect();
+    println!("resident MiB, tenth by tenth: {}", tenths.join(" "));
     let warm = &samples[samples.len() / 3..];
     for (idx, name) in ["resident MiB", "files", "threads"].into_iter().enumerate() {
         let of: Vec<f64> = warm.iter().map(|sample| sample[idx]).collect();

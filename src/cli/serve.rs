@@ -79,6 +79,9 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
         gateway = gateway.with_books(Arc::clone(books));
         gateway.keep_cache_on_disk().context("answers can't be kept on disk")?;
     }
+    if let Some(watch) = config.memory {
+        gateway = gateway.with_memory_watch(watch);
+    }
     let exporter = match &config.otlp {
         Some(otlp) => {
             let collector = Collector::new(&otlp.collector).map_err(|error| anyhow!("the collector: {error}"))?;

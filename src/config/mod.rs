@@ -35,7 +35,7 @@ pub use tables::GrantTable;
 pub use telemetry::OtlpSetup;
 
 use crate::engine::EngineConfig;
-use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, ModelConfig};
+use crate::gateway::{BooksConfig, GatewayConfig, LoadLimits, MemoryWatch, ModelConfig};
 use crate::http::HttpConfig;
 use crate::telemetry::LogConfig;
 use crate::telemetry::metrics::MetricsConfig;
@@ -49,6 +49,8 @@ pub struct Config {
     /// At least one; the first is meant by no name.
     pub models: Vec<ServedModel>,
     pub limits: LoadLimits,
+    /// Looks at the memory while the server runs; `None`: nobody does.
+    pub memory: Option<MemoryWatch>,
     /// Keys, ledger and audit; `None`: none of them.
     pub books: Option<BooksConfig>,
     /// An address of the admin API, beside its socket.

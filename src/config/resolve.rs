@@ -2,13 +2,15 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Switch};
+use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Sha256Hex, Switch};
 use super::{Config, Origin, ServedModel};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{DraftConfig, DraftMode, EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
 use crate::engine::{EngineConfig, Pooling};
 use crate::gateway::limits::LimitSets;
-use crate::gateway::{ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, ResponsesConfig, RoutingConfig};
+use crate::gateway::{
+    ApiKey, CacheConfig, GatewayConfig, LoadLimits, MediaHost, MemoryWatch, ResponsesConfig, RoutingConfig,
+};
 use crate::telemetry::{LogConfig, LogFileConfig};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,6 +72,7 @@ impl Raw {
             gateway,
             models,
             limits,
+            memory: self.memory()?,
             books,
             admin_listen,
             admin_ui: on(&self.admin_ui),
@@ -79,6 +82,11 @@ impl Raw {
             in_process: on(&self.in_process),
             warnings,
         })
+    }
+
+    fn memory(&self) -> Result<Option<MemoryWatch>, ConfigError> {
+        let percent = within(&self.memory_high, 95, 0, 100)?;
+        Ok((percent > 0).then(|| MemoryWatch::new(f64::from(percent) / 100.0)))
     }
 
     /// The cache, and other servers with the aliases that lead to them.
@@ -187,8 +195,12 @@ impl Raw {
 
     pub(super) fn engine(&self) -> Result<EngineConfig, ConfigError> {
         let source = self.source()?;
-        if let ModelSource::Gguf(path) = &source {
-            check_file(path)?;
+        match &source {
+            ModelSource::Gguf(path) => check_file(path)?,
+            ModelSource::Scripted(_) if self.sha256.value.is_some() => {
+                return Err(rule(&self.sha256, "a pretended model has no file"));
+            }
+            ModelSource::Scripted(_) => {}
         }
         let default = EngineConfig::new(source);
         let n_batch = within(&self.batch_size, default.n_batch, 1, BATCH_MAX)?;
@@ -237,6 +249,7 @@ impl Raw {
             mlock: on(&self.mlock),
             lora: self.lora()?,
             chat_template: self.template()?,
+            sha256: self.sha256.value.iter().flatten().map(|Sha256Hex(hex)| hex.clone()).collect(),
             embeddings: self.embeddings.value.unwrap_or_default(),
             pooling: self.pooling()?,
             mmproj: self.mmproj.value.clone(),

@@ -6,7 +6,7 @@
 use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Switch, Written};
+use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
 use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, KvType};
@@ -79,6 +79,9 @@ settings! {
         model('m'): String = None, "FILE";
         /// Name of the model in the API, and further names after commas [default: the file's name]
         alias('a'): Vec<String> = None, "NAME";
+        /// SHA-256 of the model's file, and of the further files of a split one, in order; at each load and restart of its
+        /// engine another file is refused
+        sha256: Vec<Sha256Hex> = None, "HEX";
         /// A Jinja chat template that replaces the model's own
         chat_template_file: PathBuf = None, "FILE";
         /// The same as text, or the name of one of llama.cpp's own templates (chatml, llama3, …), which know no tools
@@ -122,6 +125,9 @@ settings! {
         /// An engine process that is not heard of, or gets nowhere with its work, for so long is killed and started anew;
         /// 0: never
         hang_timeout: Seconds = Some("60"), "TIME";
+        /// Percent of the memory in use, of the cgroup's limit or the machine's, from which on caches, then batch requests,
+        /// then new ones, then waiting ones are given up while something waits for memory; 0: nothing is
+        memory_high: u32 = Some("95"), "PERCENT";
         /// Threads of one decode; 0: physical cores, shared among the workers
         threads('t'): u32 = None, "N";
         /// Threads while prompts are computed (-tb) [default: as --threads]

@@ -82,7 +82,7 @@ fn is_of_a_model(setting: &Setting) -> bool {
     !matches!(
         setting.group,
         "Server" | "Log" | "Traces" | "Metrics" | "Keys and ledger" | "Cache of answers" | "Upstreams"
-    ) && !["model", "in_process", "load_timeout", "max_loaded_memory"].contains(&setting.key)
+    ) && !["model", "in_process", "load_timeout", "max_loaded_memory", "memory_high"].contains(&setting.key)
 }
 
 impl Raw {
@@ -174,6 +174,7 @@ impl Raw {
         let unsaid = Raw::default();
         // Said of the top-level model, not of this one.
         raw.alias = unsaid.alias;
+        raw.sha256 = unsaid.sha256;
         raw.chat_template_file = unsaid.chat_template_file;
         raw.chat_template = unsaid.chat_template;
         raw.lora = unsaid.lora;

@@ -180,6 +180,28 @@ impl Written for KeepAlive {
     }
 }
 
+/// A SHA-256 in lower-case hex.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sha256Hex(pub String);
+
+impl Written for Vec<Sha256Hex> {
+    const EXPECTS: &'static str = "a SHA-256 (64 hexadecimal digits), one for each file";
+    const IS_LIST: bool = true;
+
+    fn from_texts(texts: &[String]) -> Option<Self> {
+        let one = |text: &str| {
+            let text = text.trim().to_ascii_lowercase();
+            let is_digest = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_digest.then_some(Sha256Hex(text))
+        };
+        texts.iter().flat_map(|text| text.split(',')).map(one).collect()
+    }
+
+    fn to_toml(&self) -> toml::Value {
+        toml::Value::Array(self.iter().map(|Sha256Hex(hex)| hex.clone().into()).collect())
+    }
+}
+
 /// `FILE` or `FILE:SCALE`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lora {

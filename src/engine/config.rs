@@ -218,6 +218,9 @@ pub struct EngineConfig {
     pub mlock: bool,
     /// Text of a chat template that replaces the model's own.
     pub chat_template: Option<String>,
+    /// What the model's file must be, or it is not loaded: its SHA-256 in lower-case hex, one for each file of a split model.
+    /// Empty: whatever it is.
+    pub sha256: Vec<String>,
     /// A projector (mmproj) for images and sound.
     pub mmproj: Option<PathBuf>,
     /// At most `LORA_MAX`; requests name them by their index.
@@ -312,6 +315,7 @@ impl EngineConfig {
             mmap: true,
             mlock: false,
             chat_template: None,
+            sha256: Vec::new(),
             mmproj: None,
             lora: Vec::new(),
             embeddings: EmbedMode::Auto,

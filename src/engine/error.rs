@@ -21,6 +21,9 @@ pub enum Failure {
     /// The queue is full. `retry_after_s`: when a place is likely to be free.
     #[error("all {n_places} places are taken")]
     Overloaded { n_places: u32, retry_after_s: u32 },
+    /// Memory is short, so nothing new is begun.
+    #[error("the server is short of memory")]
+    Shed { retry_after_s: u32 },
     /// No model is ready: loading or restarting after a crash.
     #[error("{reason}")]
     NotReady { reason: String, retry_after_s: u32 },
@@ -45,6 +48,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Nobody knows when there will be memory again. Not all who are told come back at once.
+    pub fn shed() -> Self {
+        Failure::Shed { retry_after_s: rand::random_range(8..=12) }
+    }
+
     pub fn invalid(field: &str, code: &str, message: impl Into<String>) -> Self {
         Failure::Invalid { field: field.to_owned(), code: code.to_owned(), message: message.into() }
     }

@@ -7,7 +7,7 @@ use super::mailbox::Mailbox;
 use super::request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest};
 use super::router::{Place, Router, whole_seconds};
 use super::transport::{self, EngineMode, Transport};
-use crate::chat::ChatPrompt;
+use crate::chat::{ChatPrompt, Class};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -138,7 +138,9 @@ impl Engine {
 
     /// Starts one generation. Errors at once when not ready, full, or refused for earlier crashes.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, Failure> {
-        let place = Place::Generate { fingerprint: request.fingerprint(), owner: request.owner };
+        self.refuse_under_pressure(request.class)?;
+        let GenerateRequest { owner, class, .. } = request;
+        let place = Place::Generate { fingerprint: request.fingerprint(), owner, class };
         self.submit(place, Command::Generate(Box::new(request)))
     }
 
@@ -176,6 +178,7 @@ impl Engine {
     }
 
     async fn vectorize(&self, command: Command) -> Result<Vectorizing, Failure> {
+        self.refuse_under_pressure(Class::Interactive)?;
         let mut generation = self.submit(Place::Short(command.fingerprint()), command)?;
         match generation.next().await {
             Some(Event::Accepted { n_prompt }) => Ok(Vectorizing { n_tokens: n_prompt, generation, ready: None }),
@@ -199,6 +202,11 @@ impl Engine {
         // An error means that the sender is gone, which is as stopped as can be.
         let _ = state.wait_for(|state| matches!(state, EngineState::Stopped)).await;
         self.shared.router.end_all(&Failure::ShuttingDown, false);
+    }
+
+    /// For what else is said to an engine.
+    pub(super) fn parts(&self) -> (&Router, &dyn Transport) {
+        (&self.shared.router, &*self.shared.transport)
     }
 
     fn submit(&self, place: Place, command: Command) -> Result<Generation, Failure> {

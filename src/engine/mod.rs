@@ -33,6 +33,7 @@ pub mod media;
 mod output;
 mod prefix;
 mod prepare;
+mod pressure;
 mod reading;
 mod request;
 mod router;
@@ -52,6 +53,7 @@ pub use config::EngineConfig;
 pub use error::Failure;
 pub use event::{Adapter, Description, Done, Event, Pooling, SlotStats, Stats, Timings, Vectors};
 pub use handle::{Canceller, Engine, EngineState, Generation, Load, Tokenized, Vectorizing};
+pub use pressure::{Pressure, PressureNow};
 pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
 

@@ -176,7 +176,7 @@ impl<M: Model> Preparer<M> {
                 self.compute(Job { id: work.id, live: work.live, inputs })
             }
             // The service answers these itself.
-            Command::Cancel | Command::Stats => Ok(None),
+            Command::Cancel | Command::Shed | Command::Spare(_) | Command::Stats => Ok(None),
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct RequestId(pub u64);
 
 /// The whole surface of an engine. Each command is answered by exactly one ending event under its id
-/// (see [`crate::engine::Event`]), `Cancel` by the ending of the request it names.
+/// (see [`crate::engine::Event`]), `Cancel` and `Shed` by the ending of the request they name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Always legal once loaded. Answer: `Event::Tokens`.
@@ -23,6 +23,10 @@ pub enum Command {
     Generate(Box<GenerateRequest>),
     /// Ends the request of this id with `Failed(Cancelled)`, wherever it is; unknown ids are ignored (it has ended).
     Cancel,
+    /// Ends the request of this id with `Failed(Shed)` if it waits for its first slot; else it goes on.
+    Shed,
+    /// Of no request, and not answered: from now on (or no more) nothing is kept that can be computed again.
+    Spare(bool),
     /// Answer: `Event::Stats`.
     Stats,
     /// Answer: `Accepted` with the tokens of all inputs, then `Event::Vectors`, one for each; of no inputs at once.
@@ -42,7 +46,7 @@ impl Command {
             Command::Generate(request) => return Some(request.fingerprint()),
             Command::Embed(request) => request.hash(&mut hasher),
             Command::Rerank(request) => request.hash(&mut hasher),
-            Command::Cancel | Command::Stats => return None,
+            Command::Cancel | Command::Shed | Command::Spare(_) | Command::Stats => return None,
         }
         Some(hasher.finish())
     }

@@ -3,8 +3,10 @@
 use super::error::Failure;
 use super::event::Event;
 use super::mailbox::Mailbox;
+use super::pressure::PressureNow;
 use super::request::RequestId;
 use super::wait::{self, Line};
+use crate::chat::Class;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +22,7 @@ pub(super) enum Place {
         fingerprint: u64,
         /// With whom it shares its turn.
         owner: u64,
+        class: Class,
     },
     /// Anything short (tokenize, render, stats), with the fingerprint of the text it works on, if any.
     Short(Option<u64>),
@@ -45,6 +48,8 @@ pub(super) struct Router {
     next_id: AtomicU64,
     n_places: u32,
     n_slots: u32,
+    /// How short memory is, as it was last said.
+    pub(super) pressure: PressureNow,
 }
 
 #[derive(Debug, Default)]
@@ -64,14 +69,20 @@ impl Router {
     const SHORT_MAX: u32 = 256;
 
     pub(super) fn new(n_places: u32, n_slots: u32) -> Self {
-        Self { state: Mutex::default(), next_id: AtomicU64::new(1), n_places, n_slots }
+        Self {
+            state: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            n_places,
+            n_slots,
+            pressure: PressureNow::default(),
+        }
     }
 
     /// Gives the request an id, a mailbox and a place, or says why not.
     pub(super) fn admit(&self, place: Place) -> Result<(RequestId, Arc<Mailbox>), Failure> {
         let mut state = self.lock();
         match place {
-            Place::Generate { fingerprint, owner } => {
+            Place::Generate { fingerprint, owner, .. } => {
                 state.quarantine.check(fingerprint, Instant::now())?;
                 if state.n_generate >= self.n_places {
                     let wait = state.wait(self.n_slots, owner, Instant::now());
@@ -157,6 +168,20 @@ impl Router {
     /// How long a request of `owner` that comes now would wait for a slot.
     pub(super) fn wait(&self, owner: u64) -> Duration {
         self.lock().wait(self.n_slots, owner, Instant::now())
+    }
+
+    /// Generations that have had no slot yet, the oldest first; `class`: only these.
+    pub(super) fn waiting(&self, class: Option<Class>) -> Vec<RequestId> {
+        let state = self.lock();
+        let waits = |(id, entry): (&RequestId, &Entry)| match entry.place {
+            Place::Generate { class: of, .. } if entry.slot_since.is_none() => {
+                class.is_none_or(|class| class == of).then_some(*id)
+            }
+            _ => None,
+        };
+        let mut ids: Vec<RequestId> = state.entries.iter().filter_map(waits).collect();
+        ids.sort_unstable();
+        ids
     }
 
     pub(super) fn n_places(&self) -> u32 {
@@ -283,14 +308,16 @@ mod tests {
     #[test]
     fn a_place_is_free_again_after_the_ending() {
         let router = Router::new(1, 1);
-        let (id, mailbox) = router.admit(Place::Generate { fingerprint: 1, owner: 0 }).expect("a free place");
+        let (id, mailbox) = router
+            .admit(Place::Generate { fingerprint: 1, owner: 0, class: Class::Interactive })
+            .expect("a free place");
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 2, owner: 0 }),
+            router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }),
             Err(Failure::Overloaded { n_places: 1, .. })
         ));
         router.dispatch(vec![(id, Event::Failed(Failure::Cancelled))]);
         assert!(mailbox.has_ended());
-        assert!(router.admit(Place::Generate { fingerprint: 2, owner: 0 }).is_ok());
+        assert!(router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }).is_ok());
     }
 
     #[test]
@@ -298,16 +325,22 @@ mod tests {
         let router = Router::new(8, 1);
         let crash = Failure::Crashed { reason: "signal 9".into() };
         for _ in 0..2 {
-            router.admit(Place::Generate { fingerprint: 7, owner: 0 }).expect("not yet refused");
-            let (queued, _) = router.admit(Place::Generate { fingerprint: 8, owner: 0 }).expect("free");
+            router
+                .admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive })
+                .expect("not yet refused");
+            let (queued, _) =
+                router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).expect("free");
             router.dispatch(vec![(queued, Event::Accepted { n_prompt: 1 })]);
             router.end_all(&crash, true);
         }
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 7, owner: 0 }),
+            router.admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive }),
             Err(Failure::Quarantined { crashes: 2, .. })
         ));
-        assert!(router.admit(Place::Generate { fingerprint: 8, owner: 0 }).is_ok(), "it was only waiting");
+        assert!(
+            router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).is_ok(),
+            "it was only waiting"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::backend::Token;
 use super::constraint::Gate;
 use super::drafter::Drafter;
+use super::error::Failure;
 use super::media::Span;
 use super::output::Item;
 use super::reading::Reader;
@@ -94,6 +95,19 @@ pub(super) struct Clock {
 impl<S> Run<S> {
     pub fn is_cancelled(&self) -> bool {
         self.live.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is to go because memory is short: not once it had a slot.
+    pub fn is_shed(&self) -> bool {
+        self.live.shed.load(Ordering::Relaxed) && self.clock.started.is_none()
+    }
+
+    /// Why it is not wanted any more.
+    pub fn refusal(&self) -> Option<Failure> {
+        match self.is_cancelled() {
+            true => Some(Failure::Cancelled),
+            false => self.is_shed().then(Failure::shed),
+        }
     }
 
     /// Whether rows of the prompt are outputs too.

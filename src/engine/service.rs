@@ -18,11 +18,13 @@ use super::media::encoder::{self, JOBS_MAX};
 use super::output;
 use super::prefix::{self, Folder, Named, Saved};
 use super::prepare::{Embedder, Preparer, Sight, Work};
+use super::pressure::Spare;
 use super::request::{Command, RequestId};
 use super::run::Run;
 use super::scheduler::Pace;
 use super::transport::{Notice, Sink};
 use super::worker::{self, Parts, Worker};
+use crate::model::lock::Pinned;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustc_hash::FxHashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,6 +36,8 @@ use std::thread::JoinHandle;
 #[derive(Debug, Default)]
 pub(super) struct Live {
     pub cancelled: AtomicBool,
+    /// It is to go unless it has its slot.
+    pub shed: AtomicBool,
 }
 
 /// Requests the service works on.
@@ -75,6 +79,7 @@ pub(super) struct Cancels {
     /// Goes up while the worker gets on: with each of its rounds, and each node of a graph.
     n_steps: AtomicU64,
     is_busy: AtomicBool,
+    pub spare: Spare,
 }
 
 impl Cancels {
@@ -204,9 +209,15 @@ impl Service {
     /// Takes a command. After an error the request has not been and won't be answered.
     pub(super) fn submit(&self, id: RequestId, command: Command) -> Result<(), Failure> {
         match command {
-            Command::Cancel => {
+            Command::Spare(is_on) => {
+                let all = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+                all.iter().for_each(|one| one.spare.set(is_on));
+                Ok(())
+            }
+            ends @ (Command::Cancel | Command::Shed) => {
                 if let Some(live) = self.registry.get(id) {
-                    live.cancelled.store(true, Ordering::Relaxed);
+                    let flag = if ends == Command::Shed { &live.shed } else { &live.cancelled };
+                    flag.store(true, Ordering::Relaxed);
                     for cancels in self.cancels.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                         cancels.add();
                     }
@@ -336,7 +347,10 @@ impl Loading {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
         match self.config.source.clone() {
             ModelSource::Gguf(path) => {
+                // At each load, so also when this process is started anew after a crash.
+                let pinned = Pinned::check(&path, &self.config.sha256).map_err(|error| error.to_string())?;
                 let model = LlamaModel::load(&path, &self.config, progress)?;
+                pinned.check_unchanged().map_err(|error| error.to_string())?;
                 self.open(Arc::new(model))
             }
             ModelSource::Scripted(scripted) => {
@@ -351,6 +365,7 @@ impl Loading {
         let (items, item_queue) = output::channel();
         let mut description = model.describe();
         description.files_mark = self.config.files_mark();
+        description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
         let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {

@@ -201,6 +201,9 @@ impl Gateway {
             Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
             _ => work::generate(caller, share, work, &target, reserve).await,
         };
+        if let Err(Error::Engine(failure)) = &started {
+            self.count_shed(failure, share.0);
+        }
         let (choices, accepted, reserved) = started.inspect_err(|error| slot.failed(class_of(error), None))?;
         let held = note(caller).await?;
         meter.hold(reserved, target.config.price);
@@ -270,7 +273,7 @@ pub(super) async fn note(caller: &Caller) -> Result<(Noted, CancellationToken), 
 /// What an error of an engine here would be called of an upstream.
 fn class_of(error: &Error) -> Class {
     match error {
-        Error::Engine(Failure::Overloaded { .. }) => Class::Throttled,
+        Error::Engine(Failure::Overloaded { .. } | Failure::Shed { .. }) => Class::Throttled,
         Error::Engine(
             Failure::NotReady { .. } | Failure::Crashed { .. } | Failure::Internal(_) | Failure::ShuttingDown,
         ) => Class::Transient,

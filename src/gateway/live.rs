@@ -44,6 +44,7 @@ impl Live {
             upstream
         });
         let upstreams = upstreams.collect();
+        config.guardrails.count_in(metrics);
         Self { config: Arc::new(config), names, routes, upstreams }
     }
 

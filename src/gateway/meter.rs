@@ -315,7 +315,7 @@ pub(super) fn word(failure: &Failure) -> &'static str {
     match failure {
         Failure::Invalid { .. } => "invalid",
         Failure::ContextExceeded { .. } => "context_exceeded",
-        Failure::Overloaded { .. } => "overloaded",
+        Failure::Overloaded { .. } | Failure::Shed { .. } => "overloaded",
         Failure::NotReady { .. } => "not_ready",
         Failure::ShuttingDown => "shutting_down",
         Failure::Crashed { .. } => "crashed",

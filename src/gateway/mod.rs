@@ -27,6 +27,7 @@ mod loading;
 mod meter;
 mod models;
 mod names;
+mod pressure;
 mod report;
 mod responses;
 mod room;
@@ -64,6 +65,7 @@ pub use keys::{
 pub use loading::Unloading;
 pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
 pub use names::{NAMES_MAX, is_wild};
+pub use pressure::MemoryWatch;
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};
 pub use route::{CHAIN_MAX, Condition, HOPS_MAX, RULES_MAX, RouteConfig, RoutingConfig};
 pub use running::Running;

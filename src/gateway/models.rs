@@ -11,7 +11,7 @@ use super::room::{Held, Room, room};
 use super::spec::Price;
 use super::target::{Pin, Target};
 use crate::chat::Sampling;
-use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure};
+use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure, Pressure, PressureNow};
 use crate::model::Memory;
 use arc_swap::ArcSwap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,8 @@ pub(super) struct Shared {
     changed: watch::Sender<u64>,
     limits: LoadLimits,
     closing: CancellationToken,
+    /// How short memory is, as of the last look.
+    pub pressure: PressureNow,
 }
 
 pub(super) struct Entry {
@@ -255,10 +257,7 @@ impl Models {
 
     /// The engine, if there is one.
     pub(super) fn engine(&self, idx: usize) -> Option<Engine> {
-        match &self.shared.lock()[idx].phase {
-            Phase::Open { engine, .. } => Some(engine.clone()),
-            _ => None,
-        }
+        self.shared.engine(idx)
     }
 
     /// A client's wish for how long the model stays loaded after its requests.
@@ -374,11 +373,25 @@ impl Shared {
             adapter_scales: None,
         };
         let states = Mutex::new(entries.iter().map(state).collect());
-        Arc::new(Self { entries, states, changed: watch::Sender::new(0), limits, closing: CancellationToken::new() })
+        Arc::new(Self {
+            entries,
+            states,
+            changed: watch::Sender::new(0),
+            limits,
+            closing: CancellationToken::new(),
+            pressure: PressureNow::default(),
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Vec<State>> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn engine(&self, idx: usize) -> Option<Engine> {
+        match &self.lock()[idx].phase {
+            Phase::Open { engine, .. } => Some(engine.clone()),
+            _ => None,
+        }
     }
 
     pub(super) fn tell(&self) {
@@ -419,6 +432,10 @@ impl Shared {
                     && at.elapsed() < FAILURE_KEPT
                 {
                     return Err(not_ready(format!("the model can't be loaded: {reason}"), 5));
+                }
+                // Nothing takes more memory than a load.
+                if self.pressure.get() >= Pressure::New {
+                    return Err(Failure::shed().into());
                 }
                 self.make_room(&mut states, idx)?;
             }

@@ -28,6 +28,7 @@ impl Gateway {
                 quant: description.desc.clone(),
                 n_params: description.n_params,
                 n_ctx: description.n_ctx,
+                sha256: description.sha256.join(","),
             });
             reading
         };

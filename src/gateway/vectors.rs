@@ -6,7 +6,7 @@ use super::meter::word;
 use super::trace::{Generated, Trace, UsageSource};
 use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
-use crate::chat::{EmbedAsk, RerankAsk, ScoreAsk, Usage};
+use crate::chat::{Class, EmbedAsk, RerankAsk, ScoreAsk, Usage};
 use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectorizing, Vectors};
 use crate::telemetry::metrics::ModelSeries;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -240,7 +240,10 @@ impl VectorMeter {
     ) -> Result<Vectors, Error> {
         let begun = match begun {
             Ok(begun) => begun,
-            Err(failure) => return Ok(self.end(Err(failure))?),
+            Err(failure) => {
+                gateway.count_shed(&failure, Class::Interactive);
+                return Ok(self.end(Err(failure))?);
+            }
         };
         self.reserve(gateway, target, begun.n_tokens.into())?;
         Ok(self.end(begun.finish().await)?)

@@ -238,7 +238,11 @@ impl Rescue {
     pub(super) fn helps(failure: &Failure) -> bool {
         matches!(
             failure,
-            Failure::NotReady { .. } | Failure::Overloaded { .. } | Failure::Crashed { .. } | Failure::Internal(_)
+            Failure::NotReady { .. }
+                | Failure::Overloaded { .. }
+                | Failure::Shed { .. }
+                | Failure::Crashed { .. }
+                | Failure::Internal(_)
         )
     }
 

@@ -289,6 +289,10 @@ impl ApiError {
                 );
                 Self::unavailable("server_is_overloaded", message, retry_after_s)
             }
+            Failure::Shed { retry_after_s } => {
+                let message = "This server is short of memory and begins nothing new for now; please try again.";
+                Self::unavailable("server_is_overloaded", message, retry_after_s)
+            }
             Failure::NotReady { reason, retry_after_s } => {
                 Self::unavailable("model_loading", format!("The model is not ready: {reason}."), retry_after_s)
             }
@@ -371,6 +375,7 @@ mod tests {
     fn what_a_retry_cures_says_when() {
         for (failure, code) in [
             (Failure::Overloaded { n_places: 4, retry_after_s: 0 }, "server_is_overloaded"),
+            (Failure::shed(), "server_is_overloaded"),
             (Failure::NotReady { reason: "r".into(), retry_after_s: 2 }, "model_loading"),
             (Failure::ShuttingDown, "shutting_down"),
         ] {

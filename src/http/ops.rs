@@ -7,7 +7,7 @@ use super::error::{ApiError, Asked};
 use super::openai::{json, refuse_if_strict};
 use crate::chat::{MediaKind, Prompt};
 use crate::dialect::{Fault, openai};
-use crate::engine::{EngineState, Failure};
+use crate::engine::{EngineState, Failure, Pressure};
 use crate::gateway::{Caller, default_sampling};
 use axum::Extension;
 use axum::extract::{FromRequestParts, Query, State};
@@ -45,6 +45,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
         (state_word(&state), state.refusal().unwrap_or(Failure::ShuttingDown))
     } else if app.gateway.books().is_some_and(|books| books.ledger().admit().is_err()) {
         ("ledger_unavailable", Failure::NotReady { reason: "the ledger can't be written".into(), retry_after_s: 2 })
+    } else if app.gateway.pressure() >= Pressure::New {
+        ("short_of_memory", Failure::shed())
     } else if load.n_in_flight < load.n_places || load.n_places == 0 {
         return json(br#"{"ready":true,"state":"ready"}"#.to_vec());
     } else {

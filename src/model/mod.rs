@@ -16,6 +16,7 @@ pub mod gguf;
 pub mod lock;
 mod shape;
 
+pub use cgroup::Shortage;
 pub use fit::{Ask, CacheType, FitError, Memory, Plan};
 pub use gguf::{Gguf, GgufError, List, Tensor, Value};
 pub use shape::{Layer, Shape, ShapeError};
@@ -73,6 +74,14 @@ impl ModelFile {
             parts.push(read_header(&next)?);
         }
         Ok(Self { path: path.to_owned(), gguf, parts })
+    }
+
+    /// The files that it lies in, in order.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let n_parts = self.parts.len() as u64 + 1;
+        // The parts were found by these names.
+        let further = (2..=n_parts).filter_map(|part| part_path(&self.path, part, n_parts));
+        std::iter::once(self.path.clone()).chain(further).collect()
     }
 
     /// Tensors of all parts.

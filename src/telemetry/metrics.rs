@@ -4,11 +4,12 @@
 //! An own registry instead of the crate's global one: two servers in one process (as in tests) do not share counters.
 //! Gauges are set from a [`Reading`] taken at the scrape, so that nothing has to keep them right in between.
 
+use super::memory::Memory;
 use super::otlp::OtlpSeries;
 use super::readings::Scraped;
 pub use super::readings::{ModelLabels, Reading};
 use super::routing::Routing;
-pub use super::routing::UpstreamSeries;
+pub use super::routing::{RuleSeries, UpstreamSeries};
 pub use super::usage::Ended;
 use super::usage::Usage;
 use prometheus::{
@@ -43,6 +44,7 @@ pub struct Metrics {
     connections: IntGaugeVec,
     usage: Usage,
     routing: Routing,
+    memory: Memory,
     otlp: OtlpSeries,
     ledger_commits: Histogram,
     ledger: LedgerGauges,
@@ -191,6 +193,7 @@ impl Metrics {
                 of_model("vllm:time_to_first_token_seconds", help, &TTFT_BUCKETS, "model_name")
             }),
             routing: Routing::new(r),
+            memory: Memory::new(r),
             otlp: OtlpSeries {
                 exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
                 dropped,
@@ -312,9 +315,24 @@ impl Metrics {
         self.routing.upstream(name)
     }
 
+    /// The series of one list of a set of rules; `name` is the operator's, `direction`: in or out.
+    pub fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
+        self.routing.guardrail(name, direction, redacts)
+    }
+
     /// A request went on from one target to the next. All three are words of ours or the operator's.
     pub fn fell_back(&self, from: &str, to: &str, reason: &str) {
         self.routing.fell_back(from, to, reason);
+    }
+
+    /// The part of the memory in use, and the number of the step that was taken for it.
+    pub fn memory(&self, used: f64, pressure: u8) {
+        self.memory.found(used, pressure);
+    }
+
+    /// `n` of `what`, a word of ours, were given up for memory.
+    pub fn shed(&self, what: &'static str, n: usize) {
+        self.memory.shed(what, n);
     }
 
     /// A group of rows was committed in this time.
@@ -483,7 +501,7 @@ mod tests {
         series.first_token(Duration::from_millis(3));
         series.tokens(1, None);
         series.tokens(4, Some(Duration::from_millis(8)));
-        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_params: 7, n_ctx: 128 });
+        let loaded = Some(ModelLabels { quant: "Q4_0".into(), n_params: 7, n_ctx: 128, sha256: "ab".into() });
         let reading = Reading { model: "m".into(), n_slots: 4, kv_used_ratio: 0.5, loaded, ..Default::default() };
         let page = metrics.page(&[reading, Reading { model: "lazy".into(), ..Default::default() }]);
         for line in [
@@ -497,7 +515,7 @@ mod tests {
             "hearth_slots{model=\"m\",state=\"idle\"} 4",
             "hearth_kv_cache_usage_ratio{model=\"m\"} 0.5",
             "hearth_model_loaded{model=\"lazy\"} 0",
-            "hearth_model_info{model=\"m\",n_ctx=\"128\",params=\"7\",quant=\"Q4_0\"} 1",
+            "hearth_model_info{model=\"m\",n_ctx=\"128\",params=\"7\",quant=\"Q4_0\",sha256=\"ab\"} 1",
         ] {
             assert!(page.contains(line), "{line} is missing in\n{page}");
         }

@@ -6,6 +6,7 @@
 pub mod context;
 mod log_file;
 pub mod logging;
+mod memory;
 pub mod metrics;
 pub mod otlp;
 mod readings;

@@ -37,6 +37,8 @@ pub struct ModelLabels {
     pub quant: String,
     pub n_params: u64,
     pub n_ctx: u32,
+    /// Digests of its files, where the operator pinned them; else empty.
+    pub sha256: String,
 }
 
 pub(super) struct Scraped {
@@ -111,7 +113,7 @@ impl Scraped {
             up: gauge(r, "hearth_engine_up", "Whether the engine answers, 0 or 1."),
             loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),
             load_seconds: decimal(r, "hearth_model_load_seconds", "How long the model's last load took.", "model"),
-            info: add(r, IntGaugeVec::new(info, &["model", "quant", "params", "n_ctx"])),
+            info: add(r, IntGaugeVec::new(info, &["model", "quant", "params", "n_ctx", "sha256"])),
             llamacpp: compat.llamacpp.then(|| LlamaCpp::new(r)),
             vllm: compat.vllm.then(|| Vllm::new(r)),
         }
@@ -149,7 +151,7 @@ impl Scraped {
         put(&self.restarts, id, reading.n_restarts);
         if let Some(labels) = &reading.loaded {
             let (n_params, n_ctx) = (labels.n_params.to_string(), labels.n_ctx.to_string());
-            self.info.with_label_values(&[id, &labels.quant, &n_params, &n_ctx]).set(1);
+            self.info.with_label_values(&[id, &labels.quant, &n_params, &n_ctx, &labels.sha256]).set(1);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Series of the cache and of upstreams; part of the page that [`Metrics`](super::Metrics) writes.
+//! Series of the cache, of upstreams and of guardrails; part of the page that [`Metrics`](super::Metrics) writes.
 
 use super::metrics::add;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
@@ -11,6 +11,14 @@ pub(super) struct Routing {
     breaker: IntGaugeVec,
     retries: IntCounterVec,
     fallbacks: IntCounterVec,
+    guardrails: IntCounterVec,
+}
+
+/// The series of one list of an operator's rules.
+#[derive(Debug)]
+pub struct RuleSeries {
+    redacted: Option<IntCounter>,
+    denied: IntCounter,
 }
 
 /// The series of one upstream.
@@ -50,7 +58,17 @@ impl Routing {
                 "Requests that went on to another target.",
                 &["from", "to", "reason"],
             ),
+            guardrails: counters(
+                "hearth_guardrail_matches_total",
+                "Matches of an operator's rules: taken out, or what they were in was refused or ended.",
+                &["guardrail", "action", "direction"],
+            ),
         }
+    }
+
+    pub(super) fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
+        let of = |action: &str| self.guardrails.with_label_values(&[name, action, direction]);
+        RuleSeries { redacted: redacts.then(|| of("redact")), denied: of("deny") }
     }
 
     pub(super) fn cache_request(&self, result: &str) {
@@ -73,6 +91,19 @@ impl Routing {
 
     pub(super) fn fell_back(&self, from: &str, to: &str, reason: &str) {
         self.fallbacks.with_label_values(&[from, to, reason]).inc();
+    }
+}
+
+impl RuleSeries {
+    pub fn redacted(&self) {
+        if let Some(redacted) = &self.redacted {
+            redacted.inc();
+        }
+    }
+
+    /// Also by a list that redacts: where what matched can't be rewritten.
+    pub fn denied(&self) {
+        self.denied.inc();
     }
 }
 

@@ -44,7 +44,7 @@ async fn ending(mut generation: Generation) -> Option<Failure> {
 }
 
 /// Process ids of the `hearth engine` children of process `pid`.
-fn engines(pid: u32) -> Vec<String> {
+pub fn engines(pid: u32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("this is Linux").flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let pids: Vec<String> =
@@ -56,7 +56,7 @@ fn engines(pid: u32) -> Vec<String> {
     pids.into_iter().filter(is_engine).collect()
 }
 
-fn kill(pid: &str) {
+pub fn kill(pid: &str) {
     let status = std::process::Command::new("kill").args(["-9", pid]).status().expect("kill runs");
     assert!(status.success());
 }

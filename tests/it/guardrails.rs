@@ -4,7 +4,7 @@ use crate::support::cloud::{Act, Cloud, SSE, answer, role, text};
 use crate::support::governed::Governed;
 use crate::support::routed::{route, upstream};
 use crate::support::{Answer, Events, MODEL, Server, Setup, chat_body, with};
-use hearth::gateway::{GuardrailSpec, Guardrails, RuleSpec};
+use hearth::gateway::{GatewayConfig, GuardrailSpec, Guardrails, RuleSpec};
 use serde_json::{Value, json};
 
 const SYSTEM: &str = "Speak only of gardening.";
@@ -441,4 +441,51 @@ async fn vectors_are_made_of_what_may_come_in() {
     assert_eq!(vector(embed(json!("pin 1234")).await), vector(embed(json!("pin #")).await));
     embed(json!(["fine", "AURORA"])).await.is_refusal("content_policy_violation", "input");
     embed(json!([[1, 2]])).await.is_refusal("unsupported_parameter", "input");
+}
+
+#[tokio::test]
+async fn what_rules_do_is_counted_by_set_act_and_direction() {
+    let spec = || GuardrailSpec {
+        input: rules(&["aurora"], &[(r"\d{4}", "#")]),
+        output: rules(&["secret"], &[("ab-cd", "[card]")]),
+        ..Default::default()
+    };
+    let quiet = || GuardrailSpec { input: rules(&["never"], &[]), ..Default::default() };
+    let both = move || sets(&[("default", spec()), ("quiet", quiet())]);
+    let server = Server::with(|setup| setup.gateway.guardrails = both()).await;
+    let counted = async || {
+        let page = server.metrics().await;
+        let lines = page.lines().filter_map(|line| line.strip_prefix("hearth_guardrail_matches_total{"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let line = |act: &str, direction: &str, n: u32| {
+        format!("action=\"{act}\",direction=\"{direction}\",guardrail=\"default\"}} {n}")
+    };
+    let are = |counts: [u32; 4]| {
+        let of = [("deny", "in"), ("deny", "out"), ("redact", "in"), ("redact", "out")];
+        let mut lines: Vec<String> = of.iter().zip(counts).map(|((act, way), n)| line(act, way, n)).collect();
+        lines.insert(1, "action=\"deny\",direction=\"in\",guardrail=\"quiet\"} 0".to_owned());
+        lines
+    };
+    // All are there before anything has happened, so that a first match shows as an increase.
+    assert_eq!(counted().await, are([0, 0, 0, 0]));
+    assert_eq!(server.chat("pins 1234 and 5678", json!({})).await.content(), "pins # and #");
+    assert_eq!(counted().await, are([0, 0, 2, 0]));
+    server.chat("the Aurora of 1234", json!({})).await.is_refusal("content_policy_violation", "messages");
+    assert_eq!(counted().await, are([1, 0, 3, 0]));
+    // What would be taken out where nothing can be: refused, once.
+    let tools = json!([{ "type": "function", "function": { "name": "t_1234_5678", "parameters": {} } }]);
+    server.chat("x", json!({ "tools": tools })).await.is_refusal("content_policy_violation", "");
+    assert_eq!(counted().await, are([2, 0, 3, 0]));
+    let denied = server.chat("a secret, a secret", json!({})).await;
+    assert_eq!(denied.json()["choices"][0]["finish_reason"], "content_filter");
+    assert_eq!(counted().await, are([2, 1, 3, 0]));
+    assert_eq!(server.stream_chat("ab-cd, and ab-cd", json!({})).await.text(0, "content"), "[card], and [card]");
+    assert_eq!(counted().await, are([2, 1, 3, 2]));
+    // A reload begins nothing anew.
+    let config = GatewayConfig { guardrails: both(), ..(*server.gateway.config()).clone() };
+    let models = server.gateway.models().into_iter().map(|model| (*model.config).clone()).collect();
+    server.gateway.reload(config, models);
+    assert_eq!(server.chat("pin 1234", json!({})).await.content(), "pin #");
+    assert_eq!(counted().await, are([2, 1, 4, 2]));
 }

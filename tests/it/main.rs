@@ -1,5 +1,6 @@
 //! Everything against the real thing, in one binary so that llama.cpp is linked once.
 
+mod accounts;
 mod addresses;
 mod admin_listen;
 mod anthropic;
@@ -34,6 +35,7 @@ mod guardrails;
 mod handover;
 mod hostile;
 mod idle;
+mod isolation;
 mod kills;
 mod limits;
 mod llama_server;
@@ -55,8 +57,10 @@ mod openapi;
 mod ops;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod pins;
 mod power;
 mod prefixes;
+mod pressure;
 mod prometheus;
 mod reload;
 mod rerank;

@@ -5,11 +5,19 @@ use crate::support::governed::{Governed, PRICE};
 use crate::support::routed::{route, upstream};
 use crate::support::served::root;
 use crate::support::{MODEL, PATIENCE, chat_body};
+use hearth::gateway::{GuardrailSpec, Guardrails, RuleSpec};
 use hearth::telemetry::metrics::{Compat, MetricsConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 const CANARY: &str = "canary-5e1f";
+
+/// Takes numbers of cards out of what comes in, and of what goes out.
+fn guarded() -> Guardrails {
+    let redact = || RuleSpec { redact: vec![(r"\b\d{4}-\d{4}\b".into(), "[card]".into())], ..Default::default() };
+    let spec = GuardrailSpec { input: redact(), output: redact(), ..Default::default() };
+    Guardrails::new(&[(Guardrails::DEFAULT.to_owned(), spec)].into()).expect("a good set")
+}
 
 /// A server with books, a cache and two upstreams, after requests of every outcome.
 async fn busy(metrics: MetricsConfig) -> (Governed, String) {
@@ -18,6 +26,7 @@ async fn busy(metrics: MetricsConfig) -> (Governed, String) {
     let house = Governed::with(|setup, _| {
         setup.metrics = metrics;
         setup.gateway.price = PRICE;
+        setup.gateway.guardrails = guarded();
         let routing = &mut setup.gateway.routing;
         (routing.may_leave, routing.cache.enabled) = (true, true);
         let mut twice = upstream("dead", &dead.base_url());

@@ -72,7 +72,7 @@ async fn ops_03_counters_grow_and_the_page_is_clean() {
     );
     assert!(page.lines().any(|line| {
         line.starts_with(&format!("hearth_model_info{{model=\"{MODEL}\",n_ctx=\"4096\",params=\""))
-            && line.ends_with("quant=\"scripted bytes\"} 1")
+            && line.ends_with("quant=\"scripted bytes\",sha256=\"\"} 1")
     }));
     assert!(!page.contains("private"), "nothing of a client's text is a label");
     for line in page.lines().filter(|line| !line.starts_with('#')) {

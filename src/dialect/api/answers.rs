@@ -388,6 +388,8 @@ pub struct ModelMeta {
     n_params: u64,
     /// Bytes of the weights.
     size: u64,
+    /// Digests of the model's files, where the operator pinned them.
+    sha256: Option<Vec<String>>,
 }
 
 /// An adapter with its scale where requests say nothing.

@@ -42,6 +42,7 @@ fn object(entry: ModelEntry) -> ModelObject {
         n_embd: model.n_embd,
         n_params: model.n_params,
         size: model.size_bytes,
+        sha256: model.sha256.clone(),
     };
     ModelObject {
         id: entry.name,

@@ -106,6 +106,8 @@ pub(super) struct ModelMeta {
     pub n_embd: u32,
     pub n_params: u64,
     pub size: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sha256: Vec<String>,
 }
 
 #[derive(Serialize)]

@@ -1,7 +1,8 @@
 //! A model without weights: deterministic tokens, settable delays and faults.
 //!
 //! A token is a byte (id = its value), 256 is BOS, 257 ends a turn, 258 and 259 are the marks that open and close a
-//! message. The chat template is ChatML-like. The answer depends only on the text of the last user message:
+//! message. The chat template is ChatML-like. The answer depends only on the text of the last user message, as the cells
+//! of the request's sequence hold it, so that a prefix that is somebody else's shows:
 //!
 //! | message starts with | answer |
 //! |---|---|
@@ -96,6 +97,8 @@ pub struct Script {
     answer: Answer,
     at: usize,
     forced: Option<Token>,
+    /// The answer is to what the context holds; until then to the prompt as it came.
+    has_looked: bool,
 }
 
 enum Answer {
@@ -120,6 +123,13 @@ impl Script {
 }
 
 impl Script {
+    /// Before the first token: whatever came as a prompt, the answer is to what was computed or found.
+    fn look(&mut self, held: impl Iterator<Item = Token>) {
+        if !std::mem::replace(&mut self.has_looked, true) {
+            self.answer = answer(&held.collect::<Vec<Token>>());
+        }
+    }
+
     /// The script's token where the mask allows it, else the one that ends what was begun soonest.
     fn next_of(&mut self, mask: &[u32]) -> Option<Token> {
         let at = self.at;
@@ -141,6 +151,14 @@ impl Script {
         {
             self.at += 1;
         }
+    }
+}
+
+fn answer(prompt: &[Token]) -> Answer {
+    let message = last_message(prompt);
+    match forced_tool(prompt) {
+        Some(name) if !message.starts_with("/call ") => Answer::Bytes(calls(&format!("/call {name}")).into_bytes()),
+        _ => answer_to(&message),
     }
 }
 
@@ -329,12 +347,7 @@ impl Model for ScriptedModel {
             return Err(Failure::invalid("grammar", "unsupported_operation", "the scripted model reads no GBNF"));
         }
         let forced = params.logit_bias.iter().find(|(_, bias)| *bias >= 100.0).map(|(token, _)| *token);
-        let message = last_message(prompt);
-        let answer = match forced_tool(prompt) {
-            Some(name) if !message.starts_with("/call ") => Answer::Bytes(calls(&format!("/call {name}")).into_bytes()),
-            _ => answer_to(&message),
-        };
-        Ok(Script { answer, at: 0, forced })
+        Ok(Script { answer: answer(prompt), at: 0, forced, has_looked: false })
     }
 
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<ScriptedContext, String> {
@@ -347,6 +360,7 @@ impl Model for ScriptedModel {
             held: FxHashMap::default(),
             n_holders: FxHashMap::default(),
             next_cell: 0,
+            last: Vec::new(),
             n_decodes: 0,
             interrupt,
             logits: vec![0.0; N_VOCAB],
@@ -368,11 +382,13 @@ pub struct ScriptedContext {
     n_ctx_seq: u32,
     n_batch: u32,
     shares_cells: bool,
-    /// The cells of each sequence, one a position.
-    held: FxHashMap<u32, Vec<u64>>,
+    /// The cells of each sequence and what they hold, one a position.
+    held: FxHashMap<u32, Vec<(u64, Token)>>,
     /// How many sequences hold each cell.
     n_holders: FxHashMap<u64, u32>,
     next_cell: u64,
+    /// (sequence, position) of each row of the last decode.
+    last: Vec<(u32, u32)>,
     n_decodes: u64,
     interrupt: Interrupt,
     logits: Vec<f32>,
@@ -433,10 +449,11 @@ impl Context for ScriptedContext {
         if !time.is_zero() {
             wait(&self.interrupt, time)?;
         }
+        self.last = rows.iter().map(|row| (row.seq, row.pos)).collect();
         for row in rows {
             let held = self.held.entry(row.seq).or_default();
             assert_eq!(held.len(), row.pos as usize, "positions of a sequence are contiguous; this is a bug");
-            held.push(self.next_cell);
+            held.push((self.next_cell, row.token));
             self.n_holders.insert(self.next_cell, 1);
             self.next_cell += 1;
         }
@@ -451,7 +468,10 @@ impl Context for ScriptedContext {
         Some(&self.logits)
     }
 
-    fn sample(&mut self, _row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
+    fn sample(&mut self, row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
+        let (seq, pos) = *self.last.get(row).ok_or("there is no such row; this is a bug")?;
+        let held = self.held.get(&seq).into_iter().flatten();
+        sampler.look(held.take(pos as usize + 1).map(|(_, token)| *token));
         if matches!(sampler.answer, Answer::Crash) {
             // In a child process this is what a crash in C++ looks like from outside.
             std::process::abort();
@@ -469,33 +489,38 @@ impl Context for ScriptedContext {
 
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
         let cells = self.held.get(&from).map(|held| held[..n as usize].to_vec()).unwrap_or_default();
-        for cell in &cells {
+        for (cell, _) in &cells {
             *self.n_holders.entry(*cell).or_default() += 1;
         }
         self.held.insert(to, cells);
         true
     }
 
-    /// A byte a token.
+    /// Two bytes a token.
     fn save(&mut self, seq: u32, most: usize) -> Option<Vec<u8>> {
-        let n = self.held.get(&seq)?.len();
-        (n > 0 && n <= most).then(|| vec![0; n])
+        let held = self.held.get(&seq)?;
+        let fits = !held.is_empty() && 2 * held.len() <= most;
+        // There are fewer tokens than two bytes can tell.
+        fits.then(|| {
+            held.iter().flat_map(|(_, token)| u16::try_from(*token).unwrap_or_default().to_le_bytes()).collect()
+        })
     }
 
     fn load(&mut self, seq: u32, state: &[u8]) -> bool {
-        if self.n_holders.len() + state.len() > self.n_cells as usize {
+        let tokens = state.as_chunks::<2>().0.iter().map(|bytes| Token::from(u16::from_le_bytes(*bytes)));
+        let cells: Vec<(u64, Token)> = (self.next_cell..).zip(tokens).collect();
+        if self.n_holders.len() + cells.len() > self.n_cells as usize {
             return false;
         }
-        let cells: Vec<u64> = (self.next_cell..).take(state.len()).collect();
-        self.next_cell += state.len() as u64;
-        self.n_holders.extend(cells.iter().map(|cell| (*cell, 1)));
+        self.next_cell += cells.len() as u64;
+        self.n_holders.extend(cells.iter().map(|(cell, _)| (*cell, 1)));
         self.held.insert(seq, cells);
         true
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {
         let Some(held) = self.held.get_mut(&seq) else { return true };
-        for cell in held.drain((from as usize).min(held.len())..) {
+        for (cell, _) in held.drain((from as usize).min(held.len())..) {
             if let Some(n) = self.n_holders.get_mut(&cell) {
                 *n -= 1;
                 if *n == 0 {

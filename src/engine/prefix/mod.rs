@@ -127,6 +127,16 @@ impl Prefixes {
         id.is_some()
     }
 
+    /// Memory is short: nothing stays saved but what is pinned.
+    pub fn drop_saved(&mut self) {
+        if self.store.n_bytes() == 0 {
+            return;
+        }
+        for id in self.store.movable() {
+            self.forget(id);
+        }
+    }
+
     /// A saved state turned out to be of no use.
     pub fn forget(&mut self, id: u32) {
         self.store.remove(id);

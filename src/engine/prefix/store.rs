@@ -101,6 +101,11 @@ impl Store {
         Some(saved)
     }
 
+    /// What isn't pinned.
+    pub fn movable(&self) -> Vec<u32> {
+        self.kept.iter().filter(|(_, kept)| !kept.saved.is_pinned).map(|(id, _)| *id).collect()
+    }
+
     fn least_worth(&self) -> Option<u32> {
         let movable = self.kept.iter().filter(|(_, kept)| !kept.saved.is_pinned);
         let ranked = movable.map(|(id, kept)| {

@@ -38,7 +38,7 @@ use super::service::{Cancels, WorkerStats};
 use super::slot::Slot;
 use super::speculation::Speculation;
 use super::trust::Trust;
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -163,6 +163,9 @@ impl<M: Model> Worker<M> {
                 return Ok(());
             }
             self.sweep_cancelled();
+            if self.cancels.spare.is_on() {
+                self.prefixes.drop_saved();
+            }
             self.fill_slots();
             self.make_room();
             let shares = self.plan();
@@ -192,9 +195,12 @@ impl<M: Model> Worker<M> {
             self.publish();
             self.flush();
             self.cancels.rest();
-            match self.incoming.recv() {
-                Ok(run) => self.enqueue(run),
-                Err(_) => return false,
+            select! {
+                recv(self.incoming) -> run => match run {
+                    Ok(run) => self.enqueue(run),
+                    Err(_) => return false,
+                },
+                recv(self.cancels.spare.woken) -> _ => {}
             }
         }
         loop {
@@ -211,9 +217,9 @@ impl<M: Model> Worker<M> {
     /// Takes a run that just came in.
     fn enqueue(&mut self, run: Box<Run<M::Sampler>>) {
         // Cancelled on its way here: the sweep that counted it may be over, and no other would find it.
-        if run.is_cancelled() {
+        if let Some(failure) = run.refusal() {
             self.is_urgent = true;
-            self.out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
+            self.out.push(Item::Failed { id: run.id, failure });
             return;
         }
         self.fair.arrive(run.class, run.owner);
@@ -240,13 +246,11 @@ impl<M: Model> Worker<M> {
         let (out, is_urgent, fair) = (&mut self.out, &mut self.is_urgent, &mut self.fair);
         self.waiting.retain(|run| {
             // Asked once: a cancel between two looks would drop the run without its ending.
-            let is_cancelled = run.is_cancelled();
-            if is_cancelled {
-                *is_urgent = true;
-                fair.leave_queue(run.class, run.owner);
-                out.push(Item::Failed { id: run.id, failure: Failure::Cancelled });
-            }
-            !is_cancelled
+            let Some(failure) = run.refusal() else { return true };
+            *is_urgent = true;
+            fair.leave_queue(run.class, run.owner);
+            out.push(Item::Failed { id: run.id, failure });
+            false
         });
     }
 

@@ -229,7 +229,7 @@ impl<M: Model> Worker<M> {
     /// Saves what the slot holds; false where that can't be.
     fn save(&mut self, index: usize, family: u64) -> bool {
         let most = self.prefixes.n_bytes_max();
-        if most == 0 {
+        if most == 0 || self.cancels.spare.is_on() {
             return false;
         }
         let Some(state) = self.context.save(index as u32, most) else { return false };

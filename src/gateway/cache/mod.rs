@@ -261,6 +261,14 @@ impl Cache {
         self.forget(Which::All).await
     }
 
+    /// Memory is short: keeps only what is on disk. Returns how many answers are not in memory any more.
+    pub(super) fn leave_memory(&self) -> usize {
+        let mut state = self.lock();
+        let keys: Vec<Key> = state.entries.iter().map(|(key, _)| *key).collect();
+        keys.iter().for_each(|key| state.remove(key));
+        keys.len()
+    }
+
     /// Forgets the answers of these owners.
     pub(super) async fn forget_of(&self, owners: HashSet<Owner>) -> usize {
         self.forget(Which::Of(owners)).await

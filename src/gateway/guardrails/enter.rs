@@ -7,7 +7,7 @@
 
 use super::Border;
 use super::json::JsonSieve;
-use super::sieve::{Denied, Step, whole};
+use super::sieve::{Denied, Step, is_clear, whole};
 use crate::chat::check::Refusal;
 use crate::chat::{ChatPrompt, Constraint, Message, Output, Prompt, PromptPart, Role};
 use crate::engine::Failure;
@@ -190,10 +190,7 @@ fn rewrite_maybe(text: &mut Option<String>, steps: &[Step]) -> Result<(), Error>
 
 /// What can't be rewritten.
 fn fixed(text: &str, steps: &[Step]) -> Result<(), Error> {
-    match whole(steps, text) {
-        Ok(None) => Ok(()),
-        _ => Err(denied(Denied)),
-    }
+    if is_clear(steps, text) { Ok(()) } else { Err(denied(Denied)) }
 }
 
 /// Every text in it, keys too.

@@ -21,6 +21,7 @@ pub(super) use screen::Screen;
 
 use super::Error;
 use crate::chat::{Constraint, Output};
+use crate::telemetry::Metrics;
 use patterns::{Patterns, Source};
 use sha2::{Digest, Sha256};
 use sieve::{Act, Step};
@@ -100,6 +101,20 @@ impl Guardrails {
             sets.insert(name.clone(), Set { system: spec.system.clone(), input, output, digest });
         }
         Ok(Self { sets: Arc::new(sets) })
+    }
+
+    /// What is done by these sets is counted there from now on; each list has its series from the start.
+    pub(super) fn count_in(&self, metrics: &Metrics) {
+        for (name, set) in self.sets.iter() {
+            for (rules, direction) in [(&set.input, "in"), (&set.output, "out")] {
+                let lists = [(&rules.redact, true), (&rules.deny, false)];
+                for (patterns, redacts) in
+                    lists.into_iter().filter_map(|(list, redacts)| Some((list.as_ref()?, redacts)))
+                {
+                    patterns.count_in(metrics.guardrail(name, direction, redacts));
+                }
+            }
+        }
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -7,10 +7,13 @@
 //! so everything before it may go out, and nothing else has to wait. A match may end at a place that depends on the
 //! character behind it (`\b`, `$`); such a match is a beginning, too, until that character is there.
 
+use super::sieve::Act;
+use crate::telemetry::metrics::RuleSeries;
 use regex_automata::meta::Regex;
 use regex_automata::{Input, Span};
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Hir, HirKind, Repetition};
+use std::sync::OnceLock;
 
 /// Longest match, in bytes, where text is looked at as it comes: what may have to be held back.
 pub(super) const MATCH_BYTES_MAX: usize = 512;
@@ -31,6 +34,8 @@ pub(super) struct Patterns {
     beginnings: Option<Regex>,
     /// What stands in a match's place, by its pattern.
     replacements: Vec<String>,
+    /// Where what is done with matches is counted, once there is a server.
+    series: OnceLock<RuleSeries>,
 }
 
 /// A pattern, what stands in its place, and what to call it in an error.
@@ -90,7 +95,12 @@ impl Patterns {
         });
         let (hirs, replacements): (Vec<Hir>, Vec<String>) =
             sources.into_iter().map(|source| (source.hir, source.replacement)).unzip();
-        Ok(Some(Self { regex: build(&hirs)?, beginnings: beginnings.transpose()?, replacements }))
+        Ok(Some(Self {
+            regex: build(&hirs)?,
+            beginnings: beginnings.transpose()?,
+            replacements,
+            series: OnceLock::new(),
+        }))
     }
 
     /// The first match in `text` that begins at or behind `from`; what is before `from` is only looked back at. Of several
@@ -99,6 +109,21 @@ impl Patterns {
         let found = self.regex.search(&Input::new(text).range(from..))?;
         let replacement = self.replacements.get(found.pattern().as_usize()).map_or("", String::as_str);
         Some((found.span(), replacement))
+    }
+
+    /// From now on matches are counted there, if they were not counted anywhere before.
+    pub(super) fn count_in(&self, series: RuleSeries) {
+        // A reload that leaves the list as it was finds it counted.
+        let _ = self.series.set(series);
+    }
+
+    /// This was done with a match.
+    pub(super) fn did(&self, act: Act) {
+        match (self.series.get(), act) {
+            (Some(series), Act::Redact) => series.redacted(),
+            (Some(series), Act::Deny) => series.denied(),
+            (None, _) => {}
+        }
     }
 
     #[cfg(test)]

@@ -189,7 +189,7 @@ impl Choice {
         if let Some((id, name)) = opening {
             self.change(Lane::Call(index, JsonSieve::new(steps)), out)?;
             // A name can't be rewritten and still be called.
-            if !matches!(super::sieve::whole(steps, &name), Ok(None)) {
+            if !super::sieve::is_clear(steps, &name) {
                 return Err(Denied);
             }
             let opening = Some((id, name));

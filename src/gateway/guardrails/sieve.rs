@@ -49,6 +49,12 @@ impl Sieve {
         Self { stages: steps.iter().map(stage).collect(), is_denied: false, has_matched: false }
     }
 
+    /// For what can't be rewritten: any match ends it.
+    fn strict(steps: &[Step]) -> Self {
+        let steps: Vec<Step> = steps.iter().map(|(_, patterns)| (Act::Deny, Arc::clone(patterns))).collect();
+        Self::new(&steps)
+    }
+
     /// Takes a piece, and appends to `out` what is decided.
     pub(super) fn push(&mut self, piece: &str, out: &mut String) -> Result<(), Denied> {
         self.run(piece, false, out)
@@ -103,6 +109,7 @@ impl Stage {
             match self.patterns.find(&self.text, self.at).filter(|(span, _)| span.start < undecided) {
                 Some((span, replacement)) => {
                     has_matched = true;
+                    self.patterns.did(self.act);
                     out.push_str(&self.text[self.at..span.start]);
                     if self.act == Act::Deny {
                         self.text.clear();
@@ -125,6 +132,11 @@ impl Stage {
         self.at -= before;
         (false, has_matched)
     }
+}
+
+/// Whether no list has anything to say of a text that can't be rewritten.
+pub(super) fn is_clear(steps: &[Step], text: &str) -> bool {
+    Sieve::strict(steps).run(text, true, &mut String::new()).is_ok()
 }
 
 /// A whole text, and whether it was changed.

@@ -54,7 +54,10 @@ impl Governed {
         ready(&engine).await;
         let metrics = Arc::new(Metrics::of(setup.metrics));
         let books = Books::open(config, &metrics).expect("fresh books");
-        let gateway = Gateway::new(setup.gateway, engine.clone(), metrics).with_books(Arc::clone(&books));
+        let mut gateway = Gateway::new(setup.gateway, engine.clone(), metrics).with_books(Arc::clone(&books));
+        if let Some(watch) = setup.memory {
+            gateway = gateway.with_memory_watch(watch);
+        }
         let gateway = Arc::new(gateway);
         let listener = AdminListener::tcp(([127, 0, 0, 1], 0).into(), LiveHttp::from(HttpConfig::default())).await;
         let listener = listener.expect("a free port");

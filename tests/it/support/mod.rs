@@ -19,7 +19,7 @@ pub mod tls;
 use futures_util::StreamExt;
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState};
-use hearth::gateway::{ApiKey, BaseUrl, Collector, CollectorConfig, Gateway, GatewayConfig};
+use hearth::gateway::{ApiKey, BaseUrl, Collector, CollectorConfig, Gateway, GatewayConfig, MemoryWatch};
 use hearth::http::{self, HttpConfig, LiveHttp};
 use hearth::telemetry::Metrics;
 use hearth::telemetry::metrics::MetricsConfig;
@@ -47,6 +47,8 @@ pub struct Setup {
     /// Address of a collector of traces, and the part of new ones that it gets.
     pub otlp: Option<(String, f64)>,
     pub metrics: MetricsConfig,
+    /// `None`: nobody looks at the memory.
+    pub memory: Option<MemoryWatch>,
     /// Return before the model is loaded.
     pub while_loading: bool,
 }
@@ -80,6 +82,7 @@ impl Setup {
             mode: EngineMode::InProcess,
             otlp: None,
             metrics: Default::default(),
+            memory: None,
             while_loading: false,
         }
     }
@@ -174,6 +177,9 @@ impl Server {
             ready(&engine).await;
         }
         let mut gateway = Gateway::new(setup.gateway, engine.clone(), Arc::new(Metrics::of(setup.metrics)));
+        if let Some(watch) = setup.memory {
+            gateway = gateway.with_memory_watch(watch);
+        }
         let exporter = setup.otlp.map(|(endpoint, ratio)| exporter(&gateway, &endpoint, ratio));
         if let Some(exporter) = &exporter {
             gateway = gateway.with_traces(Arc::clone(exporter));

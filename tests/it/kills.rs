@@ -211,8 +211,9 @@ async fn t_r7_an_engine_without_memory_dies_alone_and_first() {
     let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
     let maximum = getrlimit(Resource::As).maximum;
     prlimit(Some(pid), Resource::As, Rlimit { current: Some(kib * 1024), maximum }).expect("one's own child");
-    // Its text alone is many times what is free in its heap.
-    let large = "word ".repeat(2_000_000);
+    // Its text and tokens are many times what is free in its heap, and more than the 64 MiB that an arena of glibc has
+    // reserved, which count already.
+    let large = "word ".repeat(6_000_000);
     let answer = server.post("/v1/completions", json!({ "model": MODEL, "prompt": large })).await;
     // 503: it died of another thread's allocation, before it took this.
     assert!([400, 500, 503].contains(&answer.status), "{}", answer.text);

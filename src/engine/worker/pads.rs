@@ -30,6 +30,37 @@ impl Stretch {
     }
 }
 
+/// Joins stretches over the gaps between them where one pass over all takes less time than one over each; `cost` of a
+/// pass by its number of rows, 0 where it is not known.
+fn join(stretches: &[Stretch], cost: &[f64], can_fill: impl Fn(usize) -> bool) -> Vec<Stretch> {
+    // The best way to compute the first n of them: its time, and where its last pass begins.
+    let mut best = vec![(0.0, 0)];
+    for (n, last) in stretches.iter().enumerate() {
+        let mut found = (f64::INFINITY, n);
+        for from in (0..=n).rev() {
+            let joined = Stretch { first: stretches[from].first, last: last.last };
+            let gap = stretches.get(from + 1).filter(|_| from < n).map(|next| stretches[from].last + 1..next.first);
+            if gap.is_some_and(|mut gap| !gap.all(&can_fill)) {
+                break;
+            }
+            let time = best[from].0 + cost.get(joined.len()).copied().unwrap_or(0.0);
+            let is_known = cost.get(joined.len()).is_some_and(|time| *time > 0.0);
+            if time < found.0 && (is_known || from == n) {
+                found = (time, from);
+            }
+        }
+        best.push(found);
+    }
+    let (mut joined, mut n) = (Vec::new(), stretches.len());
+    while n > 0 {
+        let from = best[n].1;
+        joined.push(Stretch { first: stretches[from].first, last: stretches[n - 1].last });
+        n = from;
+    }
+    joined.reverse();
+    joined
+}
+
 impl<M: Model> Worker<M> {
     /// Adds rows to the step that is laid out. Returns whether llama.cpp computes it in one pass.
     pub(super) fn pad(&mut self, shares: &[Share], n_prefill: u32) -> bool {
@@ -106,18 +137,13 @@ impl<M: Model> Worker<M> {
         let is_even = self.rows.len() == shares.len();
         let mut stretches: Vec<Stretch> = Vec::new();
         for slot in busy.iter().copied() {
-            let Some(before) = stretches.last_mut() else {
-                stretches.push(Stretch { first: slot, last: slot });
-                continue;
-            };
-            let can_fill = (before.last + 1..slot).all(|gap| self.can_fill(gap));
-            let (apart, together) = (self.cost.pass(before.len()) + self.cost.pass(1), slot - before.first + 1);
-            if slot == before.last + 1 || (can_fill && self.cost.pass(together) < apart) {
-                before.last = slot;
-            } else {
-                stretches.push(Stretch { first: slot, last: slot });
+            match stretches.last_mut() {
+                Some(before) if before.last + 1 == slot => before.last = slot,
+                _ => stretches.push(Stretch { first: slot, last: slot }),
             }
         }
+        let cost: Vec<f64> = (0..=self.slots.len()).map(|n| self.cost.pass(self.cost.padded(n, &GROUPS))).collect();
+        let mut stretches = join(&stretches, &cost, |slot| self.can_fill(slot));
         let is_one = is_even && stretches.len() == 1;
         if let ([one], true) = (&mut stretches[..], is_even) {
             let mut n_more = self.cost.padded(one.len(), &GROUPS) - one.len();
@@ -143,5 +169,28 @@ impl<M: Model> Worker<M> {
         for slot in std::mem::take(&mut self.pads) {
             self.resync(slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stretch(first: usize, last: usize) -> Stretch {
+        Stretch { first, last }
+    }
+
+    #[test]
+    fn gaps_are_filled_where_one_pass_takes_less_time_than_two() {
+        // The 0.5B model, ms: 1 to 3 rows 7, 11, 12, then 12 up to 4, 20 up to 8, 30 up to 16.
+        let cost = |n: usize| [0.0, 7.0, 11.0, 12.0].get(n).copied().unwrap_or(if n <= 4 { 12.0 } else { 20.0 });
+        let cost: Vec<f64> = (0..=16).map(|n| if n > 8 { 30.0 } else { cost(n) }).collect();
+        let every_other: Vec<Stretch> = (0..8).map(|i| stretch(2 * i, 2 * i)).collect();
+        assert_eq!(join(&every_other, &cost, |_| true), [stretch(0, 14)]);
+        assert_eq!(join(&every_other, &cost, |slot| slot != 7), [stretch(0, 6), stretch(8, 14)]);
+        let apart = [stretch(0, 3), stretch(14, 14)];
+        assert_eq!(join(&apart, &cost, |_| true), apart, "19 ms, or 30");
+        assert_eq!(join(&apart, &[0.0; 17], |_| true), apart, "nothing is known");
+        assert_eq!(join(&[], &cost, |_| true), []);
     }
 }

@@ -184,8 +184,10 @@ impl Pace {
 
     fn rows_in(&self, seconds: f64) -> u32 {
         let mut rows = seconds / self.row_s.max(1e-9);
-        if rows < f64::from(TILE_MIN) {
-            rows = seconds / self.row_s.max(self.small_s).max(1e-9);
+        if rows < f64::from(TILE_MIN) && self.small_s > 0.0 {
+            // A tile takes no longer than as many rows in small steps: prompts that never fill one don't teach its time.
+            let small = seconds / self.small_s;
+            rows = if small >= f64::from(TILE) { f64::from(TILE) } else { small.min(f64::from(TILE_MIN - 1)) };
         }
         let most = self.n_batch.max(Self::ROWS_MIN);
         // Whole ubatches are computed at once: beyond one, take whole ones.
@@ -289,6 +291,13 @@ mod tests {
         assert!(pace.budget(1000).n_prefill_shared < TILE_MIN);
         (0..200).for_each(|_| pace.observe(0, 18, Duration::from_millis(126)));
         assert!(pace.budget(1000).n_prefill_shared >= TILE_MIN);
+        // Short prompts alone, after a start that was held up: their own time counts.
+        let mut held_up = Pace::new(Duration::from_millis(150), 2048, 512);
+        (0..4).for_each(|_| held_up.observe(0, 64, Duration::from_millis(600)));
+        assert!(held_up.budget(1000).n_prefill_shared < TILE_MIN);
+        held_up.observe(0, 16, Duration::from_millis(25));
+        (0..9).for_each(|_| held_up.observe(16, 0, Duration::from_millis(28)));
+        assert_eq!(held_up.budget(1000).n_prefill_shared, TILE);
         // A large model: a tile takes as long as its rows, so none is tried.
         (0..20).for_each(|_| pace.observe(0, 64, Duration::from_millis(1300)));
         (0..500).for_each(|_| pace.observe(0, 16, Duration::from_millis(320)));

@@ -176,7 +176,7 @@ async fn both_transports_give_the_same_answers() {
     let mut answers = Vec::new();
     for mode in [EngineMode::InProcess, EngineMode::child(env!("CARGO_BIN_EXE_hearth"))] {
         let mut config = EngineConfig::new(source.clone());
-        config.n_threads = Some(1);
+        (config.n_threads, config.n_draft_max) = (Some(1), 0);
         let engine = Engine::start(config, mode);
         ready(&engine).await;
         let mut request = chat("What is the capital of France?");

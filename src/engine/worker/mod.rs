@@ -71,8 +71,6 @@ pub(super) struct Worker<M: Model> {
     pace: Pace,
     /// Of steps of running streams.
     cost: StepCost,
-    /// Of steps of prompts.
-    prompt_cost: StepCost,
     /// Most tokens of one draft.
     n_draft_max: u32,
     /// `None`: nothing drafts beside the model.
@@ -145,7 +143,6 @@ impl<M: Model> Worker<M> {
             flushed_at: Instant::now(),
             pace: parts.pace,
             cost: parts.cost,
-            prompt_cost: StepCost::default(),
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             step: 0,
@@ -335,11 +332,8 @@ impl<M: Model> Worker<M> {
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
-                let n_rows = self.rows.len() as u32;
-                match (n_decode, n_prefill) {
-                    (_, 0) if is_one_pass => self.cost.observe(n_rows, time),
-                    (0, _) if is_one_pass => self.prompt_cost.observe(n_rows, time),
-                    _ => {}
+                if n_prefill == 0 && is_one_pass {
+                    self.cost.observe(self.rows.len() as u32, time);
                 }
                 self.count(n_decode, n_prefill);
                 self.follow(shares);

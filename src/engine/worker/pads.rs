@@ -14,8 +14,9 @@ use super::*;
 
 /// Groups that kernels take decode rows in.
 const GROUPS: [usize; 2] = [4, 16];
-/// Those of prompts: what a step of a prompt takes varies with what is in front of it, so little is dared.
-const PROMPT_GROUPS: [usize; 1] = [4];
+/// Fewer streams are left alone: nothing is won, and a request that runs by itself is computed the same way each time. (Rows
+/// of another group are rounded otherwise, which in a tiny model may change a token.) So are prompts.
+const STREAMS_MIN: usize = 3;
 
 /// Slots that follow one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,19 +74,17 @@ impl<M: Model> Worker<M> {
         if !self.context.can_cut() || runs.any(|run| run.wants_prompt_logits()) {
             return is_one;
         }
+        if n_prefill > 0 {
+            return is_one;
+        }
         if is_one {
-            let n = self.rows.len();
-            let padded = if n_prefill == 0 {
-                self.cost.padded(n, &GROUPS)
-            } else if n_prefill as usize == n {
-                self.prompt_cost.padded(n, &PROMPT_GROUPS)
-            } else {
-                n
-            };
-            self.pad_behind(shares, padded - n);
+            if shares.len() >= STREAMS_MIN {
+                let n = self.rows.len();
+                self.pad_behind(shares, self.cost.padded(n, &GROUPS) - n);
+            }
             return true;
         }
-        n_prefill == 0 && self.fill_gaps(shares)
+        self.fill_gaps(shares)
     }
 
     /// Most rows that can be added.

@@ -120,7 +120,8 @@ policy = head["content-security-policy"]
 check("a strict policy", "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy)
 check("the page is not on the data plane", httpx.get(f"{url}/ui", trust_env=False).status_code in (401, 404))
 
-with tempfile.TemporaryDirectory() as folder:
+# Helpers of the browser may write into it a moment longer than it lives.
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     browser = Browser(folder)
     try:
         check("the page opens", browser.open(f"{admin}/"))

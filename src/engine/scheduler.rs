@@ -129,6 +129,8 @@ pub struct Pace {
     small_s: f64,
     /// Seconds of a step that holds running streams only.
     decode_s: f64,
+    /// Seconds that it takes one sequence to get what another holds.
+    share_s: f64,
 }
 
 impl Pace {
@@ -139,7 +141,15 @@ impl Pace {
 
     pub fn new(max_gap: Duration, n_batch: u32, n_ubatch: u32) -> Self {
         // Until something was measured: chunks of 64 rows.
-        Self { max_gap, n_batch, n_ubatch, row_s: max_gap.as_secs_f64() / 64.0, small_s: 0.0, decode_s: 0.0 }
+        Self {
+            max_gap,
+            n_batch,
+            n_ubatch,
+            row_s: max_gap.as_secs_f64() / 64.0,
+            small_s: 0.0,
+            decode_s: 0.0,
+            share_s: 0.0,
+        }
     }
 
     /// Takes the time of one decode of `n_decode` running streams and `n_prefill` prompt rows into account.
@@ -175,6 +185,19 @@ impl Pace {
             n_cells_free,
             is_apart: false,
         }
+    }
+
+    /// Takes the time of one sharing between sequences into account.
+    pub fn observe_share(&mut self, time: Duration) {
+        self.share_s = time.as_secs_f64();
+    }
+
+    /// Prompt rows that could be computed while one sequence gets what another holds.
+    pub fn rows_of_share(&self) -> usize {
+        let rows = self.share_s / self.row_s.max(1e-9);
+        #[expect(clippy::cast_sign_loss, reason = "not negative: both factors are not")]
+        let rows = rows.min(f64::from(u32::MAX)) as usize;
+        rows
     }
 
     /// How long prompts of this many rows take, at the measured speed.

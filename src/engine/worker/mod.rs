@@ -19,8 +19,10 @@ mod pads;
 mod shared;
 mod sight;
 mod speculate;
+mod warm;
 
 pub(super) use speculate::warm_up_drafts;
+pub(super) use warm::warm_up;
 
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
@@ -535,53 +537,6 @@ impl<M: Model> Worker<M> {
     fn lock_stats(&self) -> std::sync::MutexGuard<'_, WorkerStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
-pub(super) fn warm_up<C: Context>(
-    context: &mut C,
-    token: Token,
-    pace: &mut Pace,
-    cost: &mut StepCost,
-) -> Result<(), String> {
-    let n_rows = 64.min(context.n_batch()).min(context.n_ctx_seq().saturating_sub(1)).max(1);
-    // The first round pages the weights in; the second one is what requests will see.
-    for round in 0..2u32 {
-        let time = time_of_rows(context, token, n_rows, |pos| pos + 1 == n_rows)?;
-        if round > 0 {
-            (0..4).for_each(|_| pace.observe(0, n_rows, time));
-        }
-    }
-    for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_rows) {
-        // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
-        let mut best = Duration::MAX;
-        // The longest takes so long that little holds it up.
-        for _ in 0..if n < 64 { 3 } else { 1 } {
-            best = best.min(time_of_rows(context, token, n, |_| true)?);
-        }
-        cost.observe(n, best);
-    }
-    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), "steps were measured");
-    Ok(())
-}
-
-/// Decodes rows that are forgotten again.
-fn time_of_rows<C: Context>(
-    context: &mut C,
-    token: Token,
-    n_rows: u32,
-    is_output: impl Fn(u32) -> bool,
-) -> Result<Duration, String> {
-    let rows: Vec<Row> = (0..n_rows).map(|pos| Row { token, pos, seq: 0, output: is_output(pos) }).collect();
-    let start = Instant::now();
-    match context.decode(&rows) {
-        Ok(()) | Err(DecodeError::Aborted) => {}
-        Err(DecodeError::NoKvSlot) => return Err("the KV cache has no room for the warm-up".into()),
-        Err(DecodeError::Broken(reason)) => return Err(reason),
-    }
-    let time = start.elapsed().max(Duration::from_micros(1));
-    context.forget(0, 0);
-    Ok(time)
 }
 
 impl Cancels {

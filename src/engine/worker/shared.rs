@@ -7,8 +7,8 @@ use super::*;
 
 /// Leading tokens that another slot must hold, or be about to hold, beyond what this one does for sharing them to be worth
 /// it. Fewer are soon computed; of more, eight requests that come when a prefix is nearly there would compute its rest
-/// eight times. A copy is of cells' names where all share one pool, else of the cells: 12 KiB a token at half a billion
-/// weights, a thousandth of the time to compute them.
+/// eight times. Where each sequence has its own cells, llama.cpp copies all of them, used or not (llama-kv-cache.cpp,
+/// `seq_cp`): that many more tokens as could be computed meanwhile, as measured at the start.
 const SHARE_MIN: usize = 16;
 /// Tokens that a saved state must have beyond what can be shared. It comes in cells of its own.
 const LOAD_MIN: usize = 64;
@@ -30,7 +30,7 @@ impl<M: Model> Worker<M> {
     /// Leading tokens that another slot must hold beyond `own` for this run to take them from it.
     fn share_min(&self, run: &Run<M::Sampler>) -> usize {
         match run.family {
-            0 => SHARE_MIN,
+            0 => SHARE_MIN.max(self.pace.rows_of_share()),
             _ => 1,
         }
     }

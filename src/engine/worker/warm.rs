@@ -1,0 +1,82 @@
+//! What is measured before the first request: the speed of prompts, of steps of few rows, of sharing.
+
+use super::super::backend::{Context, DecodeError, Row, Token};
+use super::super::cost::StepCost;
+use super::super::scheduler::Pace;
+use std::time::{Duration, Instant};
+
+/// Copies that take less are told apart from nothing by chance only.
+const SHARE_NOISE: Duration = Duration::from_millis(1);
+
+/// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
+pub(in crate::engine) fn warm_up<C: Context>(
+    context: &mut C,
+    token: Token,
+    pace: &mut Pace,
+    cost: &mut StepCost,
+) -> Result<(), String> {
+    let n_rows = 64.min(context.n_batch()).min(context.n_ctx_seq().saturating_sub(1)).max(1);
+    // The first round pages the weights in; the second one is what requests will see.
+    for round in 0..2u32 {
+        let time = time_of_rows(context, token, n_rows, |pos| pos + 1 == n_rows)?;
+        if round > 0 {
+            (0..4).for_each(|_| pace.observe(0, n_rows, time));
+        }
+    }
+    for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_rows) {
+        // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
+        let mut best = Duration::MAX;
+        // The longest takes so long that little holds it up.
+        for _ in 0..if n < 64 { 3 } else { 1 } {
+            best = best.min(time_of_rows(context, token, n, |_| true)?);
+        }
+        cost.observe(n, best);
+    }
+    let has_others = context.n_cells() > context.n_ctx_seq();
+    if !context.shares_cells() && context.can_cut() && has_others && context.n_ctx_seq() > n_rows + 1 {
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            best = best.min(time_of_share(context, token, n_rows)?);
+        }
+        pace.observe_share(best.saturating_sub(SHARE_NOISE));
+    }
+    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), "steps were measured");
+    Ok(())
+}
+
+/// Decodes rows that are forgotten again.
+fn time_of_rows<C: Context>(
+    context: &mut C,
+    token: Token,
+    n_rows: u32,
+    is_output: impl Fn(u32) -> bool,
+) -> Result<Duration, String> {
+    let rows: Vec<Row> = (0..n_rows).map(|pos| Row { token, pos, seq: 0, output: is_output(pos) }).collect();
+    let time = time_of(context, &rows)?;
+    context.forget(0, 0);
+    Ok(time)
+}
+
+/// How much longer a step takes in which a sequence gets what another holds: copies are made with the next decode.
+fn time_of_share<C: Context>(context: &mut C, token: Token, n_rows: u32) -> Result<Duration, String> {
+    let rows: Vec<Row> = (0..n_rows).map(|pos| Row { token, pos, seq: 0, output: pos + 1 == n_rows }).collect();
+    time_of(context, &rows)?;
+    let next = |pos: u32| [Row { token, pos, seq: 1, output: true }];
+    let start = Instant::now();
+    let is_shared = context.share(0, 1, n_rows);
+    let shared = if is_shared { time_of(context, &next(n_rows)).map(|_| start.elapsed()) } else { Ok(Duration::ZERO) };
+    let plain = if is_shared { time_of(context, &next(n_rows + 1)) } else { Ok(Duration::ZERO) };
+    context.forget(0, 0);
+    context.forget(1, 0);
+    Ok(shared?.saturating_sub(plain?))
+}
+
+fn time_of<C: Context>(context: &mut C, rows: &[Row]) -> Result<Duration, String> {
+    let start = Instant::now();
+    match context.decode(rows) {
+        Ok(()) | Err(DecodeError::Aborted) => {}
+        Err(DecodeError::NoKvSlot) => return Err("the KV cache has no room for the warm-up".into()),
+        Err(DecodeError::Broken(reason)) => return Err(reason),
+    }
+    Ok(start.elapsed().max(Duration::from_micros(1)))
+}

@@ -79,7 +79,9 @@ pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
     let mut room = room.min(if tiled > n_decode { tiled - n_decode } else { share_of_step });
     let short = room / 4;
     let mut prompts: Vec<&Want> = wants.iter().filter(|want| !want.is_decode).collect();
-    prompts.sort_by_key(|want| (want.turn, want.gap > short, want.served_at, want.gap, want.slot));
+    // Apart, short ones would take every step from a long one that can't have its rest.
+    let is_long = |want: &Want| !budget.is_apart && want.gap > short;
+    prompts.sort_by_key(|want| (want.turn, is_long(want), want.served_at, want.gap, want.slot));
     for want in prompts {
         if room == 0 {
             break;
@@ -249,10 +251,12 @@ mod tests {
         let budget = Budget { is_apart: true, ..BUDGET };
         let rows = |wants: &[Want]| plan(wants, budget).iter().map(|one| (one.slot, one.n_rows)).collect::<Vec<_>>();
         assert_eq!(
-            rows(&[want(0, 3000, false, 0), want(1, 10, false, 9)]),
+            rows(&[want(0, 3000, false, 9), want(1, 10, false, 0)]),
             [(1, 10)],
-            "the long one has the next step"
+            "the long one was served before"
         );
+        let turn_of_long = [want(0, 3000, false, 0), want(1, 10, false, 9), want(2, 10, false, 9)];
+        assert_eq!(rows(&turn_of_long), [(0, 256)], "short ones that keep coming don't take every step");
         assert_eq!(rows(&[want(0, 3000, false, 0)]), [(0, 256)]);
         assert_eq!(rows(&[want(0, 300, false, 0)]), [(0, 300)], "no step for the last few");
         assert_eq!(rows(&[want(0, 100, false, 0), want(1, 99, false, 1), want(2, 98, false, 2)]), [(0, 100), (1, 99)]);

@@ -97,10 +97,9 @@ pub(super) fn choose<S>(
     match best {
         Some((prefix, index)) if cache_prompt && prefix > 0 && is_useful(prefix, index) => Some(index),
         _ => {
-            if beside && slots.iter().any(|slot| slot.run.is_some()) {
-                return idle().map(|(index, _)| index).min_by_key(|index| (gap(slots, *index), *index));
-            }
-            idle().min_by_key(|(index, slot)| (!slot.kept.is_empty(), slot.served_at, *index)).map(|(index, _)| index)
+            let gap = |index: usize| if beside { gap(slots, index) } else { 0 };
+            let key = |(index, slot): &(usize, &Slot<S>)| (gap(*index), !slot.kept.is_empty(), slot.served_at, *index);
+            idle().min_by_key(key).map(|(index, _)| index)
         }
     }
 }

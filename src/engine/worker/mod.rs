@@ -78,6 +78,8 @@ pub(super) struct Worker<M: Model> {
     /// `None`: nothing drafts beside the model.
     speculation: Option<Speculation>,
     step: u64,
+    /// Whose turn the last step was that both prompts and streams wanted.
+    is_turn_of_prompts: bool,
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
     drafts: Vec<Draft>,
@@ -148,6 +150,7 @@ impl<M: Model> Worker<M> {
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             step: 0,
+            is_turn_of_prompts: false,
             rows: Vec::new(),
             stats: parts.stats,
         }
@@ -253,7 +256,7 @@ impl<M: Model> Worker<M> {
         });
     }
 
-    fn plan(&self) -> Vec<Share> {
+    fn plan(&mut self) -> Vec<Share> {
         let mut wants: Vec<_> = self.slots.iter().enumerate().filter_map(|(index, slot)| slot.want(index)).collect();
         for want in &mut wants {
             if let Some(run) = self.slots[want.slot].run.as_ref().filter(|_| !want.is_decode) {
@@ -285,7 +288,7 @@ impl<M: Model> Worker<M> {
 
     /// Where sequences have cells of their own, llama.cpp computes rows of prompts and of running streams one after another
     /// even in one call, and each prompt by itself (llama-batch.cpp, `split_equal`): they take turns, in whole groups.
-    fn keep_one_kind(&self, wants: &mut Vec<Want>, budget: &mut scheduler::Budget) {
+    fn keep_one_kind(&mut self, wants: &mut Vec<Want>, budget: &mut scheduler::Budget) {
         if self.context.shares_cells() {
             return;
         }
@@ -293,8 +296,8 @@ impl<M: Model> Worker<M> {
         if wants.iter().any(|want| want.is_decode) {
             budget.n_prefill_alone = budget.n_prefill_shared;
             if wants.iter().any(|want| !want.is_decode) {
-                let is_turn_of_prompts = self.step.is_multiple_of(2);
-                wants.retain(|want| want.is_decode != is_turn_of_prompts);
+                self.is_turn_of_prompts = !self.is_turn_of_prompts;
+                wants.retain(|want| want.is_decode != self.is_turn_of_prompts);
             }
         }
     }
@@ -314,6 +317,7 @@ impl<M: Model> Worker<M> {
         let (n_decode, n_prefill) = self.lay_out(shares);
         let is_one_pass = self.pad(shares, n_prefill);
         if let Err(reason) = self.apply_adapters(shares) {
+            self.pads.clear();
             self.fail_shares(shares, &Failure::Internal(reason));
             return Ok(());
         }

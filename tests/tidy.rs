@@ -252,6 +252,30 @@ fn nothing_is_left_for_later() {
     fail_with("left for later", &faults);
 }
 
+/// rustdoc takes an indented block after an empty line for Rust, compiles it at the very end of `make test`, and fails there.
+#[test]
+fn blocks_in_docs_say_what_they_are() {
+    let faults: Vec<String> = files("src", &[".rs"])
+        .iter()
+        .flat_map(|path| {
+            let text = read(path);
+            let lines: Vec<String> = text.lines().map(|line| line.trim().to_string()).collect();
+            let is_block = |i: usize| {
+                i > 0
+                    && ["//!", "///"].iter().any(|mark| {
+                        lines[i - 1] == *mark && lines[i].strip_prefix(mark).is_some_and(|doc| doc.starts_with("     "))
+                    })
+            };
+            let blocks: Vec<usize> = (0..lines.len()).filter(|i| is_block(*i)).collect();
+            blocks
+                .into_iter()
+                .map(|i| format!("{}:{}: fence it, with its language", shown(path), i + 1))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    fail_with("indented blocks in docs", &faults);
+}
+
 #[test]
 fn files_stay_short() {
     let mut faults = Vec::new();

@@ -1,9 +1,11 @@
 //! `[[prefix]]` in `hearth.toml`: beginnings of prompts that are computed at start and shared by all tenants.
 //!
-//!     [[prefix]]
-//!     name = "support"
-//!     system = "You are …"          # or prompt = "…" for raw completions, or request_file = "chat.json"
-//!     model = "chat"                # only for this one
+//! ```toml
+//! [[prefix]]
+//! name = "support"
+//! system = "You are …"          # or prompt = "…" for raw completions, or request_file = "chat.json"
+//! model = "chat"                # only for this one
+//! ```
 //!
 //! `request_file` is the body of an OpenAI chat: its messages and tools are the prefix.
 

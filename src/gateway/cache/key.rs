@@ -36,6 +36,11 @@ impl Owner {
         Owner::Team(crate::gateway::keys::tenant(&[b"team\0", id.as_bytes()]))
     }
 
+    /// A static key, or everybody: those are not deleted while a server runs.
+    pub(super) fn is_fixed(self) -> bool {
+        matches!(self, Owner::Fixed(_))
+    }
+
     /// A letter for its kind, and its number.
     pub(super) fn parts(self) -> (u8, u64) {
         match self {

@@ -12,6 +12,7 @@
 use super::{Entry, Epoch, Key, Owner};
 use crate::gateway::seal::{NONCE_LEN, seal, unseal};
 use crate::gateway::{hmac, unix_ms};
+use crate::model::lock::hex;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
@@ -518,10 +519,6 @@ fn remove(path: &Path) {
     {
         tracing::warn!("a kept answer can't be removed: {error}");
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {

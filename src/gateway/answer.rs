@@ -185,7 +185,7 @@ impl Gateway {
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
         let share = self.share_of(caller);
-        if let Err(failure) = target.engine.refuse_long_wait(share.1, caller.hints.patience) {
+        if let Err(failure) = target.engine.refuse_long_wait(share.1, Some(work.mark()), caller.hints.patience) {
             caller.trace.attempt(target.id(), false, target.config.price).failed(Class::Throttled, None);
             return Err(failure.into());
         }

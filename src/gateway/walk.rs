@@ -208,7 +208,7 @@ impl Way {
             .gateway
             .models
             .engine(idx)
-            .and_then(|engine| engine.refuse_long_wait(self.owner(), self.route.burst_after).err());
+            .and_then(|engine| engine.refuse_long_wait(self.owner(), None, self.route.burst_after).err());
         refused.unwrap_or(Failure::Overloaded { n_places: 0, retry_after_s: 1 }).into()
     }
 

@@ -118,6 +118,8 @@ pub struct Description {
     pub adapters: Vec<Adapter>,
     /// A number of the files it was loaded from, as they lay on disk: others, another number.
     pub files_mark: u64,
+    /// A number of the settings that change by which arithmetic answers are computed: others, another number.
+    pub arithmetic_mark: u64,
     /// The digests that its files were found to have, where the operator pinned them.
     pub sha256: Vec<String>,
     /// llama.cpp's version.

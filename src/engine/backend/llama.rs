@@ -241,6 +241,7 @@ impl Model for LlamaModel {
             media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: super::adapters(&self.config),
             files_mark: 0, // whoever opens the engine knows the files
+            arithmetic_mark: 0,
             sha256: Vec::new(),
             build: llama::version(),
             cpu: llama::cpu().map(|cpu| cpu.to_string()).unwrap_or_default(),

@@ -124,6 +124,8 @@ pub struct Description {
     pub sha256: Vec<String>,
     /// llama.cpp's version.
     pub build: String,
+    /// The code for the CPU that runs: which variant, and what it was compiled to use.
+    pub cpu: String,
 }
 
 /// How the vectors of an input's tokens become one, if they do. Source: enum llama_pooling_type, llama.h.

@@ -66,6 +66,11 @@ impl Pieces {
     }
 }
 
+/// What models run on here: llama.cpp's version, and the code for this CPU or why there is none.
+pub fn ground() -> (String, Result<String, String>) {
+    (llama::version(), llama::cpu().map(|cpu| cpu.to_string()).map_err(|error| error.to_string()))
+}
+
 impl LlamaModel {
     /// Errors: what llama.cpp said of the file or the template.
     pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {
@@ -239,6 +244,7 @@ impl Model for LlamaModel {
             arithmetic_mark: 0,
             sha256: Vec::new(),
             build: llama::version(),
+            cpu: llama::cpu().map(|cpu| cpu.to_string()).unwrap_or_default(),
         }
     }
 

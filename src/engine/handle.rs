@@ -135,8 +135,8 @@ impl Engine {
     /// Starts one generation. Errors at once when not ready, full, or refused for earlier crashes.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, Failure> {
         self.refuse_under_pressure(request.class)?;
-        let GenerateRequest { owner, class, .. } = request;
-        let place = Place::Generate { fingerprint: request.fingerprint(), owner, class };
+        let GenerateRequest { owner, class, comes_back, .. } = request;
+        let place = Place::Generate { fingerprint: request.fingerprint(), owner, class, comes_back };
         self.submit(place, Command::Generate(Box::new(request)))
     }
 

@@ -75,7 +75,12 @@ impl World {
                     n_running -= 1;
                 }
                 What::Comes(client, n_before) => {
-                    let place = Place::Generate { fingerprint: client as u64, owner: 7, class: Class::Interactive };
+                    let place = Place::Generate {
+                        fingerprint: client as u64,
+                        owner: 7,
+                        class: Class::Interactive,
+                        comes_back: true,
+                    };
                     let let_in =
                         self.most.map_or(Ok(()), |most| router.refuse_longer(7, Some(client as u64), most, at(now)));
                     match let_in.and_then(|()| router.admit_at(place, at(now))) {
@@ -139,7 +144,7 @@ fn who_comes_when_it_was_told_to_is_let_in() {
 #[test]
 fn what_one_owner_was_promised_is_not_anothers_wait() {
     let (router, now) = (Router::new(100, 1), Instant::now());
-    let place = |owner: u64| Place::Generate { fingerprint: owner, owner, class: Class::Interactive };
+    let place = |owner: u64| Place::Generate { fingerprint: owner, owner, class: Class::Interactive, comes_back: true };
     let mut last = RequestId(0);
     for _ in 0..3 {
         let (id, _) = router.admit_at(place(1), now).expect("a place");
@@ -166,7 +171,12 @@ fn what_one_owner_was_promised_is_not_anothers_wait() {
 #[test]
 fn those_who_do_not_come_keep_no_slot_from_others() {
     let (router, start) = (Router::new(8, 2), Instant::now());
-    let place = |owner: u64, which: u64| Place::Generate { fingerprint: which, owner, class: Class::Interactive };
+    let place = |owner: u64, which: u64| Place::Generate {
+        fingerprint: which,
+        owner,
+        class: Class::Interactive,
+        comes_back: true,
+    };
     let mut ids: Vec<RequestId> = Vec::new();
     for which in 0..8 {
         ids.push(router.admit_at(place(1, which), start).expect("a place").0);
@@ -177,6 +187,10 @@ fn those_who_do_not_come_keep_no_slot_from_others() {
     let gone = |id: RequestId, now: Instant| {
         router.dispatch_at(vec![(id, Event::Failed(Failure::Cancelled))], now);
     };
+    // Who goes elsewhere instead is not expected.
+    let elsewhere =
+        |which| Place::Generate { fingerprint: which, owner: 3, class: Class::Interactive, comes_back: false };
+    assert!((0..3000).all(|which| router.admit_at(elsewhere(which), start).is_err()));
     ids.drain(..).for_each(|id| gone(id, start));
     // Nothing is known of times, so all were told to come after a second.
     let due = start + Duration::from_secs(1);

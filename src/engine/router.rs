@@ -27,6 +27,8 @@ pub(super) enum Place {
         /// With whom it shares its turn.
         owner: u64,
         class: Class,
+        /// If it is refused, as it is told.
+        comes_back: bool,
     },
     /// Anything short (tokenize, render, stats), with the fingerprint of the text it works on, if any.
     Short(Option<u64>),
@@ -94,12 +96,12 @@ impl Router {
     pub(super) fn admit_at(&self, place: Place, now: Instant) -> Result<(RequestId, Arc<Mailbox>), Failure> {
         let mut state = self.lock();
         match place {
-            Place::Generate { fingerprint, owner, .. } => {
+            Place::Generate { fingerprint, owner, comes_back, .. } => {
                 state.quarantine.check(fingerprint, now)?;
                 let is_back = state.promises.keep(owner, fingerprint, now);
                 let n_theirs = if is_back { 0 } else { self.n_kept(&state, now) };
                 if state.n_generate.saturating_add(n_theirs) >= self.n_places {
-                    return Err(self.overloaded(&mut state, owner, Some(fingerprint), now));
+                    return Err(self.overloaded(&mut state, owner, comes_back.then_some(fingerprint), now));
                 }
                 state.promises.forget(owner, fingerprint);
                 state.n_generate += 1;
@@ -385,15 +387,19 @@ mod tests {
     fn a_place_is_free_again_after_the_ending() {
         let router = Router::new(1, 1);
         let (id, mailbox) = router
-            .admit(Place::Generate { fingerprint: 1, owner: 0, class: Class::Interactive })
+            .admit(Place::Generate { fingerprint: 1, owner: 0, class: Class::Interactive, comes_back: true })
             .expect("a free place");
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }),
+            router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive, comes_back: true }),
             Err(Failure::Overloaded { n_places: 1, .. })
         ));
         router.dispatch(vec![(id, Event::Failed(Failure::Cancelled))]);
         assert!(mailbox.has_ended());
-        assert!(router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }).is_ok());
+        assert!(
+            router
+                .admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive, comes_back: true })
+                .is_ok()
+        );
     }
 
     #[test]
@@ -402,19 +408,22 @@ mod tests {
         let crash = Failure::Crashed { reason: "signal 9".into() };
         for _ in 0..2 {
             router
-                .admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive })
+                .admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive, comes_back: true })
                 .expect("not yet refused");
-            let (queued, _) =
-                router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).expect("free");
+            let (queued, _) = router
+                .admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive, comes_back: true })
+                .expect("free");
             router.dispatch(vec![(queued, Event::Accepted { n_prompt: 1 })]);
             router.end_all(&crash, true);
         }
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive }),
+            router.admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive, comes_back: true }),
             Err(Failure::Quarantined { crashes: 2, .. })
         ));
         assert!(
-            router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).is_ok(),
+            router
+                .admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive, comes_back: true })
+                .is_ok(),
             "it was only waiting"
         );
     }

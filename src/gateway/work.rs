@@ -79,6 +79,7 @@ type Begun = (Choices, Vec<u32>, Reservation);
 pub(super) async fn generate(
     caller: &Caller,
     (class, owner): (Class, u64),
+    comes_back: bool,
     work: Work,
     target: &Target,
     reserve: impl Fn(Spend) -> Result<Reservation, Error>,
@@ -98,6 +99,7 @@ pub(super) async fn generate(
         owner,
         family,
         lora: work.lora.clone(),
+        comes_back,
     };
     let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
     let mut accepted = vec![0; generations.len()];

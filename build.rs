@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={SHIM}");
     let source = llama_source()?;
     compile_shim(&source);
+    find_libraries()?;
     bind_shim(&source)
 }
 
@@ -46,6 +47,14 @@ fn compile_shim(source: &Path) {
         build.flag("-isystem").flag(dir.display().to_string());
     }
     build.flag("-Wall").flag("-Wextra").compile("hearth_llama");
+}
+
+/// Where the loader finds llama.cpp when it isn't linked in: `src/llama/cpu.rs` finds ggml's variants in the same folder.
+fn find_libraries() -> Result<(), Box<dyn Error>> {
+    if env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_some() && env::var("CARGO_CFG_TARGET_OS")? == "linux" {
+        println!("cargo:rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/hearth");
+    }
+    Ok(())
 }
 
 fn bind_shim(source: &Path) -> Result<(), Box<dyn Error>> {

@@ -11,6 +11,8 @@
 
 #[path = "load/rows.rs"]
 mod rows;
+#[path = "load/started.rs"]
+mod started;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -118,13 +120,9 @@ fn quantile(taken: &Taken, permille: usize) -> f64 {
     us.get(idx).map_or(0.0, |us| f64::from(*us) / 1000.0)
 }
 
-fn hearth() -> PathBuf {
-    env::var_os("BENCH_HEARTH").map_or_else(|| env!("CARGO_BIN_EXE_hearth").into(), PathBuf::from)
-}
-
 /// Books with a key in them, the key.
 fn make_books(books: &Path) -> Outcome<String> {
-    let made = Command::new(hearth())
+    let made = Command::new(started::hearth())
         .args(["keys", "new", "--budget", "1000000/1mo", "--data-dir"])
         .arg(books)
         .current_dir(env::temp_dir())
@@ -182,16 +180,7 @@ impl Server {
             settings += LIMITS;
         }
         fs::write(dir.path().join("hearth.toml"), settings)?;
-        let mut child = Command::new(hearth())
-            .args(["serve", "--in-process", "--config", "hearth.toml"])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("stdout is piped")?).read_line(&mut line)?;
-        let address = line.trim().rsplit_once("://").ok_or("no address in the first line")?.1.parse()?;
+        let (child, address) = started::serve(dir.path(), &["--in-process", "--config", "hearth.toml"], Stdio::null())?;
         Ok(Self { address, key, child, dir })
     }
 

@@ -5,9 +5,11 @@
 //! Environment: `BENCH_SECONDS` (of each load, default 10), `BENCH_ONLY` (comma-separated: idle, streams, overload, rate, waits),
 //! `BENCH_HEARTH` (another binary).
 
+#[path = "load/started.rs"]
+mod started;
+
 use std::env;
 use std::error::Error;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -32,17 +34,8 @@ struct Server {
 impl Server {
     fn start(model: &str, flags: &[&str]) -> Outcome<Self> {
         let dir = tempfile::tempdir()?;
-        let binary = env::var("BENCH_HEARTH").unwrap_or_else(|_| env!("CARGO_BIN_EXE_hearth").to_owned());
-        let mut child = Command::new(binary)
-            .args(["serve", model, "--port", "0", "--log-level", "error"])
-            .args(flags)
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-        let address = line.trim().rsplit_once("://").ok_or("no address")?.1.parse()?;
+        let args = [&[model, "--port", "0", "--log-level", "error"], flags].concat();
+        let (child, address) = started::serve(dir.path(), &args, Stdio::inherit())?;
         Ok(Self { child, address, _dir: dir })
     }
 
@@ -260,7 +253,7 @@ async fn idle() -> Outcome<()> {
         let (median, worst) = (percentile(starts.clone(), 50), percentile(starts, 100));
         println!("{name}: answers after {median:.0} ms (worst {worst:.0}); the front holds {held:.1} MiB when idle");
     }
-    let binary = env::var("BENCH_HEARTH").unwrap_or_else(|_| env!("CARGO_BIN_EXE_hearth").to_owned());
+    let binary = started::hearth();
     let dir = tempfile::tempdir()?;
     let copy = dir.path().join("hearth");
     std::fs::copy(&binary, &copy)?;

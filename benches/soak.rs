@@ -4,12 +4,14 @@
 //!
 //! Environment: `BENCH_SECONDS` (default 20), `BENCH_RATE` (requests a second, 200), `BENCH_HEARTH` (another binary).
 
+#[path = "load/started.rs"]
+mod started;
+
 use futures_util::StreamExt;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -48,10 +50,9 @@ struct Server {
 impl Server {
     fn start() -> Outcome<(Self, Vec<String>)> {
         let dir = tempfile::tempdir()?;
-        let binary = env::var("BENCH_HEARTH").unwrap_or_else(|_| env!("CARGO_BIN_EXE_hearth").to_owned());
         let mut keys = Vec::new();
         for _ in 0..3 {
-            let made = Command::new(&binary)
+            let made = Command::new(started::hearth())
                 .args(["keys", "new", "--data-dir"])
                 .arg(dir.path().join("books"))
                 .current_dir(dir.path())
@@ -59,17 +60,8 @@ impl Server {
             keys.push(String::from_utf8(made.stdout)?.trim().to_owned());
         }
         settings(dir.path(), 0)?;
-        let mut child = Command::new(&binary)
-            .args(["serve", "--config", "hearth.toml"])
-            .current_dir(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-        let url = line.trim().strip_prefix("hearth listening on ").ok_or("no address")?.to_owned();
-        Ok((Self { child, url, dir }, keys))
+        let (child, address) = started::serve(dir.path(), &["--config", "hearth.toml"], Stdio::null())?;
+        Ok((Self { child, url: format!("http://{address}"), dir }, keys))
     }
 
     fn signal(&self, name: &str) -> Outcome<()> {

@@ -29,7 +29,7 @@ mod systemd;
 mod tokenize;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use flags::Flags;
 use std::process::ExitCode;
 
@@ -81,8 +81,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let mut command = Cli::command();
+    if args.get(1).is_some_and(|arg| arg == "--version") {
+        command = command.long_version(long_version());
+    }
     // Clap prints its own errors and help, and exits with 2 or 0.
-    let cli = Cli::parse_from(flags::spell_out(args.into_iter()));
+    let matches = command.get_matches_from(flags::spell_out(args.into_iter()));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let done = match cli.verb {
         Verb::Serve(verb) => verb.run(),
         Verb::Run(verb) => verb.run(),
@@ -105,6 +110,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// `--version` also tells what models run on; `-V` loads nothing.
+fn long_version() -> String {
+    let (llama, cpu) = crate::engine::ground();
+    let cpu = cpu.unwrap_or_else(|reason| format!("none: {reason}"));
+    format!("{}\nllama.cpp {llama}\nCPU code: {cpu}", env!("CARGO_PKG_VERSION"))
 }
 
 /// 2 for what the caller can put right before another try, 1 for the rest.

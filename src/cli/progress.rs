@@ -30,7 +30,8 @@ pub(super) async fn ready(states: &mut watch::Receiver<EngineState>, show: Show)
             EngineState::Ready(description) => {
                 shown.clear();
                 if show != Show::Bar {
-                    tracing::info!(load_ms = started.elapsed().as_millis() as u64, "ready: {}", description.desc);
+                    let load_ms = started.elapsed().as_millis() as u64;
+                    tracing::info!(load_ms, cpu = %description.cpu, "ready: {}", description.desc);
                 }
                 return Ok(description);
             }

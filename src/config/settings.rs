@@ -91,6 +91,9 @@ settings! {
         /// LoRA adapter to load with the model, and its scale where a request says nothing [default: 1]; may be given
         /// several times
         lora: Vec<Lora> = None, "FILE[:SCALE]";
+        /// A smaller model of the same vocabulary, or heads made for this model (EAGLE-3, MTP, DFlash, DSpark), that
+        /// drafts the next tokens (-md)
+        model_draft: PathBuf = None, "FILE";
         /// Make embeddings: auto where the model is an encoder or its file names a pooling; on with a chat model too
         embeddings: EmbedMode = Some("auto"), "auto|on|off";
         /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean];
@@ -165,9 +168,6 @@ settings! {
         /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, or where something
         /// drafts them, and where that is measured to pay; 0: none
         draft_max: u32 = Some("16"), "N";
-        /// A smaller model of the same vocabulary, or heads made for this model (EAGLE-3, MTP, DFlash, DSpark), that
-        /// drafts the next tokens (-md)
-        model_draft: PathBuf = None, "FILE";
         /// What drafts: auto is what the draft's file is made for, or the model's own heads (MTP), if it has some;
         /// none: only texts do
         spec_type: DraftMode = Some("auto"), "auto|none|draft-simple|draft-eagle3|draft-mtp|draft-dflash|draft-dspark";

@@ -3,8 +3,8 @@
 //!
 //! # Design
 //! A model's table is the top-level settings with some of them said anew, so it is resolved by the same code. What says
-//! which model it is (the group "Model") belongs to the top-level `model` alone and is not handed down. What a table says
-//! wins over flags and variables, which speak for all models.
+//! which model it is (the group "Model", and with it the kind of its drafts) belongs to the top-level `model` alone and is not
+//! handed down. What a table says wins over flags and variables, which speak for all models.
 
 use super::guardrails::{GuardrailTable, KEY};
 use super::prefixes::{PrefixTable, prefix_table};
@@ -13,6 +13,7 @@ use super::settings::{Raw, SETTINGS};
 use super::upstreams::{AliasRouting, UpstreamTable, alias_entry, upstream_table};
 use super::value::toml_texts;
 use super::{Said, Setting};
+use crate::engine::config::DraftMode;
 use crate::gateway::{LimitSpec, MODELS_MAX, NAMES_MAX, UPSTREAMS_MAX};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -172,12 +173,21 @@ impl Raw {
     pub fn of_table(&self, table: &ModelTable) -> Result<Raw, ConfigError> {
         let mut raw = self.clone();
         let unsaid = Raw::default();
-        // Said of the top-level model, not of this one.
+        // Said of the top-level model, not of this one: the whole group "Model".
         raw.alias = unsaid.alias;
         raw.sha256 = unsaid.sha256;
         raw.chat_template_file = unsaid.chat_template_file;
         raw.chat_template = unsaid.chat_template;
+        raw.mmproj = unsaid.mmproj;
         raw.lora = unsaid.lora;
+        raw.embeddings = unsaid.embeddings;
+        raw.pooling = unsaid.pooling;
+        raw.rerank = unsaid.rerank;
+        raw.model_draft = unsaid.model_draft;
+        // What drafts is said of the top-level model, if there is one; that nothing does is a rule for all.
+        if self.model.value.is_some() && raw.spec_type.value != Some(DraftMode::None) {
+            raw.spec_type = unsaid.spec_type;
+        }
         raw.tables = Tables::default();
         raw.model = Said { value: Some(table.file.clone()), origin: table.file_origin.clone() };
         for (setting, texts, origin) in &table.settings {
@@ -375,6 +385,8 @@ pub(super) fn misplaced(value: &toml::Value, origin: Origin) -> ConfigError {
 #[cfg(test)]
 mod tests {
     use crate::config::{Config, ConfigError, Origin, Raw};
+    use crate::engine::EngineConfig;
+    use crate::engine::config::{DraftMode, EmbedMode};
     use crate::gateway::KeepAlive;
     use std::time::Duration;
 
@@ -428,6 +440,38 @@ mod tests {
             ["mine", "chat", "side"]
         );
         assert_eq!((three.models[0].engine.n_slots, three.models[0].config.aliases.len()), (2, 0));
+    }
+
+    #[test]
+    fn what_is_said_of_the_first_model_is_not_of_the_others() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "x").expect("a writable folder");
+            path.to_str().expect("a plain path").to_owned()
+        };
+        let (projector, draft) = (file("p.gguf"), file("d.gguf"));
+        let top = format!("mmproj = '{projector}'\nmodel_draft = '{draft}'\nembeddings = \"on\"\npooling = \"mean\"\n");
+        let tables = "[[model]]\nname = \"side\"\nfile = \"scripted\"\n";
+        let engines = |kind: &str, own: &str| {
+            let text = format!("{top}spec_type = \"{kind}\"\n{tables}{own}");
+            let config = resolve(&text, &[("model", "scripted"), ("alias", "first")]).expect("two models");
+            config.models.into_iter().map(|model| model.engine).collect::<Vec<_>>()
+        };
+        let of_draft = |engine: &EngineConfig| (engine.draft.mode, engine.draft.model.is_some());
+        let [first, side] = &engines("draft-simple", "")[..] else { unreachable!("two models") };
+        assert!(first.mmproj.is_some() && first.pooling.is_some() && first.embeddings == EmbedMode::On);
+        assert!(side.mmproj.is_none() && side.pooling.is_none() && side.embeddings == EmbedMode::Auto);
+        assert_eq!(of_draft(first), (DraftMode::Simple, true));
+        assert_eq!(of_draft(side), (DraftMode::Auto, false));
+        let own = format!("model_draft = '{draft}'\nspec_type = \"draft-eagle3\"\n");
+        assert_eq!(of_draft(&engines("draft-simple", &own)[1]), (DraftMode::Eagle3, true));
+        assert_eq!(of_draft(&engines("none", "")[1]), (DraftMode::None, false));
+        // Without a first model it is what all of them have, but for files.
+        let all = resolve(&format!("spec_type = \"draft-mtp\"\n{tables}"), &[]).expect("a model");
+        assert_eq!(of_draft(&all.models[0].engine), (DraftMode::Mtp, false));
+        let orphan = resolve(&format!("model_draft = '{draft}'\n{tables}"), &[]).expect_err("whose?").to_string();
+        assert!(orphan.contains("this belongs into its [[model]]"), "{orphan}");
     }
 
     #[test]

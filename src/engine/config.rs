@@ -2,9 +2,10 @@
 
 use super::event::Pooling;
 use crate::chat::ChatPrompt;
-use crate::model::Memory;
+use crate::model::lock::Mark;
+use crate::model::{Memory, ModelFile};
 use serde::{Deserialize, Serialize};
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -277,22 +278,67 @@ impl EngineConfig {
         format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={}", self.swa_full)
     }
 
-    /// A number of the files that make up the model, as they lie on disk now: their paths, sizes, times (of the inode, too,
-    /// which nobody sets back), and which inodes they are. 0 where there are none.
+    /// A number of the files that make up the model, all parts of a split one among them, as they lie on disk now: their paths
+    /// and their [`Mark`]s. 0 where there are none.
     pub fn files_mark(&self) -> u64 {
         let ModelSource::Gguf(path) = &self.source else { return 0 };
-        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        let mut hasher = DefaultHasher::new();
         let adapters = self.lora.iter().map(|adapter| &adapter.path);
         for path in std::iter::once(path).chain(&self.mmproj).chain(&self.draft.model).chain(adapters) {
-            path.hash(&mut hasher);
-            let metadata = std::fs::metadata(path).ok();
-            metadata.as_ref().map(|file| (file.len(), file.modified().ok())).hash(&mut hasher);
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::MetadataExt as _;
-                metadata.map(|file| (file.ino(), file.ctime(), file.ctime_nsec())).hash(&mut hasher);
+            // What can't be read is not loaded either.
+            let parts = ModelFile::open(path).map_or_else(|_| vec![path.clone()], |file| file.paths());
+            for part in parts {
+                std::fs::metadata(&part).ok().map(|file| Mark::of(&file)).hash(&mut hasher);
+                part.hash(&mut hasher);
             }
         }
+        hasher.finish()
+    }
+
+    /// A number of the settings that change by which arithmetic an answer is computed, and so now and then a token of it; what
+    /// a description says by itself is not in it.
+    pub fn arithmetic_mark(&self) -> u64 {
+        // Named one by one: a new field has to be thought of here.
+        let Self {
+            cache_type_k,
+            cache_type_v,
+            flash_attn,
+            kv_layout,
+            swa_full,
+            n_gpu_layers,
+            n_threads_batch,
+            n_draft_max,
+            draft,
+            source: _,
+            n_ctx: _,
+            n_slots: _,
+            n_workers: _,
+            n_batch: _,
+            n_ubatch: _,
+            n_threads: _,
+            mmap: _,
+            mlock: _,
+            chat_template: _,
+            sha256: _,
+            mmproj: _,
+            lora: _,
+            embeddings: _,
+            pooling: _,
+            // Texts that are computed once for many are computed as for one.
+            prefixes: _,
+            prefix_store: _,
+            prefix_store_bytes: _,
+            saved_bytes: _,
+            max_gap: _,
+            n_queue: _,
+            max_wait: _,
+            hang_timeout: _,
+        } = self;
+        let DraftConfig { mode, model: _, n_min, p_min, n_gpu_layers: n_draft_layers, always } = draft;
+        let mut hasher = DefaultHasher::new();
+        (cache_type_k, cache_type_v, flash_attn, kv_layout.is_unified(), swa_full).hash(&mut hasher);
+        (n_gpu_layers, n_threads_batch, n_draft_max).hash(&mut hasher);
+        (mode, n_min, p_min.to_bits(), n_draft_layers, always).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -336,5 +382,67 @@ impl EngineConfig {
     /// Requests the engine holds at once: in slots and waiting.
     pub fn n_places(&self) -> u32 {
         self.n_slots * self.n_workers + self.n_queue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header without tensors, of a model of so many parts.
+    fn header(n_parts: u16) -> Vec<u8> {
+        let key = "split.count";
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend(1u64.to_le_bytes());
+        bytes.extend((key.len() as u64).to_le_bytes());
+        bytes.extend(key.as_bytes());
+        // An unsigned number of two bytes.
+        bytes.extend(2u32.to_le_bytes());
+        bytes.extend(n_parts.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn another_part_of_a_split_model_is_another_model() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let part = |n: u32| dir.path().join(format!("m-{n:05}-of-00003.gguf"));
+        (1..=3).for_each(|n| std::fs::write(part(n), header(3)).expect("a writable folder"));
+        let config = EngineConfig::new(ModelSource::Gguf(part(1)));
+        let mut marks = vec![config.files_mark()];
+        assert_eq!(config.files_mark(), marks[0]);
+        for n in 1..=3 {
+            let fresh = dir.path().join("fresh");
+            std::fs::write(&fresh, header(3)).expect("a writable folder");
+            std::fs::rename(&fresh, part(n)).expect("a writable folder");
+            let mark = config.files_mark();
+            assert!(!marks.contains(&mark), "part {n}");
+            marks.push(mark);
+        }
+    }
+
+    #[test]
+    fn settings_of_the_arithmetic_are_told_apart_and_others_are_not() {
+        let of = |change: fn(&mut EngineConfig)| {
+            let mut config = EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()));
+            change(&mut config);
+            config.arithmetic_mark()
+        };
+        let mut marks = vec![of(|_| {})];
+        let changes: [fn(&mut EngineConfig); 7] = [
+            |config| config.cache_type_k = KvType::Q8_0,
+            |config| config.cache_type_v = KvType::Q8_0,
+            |config| config.flash_attn = FlashAttn::Off,
+            |config| config.kv_layout = KvLayout::Split,
+            |config| config.swa_full = true,
+            |config| config.n_gpu_layers = 3,
+            |config| config.draft.mode = DraftMode::None,
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            let mark = of(change);
+            assert!(!marks.contains(&mark), "{i}");
+            marks.push(mark);
+        }
+        assert_eq!(of(|config| config.n_queue = 1), marks[0]);
     }
 }

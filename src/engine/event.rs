@@ -118,10 +118,14 @@ pub struct Description {
     pub adapters: Vec<Adapter>,
     /// A number of the files it was loaded from, as they lay on disk: others, another number.
     pub files_mark: u64,
+    /// A number of the settings that change by which arithmetic answers are computed: others, another number.
+    pub arithmetic_mark: u64,
     /// The digests that its files were found to have, where the operator pinned them.
     pub sha256: Vec<String>,
     /// llama.cpp's version.
     pub build: String,
+    /// The code for the CPU that runs: which variant, and what it was compiled to use.
+    pub cpu: String,
 }
 
 /// How the vectors of an input's tokens become one, if they do. Source: enum llama_pooling_type, llama.h.

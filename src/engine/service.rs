@@ -345,26 +345,29 @@ impl Drop for Ticket {
 impl Loading {
     fn load(self) -> Result<(), String> {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
+        // Before they are read: of files that change meanwhile the next load finds another.
+        let files_mark = self.config.files_mark();
         match self.config.source.clone() {
             ModelSource::Gguf(path) => {
                 // At each load, so also when this process is started anew after a crash.
                 let pinned = Pinned::check(&path, &self.config.sha256).map_err(|error| error.to_string())?;
-                let model = LlamaModel::load(&path, &self.config, progress)?;
+                let model = LlamaModel::load(pinned.path(), &self.config, progress)?;
                 pinned.check_unchanged().map_err(|error| error.to_string())?;
-                self.open(Arc::new(model))
+                self.open(Arc::new(model), files_mark)
             }
             ModelSource::Scripted(scripted) => {
                 let model = ScriptedModel::load(&scripted, &self.config, progress);
-                self.open(Arc::new(model))
+                self.open(Arc::new(model), files_mark)
             }
         }
     }
 
     /// Contexts, workers, output and preparers, then `Ready`.
-    fn open<M: Model>(self, model: Arc<M>) -> Result<(), String> {
+    fn open<M: Model>(self, model: Arc<M>, files_mark: u64) -> Result<(), String> {
         let (items, item_queue) = output::channel();
         let mut description = model.describe();
-        description.files_mark = self.config.files_mark();
+        description.files_mark = files_mark;
+        description.arithmetic_mark = self.config.arithmetic_mark();
         description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));

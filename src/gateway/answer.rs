@@ -76,7 +76,7 @@ impl Gateway {
         let border = live.border(caller, alias, &config.guardrails)?;
         let asked = border.enter(asked, wants_logprobs)?;
         if self.cache.is_none() {
-            let target = self.models.target(idx).await?;
+            let target = self.opened(idx, self.share_of(caller).0).await?;
             let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
             return self.start((caller, permit, &border), work, target, None).await;
@@ -85,7 +85,7 @@ impl Gateway {
         let (known, target) = match self.models.known(idx) {
             Some(known) => (known, None),
             None => {
-                let target = self.models.target(idx).await?;
+                let target = self.opened(idx, self.share_of(caller).0).await?;
                 (target.known(), Some(target))
             }
         };
@@ -103,7 +103,7 @@ impl Gateway {
         };
         let target = match target {
             Some(target) => target,
-            None => self.models.target(idx).await?,
+            None => self.opened(idx, self.share_of(caller).0).await?,
         };
         let now = target.known();
         if now == known {

@@ -1,6 +1,7 @@
 //! Models that an administrator loads and unloads, by the names of the configuration.
 
 use super::{Error, Gateway};
+use crate::chat::Class;
 
 /// What became of a wish to unload a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +17,7 @@ impl Gateway {
     /// [`Gateway::target`].
     pub async fn load_model(&self, id: &str) -> Result<(), Error> {
         let idx = self.by_id(id)?;
-        self.models.target(idx).await.map(|_| ())
+        self.opened(idx, Class::default()).await.map(|_| ())
     }
 
     /// Ends a model's engine.

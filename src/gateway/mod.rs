@@ -319,7 +319,7 @@ impl Gateway {
         let idx = self.find(&caller.principal, name)?;
         let config = self.models.shared.entries[idx].config();
         caller.of_model(name, &config.id, config.price);
-        self.models.target(idx).await
+        self.opened(idx, self.share_of(caller).0).await
     }
 
     /// What is loaded, if `name` (or no name) means it. Loads nothing; see [`Gateway::target`].

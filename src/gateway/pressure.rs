@@ -6,9 +6,9 @@
 //! that is merely full is left alone, where the kernel tells the two apart. Steps are gone back slowly, and only from well
 //! below the mark, so that one that has just helped is not undone by having helped. Running streams go on through all of it.
 
-use super::Gateway;
 use super::cache::Cache;
 use super::models::Shared;
+use super::{Error, Gateway, Target};
 use crate::chat::Class;
 use crate::engine::{Failure, Pressure};
 use crate::model::Shortage;
@@ -80,6 +80,15 @@ impl Gateway {
     /// How short memory is.
     pub fn pressure(&self) -> Pressure {
         self.models.shared.pressure.get()
+    }
+
+    /// A model, loaded and held; a load that is refused because memory is short is counted.
+    pub(super) async fn opened(&self, idx: usize, class: Class) -> Result<Target, Error> {
+        let target = self.models.target(idx).await;
+        if let Err(Error::Engine(failure)) = &target {
+            self.count_shed(failure, class);
+        }
+        target
     }
 
     /// Counts a request that was refused for it.

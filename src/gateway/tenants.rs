@@ -10,13 +10,16 @@ use std::sync::Arc;
 const FOLDER: &str = "cache";
 
 impl Gateway {
-    /// Answers outlive a restart from now on, where the operator wants that and there are books. Errors: their folder can't be
-    /// used.
+    /// Answers outlive a restart from now on, where the operator wants that and there are books. Where not, what an earlier
+    /// server kept goes. Errors: their folder can't be used, or not be removed.
     pub fn keep_cache_on_disk(&self) -> std::io::Result<()> {
-        let (Some(cache), Some(books)) = (&self.cache, &self.books) else { return Ok(()) };
-        if !cache.config().persist {
-            return Ok(());
-        }
+        let Some(books) = &self.books else { return Ok(()) };
+        let Some(cache) = self.cache.as_ref().filter(|cache| cache.config().persist) else {
+            return match std::fs::remove_dir_all(books.dir().join(FOLDER)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
         let keyring = books.keyring();
         let secret = keyring.pepper().derive("response cache");
         cache.keep_on_disk(books.dir().join(FOLDER), secret, owners(&keyring.snapshot()))

@@ -23,12 +23,11 @@ const ASKED_BYTES_MAX: usize = 2048;
 pub(super) fn check_host<B>(config: &HttpConfig, request: &Request<B>) -> Result<(), ApiError> {
     let Some(host) = host(request)? else { return Ok(()) };
     let name = without_port(host.as_str());
-    let is_listed = || client::names(config).any(|listed| is_named(without_port(listed), name));
     if config.is_local() {
-        let is_ours = is_loopback(name) || is_listed();
+        let is_ours = is_own_name(config, name);
         return if is_ours { Ok(()) } else { Err(ApiError::forbidden("This Host is not served here.")) };
     }
-    let is_ours = config.allowed_hosts.is_empty() || is_loopback(name) || name.parse::<IpAddr>().is_ok() || is_listed();
+    let is_ours = config.allowed_hosts.is_empty() || is_own_name(config, name) || is_address(name);
     if is_ours { Ok(()) } else { Err(ApiError::misdirected()) }
 }
 
@@ -37,9 +36,16 @@ pub(super) fn check_host<B>(config: &HttpConfig, request: &Request<B>) -> Result
 pub(super) fn check_admin_host<B>(config: &HttpConfig, request: &Request<B>) -> Result<(), ApiError> {
     let Some(host) = host(request)? else { return Ok(()) };
     let name = without_port(host.as_str());
-    let is_listed = || client::names(config).any(|listed| is_named(without_port(listed), name));
-    let is_ours = is_loopback(name) || name.parse::<IpAddr>().is_ok() || is_listed();
-    if is_ours { Ok(()) } else { Err(ApiError::misdirected()) }
+    if is_own_name(config, name) || is_address(name) { Ok(()) } else { Err(ApiError::misdirected()) }
+}
+
+/// Loopback's names, configured ones and the certificate's.
+fn is_own_name(config: &HttpConfig, name: &str) -> bool {
+    is_loopback(name) || client::names(config).any(|listed| is_named(without_port(listed), name))
+}
+
+fn is_address(name: &str) -> bool {
+    name.parse::<IpAddr>().is_ok()
 }
 
 /// The one host that a request names; `None` for HTTP/1.0 without one, which no browser speaks. Two hosts that differ, in

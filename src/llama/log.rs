@@ -1,7 +1,7 @@
 //! llama.cpp's log, routed into `tracing`, and its start.
 
 use super::error::Error;
-use super::sys;
+use super::{cpu, sys};
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_void};
 use std::sync::OnceLock;
@@ -32,13 +32,24 @@ thread_local! {
 }
 
 /// Starts llama.cpp's backends and takes over its log. Safe to call again: only the first call does anything.
+/// Errors: ggml has no code for this CPU where it should be.
 pub fn init() -> Result<(), Error> {
     static DONE: OnceLock<Result<(), Error>> = OnceLock::new();
     DONE.get_or_init(|| {
-        // SAFETY: the callback is a static function that never unwinds and ignores its user pointer.
-        sys::call(|err| unsafe { sys::hearth_init(Some(on_line), std::ptr::null_mut(), err) })
+        let Some(dir) = cpu::folder()? else { return start(std::ptr::null()) };
+        let path = cpu::as_c(&dir)?;
+        start(path.as_ptr()).map_err(|error| match error {
+            Error::Exception(_) => Error::Invalid(cpu::explain(&dir)),
+            other => other,
+        })
     })
     .clone()
+}
+
+fn start(backends: *const c_char) -> Result<(), Error> {
+    // SAFETY: the callback is a static function that never unwinds and ignores its user pointer; `backends` is NULL or a
+    // C string that lives during the call.
+    sys::call(|err| unsafe { sys::hearth_init(Some(on_line), std::ptr::null_mut(), backends, err) })
 }
 
 /// The last error lines logged on this thread, joined; forgets them.

@@ -10,6 +10,7 @@
 
 mod chat;
 mod context;
+mod cpu;
 mod error;
 mod log;
 mod model;
@@ -20,6 +21,7 @@ mod sys;
 
 pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat};
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};
+pub use cpu::{VARIABLE as BACKENDS_VARIABLE, cpu};
 pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};

@@ -22,20 +22,8 @@ pub(super) fn headroom() -> Option<u64> {
 }
 
 fn headroom_under(mount: &Path, groups: &str) -> Option<u64> {
-    groups
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            if controllers.is_empty() {
-                least(mount, path, &V2)
-            } else if controllers.split(',').any(|name| name == "memory") {
-                least(&mount.join("memory"), path, &V1)
-            } else {
-                None
-            }
-        })
-        .min()
+    let rooms = dirs(mount, groups).into_iter().filter_map(|(dir, files)| fill(&dir, files));
+    rooms.map(|(used, limit)| limit.saturating_sub(used)).min()
 }
 
 /// How short memory is, as the kernel has it.
@@ -56,17 +44,7 @@ impl Shortage {
         let read = |path: PathBuf| fs::read_to_string(path).ok();
         let groups = read(root.join("proc/self/cgroup")).unwrap_or_default();
         let mount = root.join("sys/fs/cgroup");
-        let of_groups = groups.lines().filter_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            let (mount, files) = match controllers {
-                "" => (mount.clone(), &V2),
-                other if other.split(',').any(|name| name == "memory") => (mount.join("memory"), &V1),
-                _ => return None,
-            };
-            Some(dirs(&mount, path, files).into_iter().map(|dir| (dir, files)).collect::<Vec<_>>())
-        });
-        let all: Vec<(PathBuf, &Files)> = of_groups.flatten().collect();
+        let all = dirs(&mount, &groups);
         let fullest =
             all.iter().filter_map(|(dir, files)| fill(dir, files)).fold(None, |most: Option<f64>, (used, limit)| {
                 let part = used as f64 / limit.max(1) as f64;
@@ -80,14 +58,8 @@ impl Shortage {
         let pressure = own.and_then(|dir| read(dir.join("memory.pressure")));
         let pressure = pressure.or_else(|| read(root.join("proc/pressure/memory")));
         let events = own.and_then(|dir| read(dir.join("memory.events"))).unwrap_or_default();
-        let hits = ["max ", "oom ", "oom_kill "].iter().filter_map(|name| {
-            events.lines().find_map(|line| line.strip_prefix(name)).and_then(|n| n.trim().parse::<u64>().ok())
-        });
-        Some(Self {
-            used,
-            stalled: pressure.as_deref().and_then(some_avg10),
-            n_hits: hits.fold(0, u64::saturating_add),
-        })
+        let n_hits = sum(&events, &["max ", "oom ", "oom_kill "]);
+        Some(Self { used, stalled: pressure.as_deref().and_then(some_avg10), n_hits })
     }
 }
 
@@ -111,18 +83,29 @@ const V1: Files = Files {
     cache: ["total_inactive_file ", "total_active_file "],
 };
 
-/// The least room of a group and all groups above it. Inside a container the path may lie above the mount; then the
-/// mount itself is this process's group.
-fn least(mount: &Path, path: &str, files: &Files) -> Option<u64> {
-    let rooms = dirs(mount, path, files).into_iter().filter_map(|dir| fill(&dir, files));
-    rooms.map(|(used, limit)| limit.saturating_sub(used)).min()
+/// The folders of the groups in `groups` (/proc/self/cgroup) that count memory, each before all groups above it. Inside a
+/// container the path may lie above the mount; then the mount itself is this process's group.
+fn dirs(mount: &Path, groups: &str) -> Vec<(PathBuf, &'static Files)> {
+    let mut all = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (mount, files) = match fields.next() {
+            Some("") => (mount.to_owned(), &V2),
+            Some(controllers) if controllers.split(',').any(|name| name == "memory") => (mount.join("memory"), &V1),
+            _ => continue,
+        };
+        let Some(path) = fields.next() else { continue };
+        let own = mount.join(path.trim_start_matches('/'));
+        let own = if own.join(files.usage).exists() { own } else { mount.clone() };
+        all.extend(own.ancestors().take_while(|dir| dir.starts_with(&mount)).map(|dir| (dir.to_owned(), files)));
+    }
+    all
 }
 
-/// A group's folder and those of all groups above it, in this order.
-fn dirs(mount: &Path, path: &str, files: &Files) -> Vec<PathBuf> {
-    let own: PathBuf = mount.join(path.trim_start_matches('/'));
-    let own = if own.join(files.usage).exists() { own } else { mount.to_owned() };
-    own.ancestors().take_while(|dir| dir.starts_with(mount)).map(Path::to_owned).collect()
+/// The numbers of these lines of a file of counters together, each line a name (with its blank) and a number.
+fn sum(text: &str, names: &[&str]) -> u64 {
+    let number = |name: &&str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    names.iter().filter_map(number).fold(0, u64::saturating_add)
 }
 
 /// Bytes that a group uses, but for page cache, and may use; `None` without a limit.
@@ -132,11 +115,7 @@ fn fill(dir: &Path, files: &Files) -> Option<(u64, u64)> {
     let limit = number(files.limit).filter(|limit| *limit < 1 << 60)?;
     let usage = number(files.usage)?;
     let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
-    let cache = files.cache.iter().filter_map(|name| {
-        stat.lines().find_map(|line| line.strip_prefix(name)).and_then(|n| n.trim().parse::<u64>().ok())
-    });
-    let used = usage.saturating_sub(cache.fold(0, u64::saturating_add));
-    Some((used, limit))
+    Some((usage.saturating_sub(sum(&stat, &files.cache)), limit))
 }
 
 #[cfg(test)]

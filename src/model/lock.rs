@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Bytes read at once; large enough that hashing, not system calls, takes the time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -26,9 +27,20 @@ pub fn sha256(path: &Path, mut on_bytes: impl FnMut(u64)) -> io::Result<String> 
     }
 }
 
-/// The files of a model that are what the operator pinned them to be, as they lay on disk then.
+/// A model whose files are what the operator pinned them to be, as they lay on disk then.
+///
+/// What is loaded is what was looked at, unless somebody who may write in these folders puts others in place of a whole
+/// folder while it is loaded, and the old ones back; and what a running engine computes with, unless somebody writes into the
+/// files later, which are mapped and not read again (but with `--mmap false`). So they belong to the operator, as the
+/// executable does.
 #[derive(Debug)]
-pub struct Pinned(Vec<(PathBuf, Mark)>);
+pub struct Pinned {
+    path: PathBuf,
+    files: Vec<(PathBuf, Found)>,
+}
+
+/// What is found under a path: itself, and where it is a link, what that leads to.
+type Found = (Mark, Mark);
 
 /// Why a model is not the one that was pinned. Files are named without their folders: clients read this too.
 #[derive(Debug, thiserror::Error)]
@@ -45,24 +57,44 @@ pub enum PinError {
     Model(#[from] ModelError),
 }
 
-/// What changes with a file's content or with the file itself. The time is that of the last change of the inode, which
-/// nobody can set.
-#[derive(Debug, PartialEq, Eq)]
-struct Mark(u64, [u64; 4]);
+/// What changes with a file's content or with the file itself: its size, which inode of which device it is, and its times,
+/// that of the inode's last change among them, which nobody can set and which renaming changes, too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mark {
+    n_bytes: u64,
+    inode: [u64; 2],
+    modified: Option<SystemTime>,
+    changed: [i64; 2],
+}
 
 impl Mark {
     #[cfg(unix)]
-    fn of(file: &Metadata) -> Self {
+    pub fn of(file: &Metadata) -> Self {
         use std::os::unix::fs::MetadataExt;
-        let (seconds, nanos) = (file.ctime().cast_unsigned(), file.ctime_nsec().cast_unsigned());
-        Self(file.len(), [file.dev(), file.ino(), seconds, nanos])
+        Self {
+            n_bytes: file.len(),
+            inode: [file.dev(), file.ino()],
+            modified: file.modified().ok(),
+            changed: [file.ctime(), file.ctime_nsec()],
+        }
     }
 
     #[cfg(not(unix))]
-    fn of(file: &Metadata) -> Self {
-        let changed = file.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        let changed = changed.unwrap_or_default();
-        Self(file.len(), [0, 0, changed.as_secs(), changed.subsec_nanos().into()])
+    pub fn of(file: &Metadata) -> Self {
+        Self { n_bytes: file.len(), inode: [0; 2], modified: file.modified().ok(), changed: [0; 2] }
+    }
+}
+
+fn look(path: &Path) -> io::Result<Found> {
+    Ok((Mark::of(&std::fs::symlink_metadata(path)?), Mark::of(&std::fs::metadata(path)?)))
+}
+
+/// `path` with no links in it. Of a split model only the folder is: its files find each other by their names, which those
+/// that they are links to need not have.
+fn without_links(path: &Path, is_split: bool) -> io::Result<PathBuf> {
+    match (is_split, path.parent(), path.file_name()) {
+        (true, Some(dir), Some(name)) => Ok(Path::new(".").join(dir).canonicalize()?.join(name)),
+        _ => path.canonicalize(),
     }
 }
 
@@ -71,9 +103,11 @@ impl Pinned {
     /// hex, one for each file. Reads all of them; where none is expected, nothing is pinned, and nothing is read.
     pub fn check(path: &Path, expected: &[String]) -> Result<Self, PinError> {
         if expected.is_empty() {
-            return Ok(Self(Vec::new()));
+            return Ok(Self { path: path.to_owned(), files: Vec::new() });
         }
-        let paths = ModelFile::open(path)?.paths();
+        let real = without_links(path, expected.len() > 1);
+        let real = real.map_err(|error| PinError::Io { file: name(path), error })?;
+        let paths = ModelFile::open(&real)?.paths();
         if paths.len() != expected.len() {
             let (n_files, n_pinned) = (paths.len(), expected.len());
             return Err(PinError::Count { file: name(path), n_files, n_pinned });
@@ -81,21 +115,26 @@ impl Pinned {
         let mut files = Vec::with_capacity(paths.len());
         for (path, expected) in paths.into_iter().zip(expected) {
             let refuse = |error| PinError::Io { file: name(&path), error };
-            let mark = Mark::of(&std::fs::metadata(&path).map_err(refuse)?);
+            let before = look(&path).map_err(refuse)?;
             let found = sha256(&path, |_| {}).map_err(refuse)?;
             if found != *expected {
                 return Err(PinError::Other { file: name(&path), found, expected: expected.clone() });
             }
-            files.push((path, mark));
+            files.push((path, before));
         }
-        Ok(Self(files))
+        Ok(Self { path: real, files })
+    }
+
+    /// What is to be loaded: the same file, whatever becomes of the links that led to it.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// To be asked once the model is loaded: what was loaded is what was looked at.
     pub fn check_unchanged(&self) -> Result<(), PinError> {
-        for (path, mark) in &self.0 {
-            let now = std::fs::metadata(path).map_err(|error| PinError::Io { file: name(path), error })?;
-            if Mark::of(&now) != *mark {
+        for (path, before) in &self.files {
+            let now = look(path).map_err(|error| PinError::Io { file: name(path), error })?;
+            if now != *before {
                 return Err(PinError::Changed { file: name(path) });
             }
         }
@@ -130,7 +169,8 @@ impl io::Write for HashWriter<'_> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -169,5 +209,43 @@ mod tests {
         std::fs::copy(&path, &copy).expect("a writable folder");
         std::fs::rename(&copy, &path).expect("a writable folder");
         assert!(pinned.check_unchanged().expect_err("changed").to_string().contains("m.gguf changed"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_that_leads_elsewhere_for_a_while_changes_nothing() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| dir.path().join(name);
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-llama.gguf");
+        std::fs::create_dir(at("right")).expect("a writable folder");
+        std::fs::copy(tiny, at("right/blob")).expect("a writable folder");
+        let lead = |to: &str, link: &str| {
+            symlink(to, at("new")).expect("a writable folder");
+            std::fs::rename(at("new"), at(link)).expect("a writable folder");
+        };
+        lead("right", "folder");
+        lead("folder/blob", "m.gguf");
+        let digest = sha256(&at("m.gguf"), |_| {}).expect("a readable file");
+        let pinned = Pinned::check(&at("m.gguf"), std::slice::from_ref(&digest)).expect("it is the one");
+        // Of those that come and go, none is what is loaded.
+        lead("wrong/blob", "m.gguf");
+        lead("wrong", "folder");
+        assert_eq!(sha256(pinned.path(), |_| {}).expect("a readable file"), digest);
+        lead("folder/blob", "m.gguf");
+        lead("right", "folder");
+        pinned.check_unchanged().expect("the file is as it was");
+        // Another file in its place for a while is one too many.
+        std::fs::rename(at("right/blob"), at("right/aside")).expect("a writable folder");
+        std::fs::rename(at("right/aside"), at("right/blob")).expect("a writable folder");
+        assert!(pinned.check_unchanged().is_err());
+        // Links that lie beside each other, as caches of downloads have them.
+        std::fs::create_dir(at("split")).expect("a writable folder");
+        lead("../right/blob", "split/a-00001-of-00002.gguf");
+        let part = without_links(&at("split/a-00001-of-00002.gguf"), true).expect("a folder");
+        assert!(part.ends_with("split/a-00001-of-00002.gguf"), "{}", part.display());
+        let before = look(&part).expect("a link");
+        lead("../right/blob", "split/a-00001-of-00002.gguf");
+        assert_ne!(look(&part).expect("a link"), before);
     }
 }

@@ -77,16 +77,18 @@ async fn an_answer_outlives_the_server_and_nobody_else_has_it() {
     stop(served);
 
     // Under other settings it would be another answer.
-    let served = serve(dir, "scripted", &["--ctx-size", "2048"]);
-    assert_eq!(ask(&served, &ada, WORDS).await.1, "miss");
-    stop(served);
+    for other in [["--ctx-size", "2048"], ["-ctk", "q8_0"]] {
+        let served = serve(dir, "scripted", &other);
+        assert_eq!(ask(&served, &ada, WORDS).await.1, "miss", "{other:?}");
+        stop(served);
+    }
 
     // What is kept of a key goes with it, whether a server runs or not.
-    assert_eq!(files(&kept).len(), 3);
+    assert_eq!(files(&kept).len(), 4);
     hearth(dir, &["keys", "revoke", &eve]).expect("revoked with the server down");
     let served = serve(dir, "scripted", &[]);
     let started = Instant::now();
-    while files(&kept).len() > 2 {
+    while files(&kept).len() > 3 {
         assert!(started.elapsed() < PATIENCE, "what was eve's is still there");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
@@ -119,4 +121,8 @@ async fn another_file_of_the_model_is_another_model() {
     let one = served();
     assert_eq!(ask(&one, &key, "Once upon a time").await, (answer, "miss".into()));
     stop(one);
+    // No answers are wanted on disk any more: those that are there go.
+    assert!(!files(&dir.join("cache")).is_empty());
+    stop(Served::of(&["scripted", "--data-dir", dir.to_str().expect("text"), "--cache=true"]));
+    assert!(!dir.join("cache").exists());
 }

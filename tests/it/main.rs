@@ -37,6 +37,7 @@ mod hostile;
 mod idle;
 mod isolation;
 mod kills;
+mod libraries;
 mod limits;
 mod llama_server;
 mod lora;

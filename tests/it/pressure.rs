@@ -1,13 +1,18 @@
 //! Memory that runs short (a unit's files, laid out by the test): what is given up and in which order, what goes on, and how
 //! it ends.
 
+use crate::many_models::lazy;
 use crate::support::governed::Governed;
-use crate::support::{MODEL, PATIENCE, chat_body, with};
+use crate::support::{MODEL, PATIENCE, Server, Setup, chat_body, with};
 use hearth::chat::Class;
+use hearth::engine::{Engine, EngineMode};
 use hearth::gateway::limits::LimitSets;
-use hearth::gateway::{LimitSpec, MemoryWatch};
+use hearth::gateway::{Gateway, LimitSpec, LoadLimits, MemoryWatch};
+use hearth::http::HttpConfig;
+use hearth::telemetry::Metrics;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the kernel would say of a unit that may have 1000 bytes.
@@ -174,6 +179,32 @@ async fn what_waits_and_what_is_new_is_given_up_and_what_runs_is_not() {
     assert_eq!(back.await.expect("it is answered").content(), "back again");
     house.is_verified().await;
     house.stop().await;
+}
+
+/// A model that would have to be loaded first is not; and who was told so is counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_is_refused_is_counted() {
+    let unit = Unit::new();
+    let models = vec![lazy("late")];
+    let metrics = Arc::new(Metrics::new());
+    let gateway = Gateway::open(Setup::new().gateway, models, &EngineMode::InProcess, LoadLimits::default(), metrics);
+    let unused = Engine::start(lazy("unused").engine, EngineMode::InProcess);
+    let gateway = Arc::new(gateway.with_memory_watch(unit.watch()));
+    let server = Server::of(gateway, unused, HttpConfig::default()).await;
+    unit.uses(990, 40.0);
+    let started = Instant::now();
+    while !server.metrics().await.contains("hearth_memory_pressure 4") {
+        assert!(started.elapsed() < PATIENCE, "memory is not short");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for n in 1..=2 {
+        let refused = server.chat("hi", json!({ "model": "late" })).await;
+        assert_eq!((refused.status, refused.error().2.as_deref()), (503, Some("server_is_overloaded")));
+        let page = server.metrics().await;
+        let counted = format!("hearth_memory_shed_total{{what=\"new\"}} {n}\n");
+        assert!(page.contains(&counted), "{page}");
+    }
+    server.stop().await;
 }
 
 /// Vectors are something new, too; and a unit that has just enough is not disturbed.

@@ -4,6 +4,7 @@ use crate::dialect::fields::Object;
 use crate::dialect::openai::rfc3339;
 use crate::dialect::{Fault, Ignored, Read};
 use crate::engine::{Description, Pooling};
+use crate::model::lock::hex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -94,7 +95,7 @@ fn entry(served: &Served) -> Value {
 fn digest(served: &Served) -> String {
     let d = served.model;
     let text = format!("{}\0{}\0{}\0{:?}", served.id, d.architecture, d.desc, (d.n_params, d.size_bytes, d.n_vocab));
-    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 fn details(model: &Description) -> Value {

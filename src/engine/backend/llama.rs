@@ -66,6 +66,11 @@ impl Pieces {
     }
 }
 
+/// What models run on here: llama.cpp's version, and the code for this CPU or why there is none.
+pub fn ground() -> (String, Result<String, String>) {
+    (llama::version(), llama::cpu().map(|cpu| cpu.to_string()).map_err(|error| error.to_string()))
+}
+
 impl LlamaModel {
     /// Errors: what llama.cpp said of the file or the template.
     pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {
@@ -236,8 +241,10 @@ impl Model for LlamaModel {
             media: self.projector.as_ref().map(Projector::takes).unwrap_or_default(),
             adapters: super::adapters(&self.config),
             files_mark: 0, // whoever opens the engine knows the files
+            arithmetic_mark: 0,
             sha256: Vec::new(),
             build: llama::version(),
+            cpu: llama::cpu().map(|cpu| cpu.to_string()).unwrap_or_default(),
         }
     }
 

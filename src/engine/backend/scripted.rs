@@ -235,6 +235,7 @@ impl Model for ScriptedModel {
             n_embd_out: self.pooling().map_or(0, |pooling| if pooling == Pooling::Rank { 1 } else { N_EMBD as u32 }),
             n_embed_max: self.n_ctx_seq(),
             build: "scripted".into(),
+            cpu: String::new(),
             ..Default::default()
         }
     }

@@ -12,7 +12,7 @@
 
 use super::super::backend::Token;
 use crate::engine::config::{EngineConfig, ModelSource};
-use crate::model::lock;
+use crate::model::lock::{self, hex};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -226,10 +226,6 @@ fn digest(dir: &Path, path: &Path) -> io::Result<String> {
     std::fs::write(&part, &digest)?;
     std::fs::rename(&part, &note)?;
     Ok(digest)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -254,7 +254,8 @@ fn hung(what: &str) -> std::io::Error {
 
 /// Variables that an engine's process gets: what libraries, GPUs and their tools look for.
 fn is_handed_on(name: &str) -> bool {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 13] = [
+        crate::llama::BACKENDS_VARIABLE,
         "PATH",
         "HOME",
         "USER",

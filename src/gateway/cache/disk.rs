@@ -9,9 +9,10 @@
 //! times. Files rather than a database: to drop an owner is to remove a folder, half a file does not open, and nothing has
 //! to be synced. One thread writes, tidies and counts; requests read by themselves.
 
-use super::{Entry, Key, Owner};
+use super::{Entry, Epoch, Key, Owner};
 use crate::gateway::seal::{NONCE_LEN, seal, unseal};
 use crate::gateway::{hmac, unix_ms};
+use crate::model::lock::hex;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
@@ -19,8 +20,8 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// A clock may have been set back by this much; what was made later than that is not believed.
 const CLOCK_SLACK_MS: i64 = 60_000;
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks for a place in the queue.
+const CLOSE_LOOK: Duration = Duration::from_millis(10);
 
 /// Where answers are kept, and how much of them.
 pub(super) struct DiskConfig {
@@ -47,8 +50,6 @@ pub(super) struct DiskConfig {
     pub ttl: Duration,
     /// **Bound** of all files together, each counted in whole blocks.
     pub bytes_max: u64,
-    /// Counts the times that everything, or an owner, was forgotten: what began before is not written after.
-    pub epoch: Arc<AtomicU64>,
     /// What is kept of others goes at the start: their keys were deleted while no server ran.
     pub owners: HashSet<Owner>,
 }
@@ -59,7 +60,7 @@ pub(super) struct Disk {
 }
 
 enum Job {
-    Write(Key, Arc<Entry>, u64),
+    Write(Key, Arc<Entry>, Arc<Epoch>),
     Close(SyncSender<()>),
 }
 
@@ -108,7 +109,7 @@ pub(super) struct Place {
 }
 
 impl Folder {
-    /// Of a static key, or of everybody: those are not deleted while a server runs.
+    /// See [`Owner::is_fixed`].
     pub(super) fn is_fixed(&self) -> bool {
         self.kind == b'f'
     }
@@ -161,7 +162,7 @@ impl Disk {
     }
 
     /// Has an answer written, soon; one that finds too many before it is not.
-    pub(super) fn put(&self, key: Key, entry: Arc<Entry>, epoch: u64) {
+    pub(super) fn put(&self, key: Key, entry: Arc<Entry>, epoch: Arc<Epoch>) {
         let (n, shared) = (entry.n_bytes, &self.shared);
         let n_before = shared.n_waiting.fetch_add(n, Ordering::Relaxed);
         let most = usize::try_from(shared.config.bytes_max).unwrap_or(usize::MAX) / WAITING_SHARE;
@@ -171,7 +172,8 @@ impl Disk {
         }
     }
 
-    /// Forgets the answers in the folders that `goes` names; returns where they lay. Blocks on the disk.
+    /// Forgets the answers in the folders that `goes` names; returns where they lay. Blocks on the disk. Their owners' epochs
+    /// have ended, or what waits to be written comes after.
     pub(super) fn forget(&self, goes: impl Fn(&Folder) -> bool) -> HashSet<Place> {
         self.shared.forget(goes)
     }
@@ -191,11 +193,25 @@ impl Disk {
 
     /// Returns when what waits is written, or after a few seconds. Blocks.
     pub(super) fn close(&self) {
+        let until = Instant::now() + CLOSE_WAIT;
         let (done, written) = sync_channel(1);
-        if self.jobs.send(Job::Close(done)).is_ok() && written.recv_timeout(CLOSE_WAIT).is_err() {
-            tracing::warn!("some of the last answers were not written for the next start");
+        let mut job = Job::Close(done);
+        // The queue may be full, and the disk stand still.
+        while let Err(TrySendError::Full(again)) = self.jobs.try_send(job) {
+            if Instant::now() >= until {
+                return unwritten();
+            }
+            job = again;
+            std::thread::sleep(CLOSE_LOOK);
+        }
+        if written.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
+            unwritten();
         }
     }
+}
+
+fn unwritten() {
+    tracing::warn!("some of the last answers were not written for the next start");
 }
 
 /// Of the executable that runs: its version, its size and when it was made.
@@ -222,7 +238,7 @@ impl Shared {
         loop {
             match jobs.recv_timeout(SWEEP_EVERY.saturating_sub(swept.elapsed())) {
                 Ok(Job::Write(key, entry, epoch)) => {
-                    self.write(&key, &entry, epoch);
+                    self.write(&key, &entry, &epoch);
                     self.n_waiting.fetch_sub(entry.n_bytes, Ordering::Relaxed);
                 }
                 Ok(Job::Close(done)) => drop(done.send(())),
@@ -275,7 +291,9 @@ impl Shared {
         let mut head = [0; HEAD_BYTES];
         file.read_exact(&mut head).ok()?;
         let (made, expires) = self.times(&head, now)?;
-        Some((made, Slot { n_bytes: blocks(n_bytes), expires, n: 0 }))
+        let n_bytes = blocks(n_bytes);
+        // One that is larger than all may be together would push out all others.
+        (n_bytes <= self.config.bytes_max).then_some((made, Slot { n_bytes, expires, n: 0 }))
     }
 
     /// When a file's answer was made and until when it is good; `None` where it is not.
@@ -322,7 +340,7 @@ impl Shared {
         Entry::from_bytes(&plain, made, instant.checked_add(Duration::from_millis(left))?)
     }
 
-    fn write(&self, key: &Key, entry: &Entry, epoch: u64) {
+    fn write(&self, key: &Key, entry: &Entry, epoch: &Epoch) {
         let (now, instant) = (unix_ms(), Instant::now());
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let made = now.saturating_sub(ms(instant.saturating_duration_since(entry.made)));
@@ -344,8 +362,8 @@ impl Shared {
         }
         let (n, mut gone) = {
             let mut index = self.lock();
-            // Under the index's lock, as it is where owners are forgotten.
-            if self.config.epoch.load(Ordering::Acquire) != epoch {
+            // Under the index's lock: whoever forgets an owner ends its epoch first, and then takes this lock.
+            if epoch.has_ended() {
                 return;
             }
             let mut gone: Vec<Place> = index.pop(&place).then_some(place).into_iter().collect();
@@ -404,7 +422,6 @@ impl Shared {
     fn forget(&self, goes: impl Fn(&Folder) -> bool) -> HashSet<Place> {
         let index = self.scanned.wait_while(self.lock(), |index| !index.is_scanned);
         let mut index = index.unwrap_or_else(PoisonError::into_inner);
-        self.config.epoch.fetch_add(1, Ordering::AcqRel);
         let mut gone: HashSet<Place> =
             index.slots.iter().map(|(place, _)| *place).filter(|place| goes(&place.folder)).collect();
         gone.retain(|place| index.pop(place));
@@ -502,10 +519,6 @@ fn remove(path: &Path) {
     {
         tracing::warn!("a kept answer can't be removed: {error}");
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {

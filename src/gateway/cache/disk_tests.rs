@@ -45,6 +45,17 @@ async fn make(cache: &Arc<Cache>, key: Key, text: &str) {
     recorder.keep(vec![3], "m", "fp");
 }
 
+/// A folder that a server with these answers of Ada's, by number, left behind.
+async fn left_by(config: CacheConfig, answers: &[(u32, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), config, &[ADA]);
+    for (n, text) in answers {
+        make(&cache, key(ADA, *n), text).await;
+    }
+    cache.close().await;
+    dir
+}
+
 async fn found(cache: &Arc<Cache>, key: Key) -> Option<String> {
     match cache.enter(key, &CacheAsk::default()).await {
         Entered::Hit(entry) => match &entry.events[0].1 {
@@ -93,12 +104,8 @@ async fn an_answer_outlives_its_server_within_its_tenant_and_is_sealed() {
 
 #[tokio::test]
 async fn what_is_damaged_is_a_miss_and_goes() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = left_by(config(|_| {}), &[(1, WORDS)]).await;
     let dir = dir.path();
-    let cache = open(dir, config(|_| {}), &[ADA]);
-    make(&cache, key(ADA, 1), WORDS).await;
-    cache.close().await;
-    drop(cache);
     let path = files(dir).remove(0);
     let whole = std::fs::read(&path).unwrap();
     let mut damaged: Vec<Vec<u8>> = (0..whole.len())
@@ -166,13 +173,61 @@ async fn bytes_are_bounded_and_the_least_used_go_first() {
 }
 
 #[tokio::test]
-async fn time_is_up_whatever_is_on_disk() {
-    let dir = tempfile::tempdir().unwrap();
+async fn one_larger_than_the_bound_goes_alone() {
+    let large = "x".repeat(40 << 10);
+    let dir = left_by(config(|_| {}), &[(1, WORDS), (2, &large), (3, WORDS)]).await;
     let dir = dir.path();
-    let cache = open(dir, config(|_| {}), &[ADA]);
-    make(&cache, key(ADA, 1), WORDS).await;
+    let cache = open(dir, config(|config| config.bytes_max = 32 << 10), &[ADA]);
     cache.close().await;
-    drop(cache);
+    assert_eq!((files(dir).len(), cache.disk_bytes()), (2, Some(8 << 10)));
+    for (n, text) in [(1, Some(WORDS)), (2, None), (3, Some(WORDS))] {
+        assert_eq!(found(&cache, key(ADA, n)).await.as_deref(), text, "{n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_erased_does_not_come_back_from_a_file_that_is_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), config(|_| {}), &[ADA]);
+    for n in 0..200 {
+        make(&cache, key(ADA, n), WORDS).await;
+        cache.close().await;
+        cache.leave_memory();
+        let (readers, eraser) = (Arc::clone(&cache), Arc::clone(&cache));
+        let reading = tokio::spawn(async move {
+            for _ in 0..20 {
+                found(&readers, key(ADA, n)).await;
+            }
+        });
+        let erasing = tokio::spawn(async move { eraser.forget_of(owners(&[ADA])).await });
+        erasing.await.unwrap();
+        assert_eq!(found(&cache, key(ADA, n)).await, None, "{n}");
+        reading.await.unwrap();
+        assert_eq!((found(&cache, key(ADA, n)).await, cache.n_bytes()), (None, 0), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_stands_still_does_not_hold_up_the_end() {
+    let dir = left_by(config(|_| {}), &[(1, WORDS)]).await;
+    let (dir, path) = (dir.path(), files(dir.path()).remove(0));
+    let cache = open(dir, config(|config| config.bytes_max = 1 << 30), &[ADA]);
+    cache.flush().await;
+    // To open it is to wait for a reader.
+    let pipe = path.with_extension("part");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for n in 1..400 {
+        make(&cache, key(ADA, n), WORDS).await;
+    }
+    tokio::time::timeout(Duration::from_secs(60), cache.close()).await.expect("it ends");
+    std::fs::File::open(&pipe).unwrap();
+}
+
+#[tokio::test]
+async fn time_is_up_whatever_is_on_disk() {
+    let dir = left_by(config(|_| {}), &[(1, WORDS)]).await;
+    let dir = dir.path();
     // The operator's time holds for what was kept before it was said.
     let brief = |config: &mut CacheConfig| config.ttl = Duration::from_millis(1);
     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -205,6 +260,15 @@ async fn what_was_deleted_or_forgotten_is_not_there_at_the_next_start() {
     recorder.keep(vec![3], "m", "fp");
     cache.close().await;
     assert_eq!(files(dir).len(), 2);
+    // What others were making meanwhile is.
+    let Entered::Miss(Some(recorder)) = cache.enter(key(ADA, 2), &CacheAsk::default()).await else {
+        unreachable!("nothing is there")
+    };
+    cache.forget_others(owners(&[ADA])).await;
+    cache.forget_of(owners(&[EVE])).await;
+    recorder.keep(vec![3], "m", "fp");
+    cache.close().await;
+    assert_eq!(files(dir).len(), 3);
     drop(cache);
     // A key that was deleted with no server running: static keys' stay until their time is up.
     let cache = open(dir, config(|_| {}), &[EVE]);

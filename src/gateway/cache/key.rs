@@ -36,6 +36,11 @@ impl Owner {
         Owner::Team(crate::gateway::keys::tenant(&[b"team\0", id.as_bytes()]))
     }
 
+    /// A static key, or everybody: those are not deleted while a server runs.
+    pub(super) fn is_fixed(self) -> bool {
+        matches!(self, Owner::Fixed(_))
+    }
+
     /// A letter for its kind, and its number.
     pub(super) fn parts(self) -> (u8, u64) {
         match self {
@@ -305,9 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_was_loaded_from_another_file_is_another() {
+    fn a_model_that_was_loaded_from_another_file_or_in_another_way_is_another() {
         let description = Description { files_mark: 1, ..Default::default() };
         let other = Description { files_mark: 2, ..Default::default() };
+        let arithmetic = Description { arithmetic_mark: 1, ..description.clone() };
         let template = Description { chat_template: Some("t".into()), ..description.clone() };
         let config = ModelConfig {
             id: "m".into(),
@@ -329,6 +335,7 @@ mod tests {
         for other in [
             identity(&config, &other, &[1.0]),
             identity(&config, &template, &[1.0]),
+            identity(&config, &arithmetic, &[1.0]),
             identity(&config, &description, &[0.5]),
         ] {
             assert!(same != other);

@@ -22,9 +22,10 @@ use disk::{Disk, DiskConfig};
 use lru::LruCache;
 use std::collections::hash_map;
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -90,14 +91,14 @@ impl CacheResult {
 const FOLLOW_MAX: Duration = Duration::from_secs(60);
 /// Of the bound, the part that one answer may take.
 const ENTRY_SHARE: usize = 8;
+/// Epochs that are kept whether or not a request is in them.
+const EPOCHS_KEPT: usize = 64;
 
 pub(super) struct Cache {
     config: CacheConfig,
     state: Mutex<State>,
     /// Bytes of answers that are being recorded.
     n_recording: AtomicUsize,
-    /// Grows whenever something is to be forgotten: an answer that was begun before is not kept.
-    epoch: Arc<AtomicU64>,
     /// Where the operator wants answers to outlive a restart.
     disk: OnceLock<Arc<Disk>>,
 }
@@ -108,6 +109,25 @@ struct State {
     n_bytes: usize,
     /// Keys whose answer is being made. **Bound:** one for each running request.
     flights: HashMap<Key, watch::Receiver<()>>,
+    /// What the requests that run now began in. **Bound:** twice one for each running request, and `EPOCHS_KEPT`.
+    epochs: HashMap<Owner, Weak<Epoch>>,
+    /// With so many of them, those that are in nobody's hand go.
+    n_epochs_max: usize,
+}
+
+/// The time between two moments at which an owner's answers are forgotten: what was begun before such a moment is not kept
+/// after it. Others' answers don't mind.
+#[derive(Debug, Default)]
+struct Epoch(AtomicBool);
+
+impl Epoch {
+    fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// What a request does next.
@@ -121,8 +141,8 @@ pub(super) enum Entered {
 struct Flight {
     cache: Arc<Cache>,
     key: Key,
-    /// The cache's, when it began.
-    epoch: u64,
+    /// Its owner's, when it began.
+    epoch: Arc<Epoch>,
     /// Dropped with it, which is what the others wait for. `None`: nobody waits for this one.
     lead: Option<watch::Sender<()>>,
 }
@@ -135,21 +155,19 @@ enum Step {
 
 impl Cache {
     pub(super) fn new(config: CacheConfig) -> Arc<Self> {
-        let state = State { entries: LruCache::unbounded(), n_bytes: 0, flights: HashMap::new() };
-        let (n_recording, epoch) = (AtomicUsize::new(0), Arc::default());
-        Arc::new(Self { config, state: Mutex::new(state), n_recording, epoch, disk: OnceLock::new() })
+        let state = State {
+            entries: LruCache::unbounded(),
+            n_bytes: 0,
+            flights: HashMap::new(),
+            epochs: HashMap::new(),
+            n_epochs_max: EPOCHS_KEPT,
+        };
+        Arc::new(Self { config, state: Mutex::new(state), n_recording: AtomicUsize::new(0), disk: OnceLock::new() })
     }
 
     /// Keeps answers in a folder besides. Errors: it can't be made.
     pub(super) fn keep_on_disk(&self, dir: PathBuf, secret: [u8; 32], owners: HashSet<Owner>) -> std::io::Result<()> {
-        let config = DiskConfig {
-            dir,
-            secret,
-            ttl: self.config.ttl,
-            bytes_max: self.config.bytes_max as u64,
-            epoch: Arc::clone(&self.epoch),
-            owners,
-        };
+        let config = DiskConfig { dir, secret, ttl: self.config.ttl, bytes_max: self.config.bytes_max as u64, owners };
         // There is one folder for all of a server's life.
         let _ = self.disk.set(Disk::open(config)?);
         Ok(())
@@ -161,8 +179,8 @@ impl Cache {
 
     /// The answer under `key`, or the right to make it; waits while another request of the same key makes it. Cancel-safe.
     pub(super) async fn enter(self: &Arc<Self>, key: Key, ask: &CacheAsk) -> Entered {
-        let epoch = self.epoch.load(Ordering::Acquire);
-        let flight = |lead| Flight { cache: Arc::clone(self), key, epoch, lead };
+        let epoch = self.lock().epoch(key.owner);
+        let flight = |lead| Flight { cache: Arc::clone(self), key, epoch: Arc::clone(&epoch), lead };
         if ask.no_cache {
             return Entered::Miss((!ask.no_store).then(|| Recorder::new(flight(None), ask)));
         }
@@ -181,7 +199,7 @@ impl Cache {
                     if !std::mem::replace(&mut has_looked, true)
                         && let Some(entry) = self.look(key).await
                     {
-                        self.insert(key, entry, epoch);
+                        self.insert(key, entry, &epoch);
                         // The flight ends here: whoever waited finds the answer.
                         continue;
                     }
@@ -231,20 +249,20 @@ impl Cache {
     }
 
     /// Keeps an answer that was just made.
-    fn keep(&self, key: Key, entry: Entry, epoch: u64) {
+    fn keep(&self, key: Key, entry: Entry, epoch: &Arc<Epoch>) {
         if let (Some(entry), Some(disk)) = (self.insert(key, entry, epoch), self.disk.get()) {
-            disk.put(key, entry, epoch);
+            disk.put(key, entry, Arc::clone(epoch));
         }
     }
 
     /// Keeps an answer in memory, and makes room for it. One that is too large, or that should have been forgotten while it
     /// was made, is not kept.
-    fn insert(&self, key: Key, entry: Entry, epoch: u64) -> Option<Arc<Entry>> {
+    fn insert(&self, key: Key, entry: Entry, epoch: &Epoch) -> Option<Arc<Entry>> {
         if entry.n_bytes > self.entry_bytes_max() {
             return None;
         }
         let mut state = self.lock();
-        if self.epoch.load(Ordering::Acquire) != epoch {
+        if epoch.has_ended() {
             return None;
         }
         state.remove(&key);
@@ -257,53 +275,54 @@ impl Cache {
     }
 
     /// Forgets everything; returns how many answers that were.
-    pub(super) async fn flush(&self) -> usize {
+    pub(super) async fn flush(self: &Arc<Self>) -> usize {
         self.forget(Which::All).await
     }
 
     /// Memory is short: keeps only what is on disk. Returns how many answers are not in memory any more.
     pub(super) fn leave_memory(&self) -> usize {
         let mut state = self.lock();
-        let keys: Vec<Key> = state.entries.iter().map(|(key, _)| *key).collect();
-        keys.iter().for_each(|key| state.remove(key));
-        keys.len()
+        let n = state.entries.len();
+        state.entries.clear();
+        state.n_bytes = 0;
+        n
     }
 
     /// Forgets the answers of these owners.
-    pub(super) async fn forget_of(&self, owners: HashSet<Owner>) -> usize {
+    pub(super) async fn forget_of(self: &Arc<Self>, owners: HashSet<Owner>) -> usize {
         self.forget(Which::Of(owners)).await
     }
 
     /// Forgets the answers of keys and teams that are not among `owners`.
-    pub(super) async fn forget_others(&self, owners: HashSet<Owner>) -> usize {
+    pub(super) async fn forget_others(self: &Arc<Self>, owners: HashSet<Owner>) -> usize {
         self.forget(Which::But(owners)).await
     }
 
-    /// Returns how many answers that were, those on disk alone among them. What is being made now is not kept either.
-    async fn forget(&self, which: Which) -> usize {
-        let keys = {
-            let mut state = self.lock();
-            self.epoch.fetch_add(1, Ordering::AcqRel);
-            let keys: Vec<Key> = state.entries.iter().map(|(key, _)| *key).filter(|key| which.has(key.owner)).collect();
-            keys.iter().for_each(|key| state.remove(key));
-            keys
-        };
-        let Some(disk) = self.disk.get().cloned() else { return keys.len() };
+    /// Returns how many answers that were, those on disk alone among them. What is being made now is not kept either. It is
+    /// done to the end, whether or not somebody waits for it.
+    async fn forget(self: &Arc<Self>, which: Which<Owner>) -> usize {
+        let Some(disk) = self.disk.get().cloned() else { return self.forget_in_memory(&which).len() };
+        let cache = Arc::clone(self);
         let forgotten = tokio::task::spawn_blocking(move || {
-            let folders = |owners: &HashSet<Owner>| owners.iter().map(|owner| disk.folder(*owner)).collect();
-            let (folders, are_named): (HashSet<_>, bool) = match &which {
-                Which::All => (HashSet::new(), false),
-                Which::Of(owners) => (folders(owners), true),
-                Which::But(owners) => (folders(owners), false),
-            };
-            let is_all = matches!(which, Which::All);
-            let on_disk = disk.forget(|folder| match are_named {
-                true => folders.contains(folder),
-                false => is_all || !folder.is_fixed() && !folders.contains(folder),
-            });
-            keys.iter().filter(|key| !on_disk.contains(&disk.place(key))).count() + on_disk.len()
+            // Before the files go, so that none is written after them; and again where memory is cleared, for those who read
+            // a file before it went.
+            cache.lock().end_epochs(&which);
+            let folders = which.map(|owner| disk.folder(*owner));
+            let on_disk = disk.forget(|folder| folders.has(folder, folder.is_fixed()));
+            let in_memory = cache.forget_in_memory(&which);
+            in_memory.iter().filter(|key| !on_disk.contains(&disk.place(key))).count() + on_disk.len()
         });
         forgotten.await.unwrap_or(0)
+    }
+
+    /// The keys whose answers went.
+    fn forget_in_memory(&self, which: &Which<Owner>) -> Vec<Key> {
+        let mut state = self.lock();
+        state.end_epochs(which);
+        let goes = |key: &Key| which.has(&key.owner, key.owner.is_fixed());
+        let keys: Vec<Key> = state.entries.iter().map(|(key, _)| *key).filter(goes).collect();
+        keys.iter().for_each(|key| state.remove(key));
+        keys
     }
 
     /// Returns when what was answered is written for the next start, or after a few seconds.
@@ -347,25 +366,57 @@ impl Cache {
     }
 }
 
-/// Whose answers are forgotten.
-enum Which {
+/// Whose answers are forgotten: those of owners, or what lies in folders.
+enum Which<T> {
     All,
-    Of(HashSet<Owner>),
+    Of(HashSet<T>),
     /// Those of keys and teams that are not among these.
-    But(HashSet<Owner>),
+    But(HashSet<T>),
 }
 
-impl Which {
-    fn has(&self, owner: Owner) -> bool {
+impl<T: Eq + Hash> Which<T> {
+    fn has(&self, one: &T, is_fixed: bool) -> bool {
         match self {
             Which::All => true,
-            Which::Of(owners) => owners.contains(&owner),
-            Which::But(owners) => !matches!(owner, Owner::Fixed(_)) && !owners.contains(&owner),
+            Which::Of(all) => all.contains(one),
+            Which::But(all) => !is_fixed && !all.contains(one),
+        }
+    }
+
+    fn map<U: Eq + Hash>(&self, change: impl Fn(&T) -> U) -> Which<U> {
+        match self {
+            Which::All => Which::All,
+            Which::Of(all) => Which::Of(all.iter().map(change).collect()),
+            Which::But(all) => Which::But(all.iter().map(change).collect()),
         }
     }
 }
 
 impl State {
+    /// The one that an owner is in now.
+    fn epoch(&mut self, owner: Owner) -> Arc<Epoch> {
+        if let Some(epoch) = self.epochs.get(&owner).and_then(Weak::upgrade) {
+            return epoch;
+        }
+        if self.epochs.len() >= self.n_epochs_max {
+            self.epochs.retain(|_, epoch| epoch.strong_count() > 0);
+            self.n_epochs_max = EPOCHS_KEPT.max(2 * self.epochs.len());
+        }
+        let epoch = Arc::default();
+        self.epochs.insert(owner, Arc::downgrade(&epoch));
+        epoch
+    }
+
+    fn end_epochs(&mut self, which: &Which<Owner>) {
+        self.epochs.retain(|owner, epoch| {
+            let ends = which.has(owner, owner.is_fixed());
+            if let Some(epoch) = epoch.upgrade().filter(|_| ends) {
+                epoch.end();
+            }
+            !ends
+        });
+    }
+
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.entries.pop(key) {
             self.n_bytes -= entry.n_bytes;

@@ -99,7 +99,7 @@ impl Recorder {
             expires,
             n_bytes: 0,
         };
-        self.flight.cache.keep(self.flight.key, entry.counted(), self.flight.epoch);
+        self.flight.cache.keep(self.flight.key, entry.counted(), &self.flight.epoch);
         // The flight ends here, after the insertion: whoever waited finds the answer.
     }
 

@@ -2,6 +2,7 @@
 
 use super::Cursor;
 use crate::gateway::store::{StoreError, attempts_of, links, rows_after};
+use crate::model::lock::hex;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -75,7 +76,7 @@ pub(super) fn read(conn: &Connection, from: Cursor, checked: i64, most: u32) -> 
     });
     let requests = requests.collect();
     let link = |link: &crate::gateway::store::Link| {
-        let (prev, mac) = (base16(&link.prev), base16(&link.mac));
+        let (prev, mac) = (hex(&link.prev), hex(&link.mac));
         let mut line = json!({
             "seq": link.seq, "ts": link.ts, "actor": link.actor, "action": link.action, "object": link.object,
             "detail": link.detail, "prev": prev, "mac": mac, "epoch": link.epoch,
@@ -109,8 +110,8 @@ fn checkpoints(conn: &Connection, checked: i64, to: i64) -> Result<(Value, i64, 
         let (public, next): (Vec<u8>, Option<Vec<u8>>) = (row.get(5)?, row.get(6)?);
         last = seq;
         Ok(json!({
-            "seq": seq, "ts": ts, "head": base16(&head), "sig": base16(&sig), "epoch": epoch, "public": base16(&public),
-            "next": next.as_deref().map(base16),
+            "seq": seq, "ts": ts, "head": hex(&head), "sig": hex(&sig), "epoch": epoch, "public": hex(&public),
+            "next": next.as_deref().map(hex),
         }))
     })?;
     let lines: Vec<Value> = lines.collect::<Result<_, _>>()?;
@@ -148,10 +149,6 @@ fn teams(conn: &Connection) -> Result<Value, StoreError> {
         Ok(line)
     })?;
     Ok(lines.collect::<Result<_, _>>()?)
-}
-
-fn base16(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// PostgreSQL's texts can't hold a NUL, which a client may put into a name.

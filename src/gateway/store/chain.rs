@@ -13,6 +13,7 @@
 use super::StoreError;
 use super::ratchet::Epoch;
 use crate::gateway::keys::hmac;
+use crate::model::lock::hex;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use serde_json::{Value, json};
@@ -250,8 +251,4 @@ pub(super) fn read_link(row: &rusqlite::Row) -> Result<Link> {
         mac: row.get("mac")?,
         epoch: row.get("epoch")?,
     })
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

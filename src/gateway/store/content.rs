@@ -8,6 +8,7 @@
 
 use super::StoreError;
 use crate::gateway::seal::{NONCE_LEN, seal, unseal};
+use crate::model::lock::hex;
 use rusqlite::{Connection, OptionalExtension, Result, params};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -47,7 +48,7 @@ impl Sealed {
 
     /// For the request's row.
     pub fn digest(&self) -> String {
-        super::chain::hex(&Sha256::new().chain_update(self.nonce).chain_update(&self.ciphertext).finalize())
+        hex(&Sha256::new().chain_update(self.nonce).chain_update(&self.ciphertext).finalize())
     }
 
     /// Only where its key still is: a subject that was erased meanwhile stays erased.

@@ -1,9 +1,10 @@
 //! Whether the audit chain still says what was written.
 
 use super::StoreError;
-use super::chain::{ChainKeys, Checkpoint, GENESIS, Link, hex, read_link};
+use super::chain::{ChainKeys, Checkpoint, GENESIS, Link, read_link};
 use super::content::content_digest;
 use super::row::RequestRow;
+use crate::model::lock::hex;
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -2,10 +2,11 @@
 
 use super::fields::{Fields, Filter, from_one, wrong};
 use super::wire::time;
-use super::{Identity, Plane, json, refused, typed};
+use super::{Identity, Plane, json, refused, to_the_end, typed};
 use crate::gateway::store::{self, LINES_MAX, Link};
 use crate::gateway::{BooksError, ModelStatus, usd};
 use crate::http::error::ApiError;
+use crate::model::lock::hex;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -39,7 +40,6 @@ fn kept(text: &str) -> Result<(i64, String), ApiError> {
 }
 
 fn link_object(link: &Link) -> Value {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     json!({
         "seq": link.seq,
         "ts": link.ts,
@@ -141,18 +141,22 @@ pub(super) async fn erase(
     let mut fields = Fields::parse(&body)?;
     let subject: String = fields.required("user_id")?;
     fields.finish()?;
-    let n_cached = match &plane.gateway {
-        Some(gateway) => gateway.forget_subject(&subject).await,
-        None => 0,
+    let work = async move {
+        let n_cached = match &plane.gateway {
+            Some(gateway) => gateway.forget_subject(&subject).await,
+            None => 0,
+        };
+        let (books, actor) = (&plane.books, identity.actor());
+        let erased = match books.erase(actor, &subject).await {
+            // Nothing else was kept of it.
+            Err(BooksError::Missing(_)) if n_cached > 0 => {
+                books.note(actor, "subject.erase", &subject, json!({ "cached_answers": n_cached })).await
+            }
+            other => other,
+        };
+        erased.map(|()| subject)
     };
-    let erased = match plane.books.erase(identity.actor(), &subject).await {
-        // Nothing else was kept of it.
-        Err(BooksError::Missing(_)) if n_cached > 0 => {
-            plane.books.note(identity.actor(), "subject.erase", &subject, json!({ "cached_answers": n_cached })).await
-        }
-        other => other,
-    };
-    erased.map_err(refused)?;
+    let subject = to_the_end(work).await?.map_err(refused)?;
     Ok(json(&json!({ "erased": subject })))
 }
 

@@ -127,8 +127,8 @@ pub(super) async fn delete(
     Managing(identity, fields): Managing,
 ) -> Result<Response, ApiError> {
     let ids = listed(&plane, &identity, fields)?;
-    plane.books.revoke_keys(identity.actor(), ids.clone()).await.map_err(refused)?;
-    plane.forget_deleted().await;
+    let (books, revoked) = (Arc::clone(&plane.books), ids.clone());
+    plane.deleting(async move { books.revoke_keys(identity.actor(), revoked).await }).await?;
     Ok(json(&json!({ "deleted_keys": ids })))
 }
 

@@ -56,12 +56,27 @@ pub struct Admin {
 type Plane = Arc<Admin>;
 
 impl Admin {
-    /// Keys or teams were deleted: what is kept of them goes too.
-    async fn forget_deleted(&self) {
-        if let Some(gateway) = &self.gateway {
-            gateway.forget_deleted().await;
-        }
+    /// Deletes keys or teams by `delete`, and with them what is kept of them elsewhere.
+    async fn deleting<T: Send + 'static>(
+        self: &Arc<Self>,
+        delete: impl Future<Output = Result<T, BooksError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let plane = Arc::clone(self);
+        let work = async move {
+            let deleted = delete.await?;
+            if let Some(gateway) = &plane.gateway {
+                gateway.forget_deleted().await;
+            }
+            Ok(deleted)
+        };
+        to_the_end(work).await?.map_err(refused)
     }
+}
+
+/// Work of several steps that must not stop between them: it is done to its end also when the client has left.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, ApiError> {
+    // An error means that it panicked, which the log says.
+    tokio::spawn(work).await.map_err(|_| ApiError::internal())
 }
 
 /// Who asks.
@@ -279,4 +294,33 @@ fn typed(body: String, kind: &'static str) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn what_was_begun_is_done_when_the_client_has_left() {
+        let (step, n_steps) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicU32::new(0)));
+        let (go, count) = (Arc::clone(&step), Arc::clone(&n_steps));
+        let work = async move {
+            for _ in 0..2 {
+                go.notified().await;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            go.notify_one();
+        };
+        let mut asked = Box::pin(to_the_end(work));
+        assert!(futures_util::poll!(asked.as_mut()).is_pending());
+        drop(asked);
+        let done = async {
+            while n_steps.load(Ordering::Relaxed) < 2 {
+                step.notify_one();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), done).await.expect("both steps");
+    }
 }

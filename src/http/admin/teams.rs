@@ -61,8 +61,8 @@ pub(super) async fn delete(
     }
     ids.sort_unstable();
     ids.dedup();
-    plane.books.delete_teams(identity.actor(), ids.clone()).await.map_err(refused)?;
-    plane.forget_deleted().await;
+    let (books, deleted) = (Arc::clone(&plane.books), ids.clone());
+    plane.deleting(async move { books.delete_teams(identity.actor(), deleted).await }).await?;
     Ok(json(&json!({ "deleted_teams": ids })))
 }
 

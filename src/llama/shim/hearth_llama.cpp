@@ -6,7 +6,10 @@
 #include "log.h"
 #include "sampling.h"
 
+#include <dlfcn.h>
+
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -14,13 +17,17 @@ using namespace hearth;
 
 namespace {
 
-template <class F> F cpu_proc(const char * name) {
+ggml_backend_reg_t cpu_reg() {
     ggml_backend_dev_t dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     if (!dev) {
         throw std::runtime_error("no CPU backend");
     }
+    return ggml_backend_dev_backend_reg(dev);
+}
+
+template <class F> F cpu_proc(const char * name) {
     // By address: with dynamic backends these symbols can't be linked.
-    auto * proc = reinterpret_cast<F>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), name));
+    auto * proc = reinterpret_cast<F>(ggml_backend_reg_get_proc_address(cpu_reg(), name));
     if (!proc) {
         throw std::runtime_error(std::string("the CPU backend lacks ") + name);
     }
@@ -72,14 +79,38 @@ struct hearth_pool {
 
 extern "C" {
 
-int32_t hearth_init(ggml_log_callback log, void * user, char ** err) {
+int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, char ** err) {
     return guard(err, [&] {
         llama_log_set(log, user);
         // common/ has a logger of its own that would write answers it can't parse to stderr.
         common_log_set_verbosity_thold(-1);
         ggml_set_abort_callback(on_abort);
-        ggml_backend_load_all(); // needed with dynamic backends, harmless without
+        if (backends) {
+            // Never ggml_backend_load_all: it would also load what lies in the current directory.
+            ggml_backend_load_all_from_path(backends);
+        }
+        cpu_reg();
         llama_backend_init();
+    });
+}
+
+int32_t hearth_cpu(char ** file, char ** features, char ** err) {
+    return guard(err, [&] {
+        const auto list = cpu_proc<ggml_backend_get_features_t>("ggml_backend_get_features");
+        std::string names;
+        for (const ggml_backend_feature * f = list(cpu_reg()); f->name; ++f) {
+            names += names.empty() ? "" : " ";
+            names += f->name;
+            if (std::strcmp(f->value, "1") != 0) {
+                names += std::string("=") + f->value;
+            }
+        }
+        Dl_info info;
+        if (!dladdr(reinterpret_cast<void *>(list), &info) || !info.dli_fname) {
+            throw std::runtime_error("the CPU backend is in no file");
+        }
+        *file = dup(info.dli_fname);
+        *features = dup(names.c_str());
     });
 }
 

@@ -48,7 +48,7 @@ impl World {
     /// `n` clients within `seconds`, each of an owner of its own or all of one.
     fn new(seed: u64, n: usize, seconds: f64, most: Duration) -> Self {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let micros = |seconds: f64| (seconds * 1e6) as u64;
+        let micros = |s: f64| u64::try_from(Duration::from_secs_f64(s).as_micros()).expect("minutes");
         let client = |_| (micros(random(&mut state) * seconds), micros(0.2 + 0.4 * random(&mut state)));
         let mut clients: Vec<(u64, u64)> = (0..n).map(client).collect();
         clients.sort_unstable();

@@ -28,7 +28,8 @@ async fn broken_off(stream: reqwest::Response, since: Instant) -> Duration {
     let bytes = read_until(stream, |_| false).await;
     let took = since.elapsed();
     let events = Events::parse(&bytes);
-    assert!(!events.is_done && events.finish(0).is_empty());
+    let (n, last) = (events.chunks.len(), events.chunks.last());
+    assert!(!events.is_done && events.finish(0).is_empty(), "it ended well, with {n} events, at last {last:?}");
     assert_eq!(events.chunks.last().expect("an event")["error"]["type"], "server_error");
     took
 }
@@ -111,7 +112,7 @@ async fn t_r4_whatever_kills_an_engine_nobody_else_feels_it() {
         at(&back, 100),
         n_served.load(Ordering::Relaxed)
     );
-    // SEGV is sent twice, 20 ms apart; what is late on a busy machine is the machine's.
+    // SEGV is sent until it works, each 20 ms; what is late on a busy machine is the machine's.
     assert!(at(&errors, 50) < Duration::from_millis(100), "{errors:?}");
     assert!(at(&back, 90) < Duration::from_secs(2), "{back:?}");
     assert_eq!(server.engine.load().n_restarts, n_rounds);

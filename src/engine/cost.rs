@@ -40,6 +40,11 @@ impl StepCost {
         }
     }
 
+    /// The largest step that was measured.
+    fn largest(&self) -> Option<(usize, f64)> {
+        self.0.iter().copied().enumerate().rev().find(|(_, time)| *time > 0.0)
+    }
+
     /// Microseconds of the steps that were probed, for the log.
     pub fn probed_us(&self) -> [u64; Self::PROBES.len()] {
         #[expect(clippy::cast_sign_loss, reason = "a time")]
@@ -115,6 +120,8 @@ pub(super) struct DraftCost {
     pub follows: bool,
     /// Drafts are made whatever they cost.
     pub is_ignored: bool,
+    /// Shorter drafts come back empty.
+    pub least: usize,
 }
 
 /// A sequence that could be drafted for.
@@ -144,13 +151,15 @@ pub(super) struct Choice {
 }
 
 impl DraftCost {
-    /// Seconds of taking in `n_rows`.
+    /// Seconds of taking in `n_rows`, in as many goes as a batch allows.
     pub fn feeding(&self, n_rows: usize) -> Option<f64> {
-        match n_rows {
-            0 => Some(0.0),
-            n if n <= ROWS_MAX => self.feed.time(n),
-            n => Some(self.feed.time(ROWS_MAX)? * n as f64 / ROWS_MAX as f64),
+        if n_rows == 0 {
+            return Some(0.0);
         }
+        self.feed.time(n_rows).or_else(|| {
+            let (most, time) = self.feed.largest()?;
+            Some(time * (n_rows as f64 / most as f64).max(1.0))
+        })
     }
 
     /// Seconds of drafts of `len` tokens for `n_seqs` sequences.
@@ -173,7 +182,7 @@ impl DraftCost {
         for n_seqs in 1..=bids.len() {
             let bids = &bids[..n_seqs];
             let longest = bids.iter().map(|bid| bid.most).max().unwrap_or(0);
-            for len in 1..=longest {
+            for len in self.least.max(1)..=longest {
                 let n_drafted: usize = bids.iter().map(|bid| bid.most.min(len)).sum();
                 let apart = if is_apart { step.time(n_rows) } else { Some(0.0) };
                 let n_beside = if is_apart { 0 } else { n_rows };
@@ -272,6 +281,22 @@ mod tests {
         assert_eq!(draft_cost(0.05).choose(&step, (4, false), &mixed).n_seqs, 2, "the poor ones are left out");
         let fixed = DraftCost { is_fixed: true, ..draft_cost(0.3) };
         assert_eq!(fixed.choose(&step, (1, false), &bids(0.9)[..1]).len, 12, "the rest of a draft costs rows only");
+    }
+
+    #[test]
+    fn drafts_are_not_shorter_than_what_comes_back_and_feeding_beyond_a_small_batch_has_a_price() {
+        let step = cost(|n| 1.0 + 0.2 * f64::from(n));
+        let bid = [Bid { odds: 0.4, most: 12 }];
+        let free = DraftCost { feed: cost(|_| 0.01), ..draft_cost(0.05) };
+        assert_eq!(free.choose(&step, (1, false), &bid).len, 1);
+        let long = DraftCost { least: 6, ..free.clone() };
+        assert_eq!(long.choose(&step, (1, false), &bid).n_seqs, 0, "six at once don't pay");
+        let sure = [Bid { odds: 0.98, most: 12 }];
+        assert!(long.choose(&step, (1, false), &sure).len >= 6);
+        let mut small = DraftCost::default();
+        (1..=32).for_each(|n| small.feed.observe(n, Duration::from_millis(n.into())));
+        assert!((small.feeding(320).unwrap() - 0.32).abs() < 1e-9 && (small.feeding(8).unwrap() - 0.008).abs() < 1e-9);
+        assert_eq!(DraftCost::default().feeding(5), None);
     }
 
     #[test]

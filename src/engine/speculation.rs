@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn speculation() -> Speculation {
-        let traits = DraftTraits { follows: false, is_fixed: false, n_max: 8, n_vocab: 100 };
+        let traits = DraftTraits { follows: false, is_fixed: false, n_max: 8, n_min: 0, n_vocab: 100 };
         Speculation::new(traits, DraftCost::default(), 3)
     }
 

@@ -429,6 +429,11 @@ impl Context {
         Some(unsafe { std::slice::from_raw_parts_mut(logits, self.n_vocab) })
     }
 
+    /// Whether all sequences draw their cells from one pool.
+    pub(super) fn is_unified(&self) -> bool {
+        self.params.kv_unified
+    }
+
     /// Lets sequence `to`, which must be empty, hold the first `n` positions of `from`; `false` when this memory can't.
     /// Source: llama_memory_seq_cp, llama.h.
     pub fn seq_cp(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {

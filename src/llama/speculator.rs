@@ -166,13 +166,14 @@ impl Context {
         Ok(done)
     }
 
-    /// Drafts for several sequences in one go, in the order of `asks`; empty where there is none.
+    /// Drafts for several sequences in one go, in the order of `asks`; empty where there is none, `None` where the draft's
+    /// context has no room for the newest token.
     /// Source: common_speculative_draft, common/speculative.h.
-    pub fn draft(&mut self, asks: &[DraftAsk]) -> Result<Vec<Vec<i32>>, Error> {
+    pub fn draft(&mut self, asks: &[DraftAsk]) -> Result<Vec<Option<Vec<i32>>>, Error> {
         let Some(raw) = self.speculator().map(|speculator| speculator.raw) else { return Ok(Vec::new()) };
         let cap = asks.iter().map(|ask| ask.n_max).max().unwrap_or(0) as usize;
         if cap == 0 {
-            return Ok(vec![Vec::new(); asks.len()]);
+            return Ok(vec![Some(Vec::new()); asks.len()]);
         }
         let raw_ask = |ask: &DraftAsk| sys::hearth_draft_ask {
             seq: ask.seq,
@@ -187,8 +188,8 @@ impl Context {
             let (out, n_out) = (tokens.as_mut_ptr(), counts.as_mut_ptr());
             sys::hearth_speculator_draft(raw.as_ptr(), raw_asks.as_ptr(), raw_asks.len(), out, cap, n_out, err)
         })?;
-        let n = |count: &i32| usize::try_from(*count).unwrap_or(0).min(cap);
-        Ok(tokens.chunks(cap).zip(&counts).map(|(tokens, count)| tokens[..n(count)].to_vec()).collect())
+        let n = |count: &i32| Some(usize::try_from(*count).ok()?.min(cap));
+        Ok(tokens.chunks(cap).zip(&counts).map(|(tokens, count)| Some(tokens[..n(count)?].to_vec())).collect())
     }
 
     /// Of the rows behind the newest token of a sequence the first `n` were kept.
@@ -204,12 +205,168 @@ impl Context {
         self.drafting().map_or(Ok(false), |draft| draft.seq_rm(seq, from))
     }
 
-    /// As [`seq_cp`](Self::seq_cp), in the draft's context.
-    pub fn draft_seq_cp(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {
-        self.drafting().map_or(Ok(false), |draft| draft.seq_cp(from, to, n))
+    /// The draft's context forgets a sequence. `false`: it held nothing of it.
+    pub fn draft_clear(&mut self, seq: i32) -> Result<bool, Error> {
+        let Some(raw) = self.speculator().map(|speculator| speculator.raw) else { return Ok(false) };
+        let mut held = false;
+        // SAFETY: the speculator and its contexts live; the shim checks the sequence.
+        sys::call(|err| unsafe { sys::hearth_speculator_clear(raw.as_ptr(), seq, &raw mut held, err) })?;
+        Ok(held)
+    }
+
+    /// The draft's context holds the first `n` positions of `from` for `to`, and nothing else of it. `false`: nothing at all.
+    pub fn draft_share(&mut self, from: i32, to: i32, n: i32) -> Result<bool, Error> {
+        let Some((raw, unified)) = self.speculator().map(|one| (one.raw, one.draft.is_unified())) else {
+            return Ok(false);
+        };
+        let mut copied = false;
+        // SAFETY: the speculator and its contexts live; the shim checks the sequences.
+        sys::call(|err| unsafe {
+            sys::hearth_speculator_share(raw.as_ptr(), from, to, n, unified, &raw mut copied, err)
+        })?;
+        Ok(copied)
     }
 
     fn drafting(&mut self) -> Option<&mut Context> {
         self.speculator_mut().map(|speculator| &mut *speculator.draft)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::{ContextParams, KvElement};
+    use super::super::model::ModelParams;
+    use super::*;
+    use std::sync::Arc;
+
+    fn model(name: &str) -> Arc<Model> {
+        super::super::init().expect("llama.cpp");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{name}.gguf"));
+        let params = ModelParams { n_gpu_layers: 0, use_mmap: true, use_mlock: false, load_mtp: true };
+        Arc::new(Model::load(&path, params, |_| {}).expect("a model"))
+    }
+
+    /// Two sequences that heads draft for: the model's own, or of a file.
+    fn context(model: &Arc<Model>, heads: Option<&Arc<Model>>) -> Context {
+        let kind = if heads.is_none() { DraftKind::Mtp } else { DraftKind::Eagle3 };
+        context_for(model, heads.unwrap_or(model), kind)
+    }
+
+    fn context_for(model: &Arc<Model>, draft: &Arc<Model>, kind: DraftKind) -> Context {
+        let params = ContextParams {
+            n_ctx: 512,
+            n_batch: 128,
+            n_ubatch: 128,
+            n_seq_max: 2,
+            n_outputs_max: 16,
+            n_threads: 1,
+            n_threads_batch: 1,
+            flash_attn: None,
+            type_k: KvElement::F16,
+            type_v: KvElement::F16,
+            kv_unified: true,
+            swa_full: true,
+            offload_kqv: true,
+            pooling: None,
+            poll: 0,
+            mtp: false,
+            n_rs_seq: 0,
+        };
+        let mut context = Context::new(model, params, Arc::new(|| false)).expect("a context");
+        let beside = ContextParams { mtp: kind == DraftKind::Mtp, ..params };
+        let beside = context.beside(draft, beside).expect("a context beside it");
+        context.speculate(beside, DraftParams { kind, n_max: 3, n_min: 0, p_min: 0.0 }, 2).expect("drafts");
+        context
+    }
+
+    /// Tokens at positions `from..`, which the heads take in too.
+    fn step(context: &mut Context, seq: i32, from: i32, tokens: std::ops::Range<i32>) -> bool {
+        context.seq_rm(seq, from).expect("a sequence");
+        let mut batch = Batch::default();
+        let last = tokens.end - 1;
+        for (pos, token) in (from..).zip(tokens) {
+            batch.push(token, pos, seq, token == last);
+        }
+        assert_eq!(context.decode(&mut batch).expect("a decode"), super::super::Decoded::Done);
+        context.draft_process(&mut batch).expect("heads")
+    }
+
+    fn draft(context: &mut Context, pos: i32) -> Option<Vec<i32>> {
+        let mut drafts = context.draft(&[DraftAsk { seq: 0, pos, last: 77, n_max: 3 }]).expect("drafts");
+        drafts.pop().expect("one for each")
+    }
+
+    #[test]
+    fn heads_begin_anew_wherever_they_left_off_and_keep_nothing_of_another() {
+        let (own, other) =
+            ((model("tiny/tiny-glm4moe"), None), (model("stories260K"), Some(model("tiny/tiny-eagle3"))));
+        for (model, heads) in [own, other] {
+            let mut fresh = context(&model, heads.as_ref());
+            assert!(step(&mut fresh, 0, 0, 60..80));
+            let expected = draft(&mut fresh, 20);
+            assert_eq!(expected.as_ref().map(Vec::len), Some(3));
+
+            let mut used = context(&model, heads.as_ref());
+            assert!(step(&mut used, 0, 0, 100..140));
+            assert!(draft(&mut used, 40).is_some());
+            // Somebody else's, after what was there is gone.
+            assert!(used.draft_clear(0).expect("a sequence") && !used.draft_clear(0).expect("a sequence"));
+            assert!(step(&mut used, 0, 0, 60..80));
+            assert_eq!(draft(&mut used, 20), expected, "as in a new context");
+
+            // Back into the middle, and on from there.
+            assert!(step(&mut used, 0, 10, 70..75) && step(&mut used, 0, 15, 75..80));
+            assert_eq!(draft(&mut used, 20).map(|draft| draft.len()), Some(3));
+            // One row in the middle, behind which heads know no state: not in this step, but in the next.
+            assert!(step(&mut used, 0, 17, 77..78));
+            let n = draft(&mut used, 18).expect("room").len();
+            assert!(n == 0 || heads.is_some(), "{n}");
+            assert!(step(&mut used, 0, 18, 78..79));
+            assert_eq!(draft(&mut used, 19).map(|draft| draft.len()), Some(3));
+            // A gap, and another position than what was told of last.
+            assert!(step(&mut used, 0, 19, 79..99) && step(&mut used, 0, 39, 99..100));
+            assert_eq!(draft(&mut used, 40).map(|draft| draft.len()), Some(3));
+            assert_eq!(draft(&mut used, 33), Some(Vec::new()), "its state is of another position");
+        }
+    }
+
+    #[test]
+    fn heads_share_what_they_hold_where_they_can() {
+        let model = model("tiny/tiny-glm4moe");
+        let mut used = context(&model, None);
+        assert!(step(&mut used, 1, 0, 60..80));
+        used.seq_cp(1, 0, 20).expect("a copy");
+        assert!(used.draft_share(1, 0, 20).expect("a copy"));
+        assert!(step(&mut used, 0, 20, 80..83));
+        assert_eq!(draft(&mut used, 23).map(|draft| draft.len()), Some(3));
+        assert!(!used.draft_share(1, 0, 21).expect("no copy"), "the other holds fewer");
+        // EAGLE-3 lacks the state behind what it would share.
+        let mut used = context(&self::model("stories260K"), Some(&self::model("tiny/tiny-eagle3")));
+        assert!(step(&mut used, 1, 0, 60..80));
+        assert!(!used.draft_share(1, 0, 10).expect("no copy"));
+    }
+
+    #[test]
+    fn a_full_draft_says_so() {
+        let model = model("stories260K");
+        let mut used = context_for(&model, &model, DraftKind::Simple);
+        let feed = |used: &mut Context, seq: i32, n: i32| {
+            for from in (0..n).step_by(128) {
+                let mut batch = Batch::default();
+                (from..n.min(from + 128)).for_each(|pos| batch.push(60 + pos % 400, pos, seq, false));
+                if !used.draft_process(&mut batch).expect("a model") {
+                    return false;
+                }
+            }
+            true
+        };
+        assert!(feed(&mut used, 1, 506) && feed(&mut used, 0, 5));
+        assert_eq!(draft(&mut used, 5).map(|draft| draft.len()), Some(1), "one cell was left");
+        assert!(!feed(&mut used, 0, 9), "a cell too few");
+        assert_eq!(draft(&mut used, 0).map(|draft| draft.len()), Some(3), "what failed was forgotten");
+        assert!(feed(&mut used, 0, 6));
+        assert_eq!(draft(&mut used, 6), None);
+        assert!(used.draft_clear(1).expect("a sequence"));
+        assert_eq!(draft(&mut used, 6).map(|draft| draft.len()), Some(3));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::tiny_model::{Answer, answer, greedy, start, tokens};
 use hearth::chat::{Likely, Prompt};
-use hearth::engine::config::{DraftMode, KvLayout, ModelSource};
+use hearth::engine::config::{DraftMode, EmbedMode, KvLayout, ModelSource};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, GenerateRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -213,18 +213,20 @@ async fn heads_draft_for_many_slots_at_once() {
     }
 }
 
+/// In which state an engine ends up.
+async fn state_of(model: &str, draft: Option<PathBuf>, mode: DraftMode) -> String {
+    let mut config = EngineConfig::new(ModelSource::Gguf(path(model)));
+    (config.n_threads, config.n_ctx) = (Some(1), Some(256));
+    (config.draft.model, config.draft.mode) = (draft, mode);
+    let engine = Engine::start(config, EngineMode::InProcess);
+    let mut watch = engine.watch();
+    let ends = |state: &EngineState| matches!(state, EngineState::Ready(_) | EngineState::Failed { .. });
+    let state = format!("{:?}", *watch.wait_for(ends).await.expect("the engine lives"));
+    state
+}
+
 #[tokio::test]
 async fn what_can_not_draft_is_refused_at_the_start() {
-    let failure = |model: &'static str, draft: Option<PathBuf>, mode: DraftMode| async move {
-        let mut config = EngineConfig::new(ModelSource::Gguf(path(model)));
-        (config.n_threads, config.n_ctx) = (Some(1), Some(256));
-        (config.draft.model, config.draft.mode) = (draft, mode);
-        let engine = Engine::start(config, EngineMode::InProcess);
-        let mut watch = engine.watch();
-        let ends = |state: &EngineState| matches!(state, EngineState::Ready(_) | EngineState::Failed { .. });
-        let state = format!("{:?}", *watch.wait_for(ends).await.expect("the engine lives"));
-        state
-    };
     let llama = "tiny/tiny-llama";
     let auto = DraftMode::Auto;
     for (model, draft, mode, why) in [
@@ -242,8 +244,88 @@ async fn what_can_not_draft_is_refused_at_the_start() {
         (llama, Some(llama), DraftMode::Mtp, "it has no heads for several tokens"),
         (llama, None, DraftMode::Mtp, "the model has no heads for several tokens"),
     ] {
-        let said = failure(model, draft.map(path), mode).await;
+        let said = state_of(model, draft.map(path), mode).await;
         assert!(said.contains(why) && said.contains("Failed"), "{model} with {draft:?} as {mode:?}: {said}");
     }
-    assert!(failure(llama, None, auto).await.contains("Ready"));
+    assert!(state_of(llama, None, auto).await.contains("Ready"));
+}
+
+/// Heads that share their model's memory, which is not done here: told by the file's architecture before it is loaded.
+#[tokio::test]
+async fn heads_that_share_their_models_memory_are_refused_by_name() {
+    let mut file = Vec::from(*b"GGUF");
+    file.extend(3u32.to_le_bytes());
+    file.extend([0u64, 1].into_iter().flat_map(u64::to_le_bytes));
+    let text = |file: &mut Vec<u8>, text: &str| {
+        file.extend((text.len() as u64).to_le_bytes());
+        file.extend(text.as_bytes());
+    };
+    text(&mut file, "general.architecture");
+    file.extend(8u32.to_le_bytes());
+    text(&mut file, "gemma4-assistant");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let heads = dir.path().join("assistant.gguf");
+    std::fs::write(&heads, file).expect("a writable folder");
+    for mode in [DraftMode::Auto, DraftMode::Mtp] {
+        let said = state_of("tiny/tiny-gemma2", Some(heads.clone()), mode).await;
+        assert!(said.contains("Failed") && said.contains("gemma4-assistant"), "{mode:?}: {said}");
+    }
+}
+
+/// What drafts unasked never keeps a file from starting.
+#[tokio::test]
+async fn a_files_own_heads_start_wherever_the_file_does() {
+    type Change = fn(&mut EngineConfig);
+    let changes: [(&str, Change); 7] = [
+        ("plain", |_| {}),
+        ("one slot", |config| config.n_slots = 1),
+        ("small batches", |config| (config.n_batch, config.n_ubatch) = (16, 16)),
+        ("one row", |config| (config.n_batch, config.n_slots) = (1, 1)),
+        ("few cells", |config| (config.n_ctx, config.n_slots) = (Some(64), 16)),
+        ("few cells in one pool", |config| {
+            (config.n_ctx, config.n_slots, config.kv_layout) = (Some(64), 16, KvLayout::Unified);
+        }),
+        ("embeddings", |config| config.embeddings = EmbedMode::On),
+    ];
+    for (what, change) in changes {
+        let engine = start("tiny/tiny-glm4moe", |config| {
+            change(config);
+            config.draft.always = true;
+        })
+        .await;
+        let said = say(&engine, vec![1, 60, 61], 12).await;
+        assert!(said.usage.completion_tokens > 0, "{what}: {said:?}");
+    }
+}
+
+/// Where batches are small, what a draft's side lacks is more than one of them; and short drafts may be unwanted.
+#[tokio::test]
+async fn small_batches_and_long_drafts_only_are_drafted_for_too() {
+    let model = "stories260K";
+    for (n_batch, n_min, n_slots) in [(32, 0, 4), (16, 0, 2), (32, 6, 2)] {
+        let drafted = start(model, |config| {
+            drafted_by(model)(config);
+            (config.n_batch, config.n_ubatch, config.draft.n_min, config.n_slots) = (n_batch, n_batch, n_min, n_slots);
+        })
+        .await;
+        for prompt in prompts(&drafted).await.into_iter().take(4) {
+            let usage = say(&drafted, prompt.repeat(5), 80).await.usage;
+            assert!(usage.accepted_draft_tokens * 2 > usage.completion_tokens, "-b {n_batch}: {usage:?}");
+        }
+    }
+}
+
+/// The draft's cells run out too: of slots that others had before, and in the middle of answers.
+#[tokio::test]
+async fn drafts_go_on_where_others_left_their_cells() {
+    let model = "stories260K";
+    let drafted = start(model, |config| {
+        (config.n_slots, config.n_ctx, config.kv_layout) = (4, Some(256), KvLayout::Unified);
+        drafted_by(model)(config);
+    })
+    .await;
+    for (i, prompt) in prompts(&drafted).await.into_iter().enumerate() {
+        let usage = say(&drafted, prompt, 100).await.usage;
+        assert!(usage.accepted_draft_tokens * 3 > usage.completion_tokens, "answer {i}: {usage:?}");
+    }
 }

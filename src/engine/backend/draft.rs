@@ -68,10 +68,15 @@ impl DraftSource {
     /// Lets it draft for a context of the model that it was loaded for.
     fn attach(&self, context: &mut llama::Context, params: ContextParams) -> Result<DraftTraits, String> {
         let n_drafted = self.params.n_max + 1;
+        // Most rows of one of its batches; common/speculative asserts on them, and so does attention that is not causal,
+        // which a block has.
+        let n_rows = params.n_seq_max * n_drafted;
         let is_block = matches!(self.params.kind, DraftKind::Dflash | DraftKind::Dspark);
         let params = ContextParams {
             n_ctx: context.n_ctx(),
-            n_outputs_max: if is_block { params.n_seq_max * n_drafted } else { params.n_seq_max },
+            n_batch: params.n_batch.max(n_rows),
+            n_ubatch: if is_block { params.n_ubatch.max(n_rows) } else { params.n_ubatch },
+            n_outputs_max: if is_block { n_rows } else { params.n_seq_max },
             // Its heads' width may not suit the target's types.
             type_k: KvElement::F16,
             type_v: KvElement::F16,
@@ -82,11 +87,16 @@ impl DraftSource {
             ..params
         };
         let beside = context.beside(&self.model, params).map_err(|error| error.to_string())?;
+        if beside.n_batch() < n_rows {
+            let n_ctx = params.n_ctx;
+            return Err(format!("its batches of up to {n_rows} rows don't fit into a context of {n_ctx} tokens"));
+        }
         context.speculate(beside, self.params, params.n_seq_max).map_err(|error| error.to_string())?;
         Ok(DraftTraits {
             follows: self.params.kind.follows(),
             is_fixed: self.params.kind != DraftKind::Simple,
             n_max: context.n_draft_max(),
+            n_min: self.params.n_min.min(context.n_draft_max()),
             n_vocab: self.model.vocab_flags().n_tokens,
         })
     }

@@ -200,6 +200,7 @@ impl Context for LlamaContext {
         let oldest = self.context.seq_pos_min(signed(seq));
         oldest >= 0 && oldest <= signed(from.saturating_sub(self.traits.n_swa))
     }
+
     fn drafts(&self) -> Option<DraftTraits> {
         self.drafts
     }
@@ -221,9 +222,9 @@ impl Context for LlamaContext {
         self.drafted(fed)
     }
 
-    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Vec<Token>> {
+    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Option<Vec<Token>>> {
         if self.drafts.is_none() {
-            return vec![Vec::new(); asks.len()];
+            return vec![None; asks.len()];
         }
         let raw = |ask: &DraftAsk| llama::DraftAsk {
             seq: signed(ask.seq),
@@ -238,7 +239,7 @@ impl Context for LlamaContext {
         }
         let drafts = self.context.draft(&raw_asks);
         let mut drafts = self.drafted(drafts);
-        drafts.resize(asks.len(), Vec::new());
+        drafts.resize(asks.len(), None);
         drafts
     }
 
@@ -248,13 +249,12 @@ impl Context for LlamaContext {
     }
 
     fn draft_share(&mut self, from: u32, to: u32, n: u32) -> bool {
-        self.draft_clear(to);
-        let shared = self.context.draft_seq_cp(signed(from), signed(to), signed(n));
+        let shared = self.context.draft_share(signed(from), signed(to), signed(n));
         self.drafted(shared)
     }
 
-    fn draft_clear(&mut self, seq: u32) {
-        let cut = self.context.draft_forget(signed(seq), 0);
-        self.drafted(cut);
+    fn draft_clear(&mut self, seq: u32) -> bool {
+        let held = self.context.draft_clear(signed(seq));
+        self.drafted(held)
     }
 }

@@ -308,6 +308,8 @@ pub struct DraftTraits {
     pub is_fixed: bool,
     /// Most tokens of one draft.
     pub n_max: u32,
+    /// Drafts of fewer come back empty.
+    pub n_min: u32,
     /// Tokens from this one on are unknown to it.
     pub n_vocab: u32,
 }
@@ -399,9 +401,10 @@ pub trait Context {
     }
 
     /// Drafts for several sequences in one go, in the order of `asks`; empty where there is none. Positions from each
-    /// ask's on are forgotten before and may be held after.
-    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Vec<Token>> {
-        vec![Vec::new(); asks.len()]
+    /// ask's on are forgotten before and may be held after. `None`: there was no room for the ask's token, and what its
+    /// side of the sequence holds is unknown.
+    fn draft(&mut self, asks: &[DraftAsk]) -> Vec<Option<Vec<Token>>> {
+        vec![None; asks.len()]
     }
 
     /// Where it follows: of a sequence's rows in the last decode `n` behind the first were kept.
@@ -412,6 +415,8 @@ pub trait Context {
         false
     }
 
-    /// Its side of a sequence is empty.
-    fn draft_clear(&mut self, _seq: u32) {}
+    /// Its side of a sequence is emptied. `false`: it was empty.
+    fn draft_clear(&mut self, _seq: u32) -> bool {
+        false
+    }
 }

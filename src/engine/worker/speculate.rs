@@ -70,10 +70,11 @@ impl<M: Model> Worker<M> {
         let choice = speculation.cost.choose(&self.cost, beside, &bids);
         let mut asks = Vec::new();
         let mut n_left = n_extra;
+        let least = speculation.cost.least.max(1);
         for (i, one) in found.iter().enumerate() {
-            let len = if one.is_trial { TRIAL_LEN } else { choice.len }.min(one.bid.most).min(n_left);
+            let len = if one.is_trial { TRIAL_LEN.max(least) } else { choice.len }.min(one.bid.most).min(n_left);
             if i < choice.n_seqs || one.is_trial {
-                if len > 0 {
+                if len >= least {
                     n_left -= len;
                     asks.push((one.at, one.slot, len));
                     self.with_trust(one.slot, |trust| if one.is_trial { trust.try_once() } else { trust.praise() });
@@ -125,14 +126,15 @@ impl<M: Model> Worker<M> {
             }
             let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
             let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
-            let most = left.min(room).min(self.n_draft_max).min(speculation.traits.n_max) as usize;
+            let most = left.min(room).min(self.n_draft_max).min(speculation.traits.n_max);
+            let most = (most as usize).min(n_extra);
             let Some((last, before)) = run.tokens.split_last() else { continue };
-            if most == 0 || !is_known(&speculation.traits, *last) {
+            if most < speculation.cost.least.max(1) || !is_known(&speculation.traits, *last) {
                 continue;
             }
             let whose = Whose { slot: share.slot, partition: run.partition, serial: run.serial, tokens: before };
             let missing = speculation.missing(whose);
-            let bid = Bid { odds: trust.odds(), most: most.min(n_extra) };
+            let bid = Bid { odds: trust.odds(), most };
             let is_trial = trust.is_on_trial();
             found.push(Candidate { at, slot: share.slot, bid, missing, is_trial, left });
         }
@@ -213,7 +215,10 @@ impl<M: Model> Worker<M> {
         }
         let start = Instant::now();
         let is_fed = self.context.draft_feed(&rows);
-        speculation.cost.feed.observe(rows.len() as u32, start.elapsed());
+        if is_fed {
+            speculation.cost.feed.observe(rows.len() as u32, start.elapsed());
+        }
+        let lacked: Vec<usize> = fed.iter().map(|(slot, ..)| *slot).collect();
         for (slot, from, tokens) in fed {
             if is_fed {
                 speculation.took(slot, from, &tokens);
@@ -222,18 +227,22 @@ impl<M: Model> Worker<M> {
             }
         }
         if !is_fed {
-            self.make_draft_room(speculation, found);
+            let wanted: Vec<usize> = found.iter().map(|one| one.slot).collect();
+            self.make_draft_room(speculation, &wanted, &lacked);
             found.iter_mut().for_each(|one| one.missing = usize::MAX);
         }
     }
 
-    /// The draft's context is full: its side of sequences that nobody wants drafts for now is emptied.
-    fn make_draft_room(&mut self, speculation: &mut Speculation, found: &[Candidate]) {
-        for slot in 0..self.slots.len() {
-            if found.iter().all(|one| one.slot != slot) {
-                self.context.draft_clear(slot as u32);
-                speculation.cleared(slot);
-            }
+    /// The draft's context is full: its side of sequences that are not among the wanted is emptied. Where those held
+    /// nothing, it is too small for all that are wanted, and those that it failed for rest.
+    fn make_draft_room(&mut self, speculation: &mut Speculation, wanted: &[usize], failed: &[usize]) {
+        let mut is_room = false;
+        for slot in (0..self.slots.len()).filter(|slot| !wanted.contains(slot)) {
+            is_room |= self.context.draft_clear(slot as u32);
+            speculation.cleared(slot);
+        }
+        for slot in failed.iter().filter(|_| !is_room) {
+            self.decline(speculation, *slot);
         }
     }
 
@@ -249,11 +258,19 @@ impl<M: Model> Worker<M> {
             return Vec::new();
         }
         let start = Instant::now();
-        let mut drafts = self.context.draft(&wanted);
-        speculation.cost.observe(&wanted, &drafts, start.elapsed());
+        let found = self.context.draft(&wanted);
+        speculation.cost.observe(&wanted, &found, start.elapsed());
         let n_vocab = self.model.n_vocab();
-        for (ask, draft) in wanted.iter().zip(&mut drafts) {
+        let (mut drafts, mut failed) = (Vec::new(), Vec::new());
+        for (ask, draft) in wanted.iter().zip(found) {
             let slot = ask.seq as usize;
+            let Some(mut draft) = draft else {
+                self.context.draft_clear(ask.seq);
+                speculation.cleared(slot);
+                failed.push(slot);
+                drafts.push(Vec::new());
+                continue;
+            };
             if !speculation.traits.follows {
                 // The last one it chose is not among what it holds.
                 let mut held = vec![ask.last];
@@ -266,6 +283,11 @@ impl<M: Model> Worker<M> {
                 self.with_trust(slot, |trust| trust.take(0, 0));
                 speculation.learn(0, 0);
             }
+            drafts.push(draft);
+        }
+        if !failed.is_empty() {
+            let wanted: Vec<usize> = wanted.iter().map(|ask| ask.seq as usize).collect();
+            self.make_draft_room(speculation, &wanted, &failed);
         }
         drafts
     }
@@ -283,7 +305,9 @@ impl<M: Model> Worker<M> {
             }
             let start = Instant::now();
             let is_fed = self.context.draft_feed(&self.rows);
-            speculation.cost.feed.observe(self.rows.len() as u32, start.elapsed());
+            if is_fed {
+                speculation.cost.feed.observe(self.rows.len() as u32, start.elapsed());
+            }
             for rows in self.rows.chunk_by(|a, b| a.seq == b.seq) {
                 let tokens: Vec<Token> = rows.iter().map(|row| row.token).collect();
                 let slot = rows[0].seq as usize;
@@ -294,6 +318,10 @@ impl<M: Model> Worker<M> {
                     self.context.draft_clear(rows[0].seq);
                     speculation.cleared(slot);
                 }
+            }
+            if !is_fed {
+                let fed: Vec<usize> = shares.iter().map(|share| share.slot).collect();
+                self.make_draft_room(&mut speculation, &fed, &fed);
             }
         }
         self.speculation = Some(speculation);
@@ -348,16 +376,17 @@ fn is_known(traits: &DraftTraits, token: Token) -> bool {
 }
 
 impl DraftCost {
-    /// What asking took.
-    fn observe(&mut self, asks: &[DraftAsk], drafts: &[Vec<Token>], time: Duration) {
-        let longest = drafts.iter().map(Vec::len).max().unwrap_or(0) as u32;
-        let is_cut = asks.iter().zip(drafts).any(|(ask, draft)| draft.len() < ask.n_max as usize);
+    /// What asking took, where there was room for it.
+    fn observe(&mut self, asks: &[DraftAsk], drafts: &[Option<Vec<Token>>], time: Duration) {
+        let Some(drafts) = drafts.iter().map(Option::as_ref).collect::<Option<Vec<_>>>() else { return };
+        let longest = drafts.iter().map(|draft| draft.len()).max().unwrap_or(0) as u32;
+        let is_cut = asks.iter().zip(&drafts).any(|(ask, draft)| draft.len() < ask.n_max as usize);
         let n_rounds = if self.is_fixed { 1 } else { (longest + u32::from(is_cut)).max(1) };
         self.round.observe(asks.len() as u32, time / n_rounds);
     }
 }
 
-/// Measures what drafts cost, if anything drafts.
+/// Measures what drafts cost, if anything drafts and has room to. Errors: the context itself is broken.
 pub(in super::super) fn warm_up_drafts<C: Context>(
     context: &mut C,
     token: Token,
@@ -365,15 +394,16 @@ pub(in super::super) fn warm_up_drafts<C: Context>(
     is_ignored: bool,
 ) -> Result<Option<Speculation>, String> {
     let Some(traits) = context.drafts() else { return Ok(None) };
-    let (is_fixed, follows) = (traits.is_fixed, traits.follows);
-    let mut cost = DraftCost { is_fixed, follows, is_ignored, ..DraftCost::default() };
+    let (is_fixed, follows, least) = (traits.is_fixed, traits.follows, traits.n_min as usize);
+    let mut cost = DraftCost { is_fixed, follows, is_ignored, least, ..DraftCost::default() };
     let token = token.min(i32::try_from(traits.n_vocab).unwrap_or(i32::MAX) - 1);
     let n_most = 64.min(context.n_batch()).min(context.n_ctx_seq().saturating_sub(1 + traits.n_max)).max(1);
-    for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_most) {
+    for n in warm::probes(n_most) {
         let rows: Vec<Row> = (0..n).map(|pos| Row { token, pos, seq: 0, output: false }).collect();
         let mut best = Duration::MAX;
         for _ in 0..2 {
-            best = best.min(fed(context, &rows)?);
+            let Some(time) = fed(context, &rows)? else { return Ok(unused("there is no room for its rows")) };
+            best = best.min(time);
         }
         cost.feed.observe(n, best);
     }
@@ -383,11 +413,13 @@ pub(in super::super) fn warm_up_drafts<C: Context>(
     probes.dedup();
     for n_seqs in probes {
         let rows: Vec<Row> = (0..n_seqs).map(|seq| Row { token, pos: 0, seq, output: false }).collect();
-        let n_max = traits.n_max.min(4);
+        let n_max = traits.n_max.min(4).max(traits.n_min);
         let asks: Vec<DraftAsk> = (0..n_seqs).map(|seq| DraftAsk { seq, pos: 1, last: token, n_max }).collect();
-        let mut best: Option<(Duration, Vec<Vec<Token>>)> = None;
+        let mut best: Option<(Duration, Vec<Option<Vec<Token>>>)> = None;
         for _ in 0..3 {
-            fed(context, &rows)?;
+            if fed(context, &rows)?.is_none() {
+                return Ok(unused("there is no room for a row of each slot"));
+            }
             let start = Instant::now();
             let drafts = context.draft(&asks);
             let time = start.elapsed().max(Duration::from_micros(1));
@@ -406,6 +438,9 @@ pub(in super::super) fn warm_up_drafts<C: Context>(
     if context.drafts().is_none() {
         return Ok(None);
     }
+    if cost.round.time(1).is_none() {
+        return Ok(unused("there is no room for a draft"));
+    }
     tracing::debug!(
         round_us = cost.round.time(1).map_or(0.0, |time| time * 1e6),
         feed_us = cost.feeding(1).map_or(0.0, |time| time * 1e6),
@@ -414,22 +449,27 @@ pub(in super::super) fn warm_up_drafts<C: Context>(
     Ok(Some(Speculation::new(traits, cost, n_slots as usize)))
 }
 
-/// How long taking in these rows takes, which the context computes before.
-fn fed<C: Context>(context: &mut C, rows: &[Row]) -> Result<Duration, String> {
+fn unused(why: &str) -> Option<Speculation> {
+    tracing::warn!(why, "nothing is drafted by a model or heads");
+    None
+}
+
+/// How long taking in these rows takes, which the context computes before. `None`: they have no room.
+fn fed<C: Context>(context: &mut C, rows: &[Row]) -> Result<Option<Duration>, String> {
     let seqs = || rows.chunk_by(|a, b| a.seq == b.seq).map(|rows| rows[0].seq);
     for seq in seqs() {
         context.forget(seq, 0);
     }
     match context.decode(rows) {
-        Ok(()) | Err(DecodeError::Aborted) => {}
-        Err(DecodeError::NoKvSlot) => return Err("the KV cache has no room for the warm-up".into()),
+        Ok(()) => {}
+        Err(DecodeError::NoKvSlot | DecodeError::Aborted) => return Ok(None),
         Err(DecodeError::Broken(reason)) => return Err(reason),
     }
     let start = Instant::now();
-    context.draft_feed(rows);
+    let is_fed = context.draft_feed(rows);
     let time = start.elapsed().max(Duration::from_micros(1));
     for seq in seqs() {
         context.forget(seq, 0);
     }
-    Ok(time)
+    Ok(is_fed.then_some(time))
 }

@@ -23,7 +23,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
             (0..4).for_each(|_| pace.observe(0, n_rows, time));
         }
     }
-    for n in StepCost::PROBES.into_iter().filter(|n| *n <= n_rows) {
+    for n in probes(n_rows) {
         // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
         let mut best = Duration::MAX;
         // The longest takes so long that little holds it up.
@@ -42,6 +42,11 @@ pub(in crate::engine) fn warm_up<C: Context>(
     }
     tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), "steps were measured");
     Ok(())
+}
+
+/// Numbers of rows to measure, up to the most.
+pub(super) fn probes(most: u32) -> impl Iterator<Item = u32> {
+    StepCost::PROBES.into_iter().filter(move |n| *n < most).chain([most])
 }
 
 /// Decodes rows that are forgotten again.

@@ -137,9 +137,16 @@ int32_t hearth_speculator_n_max(const hearth_speculator * speculator, int32_t * 
 // whose draft side ends elsewhere is cut to the first row's position, or starts there anew. *done is false where that
 // failed; the draft side of these sequences is empty then.
 int32_t hearth_speculator_process(hearth_speculator * speculator, const llama_batch * batch, bool * done, char ** err);
-// Drafts for all of `asks` in one go: `cap` places for each in `out`, and in `n_out` how many were filled.
+// Drafts for all of `asks` in one go: `cap` places for each in `out`, and in `n_out` how many were filled; -1: the draft
+// side could not take in the newest token.
+// None where what the heads keep of the sequence is not of the position before: a step later it is.
 int32_t hearth_speculator_draft(hearth_speculator * speculator, const hearth_draft_ask * asks, size_t n, llama_token * out,
                                 size_t cap, int32_t * n_out, char ** err);
+// The draft side of a sequence is emptied; *held: it was not empty.
+int32_t hearth_speculator_clear(hearth_speculator * speculator, int32_t seq, bool * held, char ** err);
+// The draft side of `to` becomes the first `n` positions of that of `from`, or empty: !*copied. See hearth_seq_cp.
+int32_t hearth_speculator_share(hearth_speculator * speculator, int32_t from, int32_t to, int32_t n, bool unified, bool * copied,
+                                char ** err);
 // Of the rows behind a sequence's newest token the target kept the first `n`.
 int32_t hearth_speculator_accept(hearth_speculator * speculator, int32_t seq, uint16_t n, char ** err);
 

@@ -56,6 +56,15 @@ std::string difference(const llama_vocab * target, const llama_vocab * draft) {
     return "";
 }
 
+// What common/speculative keeps of a sequence: a hidden state that it never forgets, though the sequence may be another's by
+// now. So it is known here which position it is of.
+struct kept_state {
+    llama_pos first = -1; // of the rows that were taken in last
+    int32_t n_rows = 0;
+    llama_pos pos = -1;   // of the state; -1: it is of no row of this sequence
+    llama_pos foreign = -1; // a cell that was made with another's state: no draft may see it
+};
+
 } // namespace
 
 struct hearth_speculator {
@@ -65,8 +74,70 @@ struct hearth_speculator {
     std::unique_ptr<common_speculative, spec_deleter> spec;
     std::vector<llama_tokens> results;
     std::vector<bool> has_drafted;
+    std::vector<kept_state> kept;
     llama_tokens no_prompt; // only n-gram kinds read it
+
+    bool is_eagle() const { return params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3; }
+    // Its heads pair a row with the hidden state of the one before, which common/speculative keeps from step to step.
+    bool keeps_state() const { return is_eagle() || params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_MTP; }
+    // The heads of EAGLE3 write a position when they learn the next token, so they lag one behind.
+    llama_pos lag() const { return is_eagle() ? 1 : 0; }
+
+    size_t checked(llama_seq_id seq) const {
+        if (seq < 0 || static_cast<size_t>(seq) >= results.size()) {
+            throw std::invalid_argument("no such sequence");
+        }
+        return static_cast<size_t>(seq);
+    }
 };
+
+static void forget(hearth_speculator & s, llama_seq_id seq) {
+    llama_memory_seq_rm(llama_get_memory(s.draft), seq, -1, -1);
+    s.kept[seq] = {};
+}
+
+// Before rows from `pos` on are taken in: the draft side of the sequence ends there, or is empty.
+static void join(hearth_speculator & s, llama_seq_id seq, llama_pos pos) {
+    llama_memory_t memory = llama_get_memory(s.draft);
+    kept_state & kept = s.kept[seq];
+    const bool continues = !s.keeps_state() || (pos > 0 && kept.pos == pos - 1);
+    const llama_pos end = llama_memory_seq_pos_max(memory, seq);
+    // EAGLE3 can't make up the position that it lags behind without its state.
+    const bool has_gap = end < pos - 1 - s.lag() || (s.is_eagle() && !continues);
+    if (has_gap || (end >= pos - s.lag() && !llama_memory_seq_rm(memory, seq, pos - s.lag(), -1))) {
+        llama_memory_seq_rm(memory, seq, -1, -1);
+        kept.foreign = -1;
+    }
+    if (kept.foreign >= pos) {
+        kept.foreign = -1;
+    }
+    if (!continues) {
+        kept.foreign = pos - s.lag();
+    }
+    kept.first = pos;
+    kept.n_rows = 0;
+}
+
+// The rows were taken in. A cell that was made with a foreign state goes as soon as others stand behind it, since a sequence
+// may not end in a gap; what the heads wrote into those doesn't depend on it.
+static void took(hearth_speculator & s, llama_seq_id seq) {
+    llama_memory_t memory = llama_get_memory(s.draft);
+    kept_state & kept = s.kept[seq];
+    kept.pos = kept.first + kept.n_rows - 1;
+    if (kept.foreign >= 0) {
+        const bool is_last = llama_memory_seq_pos_max(memory, seq) == kept.foreign;
+        if (!is_last || llama_memory_seq_pos_min(memory, seq) == kept.foreign) {
+            llama_memory_seq_rm(memory, seq, kept.foreign, kept.foreign + 1);
+            kept.foreign = -1;
+        }
+    }
+}
+
+// Whether the state that it would draft from is of the position before, and nothing that it would see another's.
+static bool can_draft(const hearth_speculator & s, const hearth_draft_ask & ask) {
+    const kept_state & kept = s.kept[ask.seq];
+    return !s.keeps_state() || (kept.pos == ask.pos - 1 && kept.foreign < 0);
+}
 
 extern "C" {
 
@@ -93,6 +164,9 @@ int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err) {
         const int64_t n_id = gguf_find_key(file.get(), (arch + ".block_count").c_str());
         const bool is_counted = n_id >= 0 && gguf_get_kv_type(file.get(), n_id) == GGUF_TYPE_UINT32;
         const std::string last = "blk." + std::to_string(is_counted ? gguf_get_val_u32(file.get(), n_id) - 1 : 0);
+        if (arch == "gemma4-assistant") {
+            throw std::invalid_argument("heads of gemma4-assistant share the memory of their model, which hearth does not do");
+        }
         if (arch == "eagle3") {
             *kind = HEARTH_DRAFT_EAGLE3;
         } else if (arch == "dflash") {
@@ -154,6 +228,7 @@ int32_t hearth_speculator_new(llama_context * target, llama_context * draft, con
         }
         s->results.resize(params->n_seq);
         s->has_drafted.resize(params->n_seq);
+        s->kept.resize(params->n_seq);
         *out = s.release();
     });
 }
@@ -169,33 +244,26 @@ int32_t hearth_speculator_n_max(const hearth_speculator * s, int32_t * n, char *
 int32_t hearth_speculator_process(hearth_speculator * s, const llama_batch * batch, bool * done, char ** err) {
     return guard(err, [&] {
         const no_throw end_instead(llama_n_threads(s->draft) > 1 || llama_n_threads_batch(s->draft) > 1);
-        llama_memory_t memory = llama_get_memory(s->draft);
-        std::vector<bool> seen(s->results.size());
+        std::vector<llama_seq_id> seen;
+        std::vector<bool> is_seen(s->results.size());
         common_batch rows;
         for (int32_t i = 0; i < batch->n_tokens; ++i) {
             const llama_seq_id seq = batch->seq_id[i][0];
-            const llama_pos pos = batch->pos[i];
-            if (seq < 0 || static_cast<size_t>(seq) >= seen.size()) {
-                throw std::invalid_argument("no such sequence");
+            if (!is_seen[s->checked(seq)]) {
+                is_seen[seq] = true;
+                seen.push_back(seq);
+                join(*s, seq, batch->pos[i]);
             }
-            if (!seen[seq]) {
-                seen[seq] = true;
-                // The heads of EAGLE3 lag one position behind, which they make up themselves.
-                const llama_pos end = llama_memory_seq_pos_max(memory, seq);
-                const llama_pos lag = s->params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3 ? 1 : 0;
-                if (end >= pos - lag && !llama_memory_seq_rm(memory, seq, pos - lag, -1)) {
-                    llama_memory_seq_rm(memory, seq, -1, -1);
-                } else if (end < pos - 1 - lag) {
-                    llama_memory_seq_rm(memory, seq, -1, -1);
-                }
-            }
-            rows.add(batch->token[i], pos, seq, false);
+            s->kept[seq].n_rows++;
+            rows.add(batch->token[i], batch->pos[i], seq, false);
         }
         *done = common_speculative_process(s->spec.get(), rows);
         llama_synchronize(s->draft);
-        for (size_t seq = 0; !*done && seq < seen.size(); ++seq) {
-            if (seen[seq]) {
-                llama_memory_seq_rm(memory, static_cast<llama_seq_id>(seq), -1, -1);
+        for (const llama_seq_id seq : seen) {
+            if (*done) {
+                took(*s, seq);
+            } else {
+                forget(*s, seq);
             }
         }
     });
@@ -207,13 +275,10 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
         const no_throw end_instead(llama_n_threads(s->draft) > 1 || llama_n_threads_batch(s->draft) > 1);
         for (size_t i = 0; i < n; ++i) {
             const hearth_draft_ask & ask = asks[i];
-            if (ask.seq < 0 || static_cast<size_t>(ask.seq) >= s->results.size()) {
-                throw std::invalid_argument("no such sequence");
-            }
-            auto & dp = common_speculative_get_draft_params(s->spec.get(), ask.seq);
-            llama_tokens & result = s->results[ask.seq];
+            llama_tokens & result = s->results[s->checked(ask.seq)];
             result.clear();
-            dp.drafting = true;
+            auto & dp = common_speculative_get_draft_params(s->spec.get(), ask.seq);
+            dp.drafting = can_draft(*s, ask);
             dp.n_max = ask.n_max;
             dp.pos0 = ask.pos;
             dp.id_last = ask.last;
@@ -223,23 +288,50 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
         }
         common_speculative_draft(s->spec.get());
         llama_synchronize(s->draft);
+        llama_memory_t memory = llama_get_memory(s->draft);
         for (size_t i = 0; i < n; ++i) {
-            const llama_tokens & result = s->results[asks[i].seq];
-            const size_t count = std::min({ result.size(), cap, static_cast<size_t>(std::max(asks[i].n_max, 0)) });
+            const hearth_draft_ask & ask = asks[i];
+            const llama_tokens & result = s->results[ask.seq];
+            const size_t count = std::min({ result.size(), cap, static_cast<size_t>(std::max(ask.n_max, 0)) });
             std::copy_n(result.begin(), count, out + i * cap);
             n_out[i] = static_cast<int32_t>(count);
             if (!result.empty()) {
-                s->has_drafted[asks[i].seq] = true;
+                s->has_drafted[ask.seq] = true;
+            } else if (can_draft(*s, ask) && llama_memory_seq_pos_max(memory, ask.seq) < ask.pos - s->lag()) {
+                // The newest token was not taken in: no draft is one thing, no room for it another.
+                n_out[i] = -1;
             }
         }
     });
 }
 
+int32_t hearth_speculator_clear(hearth_speculator * s, int32_t seq, bool * held, char ** err) {
+    return guard(err, [&] {
+        *held = llama_memory_seq_pos_max(llama_get_memory(s->draft), static_cast<llama_seq_id>(s->checked(seq))) >= 0;
+        forget(*s, seq);
+    });
+}
+
+int32_t hearth_speculator_share(hearth_speculator * s, int32_t from, int32_t to, int32_t n, bool unified, bool * copied,
+                                char ** err) {
+    int32_t status = guard(err, [&] {
+        const kept_state & donor = s->kept[s->checked(from)];
+        forget(*s, static_cast<llama_seq_id>(s->checked(to)));
+        // EAGLE3 would need the hidden state behind its last position, which only common/speculative has.
+        *copied = !s->is_eagle() && (donor.foreign < 0 || donor.foreign >= n);
+    });
+    return status == HEARTH_OK && *copied ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
+}
+
 int32_t hearth_speculator_accept(hearth_speculator * s, int32_t seq, uint16_t n, char ** err) {
     return guard(err, [&] {
+        kept_state & kept = s->kept[s->checked(seq)];
         // Asserted on where it never drafted for the sequence.
-        if (seq >= 0 && static_cast<size_t>(seq) < s->has_drafted.size() && s->has_drafted[seq]) {
+        if (s->has_drafted[seq]) {
             common_speculative_accept(s->spec.get(), seq, n);
+            kept.pos = kept.pos < 0 ? -1 : kept.first + std::min<int32_t>(n, kept.n_rows - 1);
+        } else if (n + 1 < kept.n_rows) {
+            kept.pos = -1;
         }
     });
 }

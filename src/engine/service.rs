@@ -539,10 +539,8 @@ impl Loading {
         named: &[Named],
     ) -> Result<Vec<Saved>, String> {
         let folder = self.config.prefix_store.as_deref().filter(|_| !named.is_empty()).and_then(|dir| {
-            let shape = self.config.state_shape(context.n_ctx_seq());
-            // A state that another CPU's code computed is another state, if only by its last bits.
-            let build = format!("{} {}", model.build, model.cpu);
-            let folder = Folder::open(dir, &self.config, &build, &shape);
+            let shape = format!("{} {}", self.config.state_shape(context.n_ctx_seq()), model.cpu);
+            let folder = Folder::open(dir, &self.config, &model.build, &shape);
             folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
         });
         let scales: Vec<f32> = model.adapters.iter().map(|adapter| adapter.scale).collect();

@@ -162,9 +162,10 @@ pub(super) fn fingerprint(target: &Target) -> String {
     let d = &target.description;
     let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
     let text = format!(
-        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
+        "{}\0{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
         env!("CARGO_PKG_VERSION"),
         d.build,
+        d.cpu,
         d.architecture,
         d.desc,
         target.config.sampling,

@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_line_of_many_rounds_is_each_end_after_the_other() {
         for n_ahead in 0..40 {
-            let mut ends = vec![0.25, 0.5, 0.75];
+            let mut ends = [0.25, 0.5, 0.75];
             for _ in 0..n_ahead {
                 ends.sort_by(f64::total_cmp);
                 ends[0] += 1.0;

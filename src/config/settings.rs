@@ -141,7 +141,8 @@ settings! {
         ubatch_size: u32 = Some("512"), "N";
         /// Layers kept on the GPU, if this build has one (-ngl)
         n_gpu_layers: GpuLayers = Some("all"), "N";
-        /// Flash attention (-fa)
+        /// Flash attention (-fa). Encoders: auto is off, so that a text has the same vector alone and in company (3e-5); on
+        /// is 1.4 times as fast for many texts, and up to 1.2e-4 away
         flash_attn: FlashAttn = Some("auto"), "on|off|auto";
         /// Element type of the K cache (-ctk)
         cache_type_k: KvType = Some("f16"), "TYPE";

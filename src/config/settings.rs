@@ -149,7 +149,7 @@ settings! {
         /// Element type of the V cache (-ctv)
         cache_type_v: KvType = Some("f16"), "TYPE";
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
-        /// Not said: a whole context for each slot where that takes at most an eighth of the free memory, else one pool
+        /// Not said: a whole context for each slot where that takes at most a sixth of the free memory, else one pool
         kv_unified: Switch = None, "BOOL";
         /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
         /// [default: an eighth of what is available at start, at most 1GiB]

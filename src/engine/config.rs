@@ -370,7 +370,7 @@ impl EngineConfig {
             prefix_store: None,
             prefix_store_bytes: 8 << 30,
             saved_bytes: None,
-            max_gap: Duration::from_millis(150),
+            max_gap: Duration::from_millis(300),
             n_draft_max: 16,
             draft: DraftConfig::default(),
             n_queue: 256,

@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fmt vendor vendor-test portable clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fmt vendor vendor-test dist test-dist clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -80,8 +80,11 @@ vendor: ## lay all crates, llama.cpp with them, under vendor/, for builds withou
 vendor-test: ## build from vendor/ with the network off and an empty cargo home
 	sh .ci/vendor-test.sh
 
-portable: setup ## build target/portable/release/hearth for any x86-64 CPU with AVX2 (or any ARMv8)
-	RUSTFLAGS= $(BUILD) --target-dir $(TARGET)/portable
+dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CPU of this machine's kind
+	CARGO="$(CARGO)" sh .ci/dist.sh $(TARGET) $(FEATURES)
+
+test-dist: dist ## unpack that archive elsewhere and try it
+	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*.tar.gz $(MODEL)
 
 clean: ## remove what was built and installed here
 	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)

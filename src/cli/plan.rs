@@ -158,7 +158,7 @@ const OWN_CELLS_BYTES: u64 = 64 << 20;
 
 /// Most memory that it may take: a part of what is there.
 fn own_cells_bytes_max() -> u64 {
-    Memory::now().map_or(0, |memory| memory.available / 8).max(OWN_CELLS_BYTES)
+    Memory::now().map_or(0, |memory| memory.available / 6).max(OWN_CELLS_BYTES)
 }
 
 /// Gives each slot a whole context of its own where there is memory for it: attention then looks at one request's cells
@@ -169,6 +169,9 @@ fn settle_layout(engine: &mut EngineConfig, model: &Model) {
         return;
     }
     engine.kv_layout = KvLayout::Unified;
+    if model.shape.encoder {
+        return;
+    }
     let pool = ask(engine, &model.shape);
     let own = Ask { n_ctx: pool.n_ctx * pool.n_slots, unified: false, ..pool };
     let kv = Plan::new(&model.file, &model.shape, own).kv;
@@ -177,14 +180,14 @@ fn settle_layout(engine: &mut EngineConfig, model: &Model) {
     if let (Ok(n_ctx), true, true) = (n_ctx, kv <= most, pool.n_slots > 1) {
         (engine.kv_layout, engine.n_ctx) = (KvLayout::Split, Some(n_ctx));
         tracing::info!(
-            "KV cache: each slot has a whole context of its own ({} in all, where {} may be taken for it: an eighth of what is \
+            "KV cache: each slot has a whole context of its own ({} in all, where {} may be taken for it: a sixth of what is \
              free); what prompts begin with alike is computed once and copied; --kv-unified takes less",
             bytes(kv),
             bytes(most)
         );
     } else if pool.n_slots > 1 {
         tracing::info!(
-            "KV cache: one pool of cells for all slots, since a context for each would take {} (more than {}, an eighth of what \
+            "KV cache: one pool of cells for all slots, since a context for each would take {} (more than {}, a sixth of what \
              is free); what prompts begin with alike is computed once and its cells are shared",
             bytes(kv),
             bytes(most)

@@ -7,7 +7,7 @@ use super::progress::{self, Show};
 use super::reload::Reload;
 use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
-use crate::engine::{EngineMode, EngineState};
+use crate::engine::{EngineMode, EngineState, Pooling};
 use crate::gateway::{Books, Collector, Gateway, MASTER, ModelSetup, SOCKET};
 use crate::http::{self, Admin, AdminListener, LiveHttp, Settings};
 use crate::telemetry::otlp::Exporter;
@@ -179,6 +179,9 @@ async fn serve_admin(
     Ok(())
 }
 
+/// `pooling_type` of a model that ranks. Source: LLAMA_POOLING_TYPE_RANK, llama.h.
+const RANK: u64 = 4;
+
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
 fn announce(config: &Config, model: Option<&Model>, has_keys: bool) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
@@ -187,22 +190,32 @@ fn announce(config: &Config, model: Option<&Model>, has_keys: bool) {
     addresses.iter().for_each(|address| say!("hearth listening on {scheme}://{address}"));
     let Some(reachable) = addresses.first().map(|it| SocketAddr::new(reachable(it.ip()), it.port())) else { return };
     let key = if has_keys { " -H \"Authorization: Bearer $HEARTH_API_KEY\"" } else { "" };
-    let is_chat = match model {
-        Some(model) => {
-            let has_own = model.file.gguf.text("tokenizer.chat_template").is_some();
-            has_own || config.models[0].engine.chat_template.is_some()
-        }
-        None => true,
-    };
-    let name = serde_json::Value::from(config.gateway.model_id.as_str());
-    let (path, body) = if is_chat {
-        ("chat/completions", format!(r#"{{"model":{name},"messages":[{{"role":"user","content":"Hello!"}}]}}"#))
-    } else {
-        ("completions", format!(r#"{{"model":{name},"prompt":"Once upon a time","max_tokens":64}}"#))
-    };
+    let (path, body) = first_request(config, model);
     // A quote in the model's name would end the shell's.
     let body = body.replace('\'', "'\\''");
     say!("curl {scheme}://{reachable}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'");
+}
+
+/// What the model is made for: the path behind /v1 and a body.
+fn first_request(config: &Config, model: Option<&Model>) -> (&'static str, String) {
+    let name = serde_json::Value::from(config.gateway.model_id.as_str());
+    let engine = &config.models[0].engine;
+    let meta = |key: &str| model.and_then(|model| model.file.gguf.text(key));
+    if let Some(encoder) = model.filter(|model| model.shape.encoder) {
+        let own = encoder.file.gguf.uint(&format!("{}.pooling_type", encoder.shape.architecture));
+        if engine.pooling.map_or(own == Some(RANK), |pooling| pooling == Pooling::Rank) {
+            let documents = r#"["a river","a lamp"]"#;
+            return ("rerank", format!(r#"{{"model":{name},"query":"water","documents":{documents}}}"#));
+        }
+        return ("embeddings", format!(r#"{{"model":{name},"input":"Once upon a time"}}"#));
+    }
+    if model.is_none() || meta("tokenizer.chat_template").is_some() || engine.chat_template.is_some() {
+        return (
+            "chat/completions",
+            format!(r#"{{"model":{name},"messages":[{{"role":"user","content":"Hello!"}}]}}"#),
+        );
+    }
+    ("completions", format!(r#"{{"model":{name},"prompt":"Once upon a time","max_tokens":64}}"#))
 }
 
 /// An address a client on this machine can use.

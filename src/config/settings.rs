@@ -141,14 +141,15 @@ settings! {
         ubatch_size: u32 = Some("512"), "N";
         /// Layers kept on the GPU, if this build has one (-ngl)
         n_gpu_layers: GpuLayers = Some("all"), "N";
-        /// Flash attention (-fa)
+        /// Flash attention (-fa). Encoders: auto is off, so that a text has the same vector alone and in company (3e-5); on
+        /// is 1.4 times as fast for many texts, and up to 1.2e-4 away
         flash_attn: FlashAttn = Some("auto"), "on|off|auto";
         /// Element type of the K cache (-ctk)
         cache_type_k: KvType = Some("f16"), "TYPE";
         /// Element type of the V cache (-ctv)
         cache_type_v: KvType = Some("f16"), "TYPE";
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
-        /// Not said: a whole context for each slot where that takes at most an eighth of the free memory, else one pool
+        /// Not said: a whole context for each slot where that takes at most a sixth of the free memory, else one pool
         kv_unified: Switch = None, "BOOL";
         /// Most memory for prefixes of prompts that left the KV cache and may come back, besides the cache; 0: none
         /// [default: an eighth of what is available at start, at most 1GiB]

@@ -5,11 +5,11 @@ use super::error::Failure;
 use super::event::{Description, Event, Stats, Vectors};
 use super::mailbox::Mailbox;
 use super::request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest};
-use super::router::{Place, Router, whole_seconds};
+use super::router::{Place, Router};
 use super::transport::{self, EngineMode, Transport};
 use crate::chat::{ChatPrompt, Class};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Where the engine stands. Only `Ready` takes requests.
@@ -126,21 +126,17 @@ impl Engine {
     }
 
     /// Errors: `Overloaded`, when the wait of a request of `owner` would be longer than the operator allows, or than
-    /// `patience`.
-    pub fn refuse_long_wait(&self, owner: u64, patience: Option<Duration>) -> Result<(), Failure> {
+    /// `patience`. `which`: a number that the same request has when it comes again, as it is told to; `None`: it won't.
+    pub fn refuse_long_wait(&self, owner: u64, which: Option<u64>, patience: Option<Duration>) -> Result<(), Failure> {
         let Some(most) = self.shared.max_wait.into_iter().chain(patience).min() else { return Ok(()) };
-        let wait = self.wait(owner);
-        if wait <= most {
-            return Ok(());
-        }
-        Err(Failure::Overloaded { n_places: self.shared.router.n_places(), retry_after_s: whole_seconds(wait) })
+        self.shared.router.refuse_longer(owner, which, most, Instant::now())
     }
 
     /// Starts one generation. Errors at once when not ready, full, or refused for earlier crashes.
     pub fn generate(&self, request: GenerateRequest) -> Result<Generation, Failure> {
         self.refuse_under_pressure(request.class)?;
-        let GenerateRequest { owner, class, .. } = request;
-        let place = Place::Generate { fingerprint: request.fingerprint(), owner, class };
+        let GenerateRequest { owner, class, comes_back, .. } = request;
+        let place = Place::Generate { fingerprint: request.fingerprint(), owner, class, comes_back };
         self.submit(place, Command::Generate(Box::new(request)))
     }
 

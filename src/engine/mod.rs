@@ -34,6 +34,7 @@ mod output;
 mod prefix;
 mod prepare;
 mod pressure;
+mod promises;
 mod reading;
 mod request;
 mod router;
@@ -58,5 +59,7 @@ pub use pressure::{Pressure, PressureNow};
 pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
 
+#[cfg(test)]
+mod honesty_tests;
 #[cfg(test)]
 mod tests;

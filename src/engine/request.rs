@@ -99,6 +99,9 @@ pub struct GenerateRequest {
     pub family: u64,
     /// Scales of LoRA adapters by their index; `None`: the server's.
     pub lora: Option<Vec<(u32, f32)>>,
+    /// Whoever is refused is told when to come again, and is expected then; else it goes elsewhere. The front's own.
+    #[serde(skip)]
+    pub comes_back: bool,
 }
 
 /// A family that no other request of this process has.
@@ -119,6 +122,7 @@ impl GenerateRequest {
             owner: 0,
             family: 0,
             lora: None,
+            comes_back: false,
         }
     }
 

@@ -4,6 +4,7 @@ use super::error::Failure;
 use super::event::Event;
 use super::mailbox::Mailbox;
 use super::pressure::PressureNow;
+use super::promises::Promises;
 use super::request::RequestId;
 use super::wait::{self, Line};
 use crate::chat::Class;
@@ -12,6 +13,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Generations whose times make the mean. Fewer follow a change sooner, and err more for those who come far behind.
+const MEAN_OF: u32 = 32;
 
 /// What a request occupies while it is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub(super) enum Place {
         /// With whom it shares its turn.
         owner: u64,
         class: Class,
+        /// If it is refused, as it is told.
+        comes_back: bool,
     },
     /// Anything short (tokenize, render, stats), with the fingerprint of the text it works on, if any.
     Short(Option<u64>),
@@ -59,8 +65,12 @@ struct State {
     /// Of them, those that have a slot.
     n_running: u32,
     n_short: u32,
-    /// Mean time a generation held its slot; the latest count most. 0: none has ended.
+    /// Mean time a generation held its slot; the latest `MEAN_OF` count most. 0: none has ended.
     mean_slot_s: f64,
+    /// How many have ended, up to `MEAN_OF`.
+    n_ended: u32,
+    /// Whoever was refused and told when to come again.
+    promises: Promises,
     quarantine: Quarantine,
 }
 
@@ -80,19 +90,25 @@ impl Router {
 
     /// Gives the request an id, a mailbox and a place, or says why not.
     pub(super) fn admit(&self, place: Place) -> Result<(RequestId, Arc<Mailbox>), Failure> {
+        self.admit_at(place, Instant::now())
+    }
+
+    pub(super) fn admit_at(&self, place: Place, now: Instant) -> Result<(RequestId, Arc<Mailbox>), Failure> {
         let mut state = self.lock();
         match place {
-            Place::Generate { fingerprint, owner, .. } => {
-                state.quarantine.check(fingerprint, Instant::now())?;
-                if state.n_generate >= self.n_places {
-                    let wait = state.wait(self.n_slots, owner, Instant::now());
-                    return Err(Failure::Overloaded { n_places: self.n_places, retry_after_s: whole_seconds(wait) });
+            Place::Generate { fingerprint, owner, comes_back, .. } => {
+                state.quarantine.check(fingerprint, now)?;
+                let is_back = state.promises.keep(owner, fingerprint, now);
+                let n_theirs = if is_back { 0 } else { self.n_kept(&state, now) };
+                if state.n_generate.saturating_add(n_theirs) >= self.n_places {
+                    return Err(self.overloaded(&mut state, owner, comes_back.then_some(fingerprint), now));
                 }
+                state.promises.forget(owner, fingerprint);
                 state.n_generate += 1;
             }
             Place::Short(fingerprint) => {
                 if let Some(fingerprint) = fingerprint {
-                    state.quarantine.check(fingerprint, Instant::now())?;
+                    state.quarantine.check(fingerprint, now)?;
                 }
                 if state.n_short >= Self::SHORT_MAX {
                     return Err(Failure::Overloaded { n_places: Self::SHORT_MAX, retry_after_s: 1 });
@@ -109,6 +125,10 @@ impl Router {
 
     /// Delivers events in order. Events of unknown requests are dropped: they ended before.
     pub(super) fn dispatch(&self, events: Vec<(RequestId, Event)>) {
+        self.dispatch_at(events, Instant::now());
+    }
+
+    pub(super) fn dispatch_at(&self, events: Vec<(RequestId, Event)>, now: Instant) {
         let mut guard = self.lock();
         let state = &mut *guard;
         for (id, event) in events {
@@ -121,14 +141,14 @@ impl Router {
                 Event::Progress { .. } | Event::Delta(_) => {
                     entry.active = true;
                     if entry.slot_since.is_none() {
-                        entry.slot_since = Some(Instant::now());
+                        entry.slot_since = Some(now);
                         state.n_running += 1;
                     }
                 }
                 _ => {}
             }
             if event.is_end() {
-                state.end(id, event);
+                state.end(id, event, now);
             } else {
                 entry.mailbox.push(event);
             }
@@ -137,9 +157,8 @@ impl Router {
 
     /// Ends every request in flight: the engine is gone. With `blame`, those being worked on count a crash.
     pub(super) fn end_all(&self, failure: &Failure, blame: bool) {
-        let mut state = self.lock();
+        let (mut state, now) = (self.lock(), Instant::now());
         if blame {
-            let now = Instant::now();
             let suspects: Vec<u64> = state
                 .entries
                 .values()
@@ -155,7 +174,7 @@ impl Router {
         }
         let ids: Vec<RequestId> = state.entries.keys().copied().collect();
         for id in ids {
-            state.end(id, Event::Failed(failure.clone()));
+            state.end(id, Event::Failed(failure.clone()), now);
         }
     }
 
@@ -167,7 +186,44 @@ impl Router {
 
     /// How long a request of `owner` that comes now would wait for a slot.
     pub(super) fn wait(&self, owner: u64) -> Duration {
-        self.lock().wait(self.n_slots, owner, Instant::now())
+        self.lock().wait(self.n_slots, owner, Instant::now(), std::iter::empty())
+    }
+
+    /// Errors: `Overloaded`, when that is longer than `most`. `which`: the number of a request that will come again if it
+    /// is refused, as it is told; it is then let in before those who were not.
+    pub(super) fn refuse_longer(
+        &self,
+        owner: u64,
+        which: Option<u64>,
+        most: Duration,
+        now: Instant,
+    ) -> Result<(), Failure> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let is_back = which.is_some_and(|which| state.promises.keep(owner, which, now));
+        let before = state.promises.until(now + most).filter(|_| !is_back);
+        if state.wait(self.n_slots, owner, now, before) > most {
+            return Err(self.overloaded(state, owner, which, now));
+        }
+        if let Some(which) = which {
+            state.promises.forget(owner, which);
+        }
+        Ok(())
+    }
+
+    /// Places kept for those who were told to come now: half of the queue at most, and none where a slot is free, since they may
+    /// never come.
+    fn n_kept(&self, state: &State, now: Instant) -> u32 {
+        if state.n_generate < self.n_slots {
+            return 0;
+        }
+        let most = self.n_places.saturating_sub(self.n_slots) / 2;
+        u32::try_from(state.promises.until(now).count()).unwrap_or(u32::MAX).min(most)
+    }
+
+    fn overloaded(&self, state: &mut State, owner: u64, which: Option<u64>, now: Instant) -> Failure {
+        let retry_after_s = state.promise(self.n_slots, owner, which, now);
+        Failure::Overloaded { n_places: self.n_places, retry_after_s }
     }
 
     /// Generations that have had no slot yet, the oldest first; `class`: only these.
@@ -206,7 +262,21 @@ impl State {
         self.entries.iter().filter(|pair| is_active(*pair)).count()
     }
 
-    fn wait(&self, n_slots: u32, owner: u64, now: Instant) -> Duration {
+    /// Seconds after which one that is refused now had better come again: when all who were told so before it have had
+    /// their turn.
+    fn promise(&mut self, n_slots: u32, owner: u64, which: Option<u64>, now: Instant) -> u32 {
+        if let Some(due) = which.and_then(|which| self.promises.due(owner, which)) {
+            return whole_seconds(due.saturating_duration_since(now));
+        }
+        let seconds = whole_seconds(self.wait(n_slots, owner, now, self.promises.owners()));
+        if let Some(which) = which {
+            self.promises.add(owner, which, now + Duration::from_secs(seconds.into()));
+        }
+        seconds
+    }
+
+    /// `before`: owners of those that come before it, though they are not here.
+    fn wait(&self, n_slots: u32, owner: u64, now: Instant, before: impl Iterator<Item = u64>) -> Duration {
         if self.n_running < n_slots && self.n_generate == self.n_running {
             return Duration::ZERO;
         }
@@ -225,20 +295,28 @@ impl State {
                 (Place::Short(_), _) => {}
             }
         }
+        for whose in before {
+            if whose == owner {
+                n_own += 1;
+            } else {
+                n_others += 1;
+                others.insert(whose);
+            }
+        }
         let n_ahead = wait::ahead(n_own, n_others, others.len() as u32);
         wait::expected(&Line { n_slots, running, n_ahead, mean_slot_s: self.mean_slot_s })
     }
 
-    fn end(&mut self, id: RequestId, event: Event) {
+    fn end(&mut self, id: RequestId, event: Event, now: Instant) {
         let Some(entry) = self.entries.remove(&id) else { return };
         match entry.place {
             Place::Generate { .. } => {
                 self.n_generate -= 1;
                 if let Some(since) = entry.slot_since {
                     self.n_running -= 1;
-                    let held = since.elapsed().as_secs_f64();
-                    let weight = if self.mean_slot_s > 0.0 { 0.1 } else { 1.0 };
-                    self.mean_slot_s += (held - self.mean_slot_s) * weight;
+                    let held = now.saturating_duration_since(since).as_secs_f64();
+                    self.n_ended = (self.n_ended + 1).min(MEAN_OF);
+                    self.mean_slot_s += (held - self.mean_slot_s) / f64::from(self.n_ended);
                 }
             }
             Place::Short(_) => self.n_short -= 1,
@@ -309,15 +387,19 @@ mod tests {
     fn a_place_is_free_again_after_the_ending() {
         let router = Router::new(1, 1);
         let (id, mailbox) = router
-            .admit(Place::Generate { fingerprint: 1, owner: 0, class: Class::Interactive })
+            .admit(Place::Generate { fingerprint: 1, owner: 0, class: Class::Interactive, comes_back: true })
             .expect("a free place");
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }),
+            router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive, comes_back: true }),
             Err(Failure::Overloaded { n_places: 1, .. })
         ));
         router.dispatch(vec![(id, Event::Failed(Failure::Cancelled))]);
         assert!(mailbox.has_ended());
-        assert!(router.admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive }).is_ok());
+        assert!(
+            router
+                .admit(Place::Generate { fingerprint: 2, owner: 0, class: Class::Interactive, comes_back: true })
+                .is_ok()
+        );
     }
 
     #[test]
@@ -326,19 +408,22 @@ mod tests {
         let crash = Failure::Crashed { reason: "signal 9".into() };
         for _ in 0..2 {
             router
-                .admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive })
+                .admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive, comes_back: true })
                 .expect("not yet refused");
-            let (queued, _) =
-                router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).expect("free");
+            let (queued, _) = router
+                .admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive, comes_back: true })
+                .expect("free");
             router.dispatch(vec![(queued, Event::Accepted { n_prompt: 1 })]);
             router.end_all(&crash, true);
         }
         assert!(matches!(
-            router.admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive }),
+            router.admit(Place::Generate { fingerprint: 7, owner: 0, class: Class::Interactive, comes_back: true }),
             Err(Failure::Quarantined { crashes: 2, .. })
         ));
         assert!(
-            router.admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive }).is_ok(),
+            router
+                .admit(Place::Generate { fingerprint: 8, owner: 0, class: Class::Interactive, comes_back: true })
+                .is_ok(),
             "it was only waiting"
         );
     }

@@ -539,7 +539,7 @@ impl Loading {
         named: &[Named],
     ) -> Result<Vec<Saved>, String> {
         let folder = self.config.prefix_store.as_deref().filter(|_| !named.is_empty()).and_then(|dir| {
-            let shape = self.config.state_shape(context.n_ctx_seq());
+            let shape = format!("{} {}", self.config.state_shape(context.n_ctx_seq()), model.cpu);
             let folder = Folder::open(dir, &self.config, &model.build, &shape);
             folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
         });

@@ -31,11 +31,17 @@ pub(super) fn expected(line: &Line) -> Duration {
     let left = line.running.iter().map(|since| (mean - since).max(0.0)).chain(std::iter::repeat_n(0.0, n_free));
     // The soonest on top.
     let mut ends: BinaryHeap<std::cmp::Reverse<Micros>> = left.map(|s| std::cmp::Reverse(Micros::of(s))).collect();
-    for _ in 0..line.n_ahead {
+    // No end is later than a mean from now, so each slot ends once before any ends twice: whole rounds need no counting, and a
+    // long line costs no more than a short one.
+    let n_slots = u32::try_from(ends.len()).unwrap_or(u32::MAX).max(1);
+    let (n_rounds, n_more) = (u64::from(line.n_ahead / n_slots), line.n_ahead % n_slots);
+    let mean = Micros::of(mean).0;
+    for _ in 0..n_more {
         let Some(std::cmp::Reverse(Micros(at))) = ends.pop() else { break };
-        ends.push(std::cmp::Reverse(Micros(at + Micros::of(mean).0)));
+        ends.push(std::cmp::Reverse(Micros(at + mean)));
     }
-    ends.pop().map_or(Duration::ZERO, |std::cmp::Reverse(Micros(at))| Duration::from_micros(at))
+    let last = |std::cmp::Reverse(Micros(at))| Duration::from_micros(at.saturating_add(n_rounds.saturating_mul(mean)));
+    ends.pop().map_or(Duration::ZERO, last)
 }
 
 /// Requests before one that comes now, of somebody who has `n_own` waiting beside `n_others` of `n_owners` others: all
@@ -69,6 +75,20 @@ mod tests {
         assert_eq!(wait(2, &[0.25, 0.5], 2, 1.0), 1.5);
         assert_eq!(wait(2, &[9.0, 9.0], 4, 1.0), 2.0, "whoever is late is about to end");
         assert_eq!(wait(4, &[], 4, 1.0), 1.0, "slots that are about to be taken");
+    }
+
+    #[test]
+    fn a_line_of_many_rounds_is_each_end_after_the_other() {
+        for n_ahead in 0..40 {
+            let mut ends = [0.25, 0.5, 0.75];
+            for _ in 0..n_ahead {
+                ends.sort_by(f64::total_cmp);
+                ends[0] += 1.0;
+            }
+            ends.sort_by(f64::total_cmp);
+            assert_eq!(wait(3, &[0.25, 0.5, 0.75], n_ahead, 1.0), ends[0], "{n_ahead}");
+        }
+        assert_eq!(wait(1, &[1.0], u32::MAX, 1.0), f64::from(u32::MAX));
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Gateway {
             let permit =
                 self.admit(caller, Some(idx), &self.models.shared.entries[idx].config().id, asked.end_user()).await?;
             let wants_logprobs = asked.output().top_logprobs.is_some();
-            let with = With { caller, permit: &permit, live: &live, alias: &[], wants_logprobs };
+            let with = With { caller, permit: &permit, live: &live, alias: &[], wants_logprobs, is_last: true };
             return self.at_home(with, asked, idx).await.map_err(Missed::into_error);
         };
         if !route.is_open_to(&caller.principal, asked.model().unwrap_or_default()) {
@@ -70,7 +70,7 @@ impl Gateway {
     }
 
     async fn start_at_home(&self, with: With<'_>, asked: Asked, idx: usize) -> Result<Running, Error> {
-        let With { caller, permit, live, alias, wants_logprobs } = with;
+        let With { caller, permit, live, alias, wants_logprobs, is_last } = with;
         let config = self.models.shared.entries[idx].config();
         caller.of_model(asked.model(), &config.id, config.price);
         let border = live.border(caller, alias, &config.guardrails)?;
@@ -79,7 +79,7 @@ impl Gateway {
             let target = self.opened(idx, self.share_of(caller).0).await?;
             let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
-            return self.start((caller, permit, &border), work, target, None).await;
+            return self.start((caller, permit, &border), work, target, None, is_last).await;
         }
         // What was last known of the model is enough to find an answer, even while its engine is down.
         let (known, target) = match self.models.known(idx) {
@@ -107,12 +107,12 @@ impl Gateway {
         };
         let now = target.known();
         if now == known {
-            return self.start((caller, permit, &border), work, target, recorder).await;
+            return self.start((caller, permit, &border), work, target, recorder, is_last).await;
         }
         // It was loaded anew, from another file or with other adapters: the key is of one that is gone.
         recorder.take();
         let work = self.work(permit, asked, &now).await?;
-        self.start((caller, permit, &border), work, target, recorder).await
+        self.start((caller, permit, &border), work, target, recorder, is_last).await
     }
 
     /// What is asked, settled for one model.
@@ -181,11 +181,13 @@ impl Gateway {
         mut work: Work,
         target: Target,
         mut recorder: Option<Recorder>,
+        is_last: bool,
     ) -> Result<Running, Error> {
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
         let share = self.share_of(caller);
-        if let Err(failure) = target.engine.refuse_long_wait(share.1, caller.hints.patience) {
+        let which = is_last.then(|| work.mark());
+        if let Err(failure) = target.engine.refuse_long_wait(share.1, which, caller.hints.patience) {
             caller.trace.attempt(target.id(), false, target.config.price).failed(Class::Throttled, None);
             return Err(failure.into());
         }
@@ -199,7 +201,7 @@ impl Gateway {
         let reserve = |most: Spend| self.reserve(permit, target.id(), most);
         let started = match work.output.max_tokens {
             Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
-            _ => work::generate(caller, share, work, &target, reserve).await,
+            _ => work::generate(caller, share, is_last, work, &target, reserve).await,
         };
         if let Err(Error::Engine(failure)) = &started {
             self.count_shed(failure, share.0);

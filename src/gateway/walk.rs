@@ -47,6 +47,8 @@ pub(super) struct With<'a> {
     pub(super) alias: &'a [String],
     /// The client asked for log-probabilities, and not the gateway for itself.
     pub(super) wants_logprobs: bool,
+    /// Nobody else is asked: whoever is refused may come again.
+    pub(super) is_last: bool,
 }
 
 /// A request and where it may go.
@@ -105,7 +107,7 @@ impl Way {
                 }
                 Hop::Home(idx) => match self.route.min_logprob.filter(|_| others > 0 && !self.asked.is_stream()) {
                     None if others > 0 => self.with_rescue(idx, at).await,
-                    None => self.at_home(idx).await,
+                    None => self.at_home(idx, true).await,
                     Some(least) => match self.in_doubt(idx, least).await {
                         Ok(Weighed::Sure(running)) => Ok(running),
                         Ok(Weighed::Unsure(running)) => {
@@ -144,7 +146,7 @@ impl Way {
                 Ok(self.named(running))
             }
             // Nobody else could: then it waits after all.
-            (None, Some(idx), _) => self.at_home(idx).await.map_err(Missed::into_error).map(|it| self.named(it)),
+            (None, Some(idx), _) => self.at_home(idx, true).await.map_err(Missed::into_error).map(|it| self.named(it)),
             (None, None, Some(error)) => Err(error),
             (None, None, None) => Err(Error::Stays),
         }
@@ -157,21 +159,21 @@ impl Way {
         running
     }
 
-    fn with(&self) -> With<'_> {
+    fn with(&self, is_last: bool) -> With<'_> {
         let wants_logprobs = self.asked.output().top_logprobs.is_some();
         let alias = self.route.guardrails.as_slice();
-        With { caller: &self.caller, permit: &self.permit, live: &self.live, alias, wants_logprobs }
+        With { caller: &self.caller, permit: &self.permit, live: &self.live, alias, wants_logprobs, is_last }
     }
 
-    async fn at_home(&self, idx: usize) -> Result<Running, Missed> {
-        self.gateway.at_home(self.with(), self.asked.clone(), idx).await
+    async fn at_home(&self, idx: usize, is_last: bool) -> Result<Running, Missed> {
+        self.gateway.at_home(self.with(is_last), self.asked.clone(), idx).await
     }
 
     /// A model here, with the rest of the chain behind it. Returns with its first content, or when a stream's head can't
     /// wait any more.
     async fn with_rescue(self: &Arc<Self>, idx: usize, at: usize) -> Result<Running, Missed> {
         let leaves_at = self.route.burst_after.map(|wait| Instant::now() + wait);
-        let mut running = self.at_home(idx).await?;
+        let mut running = self.at_home(idx, false).await?;
         running.rescue_by(Rescue { way: Arc::clone(self), at, leaves_at });
         let until = if self.asked.is_stream() { Instant::now() + HEAD_WAIT } else { self.deadline };
         running.await_content(until).await.map_err(Missed::Final)?;
@@ -181,7 +183,7 @@ impl Way {
     /// A model here whose answer is weighed.
     async fn in_doubt(&self, idx: usize, least: f32) -> Result<Weighed, Missed> {
         let asked = self.asked.with_logprobs();
-        let running = self.gateway.at_home(self.with(), asked, idx).await?;
+        let running = self.gateway.at_home(self.with(false), asked, idx).await?;
         weigh(running, &self.asked, least).await.map_err(|failure| {
             if let Some(entry) = &self.caller.entry {
                 entry.set_aside();
@@ -208,7 +210,7 @@ impl Way {
             .gateway
             .models
             .engine(idx)
-            .and_then(|engine| engine.refuse_long_wait(self.owner(), self.route.burst_after).err());
+            .and_then(|engine| engine.refuse_long_wait(self.owner(), None, self.route.burst_after).err());
         refused.unwrap_or(Failure::Overloaded { n_places: 0, retry_after_s: 1 }).into()
     }
 
@@ -267,7 +269,7 @@ impl Gateway {
         let Way { live, caller, permit, deadline, .. } = way;
         let Some(upstream) = live.upstreams.get(idx) else { return Err(Missed::Final(Error::Stays)) };
         let config = &upstream.config;
-        let With { alias, wants_logprobs, .. } = way.with();
+        let With { alias, wants_logprobs, .. } = way.with(!has_other);
         let border = live.border(caller, alias, &config.guardrails).map_err(Missed::Final)?;
         let asked = border.enter(way.asked.clone(), wants_logprobs).map_err(Missed::Final)?;
         let bounded = asked.of_length(Self::length(permit, asked.max_tokens()));

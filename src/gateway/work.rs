@@ -10,6 +10,7 @@ use crate::engine::{
     Done, Engine, Event, Failure, GenerateRequest, Generation, Timings, TokenizeRequest, fresh_family,
 };
 use sha2::{Digest, Sha256};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 /// What all choices of one request have in common.
 #[derive(Clone)]
@@ -27,6 +28,11 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// A number by which the same request is known when it comes again.
+    pub(super) fn mark(&self) -> u64 {
+        BuildHasherDefault::<DefaultHasher>::default().hash_one(&self.prompts)
+    }
+
     /// Of all prompts.
     pub(super) fn n_choices(&self) -> usize {
         self.prompts.len() * self.n as usize
@@ -73,6 +79,7 @@ type Begun = (Choices, Vec<u32>, Reservation);
 pub(super) async fn generate(
     caller: &Caller,
     (class, owner): (Class, u64),
+    comes_back: bool,
     work: Work,
     target: &Target,
     reserve: impl Fn(Spend) -> Result<Reservation, Error>,
@@ -92,6 +99,7 @@ pub(super) async fn generate(
         owner,
         family,
         lora: work.lora.clone(),
+        comes_back,
     };
     let mut generations: Vec<Option<Generation>> = (0..work.prompts.len() * n).map(|_| None).collect();
     let mut accepted = vec![0; generations.len()];
@@ -154,9 +162,10 @@ pub(super) fn fingerprint(target: &Target) -> String {
     let d = &target.description;
     let shape = (d.n_params, d.size_bytes, d.n_ctx, d.n_slots, d.n_batch, d.n_ubatch);
     let text = format!(
-        "{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
+        "{}\0{}\0{}\0{}\0{}\0{shape:?}\0{:?}\0{:?}\0{:?}",
         env!("CARGO_PKG_VERSION"),
         d.build,
+        d.cpu,
         d.architecture,
         d.desc,
         target.config.sampling,

@@ -206,12 +206,25 @@ impl Context {
         let other = self.as_ptr();
         // Short, and its result is only a draft.
         let mut context = Self::open(model, params, Arc::new(|| false), other)?;
-        if let Some(pool) = &self.pool {
-            // SAFETY: the pool is kept by the new context too; the two never compute at once, since one owns the other.
-            sys::call(|err| unsafe { sys::hearth_pool_share(pool.0.as_ptr(), context.raw.as_ptr(), err) })?;
-            context.pool = Some(Arc::clone(pool));
-        }
+        self.share_pool(&mut context)?;
         Ok(context)
+    }
+
+    /// A context of its own that uses the same threads: a second pool would still spin while this one computes. The caller
+    /// lets only one of the two compute at a time.
+    pub fn on_same_threads(&self, params: ContextParams, interrupt: Interrupt) -> Result<Self, Error> {
+        let mut context = Self::open(&self.model, params, interrupt, std::ptr::null_mut())?;
+        self.share_pool(&mut context)?;
+        Ok(context)
+    }
+
+    fn share_pool(&self, with: &mut Self) -> Result<(), Error> {
+        if let Some(pool) = &self.pool {
+            // SAFETY: the pool is kept by the other context too; the two never compute at once, since one owner has both.
+            sys::call(|err| unsafe { sys::hearth_pool_share(pool.0.as_ptr(), with.raw.as_ptr(), err) })?;
+            with.pool = Some(Arc::clone(pool));
+        }
+        Ok(())
     }
 
     /// `other`: the context that it drafts for, or NULL.

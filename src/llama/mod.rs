@@ -35,3 +35,9 @@ pub fn version() -> String {
     // SAFETY: takes nothing and returns a static C string.
     unsafe { sys::text(sys::llama_version()) }
 }
+
+/// Whether this build can keep layers on a GPU. Source: llama_supports_gpu_offload, llama.h.
+pub fn offloads() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { sys::llama_supports_gpu_offload() }
+}

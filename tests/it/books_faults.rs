@@ -1,12 +1,14 @@
 //! What the books promise when the process is killed and when the disk says no: the real binary, real signals.
 
-use crate::support::ledger::{Finished, MODEL, client, hearth, open, rows, serve};
+use crate::support::ledger::{Finished, MODEL, client, hearth, open, rows, serve, serve_with};
 use crate::support::served::Served;
 use crate::support::{PATIENCE, chat_body};
 use hearth::gateway::store::RequestRow;
 use hearth::gateway::{KeySpec, SOCKET};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -176,6 +178,65 @@ async fn the_command_line_works_with_the_server_up_and_down() {
     let export = hearth(path, &["audit", "export"]).expect("lines");
     assert!(export.lines().all(|line| shown(line)["mac"].is_string()) && export.contains("key.delete"));
     assert!(hearth(path, &["audit", "verify"]).expect("verified").starts_with("ok: "));
+}
+
+/// Ends the server as an operator does: its last checkpoint is written then.
+fn stop(mut served: Served) {
+    let sent = Command::new("kill").args(["-TERM", &served.pid().to_string()]).status().expect("kill runs");
+    assert!(sent.success() && served.ended(PATIENCE), "the process ends by itself");
+}
+
+/// `hearth audit verify --from-checkpoint`: a folder that fits itself, and not what stands elsewhere.
+#[test]
+fn a_checkpoint_that_was_kept_elsewhere_tells_of_another_chain() {
+    let (dir, copy, anew) = (tempfile::tempdir(), tempfile::tempdir(), tempfile::tempdir());
+    let [dir, copy, anew] = [&dir, &copy, &anew].map(|dir| dir.as_ref().expect("a temporary folder").path());
+    let elsewhere = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| elsewhere.path().join(name).to_str().expect("text").to_owned();
+    let (witness, log) = (file("witness"), file("log"));
+    let verify = |dir: &Path, from: &str| hearth(dir, &["audit", "verify", "--from-checkpoint", from]);
+    let life = || {
+        let served = serve_with(dir, &["--witness", &witness]);
+        hearth(dir, &["keys", "new"]).expect("a key");
+        stop(served);
+        fs::read_to_string(&witness).expect("a witness").lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let first = life();
+    assert!(!first.is_empty());
+    assert!(verify(dir, &witness).expect("it is the one").starts_with("ok: "));
+    // What a backup has, whoever plays it back.
+    for entry in fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry")) {
+        if entry.file_type().expect("a kind").is_file() {
+            fs::copy(entry.path(), copy.join(entry.file_name())).expect("a writable folder");
+        }
+    }
+    assert!(verify(copy, &witness).expect("nothing came after it").starts_with("ok: "));
+    let lines = life();
+    assert!(lines.len() > first.len() && lines[..first.len()] == first);
+    assert!(verify(dir, &witness).expect("it is the one").starts_with("ok: "));
+    assert!(hearth(copy, &["audit", "verify"]).expect("by itself it fits").starts_with("ok: "));
+    let told = verify(copy, &witness).expect_err("the end is missing");
+    // Another one by now: each look from the command line is a start, which is a link.
+    assert!(told.contains("kept elsewhere does not fit") || told.contains("the chain was cut"), "{told}");
+    // Made anew, and as long.
+    for _ in 0..20 {
+        hearth(anew, &["keys", "new"]).expect("a key");
+    }
+    assert!(hearth(anew, &["audit", "verify"]).expect("by itself it fits").starts_with("ok: "));
+    let told = verify(anew, &witness).expect_err("it is another");
+    assert!(told.contains("the chain was made anew"), "{told}");
+    // The log's lines do as well: the last whole one that has a checkpoint.
+    let last = lines.last().expect("a line");
+    let line = json!({ "level": "INFO", "message": "audit checkpoint", "checkpoint": last }).to_string();
+    let other = json!({ "level": "INFO", "message": "something else" }).to_string();
+    fs::write(&log, format!("{other}\n{line}\n{other}\n{}", &line[..line.len() / 2])).expect("a writable folder");
+    assert!(verify(dir, &log).expect("it is the one").starts_with("ok: "));
+    assert!(verify(copy, &log).expect_err("the end is missing").contains("a checkpoint that was kept elsewhere"));
+    fs::write(&log, json!({ "seq": 9999, "head": "0".repeat(64) }).to_string()).expect("a writable folder");
+    assert!(verify(dir, &log).expect_err("no such link").contains("link 9999 is wrong"));
+    fs::write(&log, other).expect("a writable folder");
+    assert!(verify(dir, &log).expect_err("nothing to hold it against").contains("has no checkpoint"));
+    assert!(verify(dir, &file("nowhere")).expect_err("no file").contains("nowhere"));
 }
 
 /// The spec of a key is plain data, and stays readable.

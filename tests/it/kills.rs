@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const HANG: Duration = Duration::from_secs(1);
-/// Rounds of each signal in each phase; all of it takes about 30 s.
+/// Rounds of each signal in each phase, unless HEARTH_KILLS says how many; all of it takes about 30 s.
 const ROUNDS: usize = 6;
 
 async fn until_ready(server: &Server) {
@@ -28,7 +28,8 @@ async fn broken_off(stream: reqwest::Response, since: Instant) -> Duration {
     let bytes = read_until(stream, |_| false).await;
     let took = since.elapsed();
     let events = Events::parse(&bytes);
-    assert!(!events.is_done && events.finish(0).is_empty());
+    let (n, last) = (events.chunks.len(), events.chunks.last());
+    assert!(!events.is_done && events.finish(0).is_empty(), "it ended well, with {n} events, at last {last:?}");
     assert_eq!(events.chunks.last().expect("an event")["error"]["type"], "server_error");
     took
 }
@@ -61,11 +62,13 @@ async fn t_r4_whatever_kills_an_engine_nobody_else_feels_it() {
             }
         }
     });
+    let said: Option<usize> = std::env::var("HEARTH_KILLS").ok().and_then(|n| n.parse().ok());
     let (mut errors, mut back, mut n_rounds) = (Vec::new(), Vec::new(), 0);
     for signal in [Signal::KILL, Signal::SEGV, Signal::ABORT, Signal::STOP] {
         for decodes in [false, true] {
             // A hang takes its time to be one.
-            for round in 0..if signal == Signal::STOP { ROUNDS / 2 } else { ROUNDS } {
+            let n = if signal == Signal::STOP { ROUNDS / 2 } else { ROUNDS };
+            for round in 0..said.unwrap_or(n) {
                 until_ready(&server).await;
                 // Its own words each time: a request that was there at two crashes is refused.
                 let words = format!("{signal:?} {decodes} {round}");
@@ -109,7 +112,7 @@ async fn t_r4_whatever_kills_an_engine_nobody_else_feels_it() {
         at(&back, 100),
         n_served.load(Ordering::Relaxed)
     );
-    // SEGV is sent twice, 20 ms apart; what is late on a busy machine is the machine's.
+    // SEGV is sent until it works, each 20 ms; what is late on a busy machine is the machine's.
     assert!(at(&errors, 50) < Duration::from_millis(100), "{errors:?}");
     assert!(at(&back, 90) < Duration::from_secs(2), "{back:?}");
     assert_eq!(server.engine.load().n_restarts, n_rounds);

@@ -14,6 +14,7 @@ mod budgets;
 mod cache;
 mod cache_disk;
 mod canary;
+mod cancels;
 mod client_faults;
 mod clients;
 mod completions;

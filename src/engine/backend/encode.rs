@@ -12,10 +12,16 @@ use crate::llama::{self, Batch, ContextParams, KvElement, PoolingType};
 use crate::model::ModelFile;
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 /// Rows of a batch at least: short inputs share a decode.
 const BATCH_MIN: u32 = 256;
+/// Rows from which a CPU's flash attention works in tiles with sums in F32. Source: GGML_FA_TILE_Q, ggml-cpu/common.h.
+const TILE_ROWS: u32 = 64;
+/// Rows of a batch from which a CPU gains nothing: every row attends to all rows of the batch, only to find that most are
+/// another input's. Measured in benches/README.md, with flash attention and without.
+const ROWS_AIM: u32 = 256;
+const ROWS_AIM_PLAIN: u32 = 96;
 /// Most inputs of one batch. A causal model pays for each with a recurrent state, if it has one.
 const SEQS_MAX: u32 = 64;
 const SEQS_MAX_CAUSAL: u32 = 16;
@@ -127,14 +133,39 @@ impl LlamaModel {
 
 pub struct LlamaEncoder {
     context: llama::Context,
+    /// For passes of fewer rows than a tile, without flash attention: there it would sum in F16 too.
+    small: Option<llama::Context>,
+    is_last_small: bool,
     batch: Batch,
     n_seqs: u32,
+    n_rows_aim: u32,
     takes_parts: bool,
     is_pooled: bool,
 }
 
+/// Whether flash attention is used: for none of the passes, for those of many rows, or for all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attention {
+    Plain,
+    Tiled,
+    Flash,
+}
+
+impl Attention {
+    /// Not unless it is asked for: it rounds keys and values to F16, so that a text in company is up to 1.2e-4 away from
+    /// the same text alone (all-MiniLM-L6-v2); without it they agree to 3e-5.
+    fn choose(config: &EngineConfig, is_causal: bool, is_offloaded: bool) -> Self {
+        match config.flash_attn {
+            FlashAttn::Off | FlashAttn::Auto => Self::Plain,
+            // A causal model's inputs may come in parts, which would lie in two contexts.
+            FlashAttn::On if is_causal || is_offloaded => Self::Flash,
+            FlashAttn::On => Self::Tiled,
+        }
+    }
+}
+
 impl LlamaEncoder {
-    pub(super) fn new(model: &LlamaModel, interrupt: Interrupt) -> Result<Self, String> {
+    pub(super) fn new(model: &LlamaModel, interrupt: &Interrupt) -> Result<Self, String> {
         let pooling = match model.pooling {
             None => return Err("this model makes no vectors; this is a bug".into()),
             Some(Pooling::None) => PoolingType::Rows,
@@ -143,6 +174,9 @@ impl LlamaEncoder {
             Some(Pooling::Last) => PoolingType::Last,
             Some(Pooling::Rank) => PoolingType::Rank,
         };
+        let is_causal = model.model.generates();
+        let is_offloaded = llama::offloads() && model.config.n_gpu_layers != 0;
+        let attention = Attention::choose(&model.config, is_causal, is_offloaded);
         let takes_parts = model.takes_parts();
         let n_embed_max = model.n_embed_max();
         let n_batch = if takes_parts {
@@ -153,8 +187,7 @@ impl LlamaEncoder {
             n_embed_max.next_power_of_two().max(BATCH_MIN)
         };
         let (n_threads, n_threads_batch) = model.threads();
-        let config = &model.config;
-        let n_seqs = if model.model.generates() { SEQS_MAX_CAUSAL } else { SEQS_MAX };
+        let n_seqs = if is_causal { SEQS_MAX_CAUSAL } else { SEQS_MAX };
         let params = ContextParams {
             // One input that is computed in parts, and a batch beside it.
             n_ctx: if takes_parts { n_embed_max + n_batch } else { n_batch },
@@ -164,10 +197,8 @@ impl LlamaEncoder {
             n_outputs_max: n_batch,
             n_threads,
             n_threads_batch,
-            // Flash attention takes another path for few rows than for many, in F16, so that the same text has a vector
-            // up to 1e-4 away in another batch; without it the two agree to 1e-6. Nothing is kept between inputs, so a
-            // smaller cache would save nothing.
-            flash_attn: Some(config.flash_attn == FlashAttn::On),
+            // Nothing is kept between inputs, so a smaller type would save nothing.
+            flash_attn: Some(attention != Attention::Plain),
             type_k: KvElement::F16,
             type_v: KvElement::F16,
             kv_unified: true,
@@ -178,10 +209,39 @@ impl LlamaEncoder {
             pooling: Some(pooling),
             poll: POLL,
         };
+        let of_tile = ContextParams {
+            n_ctx: TILE_ROWS,
+            n_batch: TILE_ROWS,
+            n_ubatch: TILE_ROWS,
+            n_outputs_max: TILE_ROWS,
+            flash_attn: Some(false),
+            ..params
+        };
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let context = llama::Context::new(&model.model, params, interrupt).map_err(|error| error.to_string())?;
-        let is_pooled = model.pooling != Some(Pooling::None);
-        Ok(Self { context, batch: Batch::default(), n_seqs, takes_parts, is_pooled })
+        let context = llama::Context::new(&model.model, params, Arc::clone(interrupt));
+        let context = context.map_err(|error| error.to_string())?;
+        let small = (attention == Attention::Tiled).then(|| context.on_same_threads(of_tile, Arc::clone(interrupt)));
+        let small = small.transpose().map_err(|error| error.to_string())?;
+        let n_rows_aim = match attention {
+            _ if is_causal || is_offloaded => n_batch,
+            Attention::Plain => ROWS_AIM_PLAIN,
+            Attention::Tiled | Attention::Flash => ROWS_AIM,
+        };
+        Ok(Self {
+            context,
+            small,
+            is_last_small: false,
+            batch: Batch::default(),
+            n_seqs,
+            n_rows_aim,
+            takes_parts,
+            is_pooled: model.pooling != Some(Pooling::None),
+        })
+    }
+
+    /// The context of the last pass.
+    fn last(&mut self) -> &mut llama::Context {
+        self.small.as_mut().filter(|_| self.is_last_small).unwrap_or(&mut self.context)
     }
 }
 
@@ -194,6 +254,10 @@ impl Encoder for LlamaEncoder {
         self.context.n_batch()
     }
 
+    fn n_rows_aim(&self) -> u32 {
+        self.n_rows_aim
+    }
+
     fn n_seqs(&self) -> u32 {
         self.n_seqs
     }
@@ -203,7 +267,9 @@ impl Encoder for LlamaEncoder {
     }
 
     fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        decode(&mut self.context, &mut self.batch, rows)
+        self.is_last_small = self.small.is_some() && rows.len() < TILE_ROWS as usize;
+        let context = self.small.as_mut().filter(|_| self.is_last_small).unwrap_or(&mut self.context);
+        decode(context, &mut self.batch, rows)
     }
 
     fn is_pooled(&self) -> bool {
@@ -211,15 +277,15 @@ impl Encoder for LlamaEncoder {
     }
 
     fn vector(&mut self, seq: u32) -> Option<&[f32]> {
-        self.context.pooled(signed(seq))
+        self.last().pooled(signed(seq))
     }
 
     fn row_vector(&mut self, row: usize) -> Option<&[f32]> {
-        self.context.row_embedding(signed(row))
+        self.last().row_embedding(signed(row))
     }
 
     fn forget(&mut self, seq: u32) {
-        if let Err(error) = self.context.seq_rm(signed(seq), 0) {
+        if let Err(error) = self.last().seq_rm(signed(seq), 0) {
             tracing::warn!(%error, "a sequence of the embeddings context could not be emptied");
         }
     }

@@ -419,7 +419,7 @@ impl Model for LlamaModel {
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {
-        LlamaEncoder::new(self, interrupt)
+        LlamaEncoder::new(self, &interrupt)
     }
 
     fn pair_layout(&self) -> PairLayout {

@@ -215,6 +215,8 @@ pub enum PairLayout {
 pub trait Encoder {
     /// Most rows of one batch.
     fn n_batch(&self) -> u32;
+    /// Rows of a batch above which a further input makes all slower.
+    fn n_rows_aim(&self) -> u32;
     /// Most inputs in one batch; sequences are below it.
     fn n_seqs(&self) -> u32;
     /// Whether all rows of an input must be in one batch; else those of one input at a time may come in several.

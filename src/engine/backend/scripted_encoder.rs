@@ -28,6 +28,10 @@ impl Encoder for ScriptedEncoder {
         self.model.shape.n_batch
     }
 
+    fn n_rows_aim(&self) -> u32 {
+        self.model.shape.n_batch
+    }
+
     fn n_seqs(&self) -> u32 {
         8
     }

@@ -1,7 +1,7 @@
 //! The thread that owns an embeddings context: pack inputs of all waiting requests into one pass, give vectors back.
 //!
 //! **Invariant:** every job that comes in leaves with exactly one ending event; a batch never exceeds `n_batch` rows or
-//! `n_seqs` inputs.
+//! `n_seqs` inputs, nor `n_rows_aim` rows with more than one input.
 //!
 //! # Design
 //! Requests take turns: each batch starts with another one and takes one input of each in turn, so that two thousand
@@ -143,6 +143,7 @@ impl<E: Encoder> Worker<E> {
     /// One input of each task in turn, until rows or sequences run out.
     fn plan(&mut self) -> Vec<Piece> {
         let (n_batch, n_seqs) = (self.parts.encoder.n_batch() as usize, self.parts.encoder.n_seqs());
+        let above_aim = n_batch.saturating_sub(self.parts.encoder.n_rows_aim() as usize);
         let whole = self.parts.encoder.takes_whole_inputs();
         let mut pieces = Vec::new();
         let mut room = n_batch;
@@ -161,10 +162,10 @@ impl<E: Encoder> Worker<E> {
                 let Some(len) = task.job.inputs.get(task.next).map(Vec::len) else { continue };
                 // An input that is cut must be its task's, in front, to go on with the next batch.
                 let may_cut = !whole && !has_open && index == 0;
-                let n = if len <= room {
+                let n = if len <= room.saturating_sub(above_aim) || (len <= room && pieces.is_empty()) {
                     len
                 } else if may_cut {
-                    room
+                    room.min(len)
                 } else {
                     0
                 };

@@ -2,8 +2,8 @@
 //!
 //! # Design
 //! One file for each prefix, named after all that must be the same for its state to be of use: the model's and the adapters'
-//! digests, llama.cpp's build, the shape of the context, and the tokens. A file is written beside its name and renamed, so
-//! it is there as a whole or not at all; its last 32 bytes are the SHA-256 of all before, so damage is noticed before
+//! digests, llama.cpp's build and its code for the CPU (another's last bits are others), the shape of the context, and the tokens.
+//! A file is written beside its name and renamed, so it is there as a whole or not at all; its last 32 bytes are the SHA-256 of all before, so damage is noticed before
 //! llama.cpp reads any of it. What can't be read is computed anew, with a line in the log.
 //!
 //! The folder has a bound. What was not used for the longest time goes first, which is how files of models, builds and

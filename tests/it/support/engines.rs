@@ -1,8 +1,10 @@
 //! Engine processes that a test can find among all others, and signal.
 
+use super::PATIENCE;
 use hearth::engine::EngineMode;
 use rustix::process::{Pid, Signal, kill_process};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Marks the engine processes of one server.
 pub struct Marked(String);
@@ -36,10 +38,24 @@ impl Marked {
         let pids = self.pids();
         assert_eq!(pids.len(), 1, "one engine process");
         kill_process(pids[0], signal).expect("it lives");
-        if signal == Signal::SEGV {
-            // Rust's handler of the first one finds no stack overflow, and leaves the next to the system.
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            kill_process(pids[0], signal).expect("it lives");
+        if signal != Signal::SEGV {
+            return;
+        }
+        // Rust's handler of the first one finds no stack overflow, and leaves the next to the system; two that are sent before
+        // the first is taken are one.
+        let stat = format!("/proc/{}/stat", pids[0].as_raw_nonzero());
+        let is_dead = || std::fs::read_to_string(&stat).map_or(true, |text| text.contains(") Z "));
+        let since = Instant::now();
+        while !is_dead() {
+            assert!(since.elapsed() < PATIENCE, "it lives on");
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(1));
+                if is_dead() {
+                    return;
+                }
+            }
+            // An error means that it has just gone.
+            let _ = kill_process(pids[0], signal);
         }
     }
 }

@@ -1,0 +1,67 @@
+#!/bin/sh
+# Builds hearth with ggml's CPU variants beside it and packs both: `make dist`, which passes the target folder and cargo's
+# feature flags. The archive is the same, byte for byte, for the same commit, path, tools and system.
+set -eu
+
+target=$1
+shift
+root=$(pwd)
+[ "$(uname)" = Linux ] || { echo "dist: Linux only" >&2; exit 1; }
+cargo_home=$(cd "${CARGO_HOME:-$HOME/.cargo}" && pwd)
+build=$target/dist-build
+
+# No path of this machine goes into the archive: not by debug information, not by `file!()` and `__FILE__`, not by the folder
+# that ggml would look for its variants in if it weren't told where they are. Libraries find their own beside them.
+maps="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/hearth"
+case $target in
+    /*) maps="$maps -ffile-prefix-map=$target=/hearth/target" ;;
+esac
+export CFLAGS="${CFLAGS:-} $maps" CXXFLAGS="${CXXFLAGS:-} $maps -UGGML_BACKEND_DIR"
+separator=$(printf '\037')
+export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo${separator}--remap-path-prefix=$root=/hearth"
+export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols
+# shellcheck disable=SC2016 # the loader's word, not the shell's
+export CMAKE_INSTALL_RPATH='$ORIGIN'
+${CARGO:-cargo} build --release --locked --features dynamic-backends "$@" --target-dir "$build"
+
+sys=$(${CARGO:-cargo} build --release --locked --features dynamic-backends "$@" --target-dir "$build" --message-format=json 2>/dev/null \
+    | sed -n 's/.*"reason":"build-script-executed".*[/#]llama-cpp-sys-2[@#].*"out_dir":"\([^"]*\)".*/\1/p')
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+name=hearth-$version-linux-$(uname -m)
+stage=$target/dist/$name
+rm -rf "$stage" "$stage.tar.gz"
+# A folder of its own under lib, so that the archive may be unpacked over /usr/local, beside another llama.cpp.
+mkdir -p "$stage/bin" "$stage/lib/hearth" "$stage/licences"
+install -m 755 "$build/release/hearth" "$stage/bin/hearth"
+for library in "$sys"/lib*/lib*.so; do
+    # Under the name that the loader looks for.
+    soname=$(readelf -d "$library" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
+    install -m 755 "$library" "$stage/lib/hearth/$soname"
+done
+install -m 755 "$sys"/backends/libggml-*.so "$stage/lib/hearth/"
+strip --strip-unneeded "$stage"/lib/hearth/*
+install -m 644 README.md "$stage/"
+install -m 644 LICENSE-MIT LICENSE-APACHE "$stage/licences/"
+python3 .ci/licences.py --features dynamic-backends "$@" > "$stage/licences/THIRD-PARTY.txt"
+
+# The newest symbols of each kind that anything asks of the system's libraries.
+newest() {
+    for file in "$stage/bin/hearth" "$stage"/lib/hearth/*; do readelf -V "$file"; done \
+        | sed -n "s/.*Name: \($1_[0-9.]*\).*/\1/p" | sort -uV | tail -n 1
+}
+cat > "$stage/INSTALL.txt" <<END
+hearth $version for Linux on $(uname -m), any CPU of that kind.
+
+Run it where it lies, bin/hearth serve MODEL.gguf, or copy the folders bin and lib together, to /usr/local say. lib/hearth has
+ggml's code for each kind of CPU; the best that runs is chosen at start, and 'hearth --version' tells which one.
+HEARTH_BACKENDS names another folder to choose from.
+
+It needs the system's C and C++ libraries (libc, libm, libstdc++, libgcc_s) with $(newest GLIBC), $(newest GLIBCXX) or newer.
+README.md is the manual.
+END
+
+tar --create --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
+    --mtime="@${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}" -C "$target/dist" "$name" \
+    | gzip -9n > "$stage.tar.gz"
+rm -rf "$stage"
+ls -l "$stage.tar.gz"

@@ -343,7 +343,7 @@ mod tests {
             let (mut alone, mut together) = (samplers(), samplers());
             for step in 0..20 {
                 let row =
-                    |slot: u32| Row { token: (60 + slot * 9 + step) as Token, pos: step, seq: slot, output: true };
+                    |slot: u32| Row { token: (60 + slot * 9 + step).cast_signed(), pos: step, seq: slot, output: true };
                 context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
                 let mask = |slot: usize| (slot % 4 == 1).then_some(mask.as_slice());
                 let bias = [(300, 4.0)];

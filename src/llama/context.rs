@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::model::Model;
 use super::speculator::Speculator;
+use super::team::Team;
 use super::{log, sys};
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -429,6 +430,17 @@ impl Context {
         }
         // SAFETY: it points to n_vocab floats that stay until the next decode, which needs `&mut self`.
         Some(unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
+    }
+
+    /// As `logits`, of several rows at once, and the threads of a decode, which have nothing to do until the next.
+    pub fn rows(&mut self, rows: impl Iterator<Item = i32>) -> (Vec<Option<&[f32]>>, Team<'_>) {
+        let row = |row| {
+            // SAFETY: as in `logits`; asking for one row moves no other.
+            let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };
+            // SAFETY: it points to n_vocab floats that stay until the next decode, which needs `&mut self`.
+            (!logits.is_null()).then(|| unsafe { std::slice::from_raw_parts(logits, self.n_vocab) })
+        };
+        (rows.map(row).collect(), Team::of(self.pool.as_ref().map(|pool| pool.0)))
     }
 
     /// As `logits`, to be changed before a sampler sees them.

@@ -18,6 +18,7 @@ mod mtmd;
 mod sampler;
 mod speculator;
 mod sys;
+mod team;
 
 pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Shape, Templates, ToolFormat};
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};

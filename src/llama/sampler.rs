@@ -78,6 +78,7 @@ impl Trigger {
 #[derive(Debug)]
 pub struct Sampler {
     raw: NonNull<sys::hearth_sampler>,
+    has_grammar: bool,
     /// The chain points into the vocabulary.
     _model: Arc<Model>,
 }
@@ -157,13 +158,35 @@ impl Sampler {
         // SAFETY: every array outlives the call and is described by its length; the shim copies them.
         sys::call(|err| unsafe { sys::hearth_sampler_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no sampler and no error".into()))?;
-        Ok(Self { raw, _model: Arc::clone(model) })
+        Ok(Self { raw, has_grammar: grammar.is_some(), _model: Arc::clone(model) })
     }
 
     /// Shows it tokens of the prompt, which penalties count.
     pub fn accept(&mut self, tokens: &[i32]) -> Result<(), Error> {
         // SAFETY: the array is described by its length.
         sys::call(|err| unsafe { sys::hearth_sampler_accept(self.raw.as_ptr(), tokens.as_ptr(), tokens.len(), err) })
+    }
+
+    /// It needs the context to choose, since llama.cpp's grammars look at a row more than once; see `choose`.
+    pub fn has_grammar(&self) -> bool {
+        self.has_grammar
+    }
+
+    /// Chooses from a row, of the tokens whose bits are set in the mask, and accepts the choice.
+    ///
+    /// Shapes: n_vocab logits; a bit for each in the mask. Errors: `Invalid` with a grammar, a short mask, or one that allows
+    /// no token.
+    pub fn choose(&mut self, row: &[f32], mask: Option<&[u32]>) -> Result<i32, Error> {
+        if mask.is_some_and(|mask| mask.len() * 32 < row.len()) {
+            return Err(Error::Invalid("the mask is too short".into()));
+        }
+        let mask = mask.map_or(std::ptr::null(), <[u32]>::as_ptr);
+        let mut token = 0;
+        // SAFETY: the row is described by its length, and the mask has a bit for each of it.
+        sys::call(|err| unsafe {
+            sys::hearth_sampler_choose(self.raw.as_ptr(), row.as_ptr(), row.len(), mask, &raw mut token, err)
+        })?;
+        Ok(token)
     }
 
     /// Chooses from output row `row` of the context's last decode, and accepts the choice.

@@ -233,27 +233,21 @@ impl Context {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::context::{ContextParams, KvElement};
     use super::super::model::ModelParams;
     use super::*;
     use std::sync::Arc;
 
-    fn model(name: &str) -> Arc<Model> {
+    pub fn model(name: &str) -> Arc<Model> {
         super::super::init().expect("llama.cpp");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{name}.gguf"));
         let params = ModelParams { n_gpu_layers: 0, use_mmap: true, use_mlock: false, load_mtp: true };
         Arc::new(Model::load(&path, params, |_| {}).expect("a model"))
     }
 
-    /// Two sequences that heads draft for: the model's own, or of a file.
-    fn context(model: &Arc<Model>, heads: Option<&Arc<Model>>) -> Context {
-        let kind = if heads.is_none() { DraftKind::Mtp } else { DraftKind::Eagle3 };
-        context_for(model, heads.unwrap_or(model), kind)
-    }
-
-    fn context_for(model: &Arc<Model>, draft: &Arc<Model>, kind: DraftKind) -> Context {
-        let params = ContextParams {
+    pub fn params() -> ContextParams {
+        ContextParams {
             n_ctx: 512,
             n_batch: 128,
             n_ubatch: 128,
@@ -271,7 +265,17 @@ mod tests {
             poll: 0,
             mtp: false,
             n_rs_seq: 0,
-        };
+        }
+    }
+
+    /// Two sequences that heads draft for: the model's own, or of a file.
+    fn context(model: &Arc<Model>, heads: Option<&Arc<Model>>) -> Context {
+        let kind = if heads.is_none() { DraftKind::Mtp } else { DraftKind::Eagle3 };
+        context_for(model, heads.unwrap_or(model), kind)
+    }
+
+    fn context_for(model: &Arc<Model>, draft: &Arc<Model>, kind: DraftKind) -> Context {
+        let params = params();
         let mut context = Context::new(model, params, Arc::new(|| false)).expect("a context");
         let beside = ContextParams { mtp: kind == DraftKind::Mtp, ..params };
         let beside = context.beside(draft, beside).expect("a context beside it");

@@ -410,7 +410,12 @@ impl Model for LlamaModel {
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
         let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
-        draft::with_drafts(context, Traits { n_swa, shares_cells, can_cut, is_mrope }, params, self.draft.as_ref())
+        draft::with_drafts(
+            context,
+            Traits { n_swa, shares_cells, can_cut, is_mrope, n_threads },
+            params,
+            self.draft.as_ref(),
+        )
     }
 
     fn encoder(self: &Arc<Self>, interrupt: Interrupt) -> Result<LlamaEncoder, String> {

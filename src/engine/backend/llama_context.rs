@@ -1,8 +1,13 @@
 //! A context of llama.cpp: decodes rows, hands out logits, samples under masks.
 
 use super::projector;
-use super::{Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Row, Token, allows};
+use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token, allows};
+use crate::engine::logprobs;
 use crate::llama::{self, Batch, Decoded, EmbeddingRows};
+use std::time::{Duration, Instant};
+
+/// What a thread must have to do in a step to be worth asking.
+const HELP_MIN: Duration = Duration::from_micros(100);
 
 pub struct LlamaContext {
     context: llama::Context,
@@ -12,6 +17,8 @@ pub struct LlamaContext {
     traits: Traits,
     /// `None`: nothing drafts for it, or what did failed.
     drafts: Option<DraftTraits>,
+    /// What choosing for a slot took lately.
+    per_pick: Duration,
 }
 
 /// What the model's kind of memory can do.
@@ -22,11 +29,13 @@ pub(super) struct Traits {
     /// No recurrent state, which knows its present only.
     pub can_cut: bool,
     pub is_mrope: bool,
+    /// Threads of a decode.
+    pub n_threads: u32,
 }
 
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None }
+        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None, per_pick: Duration::ZERO }
     }
 
     /// Rows by their sequences: where each has its own cells, llama.cpp computes together only those whose ids follow one
@@ -172,6 +181,40 @@ impl Context for LlamaContext {
         best.ok_or_else(|| "the constraint allows no token".into())
     }
 
+    fn choose(&mut self, picks: &mut [Pick<'_, llama::Sampler>]) {
+        let (alone, together): (Vec<_>, Vec<_>) = picks.iter_mut().partition(|pick| pick.sampler.has_grammar());
+        alone.into_iter().for_each(|pick| pick.run_with(self));
+        let places: Vec<i32> = together
+            .iter()
+            .flat_map(|pick| (pick.row..=pick.row + pick.draft.len()).map(|row| self.place(row)))
+            .collect();
+        let (rows, mut team) = self.context.rows(places.into_iter());
+        let (mut rows, mut jobs) = (rows.as_slice(), Vec::new());
+        for pick in together {
+            let (own, others) = rows.split_at(pick.draft.len() + 1);
+            rows = others;
+            jobs.push((pick, own, Duration::ZERO));
+        }
+        let n_jobs = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+        let n_useful = (self.per_pick * n_jobs).as_nanos() / HELP_MIN.as_nanos();
+        let n_threads = usize::try_from(n_useful).unwrap_or(usize::MAX).min(self.traits.n_threads as usize);
+        team.each(&mut jobs, n_threads, |(pick, rows, time)| {
+            let start = Instant::now();
+            let (mask, top) = (pick.mask, pick.top);
+            pick.run(|at, sampler| {
+                let row = rows[at].ok_or("the row has no logits")?;
+                let token = sampler.choose(row, mask).map_err(|error| error.to_string())?;
+                let told = top.map(|(k, bias)| logprobs::of_row(row, bias, token, k));
+                Ok(Chosen { token, told })
+            });
+            *time = start.elapsed();
+        });
+        if n_jobs > 0 {
+            let time: Duration = jobs.iter().map(|(.., time)| *time).sum();
+            self.per_pick = (self.per_pick * 7 + time / n_jobs) / 8;
+        }
+    }
+
     fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
         sampler.accept(&[token]).map_err(|error| error.to_string())
     }
@@ -256,5 +299,79 @@ impl Context for LlamaContext {
     fn draft_clear(&mut self, seq: u32) -> bool {
         let held = self.context.draft_clear(signed(seq));
         self.drafted(held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Model as _, llama::LlamaModel};
+    use super::*;
+    use crate::chat::{Mirostat, SamplingParams};
+    use crate::engine::EngineConfig;
+    use crate::engine::config::ModelSource;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    const N_SLOTS: u32 = 8;
+
+    fn sampling(slot: u32, kind: u32) -> SamplingParams {
+        let plain = SamplingParams { seed: slot * 31 + 7, temperature: 1.0, ..SamplingParams::default() };
+        match kind {
+            0 => plain,
+            1 => SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, ..plain },
+            2 => SamplingParams { top_k: 0, top_p: 0.7, repeat_penalty: 1.3, presence_penalty: 0.5, ..plain },
+            3 => SamplingParams { mirostat: Mirostat::V2, ..plain },
+            4 => SamplingParams { logit_bias: vec![(300, 4.0), (301, f32::NEG_INFINITY)], ..plain },
+            _ => SamplingParams { temperature: 0.0, ..plain },
+        }
+    }
+
+    /// Slots that choose at once choose what each chooses alone, with masks, drafts and log-probabilities.
+    #[test]
+    fn slots_that_choose_together_choose_what_each_would_alone() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories260K.gguf");
+        let mut config = EngineConfig::new(ModelSource::Gguf(path.clone()));
+        (config.n_threads, config.n_slots, config.n_ctx) = (Some(1), N_SLOTS, Some(512));
+        let model = Arc::new(LlamaModel::load(&path, &config, |_| {}).expect("a model"));
+        let mut context = model.context(&config, Arc::new(|| false)).expect("a context");
+        let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
+        for kind in 0..6 {
+            let samplers = || -> Vec<llama::Sampler> {
+                let sampler = |slot| model.sampler(&sampling(slot, kind), &[1, 60, 61], None).expect("a sampler");
+                (0..N_SLOTS).map(sampler).collect()
+            };
+            let (mut alone, mut together) = (samplers(), samplers());
+            for step in 0..20 {
+                let row =
+                    |slot: u32| Row { token: (60 + slot * 9 + step).cast_signed(), pos: step, seq: slot, output: true };
+                context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
+                let mask = |slot: usize| (slot % 4 == 1).then_some(mask.as_slice());
+                let bias = [(300, 4.0)];
+                let top = |slot: usize| (slot % 4 < 2).then_some((3, bias.as_slice()));
+                // First, since masks change rows where samplers look into the context.
+                let drafts: Vec<Vec<Token>> = (0..N_SLOTS).map(|slot| vec![300; (slot == 2).into()]).collect();
+                let mut picks: Vec<_> = (together.iter_mut().enumerate())
+                    .map(|(slot, sampler)| Pick {
+                        row: slot,
+                        draft: &drafts[slot],
+                        sampler,
+                        mask: mask(slot),
+                        top: top(slot),
+                        chosen: Vec::new(),
+                    })
+                    .collect();
+                context.choose(&mut picks);
+                let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
+                for (slot, sampler) in alone.iter_mut().enumerate().rev() {
+                    let draft = &drafts[slot];
+                    let (mask, top) = (mask(slot), top(slot));
+                    let mut pick = Pick { row: slot, draft, sampler, mask, top, chosen: Vec::new() };
+                    pick.run_with(&mut context);
+                    assert!(pick.chosen.iter().all(Result::is_ok), "{:?}", pick.chosen);
+                    assert_eq!(pick.chosen, chosen[slot], "kind {kind}, step {step}, slot {slot}");
+                }
+            }
+            (0..N_SLOTS).for_each(|slot| _ = context.forget(slot, 0));
+        }
     }
 }

@@ -13,6 +13,7 @@ mod families;
 pub mod llama;
 mod llama_context;
 mod params;
+mod pick;
 mod projector;
 mod render;
 pub mod scripted;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use crate::llama::{AnswerFrame, Grammar, Trigger};
 pub(super) use call_grammar::{CallGrammar, Level};
 pub(super) use calls::refusal as tool_refusal;
+pub use pick::{Chosen, Pick};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.
@@ -355,6 +357,14 @@ pub trait Context {
     /// Chooses the next token from row `row` of the last decode and tells the sampler so. With a mask, only tokens whose
     /// bit is set (see `Gate::mask`) may be chosen; the row's logits are then changed.
     fn sample(&mut self, row: usize, sampler: &mut Self::Sampler, mask: Option<&[u32]>) -> Result<Token, String>;
+
+    /// Chooses for several slots at once, each as `sample` would and with its own sampler, and fills `chosen`.
+    fn choose(&mut self, picks: &mut [Pick<'_, Self::Sampler>])
+    where
+        Self: Sized,
+    {
+        picks.iter_mut().for_each(|pick| pick.run_with(self));
+    }
 
     /// Tells the sampler of a token that it did not choose.
     fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;

@@ -1,6 +1,6 @@
-//! What follows from a decode: tokens are chosen and told, runs end.
+//! What follows from a decode: tokens are chosen, for all slots at once (see `Context::choose`), and told, runs end.
 
-use super::super::backend::allows;
+use super::super::backend::{Chosen, Pick};
 use super::super::logprobs;
 use super::super::media;
 use super::super::request::RequestId;
@@ -20,7 +20,8 @@ impl<M: Model> Worker<M> {
     pub(super) fn advance(&mut self, shares: &[Share]) {
         let drafts = std::mem::take(&mut self.drafts);
         let mut row = 0;
-        for (share, draft) in shares.iter().zip(&drafts) {
+        let chosen = self.choose(shares, &drafts);
+        for ((share, draft), chosen) in shares.iter().zip(&drafts).zip(chosen) {
             let first = row;
             row += share.n_rows as usize + draft.tokens.len();
             let slot = &mut self.slots[share.slot];
@@ -39,7 +40,7 @@ impl<M: Model> Worker<M> {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
             if slot.kept.len() == run.tokens.len() {
-                self.next_tokens(share.slot, first + share.n_rows as usize - 1, share.n_rows, draft);
+                self.next_tokens(share.slot, chosen, share.n_rows, draft);
             } else if run.n_generated() == 0 {
                 self.out.push(Item::Progress {
                     id: run.id,
@@ -50,6 +51,42 @@ impl<M: Model> Worker<M> {
             }
         }
         self.drafts = drafts;
+    }
+
+    /// The tokens of the shares that have their logits, in the order of the shares; none where the others are, or nobody wants
+    /// any.
+    fn choose(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Vec<Result<Chosen, String>>> {
+        let mut places = vec![None; self.slots.len()];
+        let mut row = 0;
+        for (at, (share, draft)) in shares.iter().zip(drafts).enumerate() {
+            let last = row + share.n_rows as usize - 1;
+            row = last + 1 + draft.tokens.len();
+            places[share.slot] = Some((at, share.n_rows as usize, last));
+        }
+        let (mut picks, mut order) = (Vec::new(), Vec::new());
+        for (slot, place) in self.slots.iter_mut().zip(places) {
+            let Some((at, n_rows, row)) = place else { continue };
+            let n_reached = slot.kept.len() + n_rows;
+            let Some(run) = slot.run.as_mut().filter(|run| n_reached == run.tokens.len()) else { continue };
+            if run.n_generate_max == 0 {
+                continue;
+            }
+            order.push(at);
+            picks.push(Pick {
+                row,
+                draft: &drafts[at].tokens,
+                sampler: &mut run.sampler,
+                mask: run.gate.as_ref().and_then(|gate| gate.mask()),
+                top: run.top_logprobs.map(|k| (usize::from(k), run.logit_bias.as_slice())),
+                chosen: Vec::new(),
+            });
+        }
+        self.context.choose(&mut picks);
+        let mut chosen = vec![Vec::new(); shares.len()];
+        for (at, pick) in order.into_iter().zip(picks) {
+            chosen[at] = pick.chosen;
+        }
+        chosen
     }
 
     /// Counts for the owner what was computed for the run in this slot.
@@ -97,12 +134,13 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Chooses from `row`, and from the rows behind it as long as the draft there was right.
+    /// Goes on with what was chosen of its row, and of those behind it as long as the draft there was right.
     /// `n_before`: rows of the share before the draft's.
-    fn next_tokens(&mut self, index: usize, row: usize, n_before: u32, draft: &Draft) {
+    fn next_tokens(&mut self, index: usize, chosen: Vec<Result<Chosen, String>>, n_before: u32, draft: &Draft) {
         let (source, draft) = (draft.source, &draft.tokens);
         let mut n_right = 0;
-        while let Some(token) = self.next_token(index, row + n_right) {
+        let mut chosen = chosen.into_iter();
+        while let Some(token) = chosen.next().and_then(|chosen| self.next_token(index, chosen)) {
             if draft.get(n_right) != Some(&token) {
                 break;
             }
@@ -122,22 +160,11 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Chooses a token from `row` and tells it; `None` when the run ended with it or forced tokens follow.
-    fn next_token(&mut self, index: usize, row: usize) -> Option<Token> {
+    /// Tells the token that was chosen; `None` when the run ended with it or forced tokens follow.
+    fn next_token(&mut self, index: usize, chosen: Result<Chosen, String>) -> Option<Token> {
         let run = self.slots[index].run.as_mut()?;
-        let mask = run.gate.as_ref().and_then(|gate| gate.mask());
-        // The mask changes the row, and log-probabilities are of what the model said.
-        let raw = match (mask, run.top_logprobs) {
-            (Some(_), Some(_)) => self.context.logits(row).map(<[f32]>::to_vec),
-            _ => None,
-        };
-        let chosen = self.context.sample(row, &mut run.sampler, mask);
-        let chosen = match (chosen, mask) {
-            (Ok(token), Some(mask)) if !allows(mask, token) => Err("the sampler left the constraint".to_owned()),
-            (chosen, _) => chosen,
-        };
-        let token = match chosen {
-            Ok(token) => token,
+        let Chosen { token, told } = match chosen {
+            Ok(chosen) => chosen,
             Err(reason) => {
                 let failure = Failure::Internal(format!("no token could be chosen: {reason}"));
                 self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
@@ -154,14 +181,8 @@ impl<M: Model> Worker<M> {
             return None;
         }
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
-        let entry = run.top_logprobs.filter(|_| is_shown).and_then(|k| {
-            let logits = match &raw {
-                Some(raw) => raw.as_slice(),
-                None => self.context.logits(row)?,
-            };
-            let (logprob, top) = logprobs::of_row(logits, &run.logit_bias, token, usize::from(k));
-            Some(entry(&*self.model, token, logprob, top))
-        });
+        let told = told.filter(|_| is_shown);
+        let entry = told.map(|(logprob, top)| entry(&*self.model, token, logprob, top));
         if !self.tell(index, token, entry) {
             return None;
         }

@@ -328,13 +328,7 @@ impl<M: Model> Worker<M> {
         let result = self.context.decode(&self.rows);
         let time = start.elapsed();
         self.collect_masks();
-        tracing::trace!(
-            n_decode,
-            n_prefill,
-            n_pads = self.rows.len() as u32 - n_decode - n_prefill,
-            us = time.as_micros() as u64,
-            "step"
-        );
+        let waited = start.elapsed() - time;
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
@@ -343,7 +337,17 @@ impl<M: Model> Worker<M> {
                 }
                 self.count(n_decode, n_prefill);
                 self.follow(shares);
+                let start = Instant::now();
                 self.advance(shares);
+                tracing::trace!(
+                    n_decode,
+                    n_prefill,
+                    n_pads = self.rows.len() as u32 - n_decode - n_prefill,
+                    us = time.as_micros() as u64,
+                    masks_us = waited.as_micros() as u64,
+                    choose_us = start.elapsed().as_micros() as u64,
+                    "step"
+                );
                 self.drop_pads();
                 self.save_marked(shares);
                 Ok(())

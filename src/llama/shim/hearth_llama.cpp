@@ -75,7 +75,22 @@ struct hearth_sampler {
 struct hearth_pool {
     ggml_threadpool_t decode = nullptr;
     ggml_threadpool_t batch = nullptr; // NULL: shared with decode
+    ggml_backend_t errands = nullptr;  // what computes on `decode` beside the context; NULL before the first
 };
+
+namespace {
+
+struct errand {
+    void (*body)(void *);
+    void * user;
+};
+
+void run_errand(ggml_tensor *, int, int, void * user) {
+    const errand * e = static_cast<const errand *>(user);
+    e->body(e->user);
+}
+
+} // namespace
 
 extern "C" {
 
@@ -233,8 +248,35 @@ int32_t hearth_pool_share(hearth_pool * pool, llama_context * ctx, char ** err) 
     return guard(err, [&] { llama_attach_threadpool(ctx, pool->decode, pool->batch); });
 }
 
+int32_t hearth_pool_run(hearth_pool * pool, int32_t n_threads, void (*body)(void *), void * user, char ** err) {
+    return guard(err, [&] {
+        if (!pool->errands) {
+            pool->errands = ggml_backend_dev_init(ggml_backend_reg_dev_get(cpu_reg(), 0), nullptr);
+            if (!pool->errands) {
+                throw std::runtime_error("the CPU backend makes no second one");
+            }
+            cpu_proc<void (*)(ggml_backend_t, ggml_threadpool_t)>("ggml_backend_cpu_set_threadpool")(pool->errands, pool->decode);
+        }
+        cpu_proc<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")(pool->errands, n_threads);
+        // A graph of one node that computes nothing: the threads wait for graphs already.
+        ggml_init_params p = { 2 * ggml_tensor_overhead() + ggml_graph_overhead_custom(2, false), nullptr, /*.no_alloc =*/ true };
+        std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init(p), ggml_free);
+        errand e = { body, user };
+        ggml_tensor * node = ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, run_errand, n_threads, &e);
+        ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), 2, false);
+        ggml_build_forward_expand(graph, node);
+        const no_throw end_instead(true);
+        if (ggml_backend_graph_compute(pool->errands, graph) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error("the threads did not run");
+        }
+    });
+}
+
 void hearth_pool_free(hearth_pool * pool) {
     guard(nullptr, [&] {
+        if (pool->errands) {
+            ggml_backend_free(pool->errands);
+        }
         using free_fn = void (*)(ggml_threadpool_t);
         const auto release = cpu_proc<free_fn>("ggml_threadpool_free");
         if (pool->batch) {
@@ -377,6 +419,43 @@ int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * toke
 int32_t hearth_sampler_sample(hearth_sampler * sampler, llama_context * ctx, int32_t row, llama_token * token, char ** err) {
     return guard(err, [&] {
         *token = common_sampler_sample(sampler->ptr.get(), ctx, row);
+        common_sampler_accept(sampler->ptr.get(), *token, true);
+    });
+}
+
+int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, size_t n, const uint32_t * mask, llama_token * token,
+                              char ** err) {
+    return guard(err, [&] {
+        if (sampler->params.grammar.grammar.size() > 0 || sampler->params.grammar_lazy) {
+            throw std::invalid_argument("a sampler with a grammar reads its row in the context");
+        }
+        // What common_sampler_sample does without a grammar. One for all samplers of a thread: it stays in the cache.
+        static thread_local std::vector<llama_token_data> kept;
+        kept.resize(std::max(n, kept.size()));
+        llama_token_data * candidates = kept.data();
+        size_t n_candidates = mask ? 0 : n;
+        for (size_t id = 0; !mask && id < n; ++id) {
+            candidates[id] = { static_cast<llama_token>(id), logits[id], 0.0f };
+        }
+        for (size_t first = 0; mask && first < n; first += 32) {
+            for (uint32_t word = mask[first / 32], at = 0; word != 0; word >>= 1, ++at) {
+                if ((word & 1) && first + at < n) {
+                    candidates[n_candidates++] = { static_cast<llama_token>(first + at), logits[first + at], 0.0f };
+                }
+            }
+        }
+        if (n_candidates == 0) {
+            throw std::invalid_argument("the constraint allows no token");
+        }
+        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
+        const auto worse = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
+        const llama_token best = mask ? std::max_element(candidates, candidates + n_candidates, worse)->id : LLAMA_TOKEN_NULL;
+        llama_token_data_array rest = { candidates, n_candidates, -1, false };
+        llama_sampler_apply(common_sampler_get(sampler->ptr.get()), &rest);
+        if (rest.selected < 0 && !mask) {
+            throw std::runtime_error("the chain chose no token");
+        }
+        *token = rest.selected < 0 ? best : rest.data[rest.selected].id;
         common_sampler_accept(sampler->ptr.get(), *token, true);
     });
 }

@@ -77,6 +77,9 @@ int32_t hearth_pool_attach(struct llama_context * ctx, int32_t n_threads, int32_
                            hearth_pool ** out, char ** err);
 // Lets a further context use the pool; never two at once.
 int32_t hearth_pool_share(hearth_pool * pool, struct llama_context * ctx, char ** err);
+// Calls `body`, which throws nothing, on the caller's thread and on up to n_threads - 1 of those of the pool, none of whose
+// contexts may compute meanwhile; returns when all calls have.
+int32_t hearth_pool_run(hearth_pool * pool, int32_t n_threads, void (*body)(void *), void * user, char ** err);
 void hearth_pool_free(hearth_pool * pool);
 
 // The adapters of the decodes from here on, in place of those before; scales in their order.
@@ -235,6 +238,10 @@ void hearth_sampler_free(hearth_sampler * sampler);
 int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, char ** err);
 // Chooses a token from output row `row` of the last decode and accepts it.
 int32_t hearth_sampler_sample(hearth_sampler * sampler, struct llama_context * ctx, int32_t row, llama_token * token,
+                              char ** err);
+// As hearth_sampler_sample, from a row of `n` logits, of the tokens whose bits are set in `mask` (NULL: of all). Touches no
+// context, so samplers may do so at once, each on a thread. HEARTH_INVALID: it has a grammar, or the mask allows nothing.
+int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, size_t n, const uint32_t * mask, llama_token * token,
                               char ** err);
 
 // Images and sound: a projector turns them into rows of embeddings (mtmd). Chunks are mtmd's own; plain getters on them are

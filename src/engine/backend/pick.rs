@@ -1,0 +1,61 @@
+//! Tokens chosen for the slots of a step.
+
+use super::{Context, Token, allows};
+use crate::engine::logprobs;
+
+/// What a slot chooses from: a row of the last decode, and those of the draft behind it.
+pub struct Pick<'a, S> {
+    pub row: usize,
+    /// Tokens of the rows behind: as long as the one chosen is the draft's, the next row counts too.
+    pub draft: &'a [Token],
+    pub sampler: &'a mut S,
+    pub mask: Option<&'a [u32]>,
+    /// Log-probabilities of so many tokens are wanted too, with these biases.
+    pub top: Option<(usize, &'a [(Token, f32)])>,
+    pub chosen: Vec<Result<Chosen, String>>,
+}
+
+/// A token, and what is told of it: its log-probability, and the best ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    pub token: Token,
+    pub told: Option<(f32, Vec<(Token, f32)>)>,
+}
+
+impl<S> Pick<'_, S> {
+    /// Chooses with `choose` from the row at the place it is told, and on as long as the draft is right.
+    pub fn run(&mut self, mut choose: impl FnMut(usize, &mut S) -> Result<Chosen, String>) {
+        for at in 0..=self.draft.len() {
+            let chosen = choose(at, self.sampler).and_then(|chosen| match self.mask {
+                Some(mask) if !allows(mask, chosen.token) => Err("the sampler left the constraint".into()),
+                _ => Ok(chosen),
+            });
+            let is_right = chosen.as_ref().is_ok_and(|chosen| self.draft.get(at) == Some(&chosen.token));
+            self.chosen.push(chosen);
+            if !is_right {
+                return;
+            }
+        }
+    }
+
+    /// As `run`, with the context that computed the rows.
+    pub fn run_with<C: Context<Sampler = S>>(&mut self, context: &mut C) {
+        let (row, mask, top) = (self.row, self.mask, self.top);
+        self.run(|at, sampler| {
+            // The mask changes the row, and log-probabilities are of what the model said.
+            let raw = match (mask, top) {
+                (Some(_), Some(_)) => context.logits(row + at).map(<[f32]>::to_vec),
+                _ => None,
+            };
+            let token = context.sample(row + at, sampler, mask)?;
+            let told = top.and_then(|(k, bias)| {
+                let logits = match &raw {
+                    Some(raw) => raw.as_slice(),
+                    None => context.logits(row + at)?,
+                };
+                Some(logprobs::of_row(logits, bias, token, k))
+            });
+            Ok(Chosen { token, told })
+        });
+    }
+}

@@ -168,13 +168,20 @@ async fn rows_are_added_where_a_part_of_a_group_takes_longer_and_nobody_notices(
         .await;
         // Lengths apart, so that all numbers of streams come up; more requests than slots, so that slots are taken again.
         let texts: Vec<String> = (0..20).map(|i| format!("/count {}", 5 + i * 3 % 17)).collect();
-        let answers = texts.iter().map(|text| collect(engine.generate(chat(text)).expect("a place")));
-        for (text, (said, _, ending)) in texts.iter().zip(futures_util::future::join_all(answers).await) {
-            ending.expect("it ends well");
-            let n: u32 = text[7..].parse().expect("a number");
-            assert_eq!(said, (1..=n).map(|i| i.to_string()).collect::<Vec<_>>().join(" "), "{layout:?}");
+        let mut stats = engine.stats().await.expect("stats");
+        // Times are measured: on a machine that is busy with other things, more of them.
+        for _ in 0..10 {
+            let answers = texts.iter().map(|text| collect(engine.generate(chat(text)).expect("a place")));
+            for (text, (said, _, ending)) in texts.iter().zip(futures_util::future::join_all(answers).await) {
+                ending.expect("it ends well");
+                let n: u32 = text[7..].parse().expect("a number");
+                assert_eq!(said, (1..=n).map(|i| i.to_string()).collect::<Vec<_>>().join(" "), "{layout:?}");
+            }
+            stats = engine.stats().await.expect("stats");
+            if stats.n_pad_rows > 10 {
+                break;
+            }
         }
-        let stats = engine.stats().await.expect("stats");
         assert!(stats.n_pad_rows > 10, "{layout:?}: {stats:?}");
         assert!(stats.n_pad_rows < stats.n_decode_rows, "{layout:?}: {stats:?}");
     }

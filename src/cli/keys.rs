@@ -17,6 +17,7 @@ pub(super) struct Keys {
 #[derive(Debug, Subcommand)]
 enum KeyVerb {
     /// Make a key and print it, once; everything else goes to stderr
+    #[command(visible_alias = "create")]
     New(Box<NewKey>),
     /// List the keys
     List {
@@ -27,9 +28,7 @@ enum KeyVerb {
         json: bool,
     },
     /// Show a key with what it spent
-    Show {
-        id: String,
-    },
+    Show { id: String },
     /// Give a key a new secret and print it
     Rotate {
         id: String,
@@ -38,21 +37,16 @@ enum KeyVerb {
         grace: Option<String>,
     },
     /// Refuse a key until it is unblocked
-    Block {
-        id: String,
-    },
-    Unblock {
-        id: String,
-    },
+    Block { id: String },
+    /// Let a blocked key in again
+    Unblock { id: String },
     /// Refuse keys for ever
     Revoke {
         #[arg(required = true)]
         ids: Vec<String>,
     },
     /// Let a key's budget count anew
-    Reset {
-        id: String,
-    },
+    Reset { id: String },
 }
 
 /// What is granted to a key or a team.
@@ -136,25 +130,18 @@ enum TeamVerb {
         json: bool,
     },
     /// Show a team with its keys and what it spent
-    Show {
-        id: String,
-    },
+    Show { id: String },
     /// Refuse all keys of a team until it is unblocked
-    Block {
-        id: String,
-    },
-    Unblock {
-        id: String,
-    },
+    Block { id: String },
+    /// Let the keys of a blocked team in again
+    Unblock { id: String },
     /// Delete teams and revoke their keys
     Delete {
         #[arg(required = true)]
         ids: Vec<String>,
     },
     /// Let a team's budget count anew
-    Reset {
-        id: String,
-    },
+    Reset { id: String },
 }
 
 #[derive(Debug, Args)]

@@ -216,7 +216,8 @@ impl Raw {
         if n_ctx.is_some_and(|n| n < n_slots) {
             return Err(rule(&self.ctx_size, format!("fewer cells than the {n_slots} slots")));
         }
-        let max_gap_ms = within(&self.max_gap_ms, 300, 1, GAP_MS_MAX)?;
+        let max_gap_ms = u32::try_from(default.max_gap.as_millis()).unwrap_or(GAP_MS_MAX);
+        let max_gap_ms = within(&self.max_gap_ms, max_gap_ms, 1, GAP_MS_MAX)?;
         if let Some(mmproj) = &self.mmproj.value {
             check_file(mmproj)?;
         }

@@ -24,6 +24,9 @@ fn nothing_said_is_what_each_room_says_by_default() {
     assert_eq!(config.log, LogConfig::default());
     assert_eq!(config.gateway.sampling, Sampling::default());
     assert!(!config.in_process && config.warnings.is_empty());
+    let readme = include_str!("../../README.md");
+    let row = format!("\n| `--max-gap-ms` | {} |", engine.max_gap.as_millis());
+    assert!(readme.contains(&row), "the README tells another default of --max-gap-ms");
 }
 
 #[test]

@@ -239,7 +239,8 @@ pub struct EngineConfig {
     /// Most bytes of the host's memory for prefixes that left the context, over all workers; `None`: an eighth of what is
     /// available when the engine starts, at most `SAVED_BYTES_MAX`.
     pub saved_bytes: Option<u64>,
-    /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it.
+    /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it; half of it
+    /// where 128 rows of them take no longer.
     pub max_gap: Duration,
     /// Most tokens that are tried ahead at once where it pays; 0: none. At most `DRAFT_MAX`.
     pub n_draft_max: u32,

@@ -2,7 +2,7 @@
 
 use super::remote::{Kind, Reader, Said, Wire};
 use super::{Answer, Chunks, Fault, Read, anthropic, media, ollama, openai, responses};
-use crate::chat::{ChatRequest, Delta, Finish, ToolCallDelta, Usage};
+use crate::chat::{ChatRequest, Delta, Finish, Role, ToolCallDelta, Usage};
 use crate::engine::Done;
 use crate::fuzz::{Shape, Target, corpus, fuzz, headed, outcome};
 use serde_json::Value;
@@ -145,6 +145,11 @@ fn there_and_back(wire: &Wire, request: &ChatRequest, body: &[u8]) {
         (sent.model, sent.stream, sent.include_usage) = (Some(wire.model.clone()), true, true);
         // What concerns this server's own books and cache stays here.
         (sent.end_user, sent.cache) = (None, Default::default());
+        for message in &mut sent.prompt.messages {
+            if message.role != Role::Assistant && message.content.is_none() {
+                message.content = Some(String::new());
+            }
+        }
         let all =
             |tools: &[crate::chat::Tool], names: &Vec<String>| tools.iter().all(|tool| names.contains(&tool.name));
         sent.prompt.callable = sent.prompt.callable.take().filter(|names| !all(&sent.prompt.tools, names));

@@ -109,6 +109,30 @@ fn a_soft_limit_is_told_once_when_it_is_come_to() {
     assert_eq!((warned(0), warned(100)), (vec![], vec![]));
 }
 
+#[test]
+fn what_is_left_is_the_least_of_all_that_counts() {
+    let now = Now { mono: std::time::Duration::ZERO, wall_ms: 0 };
+    let budget = of_tokens(100, None);
+    let rate = |n| Limits { tokens_per_minute: Some(n), ..Default::default() };
+    let cases = [
+        (Limits::default(), None, None),
+        (rate(50), None, Some(50)),
+        (rate(150), Some(&budget), Some(93)),
+        (rate(50), Some(&budget), Some(50)),
+        (Limits::default(), Some(&budget), Some(93)),
+    ];
+    for (limits, budget, left) in cases {
+        let mut core = Core::default();
+        let scopes = [Scope { kind: ScopeKind::Key, id: "k", limits, budget, created_ms: 0 }];
+        let ticket = core.admit(now, &scopes, 0).expect("it is let in");
+        let held = core.reserve(now, &ticket, tokens(7)).expect("there are tokens");
+        assert_eq!((core.tokens_left(now, &ticket), core.counts(&ticket)), (left, left.is_some()));
+        core.settle(held, tokens(7));
+        core.release(ticket);
+        assert_eq!(core.in_use(ScopeKind::Key, "k"), (0, 0));
+    }
+}
+
 /// T-B4: one reset at the zone's own midnight, in a night of 23 hours, one of 25, and at the end of a leap February.
 #[test]
 fn a_calendar_budget_begins_anew_once() {

@@ -5,6 +5,7 @@
 #include "ggml-cpu.h"
 #include "log.h"
 #include "sampling.h"
+#include "top_k.h"
 
 #include <dlfcn.h>
 
@@ -67,9 +68,49 @@ void set_grammar(common_params_sampling & p, const hearth_sampler_params * param
 
 } // namespace
 
+namespace {
+
+// How many candidates the first step of the chain that does anything keeps, where that is top-k; else 0. Steps that do
+// nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
+size_t best_first(const common_params_sampling & p, const llama_vocab * vocab) {
+    int32_t n_suppressed = 0;
+    llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+    if (p.mirostat != 0 || !p.logit_bias.empty() || n_suppressed > 0) {
+        return 0;
+    }
+    for (const common_sampler_type kind : p.samplers) {
+        switch (kind) {
+            case COMMON_SAMPLER_TYPE_TOP_K:
+                return p.top_k > 0 ? p.top_k : 0;
+            case COMMON_SAMPLER_TYPE_PENALTIES:
+                if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_DRY:
+                if (p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
+                if (p.top_n_sigma <= 0) {
+                    continue;
+                }
+                return 0;
+            default:
+                return 0;
+        }
+    }
+    return 0;
+}
+
+} // namespace
+
 struct hearth_sampler {
     common_params_sampling params;
     common_sampler_ptr ptr;
+    // The first step of the chain keeps so many of the best candidates; 0: it does something else.
+    size_t n_best = 0;
 };
 
 struct hearth_pool {
@@ -396,6 +437,7 @@ int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_param
             }
         }
         set_grammar(p, params, vocab);
+        s->n_best = best_first(p, vocab);
         s->ptr.reset(common_sampler_init(model, p));
         if (!s->ptr) {
             throw std::runtime_error("no sampler could be made");
@@ -433,8 +475,9 @@ int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, si
         static thread_local std::vector<llama_token_data> kept;
         kept.resize(std::max(n, kept.size()));
         llama_token_data * candidates = kept.data();
-        size_t n_candidates = mask ? 0 : n;
-        for (size_t id = 0; !mask && id < n; ++id) {
+        const bool is_short = !mask && sampler->n_best > 0 && hearth::top_k(logits, n, sampler->n_best, candidates);
+        size_t n_candidates = mask ? 0 : is_short ? sampler->n_best : n;
+        for (size_t id = 0; !mask && !is_short && id < n; ++id) {
             candidates[id] = { static_cast<llama_token>(id), logits[id], 0.0f };
         }
         for (size_t first = 0; mask && first < n; first += 32) {

@@ -38,8 +38,16 @@ fn compile_shim(source: &Path) {
         .std("c++17")
         .opt_level(2)
         .files(
-            ["hearth_llama.cpp", "hearth_chat.cpp", "hearth_mtmd.cpp", "hearth_speculator.cpp", "hearth_tools.cpp"]
-                .map(|file| format!("{SHIM}/{file}")),
+            [
+                "hearth_llama.cpp",
+                "hearth_sampler.cpp",
+                "hearth_reference.cpp",
+                "hearth_chat.cpp",
+                "hearth_mtmd.cpp",
+                "hearth_speculator.cpp",
+                "hearth_tools.cpp",
+            ]
+            .map(|file| format!("{SHIM}/{file}")),
         )
         .include(SHIM);
     for dir in includes(source) {

@@ -443,7 +443,8 @@ impl Context {
         (rows.map(row).collect(), Team::of(self.pool.as_ref().map(|pool| pool.0)))
     }
 
-    /// As `logits`, to be changed before a sampler sees them.
+    /// As `logits`, to be changed before a sampler sees them in the context.
+    #[cfg(test)]
     pub fn logits_mut(&mut self, row: i32) -> Option<&mut [f32]> {
         // SAFETY: llama.cpp checks the row and answers NULL for one without logits.
         let logits = unsafe { sys::llama_get_logits_ith(self.raw.as_ptr(), row) };

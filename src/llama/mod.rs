@@ -7,6 +7,9 @@
 //! Calls that can throw or assert go through our own C++ shim (`shim/`), which turns both into a status and a text.
 //! Plain getters are called in the sys crate directly. The safe crate `llama-cpp-2` is not used: its contexts borrow the
 //! model, and it lacks the abort callback, thread pools, chat templates and llama.cpp's sampler chain.
+//!
+//! Samplers read rows of logits and never a context, so that several choose at once, those with grammars too; tests hold them
+//! to llama.cpp's own, which reads its row in the context.
 
 mod chat;
 mod context;
@@ -27,6 +30,8 @@ pub use error::Error;
 pub use log::init;
 pub use model::{Model, ModelParams};
 pub use mtmd::{Chunk, Piece, Projector};
+#[cfg(test)]
+pub use sampler::Reference;
 pub use sampler::{Grammar, Sampler, SamplerParams, Trigger};
 pub use speculator::{DraftAsk, DraftKind, DraftParams};
 

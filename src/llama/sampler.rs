@@ -1,6 +1,5 @@
 //! llama.cpp's sampler chain.
 
-use super::context::Context;
 use super::error::Error;
 use super::model::Model;
 use super::sys;
@@ -64,31 +63,33 @@ pub struct Trigger {
 
 impl Trigger {
     pub const WORD: i32 = 1;
-    const PATTERN_FULL: i32 = 3;
 
-    /// The grammar holds behind `text`, not with it.
+    /// The grammar holds behind `text`, not with it; only with others of this kind.
     pub fn behind(text: &str) -> Self {
-        let special = |c: char| r"^$\.*+?()[]{}|/".contains(c).then_some('\\');
-        let escaped: String = text.chars().flat_map(|c| special(c).into_iter().chain([c])).collect();
-        Self { kind: Self::PATTERN_FULL, value: format!("[\\s\\S]*?{escaped}([\\s\\S]*)") }
+        Self { kind: sys::HEARTH_TRIGGER_BEHIND.cast_signed(), value: text.to_owned() }
     }
 }
 
-/// A request's chain with its random state.
+/// A request's chain with its random state, and its grammar.
 #[derive(Debug)]
 pub struct Sampler {
     raw: NonNull<sys::hearth_sampler>,
-    has_grammar: bool,
     /// The chain points into the vocabulary.
     _model: Arc<Model>,
 }
 
-// SAFETY: a chain has no thread-local state; it is used by one thread at a time, which `&mut self` ensures.
+// SAFETY: neither a chain nor a grammar has thread-local state, and no two share anything but the vocabulary, which is only
+// read; each is used by one thread at a time, which `&mut self` ensures.
 unsafe impl Send for Sampler {}
 
-impl Sampler {
-    /// Errors: `Invalid` for a value that llama.cpp itself refuses. Source: common_sampler_init, common/sampling.h.
-    pub fn new(model: &Arc<Model>, params: &SamplerParams, grammar: Option<&Grammar>) -> Result<Self, Error> {
+impl SamplerParams {
+    /// Calls `make` with these parameters as the shim reads them, which it copies.
+    fn with_raw<T>(
+        &self,
+        grammar: Option<&Grammar>,
+        make: impl FnOnce(*const sys::hearth_sampler_params) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let params = self;
         let c_texts = |texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<CString>, Error> {
             let texts =
                 texts.map(|text| CString::new(text).map_err(|_| Error::Invalid("a text holds a NUL byte".into())));
@@ -154,28 +155,40 @@ impl Sampler {
             thinking_ends: thinking_ends_raw.as_ptr(),
             n_thinking_ends: thinking_ends_raw.len(),
         };
+        make(&raw const raw_params)
+    }
+}
+
+impl Sampler {
+    /// Errors: `Invalid` for a value that llama.cpp itself refuses. Source: common_sampler_init, common/sampling.h.
+    pub fn new(model: &Arc<Model>, params: &SamplerParams, grammar: Option<&Grammar>) -> Result<Self, Error> {
         let mut raw = std::ptr::null_mut();
-        // SAFETY: every array outlives the call and is described by its length; the shim copies them.
-        sys::call(|err| unsafe { sys::hearth_sampler_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;
+        params.with_raw(grammar, |params| {
+            // SAFETY: every array outlives the call and is described by its length; the shim copies them.
+            sys::call(|err| unsafe { sys::hearth_sampler_new(model.as_ptr(), params, &raw mut raw, err) })
+        })?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no sampler and no error".into()))?;
-        Ok(Self { raw, has_grammar: grammar.is_some(), _model: Arc::clone(model) })
+        Ok(Self { raw, _model: Arc::clone(model) })
     }
 
     /// Shows it tokens of the prompt, which penalties count.
     pub fn accept(&mut self, tokens: &[i32]) -> Result<(), Error> {
         // SAFETY: the array is described by its length.
-        sys::call(|err| unsafe { sys::hearth_sampler_accept(self.raw.as_ptr(), tokens.as_ptr(), tokens.len(), err) })
+        sys::call(|err| unsafe {
+            sys::hearth_sampler_accept(self.raw.as_ptr(), tokens.as_ptr(), tokens.len(), false, err)
+        })
     }
 
-    /// It needs the context to choose, since llama.cpp's grammars look at a row more than once; see `choose`.
-    pub fn has_grammar(&self) -> bool {
-        self.has_grammar
+    /// Shows it a token of the answer that it did not choose. Errors: the grammar doesn't allow it.
+    pub fn follow(&mut self, token: i32) -> Result<(), Error> {
+        // SAFETY: one token.
+        sys::call(|err| unsafe { sys::hearth_sampler_accept(self.raw.as_ptr(), &raw const token, 1, true, err) })
     }
 
-    /// Chooses from a row, of the tokens whose bits are set in the mask, and accepts the choice.
+    /// Chooses from a row, of the tokens whose bits are set in the mask and that the grammar allows, and accepts the choice.
     ///
-    /// Shapes: n_vocab logits; a bit for each in the mask. Errors: `Invalid` with a grammar, a short mask, or one that allows
-    /// no token.
+    /// Shapes: n_vocab logits; a bit for each in the mask. Errors: `Invalid` with a short mask, or where nothing is allowed.
+    /// Source: common_sampler_sample, common/sampling.h.
     pub fn choose(&mut self, row: &[f32], mask: Option<&[u32]>) -> Result<i32, Error> {
         if mask.is_some_and(|mask| mask.len() * 32 < row.len()) {
             return Err(Error::Invalid("the mask is too short".into()));
@@ -188,23 +201,168 @@ impl Sampler {
         })?;
         Ok(token)
     }
-
-    /// Chooses from output row `row` of the context's last decode, and accepts the choice.
-    ///
-    /// Errors: `Assertion` when the row has no logits.
-    pub fn sample(&mut self, context: &mut Context, row: i32) -> Result<i32, Error> {
-        let mut token = 0;
-        // SAFETY: both objects live and are used by this thread only.
-        sys::call(|err| unsafe {
-            sys::hearth_sampler_sample(self.raw.as_ptr(), context.as_ptr(), row, &raw mut token, err)
-        })?;
-        Ok(token)
-    }
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
         // SAFETY: the only owner.
         unsafe { sys::hearth_sampler_free(self.raw.as_ptr()) }
+    }
+}
+
+/// llama.cpp's own sampler of the same parameters, which chooses in the context: what `Sampler` is held to.
+#[cfg(test)]
+pub struct Reference {
+    raw: NonNull<sys::hearth_reference>,
+    _model: Arc<Model>,
+}
+
+#[cfg(test)]
+impl Reference {
+    pub fn new(model: &Arc<Model>, params: &SamplerParams, grammar: Option<&Grammar>) -> Result<Self, Error> {
+        let mut raw = std::ptr::null_mut();
+        params.with_raw(grammar, |params| {
+            // SAFETY: as in `Sampler::new`.
+            sys::call(|err| unsafe { sys::hearth_reference_new(model.as_ptr(), params, &raw mut raw, err) })
+        })?;
+        let raw = NonNull::new(raw).ok_or_else(|| Error::Exception("no sampler and no error".into()))?;
+        Ok(Self { raw, _model: Arc::clone(model) })
+    }
+
+    pub fn accept(&mut self, tokens: &[i32]) -> Result<(), Error> {
+        // SAFETY: the array is described by its length.
+        sys::call(|err| unsafe { sys::hearth_reference_accept(self.raw.as_ptr(), tokens.as_ptr(), tokens.len(), err) })
+    }
+
+    /// Chooses from output row `row` of the context's last decode, and accepts the choice.
+    pub fn sample(&mut self, context: &mut super::Context, row: i32) -> Result<i32, Error> {
+        let mut token = 0;
+        // SAFETY: both objects live and are used by this thread only.
+        sys::call(|err| unsafe {
+            sys::hearth_reference_sample(self.raw.as_ptr(), context.as_ptr(), row, &raw mut token, err)
+        })?;
+        Ok(token)
+    }
+}
+
+#[cfg(test)]
+impl Drop for Reference {
+    fn drop(&mut self) {
+        // SAFETY: the only owner.
+        unsafe { sys::hearth_reference_free(self.raw.as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::speculator::tests::model;
+    use super::*;
+
+    /// Of the demo model.
+    const N_VOCAB: usize = 2048;
+
+    /// Greedy, with a grammar that waits for a text.
+    struct Said {
+        model: Arc<Model>,
+        sampler: Sampler,
+    }
+
+    impl Said {
+        fn new(texts: &[&str], gbnf: &str) -> Self {
+            let params = SamplerParams {
+                seed: 1,
+                min_keep: 0,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                typical_p: 1.0,
+                top_n_sigma: -1.0,
+                xtc_probability: 0.0,
+                xtc_threshold: 0.1,
+                temperature: 0.0,
+                dynatemp_range: 0.0,
+                dynatemp_exponent: 1.0,
+                penalty_last_n: 64,
+                penalty_repeat: 1.0,
+                penalty_frequency: 0.0,
+                penalty_presence: 0.0,
+                dry_multiplier: 0.0,
+                dry_base: 1.75,
+                dry_allowed_length: 2,
+                dry_penalty_last_n: 0,
+                mirostat: 0,
+                mirostat_tau: 5.0,
+                mirostat_eta: 0.1,
+                ignore_eos: false,
+                dry_breakers: Vec::new(),
+                logit_bias: Vec::new(),
+                samplers: vec!["temperature"],
+            };
+            let triggers = texts.iter().map(|text| Trigger::behind(text)).collect();
+            let grammar = Grammar { gbnf: gbnf.to_owned(), triggers, ..Grammar::default() };
+            let model = model("hearth-demo");
+            let sampler = Sampler::new(&model, &params, Some(&grammar)).expect("a sampler");
+            Self { model, sampler }
+        }
+
+        fn tokens(&self, text: &str) -> Vec<i32> {
+            self.model.tokenize(text, false, true).expect("tokens")
+        }
+
+        /// What is chosen where the model would say the one token of `text`.
+        fn say(&mut self, text: &str) -> Result<String, Error> {
+            let tokens = self.tokens(text);
+            assert_eq!(tokens.len(), 1, "{text:?} is one token");
+            let mut row = vec![0.0; N_VOCAB];
+            row[usize::try_from(tokens[0]).expect("an id")] = 9.0;
+            let token = self.sampler.choose(&row, None)?;
+            Ok(String::from_utf8_lossy(&self.model.piece(token)).into_owned())
+        }
+
+        fn holds(&mut self) -> bool {
+            self.say("b").expect("a token").bytes().all(|byte| byte.is_ascii_digit())
+        }
+    }
+
+    #[test]
+    fn a_grammar_holds_behind_the_text_that_it_waits_for() {
+        let mut said = Said::new(&["<end>", "}"], "root ::= [0-9]+");
+        assert!(!said.holds());
+        assert_eq!(said.say("}").expect("a token"), "}");
+        assert!(said.holds());
+        // Of tokens that were forced, and in parts.
+        let mut said = Said::new(&["}", "<end>"], "root ::= [0-9]+");
+        let tokens = said.tokens("a <end <end>");
+        assert!(tokens.len() > 3);
+        for token in tokens {
+            said.sampler.follow(token).expect("any token");
+        }
+        assert!(said.holds());
+    }
+
+    #[test]
+    fn what_stands_in_the_same_token_is_the_grammars_but_for_line_breaks() {
+        let mut said = Said::new(&[">"], "root ::= [0-9]+");
+        assert_eq!(said.say(">\n\n").expect("a token"), ">\n\n");
+        assert!(said.holds());
+        let mut said = Said::new(&["}"], r#"root ::= "}" [0-9]+"#);
+        assert_eq!(said.say("}}").expect("a token"), "}}");
+        assert!(said.holds());
+        assert!(Said::new(&["}"], "root ::= [0-9]+").say("}}").is_err(), "the grammar can't go on");
+    }
+
+    /// A pattern of llama.cpp's would be a call deeper for each of these characters.
+    #[test]
+    fn a_grammar_may_wait_behind_a_long_thought() {
+        let mut said = Said::new(&["<end>"], "root ::= [0-9]+");
+        let thought = said.tokens(&"And then I think of another thing. ".repeat(100));
+        for token in thought.iter().cycle().take(100_000) {
+            said.sampler.follow(*token).expect("any token");
+        }
+        assert!(!said.holds());
+        for token in said.tokens("<end>") {
+            said.sampler.follow(token).expect("any token");
+        }
+        assert!(said.holds());
     }
 }

@@ -199,6 +199,22 @@ fn threads(config: &EngineConfig) -> (u32, u32) {
     (n_threads, config.n_threads_batch.unwrap_or(n_threads))
 }
 
+#[cfg(test)]
+impl LlamaModel {
+    /// What llama.cpp has in place of `sampler`.
+    pub(super) fn reference(
+        &self,
+        params: &SamplingParams,
+        prompt: &[Token],
+        grammar: Option<&Grammar>,
+    ) -> Result<llama::Reference, llama::Error> {
+        let raw = sampler_params(params, i32::try_from(self.n_ctx()).unwrap_or(i32::MAX));
+        let mut reference = llama::Reference::new(&self.model, &raw, grammar)?;
+        reference.accept(prompt)?;
+        Ok(reference)
+    }
+}
+
 impl Model for LlamaModel {
     type Sampler = llama::Sampler;
     type Context = LlamaContext;

@@ -1,7 +1,8 @@
-//! A context of llama.cpp: decodes rows, hands out logits, samples under masks.
+//! A context of llama.cpp: decodes rows, hands out logits, chooses tokens: for all slots at once, on the threads of a decode,
+//! under masks and llama.cpp's grammars alike.
 
 use super::projector;
-use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token, allows};
+use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
 use crate::engine::logprobs;
 use crate::llama::{self, Batch, Decoded, EmbeddingRows};
 use std::time::{Duration, Instant};
@@ -150,47 +151,12 @@ impl Context for LlamaContext {
         self.context.logits(place)
     }
 
-    fn sample(&mut self, row: usize, sampler: &mut llama::Sampler, mask: Option<&[u32]>) -> Result<Token, String> {
-        let place = self.place(row);
-        let Some(mask) = mask else {
-            return sampler.sample(&mut self.context, place).map_err(|error| error.to_string());
-        };
-        let logits = self.context.logits_mut(place).ok_or("the row has no logits")?;
-        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
-        let (mut best, mut best_logit) = (None, f32::NEG_INFINITY);
-        for (chunk, word) in logits.chunks_mut(32).zip(mask.iter().chain(std::iter::repeat(&0))) {
-            if *word == 0 {
-                chunk.fill(f32::NEG_INFINITY);
-                continue;
-            }
-            for (bit, logit) in chunk.iter_mut().enumerate() {
-                if word >> bit & 1 == 0 {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        for (token, logit) in logits.iter().enumerate().filter(|(token, _)| mask[token / 32] >> (token % 32) & 1 == 1) {
-            if best.is_none() || *logit > best_logit {
-                (best, best_logit) = (Token::try_from(token).ok(), *logit);
-            }
-        }
-        let token = sampler.sample(&mut self.context, place).map_err(|error| error.to_string())?;
-        if allows(mask, token) {
-            return Ok(token);
-        }
-        best.ok_or_else(|| "the constraint allows no token".into())
-    }
-
     fn choose(&mut self, picks: &mut [Pick<'_, llama::Sampler>]) {
-        let (alone, together): (Vec<_>, Vec<_>) = picks.iter_mut().partition(|pick| pick.sampler.has_grammar());
-        alone.into_iter().for_each(|pick| pick.run_with(self));
-        let places: Vec<i32> = together
-            .iter()
-            .flat_map(|pick| (pick.row..=pick.row + pick.draft.len()).map(|row| self.place(row)))
-            .collect();
+        let places: Vec<i32> =
+            picks.iter().flat_map(|pick| (pick.row..=pick.row + pick.draft.len()).map(|row| self.place(row))).collect();
         let (rows, mut team) = self.context.rows(places.into_iter());
         let (mut rows, mut jobs) = (rows.as_slice(), Vec::new());
-        for pick in together {
+        for pick in picks {
             let (own, others) = rows.split_at(pick.draft.len() + 1);
             rows = others;
             jobs.push((pick, own, Duration::ZERO));
@@ -216,7 +182,7 @@ impl Context for LlamaContext {
     }
 
     fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
-        sampler.accept(&[token]).map_err(|error| error.to_string())
+        sampler.follow(token).map_err(|error| error.to_string())
     }
 
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
@@ -304,7 +270,7 @@ impl Context for LlamaContext {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Model as _, llama::LlamaModel};
+    use super::super::{Grammar, Model as _, Trigger, llama::LlamaModel};
     use super::*;
     use crate::chat::{Mirostat, SamplingParams};
     use crate::engine::EngineConfig;
@@ -326,52 +292,154 @@ mod tests {
         }
     }
 
-    /// Slots that choose at once choose what each chooses alone, with masks, drafts and log-probabilities.
-    #[test]
-    fn slots_that_choose_together_choose_what_each_would_alone() {
+    fn loaded(n_threads: u32) -> (Arc<LlamaModel>, LlamaContext) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories260K.gguf");
         let mut config = EngineConfig::new(ModelSource::Gguf(path.clone()));
-        (config.n_threads, config.n_slots, config.n_ctx) = (Some(1), N_SLOTS, Some(512));
+        (config.n_threads, config.n_slots, config.n_ctx) = (Some(n_threads), N_SLOTS, Some(512));
         let model = Arc::new(LlamaModel::load(&path, &config, |_| {}).expect("a model"));
-        let mut context = model.context(&config, Arc::new(|| false)).expect("a context");
-        let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
-        for kind in 0..6 {
-            let samplers = || -> Vec<llama::Sampler> {
-                let sampler = |slot| model.sampler(&sampling(slot, kind), &[1, 60, 61], None).expect("a sampler");
-                (0..N_SLOTS).map(sampler).collect()
-            };
-            let (mut alone, mut together) = (samplers(), samplers());
-            for step in 0..20 {
-                let row =
-                    |slot: u32| Row { token: (60 + slot * 9 + step).cast_signed(), pos: step, seq: slot, output: true };
-                context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
-                let mask = |slot: usize| (slot % 4 == 1).then_some(mask.as_slice());
-                let bias = [(300, 4.0)];
-                let top = |slot: usize| (slot % 4 < 2).then_some((3, bias.as_slice()));
-                // First, since masks change rows where samplers look into the context.
-                let drafts: Vec<Vec<Token>> = (0..N_SLOTS).map(|slot| vec![300; (slot == 2).into()]).collect();
-                let mut picks: Vec<_> = (together.iter_mut().enumerate())
-                    .map(|(slot, sampler)| Pick {
-                        row: slot,
-                        draft: &drafts[slot],
-                        sampler,
-                        mask: mask(slot),
-                        top: top(slot),
-                        chosen: Vec::new(),
-                    })
-                    .collect();
-                context.choose(&mut picks);
-                let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
-                for (slot, sampler) in alone.iter_mut().enumerate().rev() {
-                    let draft = &drafts[slot];
-                    let (mask, top) = (mask(slot), top(slot));
-                    let mut pick = Pick { row: slot, draft, sampler, mask, top, chosen: Vec::new() };
-                    pick.run_with(&mut context);
-                    assert!(pick.chosen.iter().all(Result::is_ok), "{:?}", pick.chosen);
-                    assert_eq!(pick.chosen, chosen[slot], "kind {kind}, step {step}, slot {slot}");
-                }
+        let context = model.context(&config, Arc::new(|| false)).expect("a context");
+        (model, context)
+    }
+
+    /// Chooses as llama.cpp's own sampler does, in the context.
+    fn sample(
+        context: &mut LlamaContext,
+        row: usize,
+        theirs: &mut llama::Reference,
+        mask: Option<&[u32]>,
+    ) -> Result<Token, String> {
+        let raw = context.logits(row).expect("a row").to_vec();
+        let place = context.place(row);
+        for (token, logit) in context.context.logits_mut(place).expect("a row").iter_mut().enumerate() {
+            if mask.is_some_and(|mask| mask[token / 32] >> (token % 32) & 1 == 0) {
+                *logit = f32::NEG_INFINITY;
             }
-            (0..N_SLOTS).for_each(|slot| _ = context.forget(slot, 0));
         }
+        let token = theirs.sample(&mut context.context, place).map_err(|error| error.to_string());
+        context.context.logits_mut(place).expect("a row").copy_from_slice(&raw);
+        token
+    }
+
+    /// Slots that choose together, on all threads, choose what llama.cpp's own sampler chooses for each, with masks, drafts
+    /// and log-probabilities. Answers what each slot said behind the first token.
+    fn choose_both_ways(
+        (model, context): (&LlamaModel, &mut LlamaContext),
+        (kind, n_steps): (u32, u32),
+        grammar: impl Fn(u32) -> Option<Grammar>,
+        mask: &[u32],
+    ) -> Vec<Vec<Token>> {
+        let prompt = [1, 60, 61];
+        let sampler = |slot| model.sampler(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
+        let theirs = |slot| model.reference(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
+        let mut samplers: Vec<_> = (0..N_SLOTS).map(sampler).collect();
+        let mut references: Vec<_> = (0..N_SLOTS).map(theirs).collect();
+        let mut last: Vec<Token> = (0..N_SLOTS).map(|slot| (60 + slot * 9).cast_signed()).collect();
+        let mut said = vec![Vec::new(); N_SLOTS as usize];
+        for pos in 0..n_steps {
+            let row = |seq: u32| Row { token: last[seq as usize], pos, seq, output: true };
+            context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
+            let mask = |slot: usize| (slot % 4 == 1).then_some(mask);
+            let bias = [(300, 4.0)];
+            let top = |slot: usize| (slot % 4 < 2).then_some((3, bias.as_slice()));
+            let drafts: Vec<Vec<Token>> = (0..N_SLOTS).map(|slot| vec![300; (slot == 2).into()]).collect();
+            let mut picks: Vec<_> = (samplers.iter_mut().zip(&drafts).enumerate())
+                .map(|(row, (sampler, draft))| {
+                    let (mask, top) = (mask(row), top(row));
+                    Pick { row, draft, sampler, mask, top, chosen: Vec::new() }
+                })
+                .collect();
+            // Whatever they took before, all threads are asked.
+            context.per_pick = Duration::from_secs(1);
+            context.choose(&mut picks);
+            let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
+            for (row, theirs) in references.iter_mut().enumerate() {
+                let (draft, mask, top) = (&drafts[row], mask(row), top(row));
+                let mut pick = Pick { row, draft, sampler: theirs, mask, top, chosen: Vec::new() };
+                pick.run(|at, theirs| {
+                    let token = sample(context, row + at, theirs, mask)?;
+                    let told =
+                        top.map(|(k, bias)| logprobs::of_row(context.logits(row + at).expect("a row"), bias, token, k));
+                    Ok(Chosen { token, told })
+                });
+                assert!(pick.chosen.iter().all(Result::is_ok), "{:?}", pick.chosen);
+                assert_eq!(chosen[row], pick.chosen, "kind {kind}, step {pos}, slot {row}");
+                let tokens = chosen[row].iter().flatten().map(|chosen| chosen.token);
+                said[row].extend(tokens);
+                last[row] = *said[row].last().expect("a token");
+            }
+        }
+        (0..N_SLOTS).for_each(|slot| _ = context.forget(slot, 0));
+        said
+    }
+
+    #[test]
+    fn slots_that_choose_together_choose_what_each_would_alone() {
+        let (model, mut context) = loaded(1);
+        let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
+        (0..6).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
+    }
+
+    /// Grammars that hold from the first token on, from a word on, from a token on, and from a word on outside of thinking.
+    fn grammars(model: &LlamaModel) -> [Grammar; 4] {
+        let trigger = |text: &str| vec![Trigger { kind: Trigger::WORD, value: text.into() }];
+        let gbnf = |first: &str| format!(r"root ::= {first} [^0-9]{{0,12}} ([0-9]{{1,3}} [a-e ]{{1,4}})*");
+        let strict = Grammar { gbnf: gbnf(r#"("a" | "the") " ""#), ..Grammar::default() };
+        let by_word = Grammar { gbnf: gbnf(r#""e""#), triggers: trigger("e"), ..Grammar::default() };
+        let preserved = model.tokenize("was", false, true).expect("tokens");
+        assert_eq!(preserved.len(), 1, "else it is no token that triggers");
+        let by_token =
+            Grammar { gbnf: gbnf(r#"" "? "was""#), triggers: trigger("was"), preserved, ..Grammar::default() };
+        let outside = Grammar {
+            generation_prompt: "he".into(),
+            thinking_start: "he".into(),
+            thinking_ends: vec!["to".into(), "a".into()],
+            ..by_word.clone()
+        };
+        [strict, by_word, by_token, outside]
+    }
+
+    /// All tokens but every seventh.
+    fn most() -> Vec<u32> {
+        let word = |word: u32| (0..32).filter(|bit| !(word * 32 + bit).is_multiple_of(7)).map(|bit| 1 << bit).sum();
+        (0..16).map(word).collect()
+    }
+
+    #[test]
+    fn grammars_choose_what_llama_cpp_chooses() {
+        let (model, mut context) = loaded(1);
+        for (which, grammar) in grammars(&model).iter().enumerate() {
+            let run = |kind| choose_both_ways((&model, &mut context), (kind, 32), |_| Some(grammar.clone()), &most());
+            let said: Vec<Vec<Token>> = [0, 2, 5].into_iter().flat_map(run).collect();
+            let is_number = |token: &Token| model.piece(*token).iter().any(u8::is_ascii_digit);
+            let n_held = said.iter().filter(|said| said.iter().any(is_number)).count();
+            assert!(n_held > 2, "stories have no numbers: grammar {which} held in {n_held} of {}", said.len());
+        }
+    }
+
+    #[test]
+    fn grammars_of_several_slots_choose_on_several_threads() {
+        let (model, mut context) = loaded(2);
+        let grammars = grammars(&model);
+        let grammar = |slot: u32| grammars.get(slot as usize % 5).cloned();
+        _ = choose_both_ways((&model, &mut context), (0, 24), grammar, &most());
+    }
+
+    #[test]
+    fn a_mask_and_a_grammar_that_leave_nothing_are_an_error() {
+        let (model, mut context) = loaded(1);
+        let grammar = Grammar { gbnf: "root ::= [0-9]+".into(), ..Grammar::default() };
+        let mut sampler = model.sampler(&sampling(0, 0), &[1], Some(&grammar)).expect("a sampler");
+        context.decode(&[Row { token: 1, pos: 0, seq: 0, output: true }]).expect("a decode");
+        let is_letter = |token: usize| model.piece(signed(token)).iter().all(u8::is_ascii_alphabetic);
+        let mask: Vec<u32> =
+            (0..16).map(|word| (0..32).filter(|bit| is_letter(word * 32 + bit)).map(|bit| 1 << bit).sum()).collect();
+        let mut pick = |mask| {
+            let mut pick = Pick { row: 0, draft: &[], sampler: &mut sampler, mask, top: None, chosen: Vec::new() };
+            context.choose(std::slice::from_mut(&mut pick));
+            pick.chosen.remove(0)
+        };
+        assert!(pick(Some(mask.as_slice())).is_err_and(|error| error.contains("allows no token")));
+        let token = pick(None).expect("a number").token;
+        assert!(model.piece(token).iter().all(u8::is_ascii_digit));
     }
 }

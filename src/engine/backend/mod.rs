@@ -354,19 +354,11 @@ pub trait Context {
     /// The logits of row `row` of the last decode; it must have been an output row.
     fn logits(&mut self, row: usize) -> Option<&[f32]>;
 
-    /// Chooses the next token from row `row` of the last decode and tells the sampler so. With a mask, only tokens whose
-    /// bit is set (see `Gate::mask`) may be chosen; the row's logits are then changed.
-    fn sample(&mut self, row: usize, sampler: &mut Self::Sampler, mask: Option<&[u32]>) -> Result<Token, String>;
+    /// Chooses for several slots at once from rows of the last decode, each with its own sampler, which is told, and fills
+    /// `chosen`. With a mask, only tokens whose bit is set (see `Gate::mask`) may be chosen.
+    fn choose(&mut self, picks: &mut [Pick<'_, Self::Sampler>]);
 
-    /// Chooses for several slots at once, each as `sample` would and with its own sampler, and fills `chosen`.
-    fn choose(&mut self, picks: &mut [Pick<'_, Self::Sampler>])
-    where
-        Self: Sized,
-    {
-        picks.iter_mut().for_each(|pick| pick.run_with(self));
-    }
-
-    /// Tells the sampler of a token that it did not choose.
+    /// Tells the sampler of a token of the answer that it did not choose.
     fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;
 
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.

@@ -1,7 +1,6 @@
 //! Tokens chosen for the slots of a step.
 
-use super::{Context, Token, allows};
-use crate::engine::logprobs;
+use super::{Token, allows};
 
 /// What a slot chooses from: a row of the last decode, and those of the draft behind it.
 pub struct Pick<'a, S> {
@@ -36,26 +35,5 @@ impl<S> Pick<'_, S> {
                 return;
             }
         }
-    }
-
-    /// As `run`, with the context that computed the rows.
-    pub fn run_with<C: Context<Sampler = S>>(&mut self, context: &mut C) {
-        let (row, mask, top) = (self.row, self.mask, self.top);
-        self.run(|at, sampler| {
-            // The mask changes the row, and log-probabilities are of what the model said.
-            let raw = match (mask, top) {
-                (Some(_), Some(_)) => context.logits(row + at).map(<[f32]>::to_vec),
-                _ => None,
-            };
-            let token = context.sample(row + at, sampler, mask)?;
-            let told = top.and_then(|(k, bias)| {
-                let logits = match &raw {
-                    Some(raw) => raw.as_slice(),
-                    None => context.logits(row + at)?,
-                };
-                Some(logprobs::of_row(logits, bias, token, k))
-            });
-            Ok(Chosen { token, told })
-        });
     }
 }

@@ -29,13 +29,14 @@
 use super::scripted_calls::{CallParser, calls};
 use super::scripted_encoder::ScriptedEncoder;
 use super::{
-    Calls, Context, DecodeError, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Piece, Reading,
-    Rendered, Row, Tags, Token, allows,
+    Calls, Chosen, Context, DecodeError, Grammar, InfillTokens, Interrupt, MediaRows, Model, PairLayout, Pick, Piece,
+    Reading, Rendered, Row, Tags, Token, allows,
 };
 use crate::chat::{ChatPrompt, ReasoningFormat, SamplingParams, Tool, ToolChoice};
 use crate::engine::config::{EngineConfig, ScriptedConfig};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
+use crate::engine::logprobs;
 use crate::engine::media::Bitmap;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -411,6 +412,23 @@ pub(super) fn wait(interrupt: &Interrupt, time: Duration) -> Result<(), DecodeEr
     }
 }
 
+impl ScriptedContext {
+    /// The next token of the script behind row `row` of the last decode.
+    fn sample(&self, row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
+        let (seq, pos) = *self.last.get(row).ok_or("there is no such row; this is a bug")?;
+        let held = self.held.get(&seq).into_iter().flatten();
+        sampler.look(held.take(pos as usize + 1).map(|(_, token)| *token));
+        if matches!(sampler.answer, Answer::Crash) {
+            // In a child process this is what a crash in C++ looks like from outside.
+            std::process::abort();
+        }
+        match mask {
+            None => Ok(sampler.next()),
+            Some(mask) => sampler.next_of(mask).ok_or_else(|| "the constraint allows no token".into()),
+        }
+    }
+}
+
 impl Context for ScriptedContext {
     type Sampler = Script;
 
@@ -469,17 +487,14 @@ impl Context for ScriptedContext {
         Some(&self.logits)
     }
 
-    fn sample(&mut self, row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
-        let (seq, pos) = *self.last.get(row).ok_or("there is no such row; this is a bug")?;
-        let held = self.held.get(&seq).into_iter().flatten();
-        sampler.look(held.take(pos as usize + 1).map(|(_, token)| *token));
-        if matches!(sampler.answer, Answer::Crash) {
-            // In a child process this is what a crash in C++ looks like from outside.
-            std::process::abort();
-        }
-        match mask {
-            None => Ok(sampler.next()),
-            Some(mask) => sampler.next_of(mask).ok_or_else(|| "the constraint allows no token".into()),
+    fn choose(&mut self, picks: &mut [Pick<'_, Script>]) {
+        for pick in picks {
+            let (row, mask, top) = (pick.row, pick.mask, pick.top);
+            pick.run(|at, sampler| {
+                let token = self.sample(row + at, sampler, mask)?;
+                let told = top.map(|(k, bias)| logprobs::of_row(&self.logits, bias, token, k));
+                Ok(Chosen { token, told })
+            });
         }
     }
 

@@ -4,12 +4,9 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "log.h"
-#include "sampling.h"
-#include "top_k.h"
 
 #include <dlfcn.h>
 
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -35,83 +32,7 @@ template <class F> F cpu_proc(const char * name) {
     return proc;
 }
 
-// The same rules as llama-server's: a word that is one token of the format triggers as that token.
-void set_grammar(common_params_sampling & p, const hearth_sampler_params * params, const llama_vocab * vocab) {
-    if (!params->grammar) {
-        return;
-    }
-    p.grammar = { COMMON_GRAMMAR_TYPE_TOOL_CALLS, params->grammar };
-    p.grammar_lazy = params->n_triggers > 0;
-    p.preserved_tokens.insert(params->preserved, params->preserved + params->n_preserved);
-    for (size_t i = 0; i < params->n_triggers; ++i) {
-        common_grammar_trigger trigger;
-        trigger.type = static_cast<common_grammar_trigger_type>(params->triggers[i].kind);
-        trigger.value = params->triggers[i].value;
-        if (trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD) {
-            const auto tokens = common_tokenize(vocab, trigger.value, false, true);
-            if (tokens.size() == 1 && p.preserved_tokens.count(tokens[0])) {
-                trigger.type = COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN;
-                trigger.token = tokens[0];
-            }
-        }
-        p.grammar_triggers.push_back(trigger);
-    }
-    if (p.grammar_lazy) {
-        // What looks like a call while the model thinks is none.
-        p.generation_prompt = params->generation_prompt;
-        p.reasoning_budget_start = common_tokenize(vocab, params->thinking_start, false, true);
-        for (size_t i = 0; i < params->n_thinking_ends; ++i) {
-            p.reasoning_budget_end.push_back(common_tokenize(vocab, params->thinking_ends[i], false, true));
-        }
-    }
-}
-
 } // namespace
-
-namespace {
-
-// How many candidates the first step of the chain that does anything keeps, where that is top-k; else 0. Steps that do
-// nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
-size_t best_first(const common_params_sampling & p, const llama_vocab * vocab) {
-    int32_t n_suppressed = 0;
-    llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
-    if (p.mirostat != 0 || !p.logit_bias.empty() || n_suppressed > 0) {
-        return 0;
-    }
-    for (const common_sampler_type kind : p.samplers) {
-        switch (kind) {
-            case COMMON_SAMPLER_TYPE_TOP_K:
-                return p.top_k > 0 ? p.top_k : 0;
-            case COMMON_SAMPLER_TYPE_PENALTIES:
-                if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
-                    continue;
-                }
-                return 0;
-            case COMMON_SAMPLER_TYPE_DRY:
-                if (p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0) {
-                    continue;
-                }
-                return 0;
-            case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
-                if (p.top_n_sigma <= 0) {
-                    continue;
-                }
-                return 0;
-            default:
-                return 0;
-        }
-    }
-    return 0;
-}
-
-} // namespace
-
-struct hearth_sampler {
-    common_params_sampling params;
-    common_sampler_ptr ptr;
-    // The first step of the chain keeps so many of the best candidates; 0: it does something else.
-    size_t n_best = 0;
-};
 
 struct hearth_pool {
     ggml_threadpool_t decode = nullptr;
@@ -391,115 +312,6 @@ int32_t hearth_tokenize(const llama_vocab * vocab, const char * text, size_t len
             throw std::invalid_argument("the text has too many tokens");
         }
         *n = static_cast<size_t>(count < 0 ? -count : count);
-    });
-}
-
-int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_params * params, hearth_sampler ** out,
-                           char ** err) {
-    return guard(err, [&] {
-        const llama_vocab * vocab = llama_model_get_vocab(model);
-        auto s = std::make_unique<hearth_sampler>();
-        common_params_sampling & p = s->params;
-        p.seed = params->seed;
-        p.min_keep = params->min_keep;
-        p.top_k = params->top_k;
-        p.top_p = params->top_p;
-        p.min_p = params->min_p;
-        p.typ_p = params->typical_p;
-        p.top_n_sigma = params->top_n_sigma;
-        p.xtc_probability = params->xtc_probability;
-        p.xtc_threshold = params->xtc_threshold;
-        p.temp = params->temperature;
-        p.dynatemp_range = params->dynatemp_range;
-        p.dynatemp_exponent = params->dynatemp_exponent;
-        p.penalty_last_n = params->penalty_last_n;
-        p.penalty_repeat = params->penalty_repeat;
-        p.penalty_freq = params->penalty_frequency;
-        p.penalty_present = params->penalty_presence;
-        p.dry_multiplier = params->dry_multiplier;
-        p.dry_base = params->dry_base;
-        p.dry_allowed_length = params->dry_allowed_length;
-        p.dry_penalty_last_n = params->dry_penalty_last_n;
-        p.mirostat = params->mirostat;
-        p.mirostat_tau = params->mirostat_tau;
-        p.mirostat_eta = params->mirostat_eta;
-        p.ignore_eos = params->ignore_eos;
-        p.no_perf = true;
-        p.dry_sequence_breakers.assign(params->dry_breakers, params->dry_breakers + params->n_dry_breakers);
-        p.samplers = common_sampler_types_from_names(
-            std::vector<std::string>(params->samplers, params->samplers + params->n_samplers));
-        p.logit_bias.assign(params->logit_bias, params->logit_bias + params->n_logit_bias);
-        if (p.ignore_eos) {
-            for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
-                if (llama_vocab_is_eog(vocab, id)) {
-                    p.logit_bias.push_back({ id, -INFINITY });
-                }
-            }
-        }
-        set_grammar(p, params, vocab);
-        s->n_best = best_first(p, vocab);
-        s->ptr.reset(common_sampler_init(model, p));
-        if (!s->ptr) {
-            throw std::runtime_error("no sampler could be made");
-        }
-        *out = s.release();
-    });
-}
-
-void hearth_sampler_free(hearth_sampler * sampler) {
-    delete sampler;
-}
-
-int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, char ** err) {
-    return guard(err, [&] {
-        for (size_t i = 0; i < n; ++i) {
-            common_sampler_accept(sampler->ptr.get(), tokens[i], false);
-        }
-    });
-}
-
-int32_t hearth_sampler_sample(hearth_sampler * sampler, llama_context * ctx, int32_t row, llama_token * token, char ** err) {
-    return guard(err, [&] {
-        *token = common_sampler_sample(sampler->ptr.get(), ctx, row);
-        common_sampler_accept(sampler->ptr.get(), *token, true);
-    });
-}
-
-int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, size_t n, const uint32_t * mask, llama_token * token,
-                              char ** err) {
-    return guard(err, [&] {
-        if (sampler->params.grammar.grammar.size() > 0 || sampler->params.grammar_lazy) {
-            throw std::invalid_argument("a sampler with a grammar reads its row in the context");
-        }
-        // What common_sampler_sample does without a grammar. One for all samplers of a thread: it stays in the cache.
-        static thread_local std::vector<llama_token_data> kept;
-        kept.resize(std::max(n, kept.size()));
-        llama_token_data * candidates = kept.data();
-        const bool is_short = !mask && sampler->n_best > 0 && hearth::top_k(logits, n, sampler->n_best, candidates);
-        size_t n_candidates = mask ? 0 : is_short ? sampler->n_best : n;
-        for (size_t id = 0; !mask && !is_short && id < n; ++id) {
-            candidates[id] = { static_cast<llama_token>(id), logits[id], 0.0f };
-        }
-        for (size_t first = 0; mask && first < n; first += 32) {
-            for (uint32_t word = mask[first / 32], at = 0; word != 0; word >>= 1, ++at) {
-                if ((word & 1) && first + at < n) {
-                    candidates[n_candidates++] = { static_cast<llama_token>(first + at), logits[first + at], 0.0f };
-                }
-            }
-        }
-        if (n_candidates == 0) {
-            throw std::invalid_argument("the constraint allows no token");
-        }
-        // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
-        const auto worse = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
-        const llama_token best = mask ? std::max_element(candidates, candidates + n_candidates, worse)->id : LLAMA_TOKEN_NULL;
-        llama_token_data_array rest = { candidates, n_candidates, -1, false };
-        llama_sampler_apply(common_sampler_get(sampler->ptr.get()), &rest);
-        if (rest.selected < 0 && !mask) {
-            throw std::runtime_error("the chain chose no token");
-        }
-        *token = rest.selected < 0 ? best : rest.data[rest.selected].id;
-        common_sampler_accept(sampler->ptr.get(), *token, true);
     });
 }
 

@@ -182,7 +182,10 @@ void hearth_parser_free(hearth_parser * parser);
 int32_t hearth_parser_parse(const hearth_parser * parser, const char * text, size_t len, bool is_partial, char ** json,
                             char ** err);
 
-// enum common_grammar_trigger_type (1 word, 2 pattern, 3 pattern of the whole text) and its text.
+// A grammar that waits for a text, and holds behind it; not together with llama.cpp's own kinds.
+#define HEARTH_TRIGGER_BEHIND 4
+
+// HEARTH_TRIGGER_BEHIND or enum common_grammar_trigger_type (1 word, 2 pattern, 3 pattern of the whole text), and its text.
 typedef struct hearth_trigger {
     int32_t kind;
     const char * value;
@@ -234,15 +237,22 @@ typedef struct hearth_sampler_params {
 int32_t hearth_sampler_new(const struct llama_model * model, const hearth_sampler_params * params, hearth_sampler ** out,
                            char ** err);
 void hearth_sampler_free(hearth_sampler * sampler);
-// Shows the sampler tokens that it did not choose (the prompt).
-int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, char ** err);
-// Chooses a token from output row `row` of the last decode and accepts it.
-int32_t hearth_sampler_sample(hearth_sampler * sampler, struct llama_context * ctx, int32_t row, llama_token * token,
-                              char ** err);
-// As hearth_sampler_sample, from a row of `n` logits, of the tokens whose bits are set in `mask` (NULL: of all). Touches no
-// context, so samplers may do so at once, each on a thread. HEARTH_INVALID: it has a grammar, or the mask allows nothing.
+// Shows the sampler tokens that it did not choose: of the prompt, or of the answer, which the grammar is about.
+int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, bool is_answer, char ** err);
+// Chooses from a row of `n` logits, of the tokens whose bits are set in `mask` (NULL: of all), and accepts the choice. Touches no
+// context, so samplers may do so at once, each on a thread. HEARTH_INVALID: the mask allows nothing, or nothing that the grammar
+// does.
 int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, size_t n, const uint32_t * mask, llama_token * token,
                               char ** err);
+
+// llama.cpp's own sampler of the same parameters, which reads its row in the context: what tests hold the other one to.
+typedef struct hearth_reference hearth_reference;
+int32_t hearth_reference_new(const struct llama_model * model, const hearth_sampler_params * params, hearth_reference ** out,
+                             char ** err);
+void hearth_reference_free(hearth_reference * reference);
+int32_t hearth_reference_accept(hearth_reference * reference, const llama_token * tokens, size_t n, char ** err);
+int32_t hearth_reference_sample(hearth_reference * reference, struct llama_context * ctx, int32_t row, llama_token * token,
+                                char ** err);
 
 // Images and sound: a projector turns them into rows of embeddings (mtmd). Chunks are mtmd's own; plain getters on them are
 // called in mtmd.h directly.

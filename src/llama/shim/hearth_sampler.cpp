@@ -1,0 +1,394 @@
+// A request's sampler: llama.cpp's chain, and its grammar where there is one, on a row of logits instead of a context.
+//
+// common_sampler does the same, but looks at a row a second time when the grammar refuses what the chain chose, and does so in
+// the context, which belongs to one thread. So the grammar is held here, and common_sampler has the chain alone.
+#include "guard.h"
+#include "sampling_params.h"
+#include "top_k.h"
+
+#include "llama-cpp.h"
+#include "reasoning-budget.h"
+#include "sampling.h"
+
+#include <algorithm>
+#include <cctype>
+#include <climits>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+using namespace hearth;
+
+struct hearth_sampler {
+    const llama_vocab * vocab = nullptr;
+    common_params_sampling params;
+    common_sampler_ptr ptr; // the chain
+    size_t n_best = 0; // its first step keeps so many of the best candidates; 0: it does something else
+    llama_sampler_ptr grammar;
+    // The grammar holds behind the first of these texts; empty: it knows itself when it does.
+    std::vector<std::string> awaited;
+    std::string tail; // of what was said: less than the longest of them
+    llama_sampler_ptr thinking; // follows where the model thinks, and forces nothing: a lazy grammar holds outside of it only
+
+    bool grammar_holds() const {
+        if (!grammar || !awaited.empty()) {
+            return false;
+        }
+        if (!thinking) {
+            return true;
+        }
+        const auto state = common_reasoning_budget_get_state(thinking.get());
+        return state == REASONING_BUDGET_IDLE || state == REASONING_BUDGET_DONE;
+    }
+};
+
+namespace hearth {
+
+common_params_sampling sampling_params(const hearth_sampler_params * params, const llama_vocab * vocab) {
+    common_params_sampling p;
+    p.seed = params->seed;
+    p.min_keep = params->min_keep;
+    p.top_k = params->top_k;
+    p.top_p = params->top_p;
+    p.min_p = params->min_p;
+    p.typ_p = params->typical_p;
+    p.top_n_sigma = params->top_n_sigma;
+    p.xtc_probability = params->xtc_probability;
+    p.xtc_threshold = params->xtc_threshold;
+    p.temp = params->temperature;
+    p.dynatemp_range = params->dynatemp_range;
+    p.dynatemp_exponent = params->dynatemp_exponent;
+    p.penalty_last_n = params->penalty_last_n;
+    p.penalty_repeat = params->penalty_repeat;
+    p.penalty_freq = params->penalty_frequency;
+    p.penalty_present = params->penalty_presence;
+    p.dry_multiplier = params->dry_multiplier;
+    p.dry_base = params->dry_base;
+    p.dry_allowed_length = params->dry_allowed_length;
+    p.dry_penalty_last_n = params->dry_penalty_last_n;
+    p.mirostat = params->mirostat;
+    p.mirostat_tau = params->mirostat_tau;
+    p.mirostat_eta = params->mirostat_eta;
+    p.ignore_eos = params->ignore_eos;
+    p.no_perf = true;
+    p.dry_sequence_breakers.assign(params->dry_breakers, params->dry_breakers + params->n_dry_breakers);
+    p.samplers = common_sampler_types_from_names(
+        std::vector<std::string>(params->samplers, params->samplers + params->n_samplers));
+    p.logit_bias.assign(params->logit_bias, params->logit_bias + params->n_logit_bias);
+    if (p.ignore_eos) {
+        for (llama_token id = 0; id < llama_vocab_n_tokens(vocab); ++id) {
+            if (llama_vocab_is_eog(vocab, id)) {
+                p.logit_bias.push_back({ id, -INFINITY });
+            }
+        }
+    }
+    if (!params->grammar) {
+        return p;
+    }
+    p.grammar = { COMMON_GRAMMAR_TYPE_TOOL_CALLS, params->grammar };
+    p.preserved_tokens.insert(params->preserved, params->preserved + params->n_preserved);
+    for (size_t i = 0; i < params->n_triggers; ++i) {
+        if (params->triggers[i].kind == HEARTH_TRIGGER_BEHIND) {
+            continue; // hearth's own
+        }
+        common_grammar_trigger trigger;
+        trigger.type = static_cast<common_grammar_trigger_type>(params->triggers[i].kind);
+        trigger.value = params->triggers[i].value;
+        if (trigger.type == COMMON_GRAMMAR_TRIGGER_TYPE_WORD) {
+            // A word that is one token of the format triggers as that token.
+            const auto tokens = common_tokenize(vocab, trigger.value, false, true);
+            if (tokens.size() == 1 && p.preserved_tokens.count(tokens[0])) {
+                trigger.type = COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN;
+                trigger.token = tokens[0];
+            }
+        }
+        p.grammar_triggers.push_back(trigger);
+    }
+    p.grammar_lazy = !p.grammar_triggers.empty();
+    if (p.grammar_lazy) {
+        // What looks like a call while the model thinks is none.
+        p.generation_prompt = params->generation_prompt;
+        p.reasoning_budget_start = common_tokenize(vocab, params->thinking_start, false, true);
+        for (size_t i = 0; i < params->n_thinking_ends; ++i) {
+            p.reasoning_budget_end.push_back(common_tokenize(vocab, params->thinking_ends[i], false, true));
+        }
+    }
+    return p;
+}
+
+} // namespace hearth
+
+namespace {
+
+// How many candidates the first step of the chain that does anything keeps, where that is top-k; else 0. Steps that do
+// nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
+size_t best_first(const common_params_sampling & p, const llama_vocab * vocab) {
+    int32_t n_suppressed = 0;
+    llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+    if (p.mirostat != 0 || !p.logit_bias.empty() || n_suppressed > 0) {
+        return 0;
+    }
+    for (const common_sampler_type kind : p.samplers) {
+        switch (kind) {
+            case COMMON_SAMPLER_TYPE_TOP_K:
+                return p.top_k > 0 ? p.top_k : 0;
+            case COMMON_SAMPLER_TYPE_PENALTIES:
+                if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_DRY:
+                if (p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
+                if (p.top_n_sigma <= 0) {
+                    continue;
+                }
+                return 0;
+            default:
+                return 0;
+        }
+    }
+    return 0;
+}
+
+// NULL where there is none.
+llama_sampler * new_grammar(const common_params_sampling & p, const llama_vocab * vocab) {
+    const std::string & text = common_grammar_value(p.grammar);
+    if (text.empty()) {
+        return nullptr;
+    }
+    std::vector<std::string> patterns;
+    std::vector<llama_token> tokens;
+    for (const auto & trigger : p.grammar_triggers) {
+        switch (trigger.type) {
+            case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:
+                tokens.push_back(trigger.token);
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:
+                patterns.push_back(regex_escape(trigger.value));
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:
+                patterns.push_back(trigger.value);
+                break;
+            case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL: {
+                const std::string & whole = trigger.value;
+                const bool begins = !whole.empty() && whole.front() == '^';
+                const bool ends = !whole.empty() && whole.back() == '$';
+                patterns.push_back((begins ? "" : "^") + whole + (ends ? "" : "$"));
+                break;
+            }
+            default:
+                throw std::invalid_argument("a trigger of a kind that doesn't exist");
+        }
+    }
+    std::vector<const char *> texts;
+    for (const auto & pattern : patterns) {
+        texts.push_back(pattern.c_str());
+    }
+    llama_sampler * grammar = p.grammar_lazy
+        ? llama_sampler_init_grammar_lazy_patterns(vocab, text.c_str(), "root", texts.data(), texts.size(), tokens.data(), tokens.size())
+        : llama_sampler_init_grammar(vocab, text.c_str(), "root");
+    if (!grammar) {
+        throw std::runtime_error("failed to parse grammar");
+    }
+    return grammar;
+}
+
+// NULL where a grammar holds whether the model thinks or not.
+llama_sampler * new_thinking(const common_params_sampling & p, const llama_vocab * vocab) {
+    if (!p.grammar_lazy || p.reasoning_budget_start.empty() || p.reasoning_budget_end.empty()) {
+        return nullptr;
+    }
+    llama_sampler_ptr thinking(common_reasoning_budget_init(vocab, { p.reasoning_budget_start }, p.reasoning_budget_end, {}, INT_MAX));
+    if (!p.generation_prompt.empty()) {
+        const auto tokens = common_tokenize(vocab, p.generation_prompt, false, true);
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            const std::string piece = common_token_to_piece(vocab, tokens[i], true);
+            // Some tokenizers put a space before the first special token.
+            const bool is_added = i == 0 && !piece.empty() && std::isspace(static_cast<unsigned char>(piece[0]))
+                && !std::isspace(static_cast<unsigned char>(p.generation_prompt[0]));
+            if (!is_added) {
+                llama_sampler_accept(thinking.get(), tokens[i]);
+            }
+        }
+    }
+    return thinking.release();
+}
+
+// Looks for what the grammar waits for. llama.cpp's patterns would read all that was said with each token, one call of a
+// function deeper for each of its characters (a stack of 8 MB ends at some 50,000), and take the whole of it for the grammar's
+// where nothing stands behind the text yet.
+void await(hearth_sampler & s, llama_token token) {
+    const std::string piece = common_token_to_piece(s.vocab, token, true);
+    s.tail += piece;
+    size_t end = std::string::npos, longest = 0;
+    for (const std::string & text : s.awaited) {
+        const size_t at = s.tail.find(text);
+        end = std::min(end, at == std::string::npos ? at : at + text.size());
+        longest = std::max(longest, text.size());
+    }
+    if (end == std::string::npos) {
+        s.tail.erase(0, s.tail.size() - std::min(s.tail.size(), longest - 1));
+        return;
+    }
+    const std::string rest = s.tail.substr(end);
+    s.awaited.clear();
+    s.tail.clear();
+    // Formats have line breaks there.
+    if (rest.find_first_not_of(" \t\r\n") == std::string::npos) {
+        return;
+    }
+    // A grammar takes whole tokens but for the one that triggers it.
+    const std::string pattern = "^[\\s\\S]{" + std::to_string(piece.size() - rest.size()) + "}([\\s\\S]+)$";
+    const char * patterns[] = { pattern.c_str() };
+    const std::string & text = common_grammar_value(s.params.grammar);
+    s.grammar.reset(llama_sampler_init_grammar_lazy_patterns(s.vocab, text.c_str(), "root", patterns, 1, nullptr, 0));
+    llama_sampler_accept(s.grammar.get(), token);
+}
+
+// What common_sampler_accept does with a token that was generated.
+void accept_generated(hearth_sampler & s, llama_token token) {
+    if (!s.awaited.empty()) {
+        await(s, token);
+        common_sampler_accept(s.ptr.get(), token, true);
+        return;
+    }
+    // Of the state before the token.
+    const bool holds = s.grammar_holds();
+    if (s.thinking) {
+        llama_sampler_accept(s.thinking.get(), token);
+        const bool is_done = common_reasoning_budget_get_state(s.thinking.get()) == REASONING_BUDGET_DONE;
+        const llama_tokens * end = s.grammar && !holds && is_done ? common_reasoning_budget_get_end_match(s.thinking.get()) : nullptr;
+        // The end of the thinking may be what the grammar waits for.
+        for (size_t i = 0; end && i < end->size(); ++i) {
+            llama_sampler_accept(s.grammar.get(), (*end)[i]);
+        }
+    }
+    if (holds) {
+        llama_sampler_accept(s.grammar.get(), token);
+    }
+    common_sampler_accept(s.ptr.get(), token, true);
+}
+
+// A row, and which of its tokens may be chosen.
+struct choices {
+    const float * logits;
+    size_t n;
+    const uint32_t * mask; // NULL: all
+
+    // Writes them to `out`, which has n places; only the best `n_best` of them if that isn't 0 and there is no mask.
+    llama_token_data_array to(llama_token_data * out, size_t n_best) const {
+        if (!mask && top_k(logits, n, n_best, out)) {
+            return { out, n_best, -1, false };
+        }
+        size_t count = mask ? 0 : n;
+        for (size_t id = 0; !mask && id < n; ++id) {
+            out[id] = { static_cast<llama_token>(id), logits[id], 0.0f };
+        }
+        for (size_t first = 0; mask && first < n; first += 32) {
+            for (uint32_t word = mask[first / 32], at = 0; word != 0; word >>= 1, ++at) {
+                if ((word & 1) && first + at < n) {
+                    out[count++] = { static_cast<llama_token>(first + at), logits[first + at], 0.0f };
+                }
+            }
+        }
+        return { out, count, -1, false };
+    }
+};
+
+// What the chain chooses of them.
+llama_token run_chain(hearth_sampler & s, llama_token_data_array & rest, bool is_masked) {
+    // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
+    const auto worse = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
+    const llama_token best = is_masked ? std::max_element(rest.data, rest.data + rest.size, worse)->id : LLAMA_TOKEN_NULL;
+    llama_sampler_apply(common_sampler_get(s.ptr.get()), &rest);
+    if (rest.selected < 0 && !is_masked) {
+        throw std::runtime_error("the chain chose no token");
+    }
+    return rest.selected < 0 ? best : rest.data[rest.selected].id;
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_params * params, hearth_sampler ** out,
+                           char ** err) {
+    return guard(err, [&] {
+        const llama_vocab * vocab = llama_model_get_vocab(model);
+        auto s = std::make_unique<hearth_sampler>();
+        s->vocab = vocab;
+        s->params = sampling_params(params, vocab);
+        for (size_t i = 0; i < params->n_triggers; ++i) {
+            if (params->triggers[i].kind == HEARTH_TRIGGER_BEHIND && *params->triggers[i].value) {
+                s->awaited.emplace_back(params->triggers[i].value);
+            }
+        }
+        if (!s->awaited.empty() && s->params.grammar_lazy) {
+            throw std::invalid_argument("a grammar waits for a text and a pattern");
+        }
+        s->grammar.reset(new_grammar(s->params, vocab));
+        s->thinking.reset(new_thinking(s->params, vocab));
+        common_params_sampling chain = s->params;
+        chain.grammar = {};
+        chain.grammar_lazy = false;
+        s->n_best = best_first(chain, vocab);
+        s->ptr.reset(common_sampler_init(model, chain));
+        if (!s->ptr) {
+            throw std::runtime_error("no sampler could be made");
+        }
+        *out = s.release();
+    });
+}
+
+void hearth_sampler_free(hearth_sampler * sampler) {
+    delete sampler;
+}
+
+int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * tokens, size_t n, bool is_answer, char ** err) {
+    return guard(err, [&] {
+        for (size_t i = 0; i < n; ++i) {
+            if (is_answer) {
+                accept_generated(*sampler, tokens[i]);
+            } else {
+                common_sampler_accept(sampler->ptr.get(), tokens[i], false);
+            }
+        }
+    });
+}
+
+int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, size_t n, const uint32_t * mask, llama_token * token,
+                              char ** err) {
+    return guard(err, [&] {
+        // One for all samplers of a thread: it stays in the cache.
+        static thread_local std::vector<llama_token_data> kept;
+        kept.resize(std::max(n, kept.size()));
+        const choices all = { logits, n, mask };
+        llama_token_data_array rest = all.to(kept.data(), sampler->n_best);
+        if (rest.size == 0) {
+            throw std::invalid_argument("the constraint allows no token");
+        }
+        *token = run_chain(*sampler, rest, mask != nullptr);
+        if (sampler->grammar_holds()) {
+            // As common_sampler_sample: most choices are right, and looking at one token is cheap.
+            llama_token_data one = { *token, 1.0f, 0.0f };
+            llama_token_data_array alone = { &one, 1, -1, false };
+            llama_sampler_apply(sampler->grammar.get(), &alone);
+            if (one.logit == -INFINITY) {
+                rest = all.to(kept.data(), 0);
+                llama_sampler_apply(sampler->grammar.get(), &rest);
+                const auto is_allowed = [](const llama_token_data & data) { return data.logit != -INFINITY; };
+                if (std::none_of(rest.data, rest.data + rest.size, is_allowed)) {
+                    throw std::invalid_argument("the constraint allows no token");
+                }
+                *token = run_chain(*sampler, rest, mask != nullptr);
+            }
+        }
+        accept_generated(*sampler, *token);
+    });
+}
+
+} // extern "C"

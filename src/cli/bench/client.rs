@@ -34,6 +34,8 @@ pub(super) struct Ask {
     /// A JSON Schema that the answer must fit.
     pub schema: Option<Value>,
     pub is_greedy: bool,
+    /// `Some`: it is a chat whatever `--api` says, behind these turns (question, answer), and ends where the model ends it.
+    pub turns: Option<Vec<(String, String)>>,
 }
 
 /// What one streamed answer took.
@@ -124,11 +126,15 @@ impl Client {
     fn body(&self, ask: &Ask) -> (&'static str, Value) {
         let mut body = Map::new();
         body.insert("model".to_owned(), json!(self.model));
-        let path = match self.api {
+        let path = match if ask.turns.is_some() { Dialect::Chat } else { self.api } {
             Dialect::Chat => {
-                let system = ask.system.as_ref().map(|text| json!({ "role": "system", "content": text }));
-                let user = json!({ "role": "user", "content": ask.prompt });
-                body.insert("messages".to_owned(), system.into_iter().chain([user]).collect());
+                let message = |role: &str, text: &String| json!({ "role": role, "content": text });
+                let mut messages: Vec<Value> = ask.system.iter().map(|text| message("system", text)).collect();
+                for (question, answer) in ask.turns.iter().flatten() {
+                    messages.extend([message("user", question), message("assistant", answer)]);
+                }
+                messages.push(message("user", &ask.prompt));
+                body.insert("messages".to_owned(), Value::Array(messages));
                 "/v1/chat/completions"
             }
             Dialect::Completions => {
@@ -149,7 +155,7 @@ impl Client {
                 body.insert("response_format".to_owned(), json!({ "type": "json_schema", "json_schema": named }));
             }
             // Answers of one length, whatever the model would say; a constrained one must be able to end.
-            None if !self.is_plain => {
+            None if !self.is_plain && ask.turns.is_none() => {
                 body.insert("ignore_eos".to_owned(), json!(true));
             }
             None => {}
@@ -163,6 +169,23 @@ impl Client {
         tokio::time::timeout(PATIENCE, self.streamed(path, &body))
             .await
             .unwrap_or_else(|_| bail!("no end of an answer in {} s", PATIENCE.as_secs()))
+    }
+
+    /// What a chat's answer says, and its tokens per second: as the server measured them (`timings`, which hearth and
+    /// llama-server send), or else as they came when it is asked once more, streaming.
+    pub async fn told(&self, ask: &Ask) -> Result<(String, f64)> {
+        let (path, mut body) = self.body(ask);
+        body["stream"] = json!(false);
+        if let Some(body) = body.as_object_mut() {
+            body.remove("stream_options");
+        }
+        let answer = self.json(Method::POST, path, Some(&body)).await?;
+        let text = answer["choices"][0]["message"]["content"].as_str().context("the answer has no text")?.to_owned();
+        let rate = match answer["timings"]["predicted_per_second"].as_f64() {
+            Some(rate) => rate,
+            None => self.stream(ask).await?.decode_rate(),
+        };
+        Ok((text, rate))
     }
 
     async fn streamed(&self, path: &str, body: &Value) -> Result<Measured> {

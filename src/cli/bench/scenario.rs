@@ -204,11 +204,33 @@ async fn copy(target: &Target, seed: u64) -> Result<Vec<Figure>> {
     let free = Ask { max_tokens: 128, ..ask(240, 128, seed ^ 0x34) };
     let free = target.client.stream(&free).await?.decode_rate();
     let repeated = target.client.stream(&repeats).await?.decode_rate();
+    let (first, again, same) = asked_again(target).await?;
     Ok(vec![
         Figure::new("decode, a text of its own", "token/s", Sense::More, free),
         Figure::new("decode, after a repeated passage", "token/s", Sense::More, repeated),
         Figure::new("of a text of its own", "×", Sense::More, repeated / free),
+        Figure::new("decode, an answer told first", "token/s", Sense::More, first),
+        Figure::new("decode, asked the same again", "token/s", Sense::More, again),
+        Figure::new("of the answer told first", "×", Sense::More, again / first),
+        Figure::new("said again, of the first answer's text", "×", Sense::More, same),
     ])
+}
+
+/// A chat that asks what it has asked before: a model that says the same again repeats its prompt. Tokens per second of both
+/// answers, and how much of the first, from its beginning, the second says again.
+async fn asked_again(target: &Target) -> Result<(f64, f64, f64)> {
+    let question = "Write a story about a brave knight".to_owned();
+    let ask = |turns| Ask {
+        prompt: question.clone(),
+        max_tokens: 256,
+        is_greedy: true,
+        turns: Some(turns),
+        ..Ask::default()
+    };
+    let (answer, first) = target.client.told(&ask(Vec::new())).await?;
+    let (same, again) = target.client.told(&ask(vec![(question.clone(), answer.clone())])).await?;
+    let n_same = answer.bytes().zip(same.bytes()).take_while(|(one, other)| one == other).count();
+    Ok((first, again, n_same as f64 / answer.len() as f64))
 }
 
 async fn schema(target: &Target, seed: u64) -> Result<Vec<Figure>> {

@@ -430,6 +430,25 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_bias_forbids_ends_an_answer_whose_grammar_is_through() {
+        let (model, mut context) = loaded(1);
+        context.decode(&[Row { token: 1, pos: 0, seq: 0, output: true }]).expect("a decode");
+        let grammar = Grammar { gbnf: "root ::= [0-9]".into(), ..Grammar::default() };
+        for kind in [0, 2, 5] {
+            let params = SamplingParams { ignore_eos: true, ..sampling(0, kind) };
+            let mut sampler = model.sampler(&params, &[1], Some(&grammar)).expect("a sampler");
+            let mut next = || {
+                let mut pick =
+                    Pick { row: 0, draft: &[], sampler: &mut sampler, mask: None, top: None, chosen: Vec::new() };
+                context.choose(std::slice::from_mut(&mut pick));
+                pick.chosen.remove(0).expect("a token").token
+            };
+            assert!(model.piece(next()).iter().all(u8::is_ascii_digit));
+            assert!(model.is_end(next()));
+        }
+    }
+
+    #[test]
     fn a_mask_and_a_grammar_that_leave_nothing_are_an_error() {
         let (model, mut context) = loaded(1);
         let grammar = Grammar { gbnf: "root ::= [0-9]+".into(), ..Grammar::default() };

@@ -329,11 +329,22 @@ struct choices {
     }
 };
 
+bool is_allowed(hearth_sampler & s, llama_token token) {
+    llama_token_data one = { token, 1.0f, 0.0f };
+    llama_token_data_array alone = { &one, 1, -1, false };
+    llama_sampler_apply(s.grammar.get(), &alone);
+    return one.logit != -INFINITY;
+}
+
+llama_token best_of(const llama_token_data_array & rest) {
+    const auto worse = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
+    return std::max_element(rest.data, rest.data + rest.size, worse)->id;
+}
+
 // What the chain chooses of them.
 llama_token run_chain(hearth_sampler & s, llama_token_data_array & rest, bool is_masked) {
     // Chosen where the chain fails to choose: it may, when a bias forbids all that the mask allows.
-    const auto worse = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
-    const llama_token best = is_masked ? std::max_element(rest.data, rest.data + rest.size, worse)->id : LLAMA_TOKEN_NULL;
+    const llama_token best = is_masked ? best_of(rest) : LLAMA_TOKEN_NULL;
     llama_sampler_apply(common_sampler_get(s.ptr.get()), &rest);
     if (rest.selected < 0 && !is_masked) {
         throw std::runtime_error("the chain chose no token");
@@ -410,19 +421,19 @@ int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, si
             throw std::invalid_argument("the constraint allows no token");
         }
         *token = run_chain(*sampler, rest, mask != nullptr);
-        if (sampler->grammar_holds()) {
-            // As common_sampler_sample: most choices are right, and looking at one token is cheap.
-            llama_token_data one = { *token, 1.0f, 0.0f };
-            llama_token_data_array alone = { &one, 1, -1, false };
-            llama_sampler_apply(sampler->grammar.get(), &alone);
-            if (one.logit == -INFINITY) {
-                rest = all.to(kept.data());
-                llama_sampler_apply(sampler->grammar.get(), &rest);
-                const auto is_allowed = [](const llama_token_data & data) { return data.logit != -INFINITY; };
-                if (std::none_of(rest.data, rest.data + rest.size, is_allowed)) {
-                    throw std::invalid_argument("the constraint allows no token");
-                }
-                *token = run_chain(*sampler, rest, mask != nullptr);
+        // As common_sampler_sample: most choices are right, and looking at one token is cheap.
+        if (sampler->grammar_holds() && !is_allowed(*sampler, *token)) {
+            rest = all.to(kept.data());
+            llama_sampler_apply(sampler->grammar.get(), &rest);
+            const auto is_left = [](const llama_token_data & data) { return data.logit != -INFINITY; };
+            if (std::none_of(rest.data, rest.data + rest.size, is_left)) {
+                throw std::invalid_argument("the constraint allows no token");
+            }
+            const llama_token best = best_of(rest);
+            *token = run_chain(*sampler, rest, true);
+            // A bias may forbid all that the grammar allows: an answer that may not end, and can only end.
+            if (!is_allowed(*sampler, *token)) {
+                *token = best;
             }
         }
         accept_generated(*sampler, *token);

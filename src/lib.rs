@@ -61,3 +61,7 @@ pub mod model;
 mod llama;
 
 pub mod telemetry;
+
+#[cfg(test)]
+#[path = "../tests/fuzz/mod.rs"]
+mod fuzz;

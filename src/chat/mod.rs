@@ -321,6 +321,34 @@ pub struct Usage {
     pub accepted_draft_tokens: u32,
 }
 
+impl Usage {
+    /// Adds what another generation came to. An engine that was taken over says any number: a sum of them stays at the largest.
+    pub fn add(&mut self, more: &Usage) {
+        let Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            reasoning_tokens,
+            accepted_prediction_tokens,
+            rejected_prediction_tokens,
+            draft_tokens,
+            accepted_draft_tokens,
+        } = self;
+        for (sum, n) in [
+            (prompt_tokens, more.prompt_tokens),
+            (cached_tokens, more.cached_tokens),
+            (completion_tokens, more.completion_tokens),
+            (reasoning_tokens, more.reasoning_tokens),
+            (accepted_prediction_tokens, more.accepted_prediction_tokens),
+            (rejected_prediction_tokens, more.rejected_prediction_tokens),
+            (draft_tokens, more.draft_tokens),
+            (accepted_draft_tokens, more.accepted_draft_tokens),
+        ] {
+            *sum = sum.saturating_add(n);
+        }
+    }
+}
+
 /// Why a generation ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {

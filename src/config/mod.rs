@@ -82,3 +82,6 @@ impl Config {
         self.models.swap_remove(0)
     }
 }
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -120,6 +120,8 @@ fn did_you_mean(near: &Option<&'static str>) -> String {
 
 /// A configuration file larger than this is something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Of a key that nobody knows, how much is repeated.
+const KEY_CHARS_MAX: usize = 64;
 
 impl Raw {
     /// Lays the file under the variables and those under the flags. Also returns what looks like a mistake but is no
@@ -193,6 +195,8 @@ impl Raw {
             let line = line_of(key.span().start);
             let key = key.into_inner();
             let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
+                // A word of the file, not a page of it.
+                let key: String = key.chars().take(KEY_CHARS_MAX).collect();
                 let near = nearest(&key.replace('-', "_"));
                 return Err(ConfigError::UnknownKey { path: path.to_owned(), line, key, near });
             };
@@ -294,6 +298,13 @@ mod tests {
             message("ctx-sise = 1"),
             "hearth.toml line 1: unknown key \"ctx-sise\" (did you mean \"ctx_size\"?)"
         );
+    }
+
+    /// Of the fuzzer.
+    #[test]
+    fn a_page_is_no_key() {
+        let text = message(&format!("{} = 1", "k".repeat(100_000)));
+        assert!(text.contains("kkk") && text.len() < 200, "{} bytes", text.len());
     }
 
     #[test]

@@ -1,6 +1,25 @@
-//! A call's arguments as a JSON object, for the clients that want one instead of text.
+//! A call's arguments as a JSON object, for the clients that want one instead of text, and the schema that they follow.
 
+use super::Fault;
+use super::fields::invalid_type;
 use serde_json::{Map, Value};
+
+/// The text of a tool's schema, at `path`. Whether it can be honoured is the engine's to say; that it describes an object is
+/// seen here, whoever answers.
+pub(super) fn schema(path: String, schema: &Value) -> Result<String, Fault> {
+    let Value::Object(fields) = schema else { return Err(invalid_type(path, "an object (a JSON Schema)", schema)) };
+    let is_object = match fields.get("type") {
+        None | Some(Value::Null) => true,
+        Some(Value::String(name)) => name == "object",
+        Some(Value::Array(names)) => names.iter().any(|name| name == "object"),
+        Some(_) => false,
+    };
+    if !is_object {
+        let message = format!("{path} must be the schema of an object: its `type` must be \"object\".");
+        return Err(Fault::new(path, "invalid_json_schema", message));
+    }
+    Ok(schema.to_string())
+}
 
 /// The object that `text` spells. Of a text that was cut (by a token limit), everything that is complete; of anything
 /// else that is no object, nothing.

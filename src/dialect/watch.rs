@@ -174,7 +174,7 @@ impl<C: Chunks> Chunks for Watched<C> {
         self.chunks.delta(choice, delta, out);
         if self.wanted.timings_per_token {
             self.first_token.get_or_insert_with(Instant::now);
-            self.usage.completion_tokens += delta.n_tokens;
+            self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(delta.n_tokens);
             annotate(out, start, "timings", &self.so_far());
         }
     }

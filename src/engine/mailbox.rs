@@ -53,7 +53,7 @@ impl Mailbox {
                     last.logprobs.extend(more.logprobs);
                     last.prompt.extend(more.prompt);
                     last.tool_calls.extend(more.tool_calls);
-                    last.n_tokens += more.n_tokens;
+                    last.n_tokens = last.n_tokens.saturating_add(more.n_tokens);
                     last.tokens.extend(more.tokens);
                 }
                 (Some(last @ Event::Progress { .. }), event @ Event::Progress { .. }) if is_behind => *last = event,
@@ -94,6 +94,17 @@ impl Mailbox {
 mod tests {
     use super::*;
     use crate::chat::Delta;
+
+    /// Of the fuzzer: an engine may say any number.
+    #[tokio::test]
+    async fn counts_that_are_lies_end_at_the_largest_number() {
+        let mailbox = Mailbox::default();
+        for _ in 0..2 {
+            mailbox.push(Event::Delta(Delta { n_tokens: u32::MAX, ..Default::default() }));
+        }
+        let Some(Event::Delta(delta)) = mailbox.next().await else { panic!("a delta") };
+        assert_eq!(delta.n_tokens, u32::MAX);
+    }
 
     fn delta(text: &str) -> Event {
         Event::Delta(Delta { content: text.into(), n_tokens: 1, ..Default::default() })

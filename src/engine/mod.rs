@@ -60,6 +60,8 @@ pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankReque
 pub use transport::{EngineMode, run_child};
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod honesty_tests;
 #[cfg(test)]
 mod tests;

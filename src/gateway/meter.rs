@@ -240,16 +240,11 @@ impl Meter {
     fn sum(&self, n_prompt: impl Fn(&Choice) -> u32) -> Usage {
         let mut sum = Usage::default();
         for (idx, choice) in self.choices.iter().enumerate() {
-            if idx % self.n_per_prompt == 0 {
-                sum.prompt_tokens += n_prompt(choice);
-                sum.cached_tokens += choice.usage.cached_tokens;
-            }
-            sum.completion_tokens += choice.usage.completion_tokens;
-            sum.reasoning_tokens += choice.usage.reasoning_tokens;
-            sum.accepted_prediction_tokens += choice.usage.accepted_prediction_tokens;
-            sum.rejected_prediction_tokens += choice.usage.rejected_prediction_tokens;
-            sum.draft_tokens += choice.usage.draft_tokens;
-            sum.accepted_draft_tokens += choice.usage.accepted_draft_tokens;
+            // Choices of one prompt share it.
+            let is_first = idx % self.n_per_prompt == 0;
+            let prompt_tokens = if is_first { n_prompt(choice) } else { 0 };
+            let cached_tokens = if is_first { choice.usage.cached_tokens } else { 0 };
+            sum.add(&Usage { prompt_tokens, cached_tokens, ..choice.usage });
         }
         sum
     }

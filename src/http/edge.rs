@@ -256,14 +256,14 @@ fn code_is(response: &Response<Body>, code: &str) -> bool {
 }
 
 /// The client's name for its request, if it is one that a log can take.
-fn client_request_id(headers: &HeaderMap) -> Option<String> {
+pub(super) fn client_request_id(headers: &HeaderMap) -> Option<String> {
     const BYTES_MAX: usize = 128;
     let id = headers.get(X_REQUEST_ID)?.to_str().ok()?;
     let is_plain = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     (is_plain && (1..=BYTES_MAX).contains(&id.len())).then(|| id.to_owned())
 }
 
-fn is_allowed(config: &HttpConfig, origin: &HeaderValue) -> bool {
+pub(super) fn is_allowed(config: &HttpConfig, origin: &HeaderValue) -> bool {
     origin.to_str().is_ok_and(|origin| origin::is_allowed(config, origin))
 }
 

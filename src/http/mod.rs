@@ -274,3 +274,6 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!("a connection's task panicked; this is a bug");
     }
 }
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -147,6 +147,9 @@ fn part_path(first: &Path, part: u64, n_parts: u64) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -115,6 +115,8 @@ fn server_tools_are_refused_by_their_name() {
         assert!(fault.message.contains(kind), "{}", fault.message);
     }
     assert!(read_with(json!({"tools":[{"type":"custom","name":"x","input_schema":{}}]})).is_ok());
+    let fault = read_with(json!({"tools":[{"name":"x","input_schema":{"type":["string"]}}]})).unwrap_err();
+    assert_eq!((fault.param.as_deref(), fault.code), (Some("tools[0].input_schema"), Some("invalid_json_schema")));
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! `tools` and `tool_choice`.
 
 use crate::chat::{ChatPrompt, Tool, ToolChoice};
-use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::{Fault, Ignored};
-use serde_json::Value;
+use crate::dialect::fields::{Object, invalid_value, too_many};
+use crate::dialect::{Fault, Ignored, arguments};
 
 /// Tools of one request; an agent with several MCP servers has about a hundred.
 const TOOLS_MAX: usize = 1024;
@@ -40,8 +39,7 @@ fn tool(mut entry: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
     let path = entry.path("input_schema");
     let parameters = match entry.take("input_schema") {
         None => return Err(entry.missing("input_schema")),
-        Some(schema @ Value::Object(_)) => schema.to_string(),
-        Some(other) => return Err(invalid_type(path, "an object (a JSON Schema)", &other)),
+        Some(schema) => arguments::schema(path, &schema)?,
     };
     let strict = entry.bool("strict")?.unwrap_or(false);
     // Arguments are always streamed as they come; every tool is shown from the start.

@@ -5,7 +5,7 @@ use super::options::{images, settings, think};
 use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Message, Role, Tool, ToolCall};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::media::MediaPlaces;
-use crate::dialect::{Fault, Ignored, Read};
+use crate::dialect::{Fault, Ignored, Read, arguments};
 use serde_json::Value;
 
 /// Turns of one conversation. Each takes a few tokens at least, so no context holds more.
@@ -153,8 +153,7 @@ fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
     let path = function.path("parameters");
     let parameters = match function.take("parameters") {
         None => "{}".to_owned(),
-        Some(schema @ Value::Object(_)) => schema.to_string(),
-        Some(other) => return Err(invalid_type(path, "an object (a JSON Schema)", &other)),
+        Some(schema) => arguments::schema(path, &schema)?,
     };
     let strict = function.bool("strict")?.unwrap_or(false);
     function.finish(ignored);

@@ -219,7 +219,7 @@ impl Chunks for NativeChunks {
 
     fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         let Some(state) = self.choices.get_mut(choice) else { return };
-        state.n_tokens += delta.n_tokens;
+        state.n_tokens = state.n_tokens.saturating_add(delta.n_tokens);
         state.has_new_line |= delta.content.contains('\n');
         state.tokens.extend(&delta.tokens);
         state.entries.extend(delta.logprobs.iter().cloned());

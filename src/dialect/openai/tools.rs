@@ -2,7 +2,7 @@
 
 use crate::chat::{ChatPrompt, Tool, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::{Fault, Ignored};
+use crate::dialect::{Fault, Ignored, arguments};
 use serde_json::Value;
 
 /// Tools of one request; an agent with several MCP servers has about a hundred.
@@ -81,29 +81,14 @@ fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
         _ => {}
     }
     let description = function.string("description")?;
-    let parameters = parameters(&mut function)?;
+    let parameters = match function.take("parameters") {
+        None => "{}".to_owned(),
+        Some(schema) => arguments::schema(function.path("parameters"), &schema)?,
+    };
     let strict = function.bool("strict")?.unwrap_or(false);
     function.accept(&["cache_control"]);
     function.finish(ignored);
     Ok(Tool { name, description, parameters, strict })
-}
-
-/// The schema's text. Whether it can be honoured is the engine's to say; that it describes an object is seen here.
-fn parameters(function: &mut Object) -> Result<String, Fault> {
-    let path = function.path("parameters");
-    let Some(schema) = function.take("parameters") else { return Ok("{}".to_owned()) };
-    let Value::Object(fields) = &schema else { return Err(invalid_type(path, "an object (a JSON Schema)", &schema)) };
-    let is_object = match fields.get("type") {
-        None | Some(Value::Null) => true,
-        Some(Value::String(name)) => name == "object",
-        Some(Value::Array(names)) => names.iter().any(|name| name == "object"),
-        Some(_) => false,
-    };
-    if !is_object {
-        let message = format!("{path} must be the schema of an object: its `type` must be \"object\".");
-        return Err(Fault::new(path, "invalid_json_schema", message));
-    }
-    Ok(schema.to_string())
 }
 
 fn choice(body: &mut Object, prompt: &mut ChatPrompt, ignored: &mut Ignored) -> Result<(), Fault> {

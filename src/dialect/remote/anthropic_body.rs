@@ -42,6 +42,10 @@ pub(super) fn chat(wire: &Wire, request: &ChatRequest) -> Result<Outgoing, Unsup
     fields.insert("stream".to_owned(), true.into());
     fields.insert("max_tokens".to_owned(), max_tokens.unwrap_or(MAX_TOKENS).into());
     let (system, messages) = conversation(&prompt.messages)?;
+    // Instructions alone, or empty texts, are nothing that it answers.
+    if messages.is_empty() {
+        return Err(Unsupported("messages"));
+    }
     if !system.is_empty() {
         fields.insert("system".to_owned(), system.into());
     }

@@ -185,7 +185,9 @@ fn message(message: &Message, is_hearth: bool) -> Result<Value, Unsupported> {
     fields.insert(
         "content".to_owned(),
         match (text, media.is_empty()) {
-            (None, true) => Value::Null,
+            // Only an answer may be nothing but calls; of the others a text is wanted.
+            (None, true) if *role == Role::Assistant => Value::Null,
+            (None, true) => "".into(),
             (Some(text), true) => text.into(),
             (_, false) if *role != Role::User => return Err(Unsupported("messages")),
             (text, false) => content_parts(text.unwrap_or_default(), media)?,

@@ -133,6 +133,19 @@ fn anthropic_gets_turns_that_alternate() {
     assert_eq!(refused(json!({ "response_format": { "type": "json_object" } })), "response_format");
 }
 
+/// Of the fuzzer: what these servers would refuse is not sent.
+#[test]
+fn every_message_has_what_its_reader_wants() {
+    let nothing = json!({ "messages": [{ "role": "user", "content": "hi" },
+        { "role": "assistant", "content": null, "function_call": { "name": "f", "arguments": "{}" } },
+        { "role": "function", "name": "f" }] });
+    let (body, _) = sent(Kind::OpenAi, &chat(nothing));
+    assert_eq!((&body["messages"][1]["content"], &body["messages"][2]["content"]), (&Value::Null, &json!("")));
+    let alone = chat(json!({ "messages": [{ "role": "system", "content": "s" }, { "role": "user", "content": "" }] }));
+    assert_eq!(wire(Kind::Anthropic).chat(&alone).unwrap_err().0, "messages");
+    assert!(wire(Kind::OpenAi).chat(&alone).is_ok());
+}
+
 #[test]
 fn completions_are_texts_only() {
     let request = |prompts: Vec<Prompt>| CompletionRequest {

@@ -2,7 +2,7 @@
 
 use crate::chat::{Tool, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::{Fault, Ignored};
+use crate::dialect::{Fault, Ignored, arguments};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -145,8 +145,7 @@ fn name(fields: &mut Object) -> Result<String, Fault> {
 fn parameters(fields: &mut Object) -> Result<String, Fault> {
     match fields.take("parameters") {
         None => Ok("{}".to_owned()),
-        Some(schema @ Value::Object(_)) => Ok(schema.to_string()),
-        Some(other) => Err(invalid_type(fields.path("parameters"), "an object", &other)),
+        Some(schema) => arguments::schema(fields.path("parameters"), &schema),
     }
 }
 

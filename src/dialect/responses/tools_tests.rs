@@ -97,6 +97,8 @@ fn wrong_tools_are_refused_by_name() {
     assert_eq!(tools(json!({"type":"function","name":"x".repeat(129)})).0, "tools[1].name");
     assert_eq!(tools(json!({"type":"function","name":"f"})), ("tools[1].name".into(), "invalid_value"));
     assert_eq!(tools(json!({"type":"function","name":"g","parameters":[]})).0, "tools[1].parameters");
+    let text = json!({"type":"function","name":"g","parameters":{"type":"string"}});
+    assert_eq!(tools(text), ("tools[1].parameters".into(), "invalid_json_schema"));
     let grammar = json!({"type":"grammar","syntax":"lark","definition":"start: /x/"});
     let custom = tools(json!({"type":"custom","name":"g","format":grammar}));
     assert_eq!(custom, ("tools[1].format".into(), "unsupported_parameter"));

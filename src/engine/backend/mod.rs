@@ -10,6 +10,8 @@ mod draft;
 mod encode;
 #[cfg(test)]
 mod families;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod llama;
 mod llama_context;
 mod params;

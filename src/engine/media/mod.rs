@@ -316,6 +316,9 @@ fn placeholders(hash: &ContentHash, chunk: usize, n: u32, tokens: &mut Vec<Token
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::chat::{Message, Role};

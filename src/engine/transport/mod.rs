@@ -77,3 +77,6 @@ pub(super) fn open(
         EngineMode::Process { exe, args } => Box::new(process::Process::open(config, (exe, args), router, state)),
     }
 }
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -111,10 +111,9 @@ impl Choice {
         match event {
             Event::Progress { n_cached, .. } => self.usage.cached_tokens = *n_cached,
             Event::Delta(delta) => {
-                self.usage.completion_tokens += delta.n_tokens;
-                if !delta.reasoning.is_empty() {
-                    self.usage.reasoning_tokens += delta.n_tokens;
-                }
+                let reasoning_tokens = if delta.reasoning.is_empty() { 0 } else { delta.n_tokens };
+                let more = Usage { completion_tokens: delta.n_tokens, reasoning_tokens, ..Usage::default() };
+                self.usage.add(&more);
             }
             _ => {}
         }

@@ -199,6 +199,9 @@ pub(super) fn tenant(name: &[&[u8]]) -> u64 {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

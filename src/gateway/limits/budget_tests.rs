@@ -92,6 +92,23 @@ fn money_is_reserved_too_and_what_is_free_needs_none() {
     assert!(ask(1, 1).is_err() && ask(9, 0).is_ok());
 }
 
+#[test]
+fn a_soft_limit_is_told_once_when_it_is_come_to() {
+    let budget = BudgetSpec { max_nusd: Some(1000), soft_nusd: Some(500), ..Default::default() };
+    let now = Now { mono: std::time::Duration::ZERO, wall_ms: 0 };
+    let mut core = Core::default();
+    let mut warned = |nusd| {
+        let ticket = core.admit(now, &key(&budget), 0).expect("it is let in");
+        let held = core.reserve(now, &ticket, Spend { tokens: 1, nusd: 100 }).expect("there is money");
+        core.settle(held, Spend { tokens: 1, nusd });
+        core.release(ticket);
+        core.take_warnings().iter().map(|warning| (warning.kind, warning.id.to_string())).collect::<Vec<_>>()
+    };
+    assert_eq!((warned(400), warned(99)), (vec![], vec![]), "499 are spent");
+    assert_eq!(warned(1), [(ScopeKind::Key, "k".to_owned())], "and now 500");
+    assert_eq!((warned(0), warned(100)), (vec![], vec![]));
+}
+
 /// T-B4: one reset at the zone's own midnight, in a night of 23 hours, one of 25, and at the end of a leap February.
 #[test]
 fn a_calendar_budget_begins_anew_once() {

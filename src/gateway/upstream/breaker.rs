@@ -282,4 +282,65 @@ mod tests {
         assert_eq!(breaker.admit(at(start, 1.0)), Admit::Wait(Duration::from_secs(2)));
         assert_eq!((breaker.admit(at(start, 3.0)), breaker.state()), (Admit::Go, BreakerState::Closed));
     }
+
+    /// What `refuses` says is what `admit` would do, in each state and at its very end.
+    #[test]
+    fn it_refuses_whom_it_would_not_let_through() {
+        let (mut breaker, start) = (Breaker::new(BreakerConfig::default()), Instant::now());
+        assert!(!breaker.refuses(start));
+        breaker.pause(start, Duration::from_secs(3));
+        assert!(breaker.refuses(at(start, 2.9)) && !breaker.refuses(at(start, 3.0)));
+        assert_eq!(breaker.admit(at(start, 3.0)), Admit::Go);
+        (0..5).for_each(|_| breaker.record(at(start, 4.0), Outcome::Bad, false, 0.5));
+        assert!(breaker.refuses(at(start, 33.9)) && !breaker.refuses(at(start, 34.0)));
+        assert_eq!(breaker.admit(at(start, 34.0)), Admit::Probe);
+        assert!(breaker.refuses(at(start, 34.1)), "somebody tries");
+        breaker.record(at(start, 34.2), Outcome::Neutral, true, 0.5);
+        assert!(!breaker.refuses(at(start, 34.2)));
+    }
+
+    #[test]
+    fn who_was_not_the_probe_tells_nothing() {
+        let (mut breaker, start) = (Breaker::new(BreakerConfig::default()), Instant::now());
+        (0..5).for_each(|_| breaker.record(start, Outcome::Bad, false, 0.5));
+        assert_eq!(breaker.admit(at(start, 31.0)), Admit::Probe);
+        for outcome in [Outcome::Good, Outcome::Bad, Outcome::Neutral] {
+            breaker.record(at(start, 31.0), outcome, false, 0.5);
+            assert_eq!((breaker.state(), breaker.admit(at(start, 31.0))), (BreakerState::HalfOpen, Admit::Shut));
+        }
+    }
+
+    #[test]
+    fn who_is_asked_and_well_is_asked_again_once_it_is_time() {
+        let (mut breaker, start) = (Breaker::new(BreakerConfig::default()), Instant::now());
+        (0..5).for_each(|_| breaker.record(start, Outcome::Bad, false, 0.5));
+        breaker.probed_well(at(start, 29.9));
+        assert_eq!(breaker.state(), BreakerState::Open);
+        breaker.probed_well(at(start, 30.0));
+        assert_eq!((breaker.state(), breaker.admit(at(start, 30.0))), (BreakerState::Closed, Admit::Go));
+    }
+
+    #[test]
+    fn few_of_many_are_not_too_much_and_the_window_has_its_end() {
+        let (mut breaker, start) = (Breaker::new(BreakerConfig::default()), Instant::now());
+        (0..30).for_each(|_| breaker.record(start, Outcome::Good, false, 0.5));
+        breaker.record(start, Outcome::Bad, false, 0.5);
+        assert_eq!(breaker.state(), BreakerState::Closed, "one of 31");
+        // Ten failures, no two in a row, of twenty: at the window's very end the first still counts, a moment later not.
+        for (last, state) in [(30.0, BreakerState::Open), (30.1, BreakerState::Closed)] {
+            let mut breaker = Breaker::new(BreakerConfig::default());
+            for n in 0..19 {
+                let outcome = if n % 2 == 0 && n < 18 { Outcome::Bad } else { Outcome::Good };
+                breaker.record(at(start, f64::from(n)), outcome, false, 0.5);
+            }
+            breaker.record(at(start, last), Outcome::Bad, false, 0.5);
+            assert_eq!(breaker.state(), state, "{last}");
+        }
+    }
+
+    #[test]
+    fn states_have_names() {
+        let names = [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen].map(BreakerState::as_str);
+        assert_eq!(names, ["closed", "open", "half_open"]);
+    }
 }

@@ -166,7 +166,7 @@ settings! {
         mlock: Switch = Some("false"), "BOOL";
         /// Longest gap between two tokens of a stream to aim at while prompts are computed beside it; half of it where 128
         /// rows take no longer
-        max_gap_ms: u32 = Some("300"), "MS";
+        max_gap_ms: u32 = Some("500"), "MS";
         /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, or where something
         /// drafts them, and where that is measured to pay; 0: none
         draft_max: u32 = Some("16"), "N";

@@ -371,7 +371,7 @@ impl EngineConfig {
             prefix_store: None,
             prefix_store_bytes: 8 << 30,
             saved_bytes: None,
-            max_gap: Duration::from_millis(300),
+            max_gap: Duration::from_millis(500),
             n_draft_max: 16,
             draft: DraftConfig::default(),
             n_queue: 256,

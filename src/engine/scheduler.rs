@@ -214,6 +214,16 @@ impl Pace {
         self.rows_in(seconds).min(half.max(Self::ROWS_CHEAP))
     }
 
+    /// Prompt rows, in whole tiles, that can be computed before streams that have waited for `waited` get their tokens too
+    /// late; 0: not one tile.
+    pub fn rows_before(&self, waited: Duration) -> u32 {
+        let left = self.max_gap.as_secs_f64() - waited.as_secs_f64() - self.decode_s;
+        if left < self.row_s * f64::from(TILE) {
+            return 0;
+        }
+        self.rows_within(left) / TILE * TILE
+    }
+
     /// Takes the time of one sharing between sequences into account.
     pub fn observe_share(&mut self, time: Duration) {
         self.share_s = time.as_secs_f64();
@@ -367,6 +377,18 @@ mod tests {
         (0..20).for_each(|_| pace.observe(0, 64, Duration::from_millis(1300)));
         (0..500).for_each(|_| pace.observe(0, 16, Duration::from_millis(320)));
         assert!(pace.budget(1000).n_prefill_shared < TILE_MIN);
+    }
+
+    #[test]
+    fn whole_tiles_fit_before_a_token_is_due() {
+        let mut pace = Pace::new(Duration::from_millis(500), 2048, 512);
+        for _ in 0..50 {
+            pace.observe(0, 128, Duration::from_millis(192));
+            pace.observe(4, 0, Duration::from_millis(20));
+        }
+        let rows = |waited| pace.rows_before(Duration::from_millis(waited));
+        // 1.5 ms a row: half the target is 166 rows; what is left after 20 ms for the streams.
+        assert_eq!((rows(0), rows(250), rows(380), rows(390), rows(600)), (128, 128, 64, 0, 0));
     }
 
     proptest! {

@@ -288,7 +288,12 @@ mod tests {
             2 => SamplingParams { top_k: 0, top_p: 0.7, repeat_penalty: 1.3, presence_penalty: 0.5, ..plain },
             3 => SamplingParams { mirostat: Mirostat::V2, ..plain },
             4 => SamplingParams { logit_bias: vec![(300, 4.0), (301, f32::NEG_INFINITY)], ..plain },
-            _ => SamplingParams { temperature: 0.0, ..plain },
+            5 => SamplingParams { temperature: 0.0, ..plain },
+            6 => {
+                SamplingParams { logit_bias: (280..310).map(|id| (id, (id - 295) as f32)).collect(), top_k: 5, ..plain }
+            }
+            // EOS has two biases.
+            _ => SamplingParams { logit_bias: vec![(2, 9.0), (300, 2.0)], ignore_eos: true, top_k: 5, ..plain },
         }
     }
 
@@ -376,7 +381,7 @@ mod tests {
     fn slots_that_choose_together_choose_what_each_would_alone() {
         let (model, mut context) = loaded(1);
         let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
-        (0..6).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
+        (0..8).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
     }
 
     /// Grammars that hold from the first token on, from a word on, from a token on, and from a word on outside of thinking.

@@ -110,6 +110,8 @@ impl<M: Model> Worker<M> {
             drafter.model.get_or_insert_with(|| speculation.trust());
         }
         let slot = &mut self.slots[index];
+        // First come, first served, whoever had the slot before.
+        slot.served_at = self.step;
         slot.partition = run.partition;
         slot.shared = adapters::partition(prefix::SHARED, &run.adapters);
         slot.media = run.media.iter().map(media::Span::without_rows).collect();

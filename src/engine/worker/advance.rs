@@ -284,6 +284,7 @@ impl<M: Model> Worker<M> {
         self.charge(index);
         let Some(mut run) = self.slots[index].run.take() else { return };
         self.fair.end(run.class, run.owner);
+        self.turns.ended();
         self.lock_stats().tokens_generated += u64::from(run.n_generated());
         self.is_urgent = true;
         self.out.push(item(&mut run, Instant::now()));

@@ -19,6 +19,7 @@ mod pads;
 mod shared;
 mod sight;
 mod speculate;
+mod turns;
 mod warm;
 
 pub(super) use speculate::warm_up_drafts;
@@ -78,8 +79,7 @@ pub(super) struct Worker<M: Model> {
     /// `None`: nothing drafts beside the model.
     speculation: Option<Speculation>,
     step: u64,
-    /// Whose turn the last step was that both prompts and streams wanted.
-    is_turn_of_prompts: bool,
+    turns: turns::Turns,
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
     drafts: Vec<Draft>,
@@ -150,7 +150,7 @@ impl<M: Model> Worker<M> {
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             step: 0,
-            is_turn_of_prompts: false,
+            turns: turns::Turns::default(),
             rows: Vec::new(),
             stats: parts.stats,
         }
@@ -176,6 +176,9 @@ impl<M: Model> Worker<M> {
             let has_media = self.slots.iter().any(|slot| slot.next_span().is_some());
             if self.is_urgent || has_media || shares.iter().any(|share| share.n_rows > 1) {
                 self.flush();
+            }
+            if self.wait_for_more(&shares) {
+                continue;
             }
             let computed = if shares.is_empty() { Ok(()) } else { self.compute(&shares) };
             if let Err(broken) = computed.and_then(|()| self.compute_media()) {
@@ -282,24 +285,8 @@ impl<M: Model> Worker<M> {
             self.cells.n_free() + self.n_cells_idle()
         };
         let mut budget = self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX));
-        self.keep_one_kind(&mut wants, &mut budget);
+        self.take_turns(&mut wants, &mut budget);
         scheduler::plan(&wants, budget)
-    }
-
-    /// Where sequences have cells of their own, llama.cpp computes rows of prompts and of running streams one after another
-    /// even in one call, and each prompt by itself (llama-batch.cpp, `split_equal`): they take turns, in whole groups.
-    fn keep_one_kind(&mut self, wants: &mut Vec<Want>, budget: &mut scheduler::Budget) {
-        if self.context.shares_cells() {
-            return;
-        }
-        budget.is_apart = true;
-        if wants.iter().any(|want| want.is_decode) {
-            budget.n_prefill_alone = budget.n_prefill_shared;
-            if wants.iter().any(|want| !want.is_decode) {
-                self.is_turn_of_prompts = !self.is_turn_of_prompts;
-                wants.retain(|want| want.is_decode != self.is_turn_of_prompts);
-            }
-        }
     }
 
     /// llama.cpp applies one set of adapters to a whole decode: the sets take turns, the least recently served first.
@@ -332,6 +319,7 @@ impl<M: Model> Worker<M> {
         match result {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
+                self.end_turn(shares, n_decode, n_prefill);
                 if n_prefill == 0 && is_one_pass {
                     self.cost.observe(self.rows.len() as u32, time);
                 }

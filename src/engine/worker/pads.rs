@@ -13,7 +13,7 @@
 use super::*;
 
 /// Groups that kernels take decode rows in.
-const GROUPS: [usize; 2] = [4, 16];
+pub(super) const GROUPS: [usize; 2] = [4, 16];
 /// Fewer streams are left alone: nothing is won, and a request that runs by itself is computed the same way each time. (Rows
 /// of another group are rounded otherwise, which in a tiny model may change a token.) So are prompts.
 const STREAMS_MIN: usize = 3;

@@ -4,6 +4,7 @@
 // the context, which belongs to one thread. So the grammar is held here, and common_sampler has the chain alone.
 #include "guard.h"
 #include "sampling_params.h"
+#include "top_k.h"
 
 #include "llama-cpp.h"
 #include "reasoning-budget.h"
@@ -22,6 +23,8 @@ struct hearth_sampler {
     const llama_vocab * vocab = nullptr;
     common_params_sampling params;
     common_sampler_ptr ptr; // the chain
+    size_t n_best = 0; // it first keeps so many of the best candidates; 0: it does something else
+    std::vector<llama_token> biased; // after these have got their bias
     llama_sampler_ptr grammar;
     // The grammar holds behind the first of these texts; empty: it knows itself when it does.
     std::vector<std::string> awaited;
@@ -117,6 +120,53 @@ common_params_sampling sampling_params(const hearth_sampler_params * params, con
 } // namespace hearth
 
 namespace {
+
+// Most tokens with a bias for which candidates are looked for in the row.
+constexpr size_t BIASED_MAX = 64;
+
+// The tokens that the chain gives a bias, by rising id: see common_sampler_init.
+std::vector<llama_token> biased_tokens(const common_params_sampling & p, const llama_vocab * vocab) {
+    int32_t n_suppressed = 0;
+    const llama_token * suppressed = llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+    std::vector<llama_token> tokens(suppressed, suppressed + n_suppressed);
+    for (const llama_logit_bias & bias : p.logit_bias) {
+        tokens.push_back(bias.token);
+    }
+    std::sort(tokens.begin(), tokens.end());
+    return tokens;
+}
+
+// How many candidates the first step of the chain that does anything but bias keeps, where that is top-k; else 0. Steps that
+// do nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
+size_t best_first(const common_params_sampling & p) {
+    if (p.mirostat != 0) {
+        return 0;
+    }
+    for (const common_sampler_type kind : p.samplers) {
+        switch (kind) {
+            case COMMON_SAMPLER_TYPE_TOP_K:
+                return p.top_k > 0 ? p.top_k : 0;
+            case COMMON_SAMPLER_TYPE_PENALTIES:
+                if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_DRY:
+                if (p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0) {
+                    continue;
+                }
+                return 0;
+            case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
+                if (p.top_n_sigma <= 0) {
+                    continue;
+                }
+                return 0;
+            default:
+                return 0;
+        }
+    }
+    return 0;
+}
 
 // NULL where there is none.
 llama_sampler * new_grammar(const common_params_sampling & p, const llama_vocab * vocab) {
@@ -243,7 +293,26 @@ struct choices {
     size_t n;
     const uint32_t * mask; // NULL: all
 
-    // Writes them to `out`, which has n places.
+    // Without a mask, those of which the chain can keep any. A bias may move each of the biased ones in or out, and so lets
+    // at most as many others in that are not among the best by themselves. False: those are nearly all.
+    bool best(const hearth_sampler & s, llama_token_data * out, llama_token_data_array & found) const {
+        const size_t n_best = s.n_best + s.biased.size();
+        if (mask || s.n_best == 0 || s.biased.size() > BIASED_MAX || n_best + s.biased.size() > n || !top_k(logits, n, n_best, out)) {
+            return false;
+        }
+        size_t count = n_best;
+        for (const llama_token id : s.biased) {
+            const auto before = [](const llama_token_data & data, llama_token id) { return data.id < id; };
+            const llama_token_data * at = std::lower_bound(out, out + n_best, id, before);
+            if ((at == out + n_best || at->id != id) && id >= 0 && static_cast<size_t>(id) < n) {
+                out[count++] = { id, logits[id], 0.0f };
+            }
+        }
+        found = { out, count, -1, false };
+        return true;
+    }
+
+    // Writes them all to `out`, which has n places.
     llama_token_data_array to(llama_token_data * out) const {
         size_t count = mask ? 0 : n;
         for (size_t id = 0; !mask && id < n; ++id) {
@@ -307,6 +376,12 @@ int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_param
         common_params_sampling chain = s->params;
         chain.grammar = {};
         chain.grammar_lazy = false;
+        s->n_best = best_first(chain);
+        s->biased = biased_tokens(chain, vocab);
+        if (std::adjacent_find(s->biased.begin(), s->biased.end()) != s->biased.end()) {
+            // Of two biases of one token llama.cpp applies the first only where the candidates are not the whole vocabulary.
+            s->n_best = 0;
+        }
         s->ptr.reset(common_sampler_init(model, chain));
         if (!s->ptr) {
             throw std::runtime_error("no sampler could be made");
@@ -338,7 +413,10 @@ int32_t hearth_sampler_choose(hearth_sampler * sampler, const float * logits, si
         static thread_local std::vector<llama_token_data> kept;
         kept.resize(std::max(n, kept.size()));
         const choices all = { logits, n, mask };
-        llama_token_data_array rest = all.to(kept.data());
+        llama_token_data_array rest;
+        if (!all.best(*sampler, kept.data(), rest)) {
+            rest = all.to(kept.data());
+        }
         if (rest.size == 0) {
             throw std::invalid_argument("the constraint allows no token");
         }

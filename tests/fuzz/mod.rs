@@ -81,7 +81,9 @@ pub fn fuzz(target: &Target, mut case: impl FnMut(&[u8]) -> u64) {
     let long = setting("FUZZ_SECONDS").map(|text| Duration::from_secs(text.parse().expect("FUZZ_SECONDS is a number")));
     let seed = setting("FUZZ_SEED").map(|text| text.parse().expect("FUZZ_SEED is a number"));
     let seed = seed.unwrap_or(if long.is_some() { rand::random() } else { 1 });
-    let place = setting("FUZZ_DIR").map_or_else(|| std::env::temp_dir().join("hearth-fuzz"), PathBuf::from);
+    // Of this target and process alone: others end while it runs.
+    let own = format!("hearth-fuzz-{}-{}", target.name, std::process::id());
+    let place = setting("FUZZ_DIR").map_or_else(|| std::env::temp_dir().join(own), PathBuf::from);
     let mut run = Run::begin(target.name, place, long, seed);
     let mut mutator = Mutator::new(seed, target.shape, target.words);
     let mut pool = target.seeds.clone();
@@ -211,6 +213,7 @@ impl Run {
     fn end(self, n_outcomes: usize) {
         self.watch.store(u64::MAX, Ordering::Relaxed);
         let _ = std::fs::remove_file(&self.current);
+        // Where nothing was found.
         let _ = std::fs::remove_dir(&self.place);
         let Self { name, n_cases, seed, slowest, .. } = &self;
         let (time, rss) = (self.began.elapsed().as_secs_f64(), peak_rss() >> 20);

@@ -2,6 +2,7 @@
 
 use super::settings::{Raw, SETTINGS};
 use super::value::{Written, toml_texts};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -91,13 +92,13 @@ impl<T: Written> Said<T> {
 pub enum ConfigError {
     #[error("{}: {error}", path.display())]
     Read { path: PathBuf, error: std::io::Error },
-    #[error("{} line {line}: {message}", path.display())]
+    #[error("{} line {line}: {}", path.display(), cut(message, MESSAGE_CHARS_MAX))]
     Syntax { path: PathBuf, line: usize, message: String },
-    #[error("{} line {line}: unknown key {key:?}{}", path.display(), did_you_mean(near))]
+    #[error("{} line {line}: unknown key {:?}{}", path.display(), cut(key, KEY_CHARS_MAX), did_you_mean(near))]
     UnknownKey { path: PathBuf, line: usize, key: String, near: Option<&'static str> },
-    #[error("{origin}: {given} is not {expects}")]
+    #[error("{origin}: {} is not {expects}", cut(given, GIVEN_CHARS_MAX))]
     Value { origin: Origin, given: String, expects: &'static str },
-    #[error("{origin}: {message}")]
+    #[error("{origin}: {}", cut(message, MESSAGE_CHARS_MAX))]
     Rule { origin: Origin, message: String },
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
@@ -120,8 +121,18 @@ fn did_you_mean(near: &Option<&'static str>) -> String {
 
 /// A configuration file larger than this is something else.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Of a key that nobody knows, how much is repeated.
+/// How much is repeated of a key that nobody knows, of a value that won't do, and of what a rule says of it: a word of the
+/// file, not a page.
 const KEY_CHARS_MAX: usize = 64;
+const GIVEN_CHARS_MAX: usize = 256;
+const MESSAGE_CHARS_MAX: usize = 2048;
+
+fn cut(text: &str, n_chars_max: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(n_chars_max) {
+        Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
+}
 
 impl Raw {
     /// Lays the file under the variables and those under the flags. Also returns what looks like a mistake but is no
@@ -195,8 +206,6 @@ impl Raw {
             let line = line_of(key.span().start);
             let key = key.into_inner();
             let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
-                // A word of the file, not a page of it.
-                let key: String = key.chars().take(KEY_CHARS_MAX).collect();
                 let near = nearest(&key.replace('-', "_"));
                 return Err(ConfigError::UnknownKey { path: path.to_owned(), line, key, near });
             };
@@ -305,6 +314,8 @@ mod tests {
     fn a_page_is_no_key() {
         let text = message(&format!("{} = 1", "k".repeat(100_000)));
         assert!(text.contains("kkk") && text.len() < 200, "{} bytes", text.len());
+        let text = message(&format!("port = \"{}\"", "é".repeat(100_000)));
+        assert!(text.contains("éé…") && text.len() < 800, "{} bytes", text.len());
     }
 
     #[test]

@@ -4,8 +4,9 @@ use super::backend::scripted::ScriptedModel;
 use super::config::{EngineConfig, ModelSource, ScriptedConfig};
 use super::constraint::Constraints;
 use super::error::Failure;
+use super::service::PREPARER_STACK_BYTES;
 use crate::chat::Constraint;
-use crate::fuzz::{Shape, Target, fuzz, headed, outcome};
+use crate::fuzz::{Shape, Target, fuzz, headed, on_stack, outcome};
 use std::sync::Arc;
 
 const WORDS: &str = "type¦object¦array¦string¦integer¦number¦boolean¦null¦properties¦required¦items¦prefixItems¦\
@@ -28,6 +29,10 @@ fn constraint(kind: &str, text: &str) -> Option<Constraint> {
 /// A constraint is refused in bounded words, or it can be followed.
 #[test]
 fn constraints() {
+    on_stack(PREPARER_STACK_BYTES, constraints_on_it);
+}
+
+fn constraints_on_it() {
     let scripted = ScriptedConfig::default();
     let config = EngineConfig::new(ModelSource::Scripted(scripted.clone()));
     let constraints = Constraints::new(Arc::new(ScriptedModel::load(&scripted, &config, |_| {})));

@@ -165,7 +165,7 @@ const N_PREPARERS: usize = 2;
 
 /// Their stacks. llama.cpp's tokenizers recurse once per character of an unbroken word in some regexes; the memory is
 /// only touched when that happens.
-const PREPARER_STACK_BYTES: usize = 256 << 20;
+pub(super) const PREPARER_STACK_BYTES: usize = 256 << 20;
 
 impl Service {
     /// Returns at once; the sink is told of the load's progress and end.

@@ -109,6 +109,14 @@ pub fn fuzz(target: &Target, mut case: impl FnMut(&[u8]) -> u64) {
     run.end(seen.len());
 }
 
+/// Runs `body` on a thread with a stack of so many bytes, as the parser has it outside of tests.
+pub fn on_stack(n_bytes: usize, body: fn()) {
+    let thread = std::thread::Builder::new().stack_size(n_bytes).spawn(body).expect("a thread");
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
 /// The committed inputs of a target.
 pub fn corpus(name: &str) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);

@@ -7,7 +7,8 @@ use crate::engine::config::{EngineConfig, ModelSource};
 use crate::engine::constraint::Constraints;
 use crate::engine::error::Failure;
 use crate::engine::gates::{Gates, Terms};
-use crate::fuzz::{Shape, Target, fuzz, outcome};
+use crate::engine::service::PREPARER_STACK_BYTES;
+use crate::fuzz::{Shape, Target, fuzz, on_stack, outcome};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -61,6 +62,10 @@ fn seeds() -> Vec<Vec<u8>> {
 /// A conversation is rendered and what holds its answer is made, or it is refused by the field at fault.
 #[test]
 fn templates() {
+    on_stack(PREPARER_STACK_BYTES, templates_on_it);
+}
+
+fn templates_on_it() {
     let models = models();
     let constraints: Vec<_> = models.iter().map(|model| Constraints::new(Arc::clone(model))).collect();
     let target =

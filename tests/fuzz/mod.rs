@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// Time on the CPU that one case may take.
 const CPU_MAX: Duration = Duration::from_secs(1);
-/// Memory that the process may have at once.
+/// Memory that a target may add to the process, whose allocator keeps some of what those before it had.
 const RSS_MAX: u64 = 512 << 20;
 /// What a run without FUZZ_SECONDS does, whichever comes first.
 const SHORT: Duration = Duration::from_secs(1);
@@ -135,6 +135,7 @@ struct Run {
     seed: u64,
     began: Instant,
     cpu_began: Duration,
+    rss_began: u64,
     n_cases: u64,
     slowest: Duration,
     failures: Vec<String>,
@@ -160,6 +161,7 @@ impl Run {
             seed,
             began,
             cpu_began,
+            rss_began: status("VmRSS:"),
             n_cases: 0,
             slowest: Duration::ZERO,
             failures: Vec::new(),
@@ -175,6 +177,11 @@ impl Run {
             Some(time) => self.began.elapsed() < time,
             None => self.n_cases < SHORT_CASES && cpu_time() - self.cpu_began < SHORT,
         }
+    }
+
+    /// Most that the process had since the target began, without what it had then.
+    fn peak_rss(&self) -> u64 {
+        status("VmHWM:").saturating_sub(self.rss_began)
     }
 
     /// How the case came out; `None`: badly.
@@ -197,8 +204,8 @@ impl Run {
                 self.failed(input, &format!("it took {took:?}"));
             }
             // Memory by the hundred megabytes takes its time too.
-            if took > Duration::from_millis(5) && peak_rss() > RSS_MAX {
-                self.failed(input, &format!("{} MiB were in use", peak_rss() >> 20));
+            if took > Duration::from_millis(5) && self.peak_rss() > RSS_MAX {
+                self.failed(input, &format!("{} MiB were in use", self.peak_rss() >> 20));
                 let _ = std::fs::write("/proc/self/clear_refs", "5");
             }
         }
@@ -224,7 +231,7 @@ impl Run {
         // Where nothing was found.
         let _ = std::fs::remove_dir(&self.place);
         let Self { name, n_cases, seed, slowest, .. } = &self;
-        let (time, rss) = (self.began.elapsed().as_secs_f64(), peak_rss() >> 20);
+        let (time, rss) = (self.began.elapsed().as_secs_f64(), self.peak_rss() >> 20);
         println!(
             "\nfuzz {name}: {n_cases} cases in {time:.1} s, {n_outcomes} outcomes, slowest {:.1} ms, {rss} MiB, seed {seed}",
             slowest.as_secs_f64() * 1e3
@@ -258,8 +265,9 @@ fn cpu_time() -> Duration {
     Duration::from_nanos(text.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }
 
-fn peak_rss() -> u64 {
+/// Bytes that a line of the process's status tells.
+fn status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }

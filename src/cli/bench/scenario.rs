@@ -230,7 +230,7 @@ async fn asked_again(target: &Target) -> Result<(f64, f64, f64)> {
     let (answer, first) = target.client.told(&ask(Vec::new())).await?;
     let (same, again) = target.client.told(&ask(vec![(question.clone(), answer.clone())])).await?;
     let n_same = answer.bytes().zip(same.bytes()).take_while(|(one, other)| one == other).count();
-    Ok((first, again, n_same as f64 / answer.len() as f64))
+    Ok((first, again, n_same as f64 / answer.len().max(1) as f64))
 }
 
 async fn schema(target: &Target, seed: u64) -> Result<Vec<Figure>> {

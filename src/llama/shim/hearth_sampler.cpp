@@ -121,6 +121,9 @@ common_params_sampling sampling_params(const hearth_sampler_params * params, con
 
 namespace {
 
+// Most candidates that are looked for in the row. Of 32,000 values 256 take 22 us so, and 65 us as an array of all that
+// llama.cpp puts into buckets; 1,024 take 245 and 72.
+constexpr int32_t BEST_MAX = 256;
 // Most tokens with a bias for which candidates are looked for in the row.
 constexpr size_t BIASED_MAX = 64;
 
@@ -145,7 +148,7 @@ size_t best_first(const common_params_sampling & p) {
     for (const common_sampler_type kind : p.samplers) {
         switch (kind) {
             case COMMON_SAMPLER_TYPE_TOP_K:
-                return p.top_k > 0 ? p.top_k : 0;
+                return p.top_k > 0 && p.top_k <= BEST_MAX ? p.top_k : 0;
             case COMMON_SAMPLER_TYPE_PENALTIES:
                 if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
                     continue;

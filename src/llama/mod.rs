@@ -15,10 +15,13 @@ mod chat;
 mod context;
 mod cpu;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod log;
 mod model;
 mod mtmd;
 mod sampler;
+mod specials;
 mod speculator;
 mod sys;
 mod team;

@@ -74,8 +74,8 @@ bench-soak: setup ## run a mixed load with kills and reloads for BENCH_SECONDS a
 FUZZ_CHECKED := --config 'profile.release.package.hearth.overflow-checks=true'
 fuzz: export FUZZ_SECONDS ?= 60
 fuzz: export FUZZ_DIR ?= $(abspath $(TARGET))/fuzz
-fuzz: setup ## fuzz the parsers, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
-	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --lib fuzz_tests:: -- --test-threads=1 --nocapture
+fuzz: setup ## fuzz parsers, front, loader and books, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
+	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --no-fail-fast --lib --test it fuzz_tests:: -- --test-threads=1 --nocapture
 
 fmt: ## format the source
 	$(CARGO) fmt

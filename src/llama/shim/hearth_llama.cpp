@@ -6,6 +6,9 @@
 #include "log.h"
 
 #include <dlfcn.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <cstring>
 #include <memory>
@@ -128,6 +131,12 @@ int32_t hearth_model_meta(const llama_model * model, const char * key, char ** t
 }
 
 int32_t hearth_model_add_adapter(llama_model * model, const char * path, llama_adapter_lora ** out, char ** err) {
+void hearth_trim_heap(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
     return guard(err, [&] {
         llama_adapter_lora * adapter = llama_adapter_lora_init(model, path);
         if (!adapter) {

@@ -31,6 +31,8 @@ int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, c
 // ("AVX2 FMA"); both owned by the caller.
 int32_t hearth_cpu(char ** file, char ** features, char ** err);
 void hearth_string_free(char * text);
+// malloc_trim, where the C library has it.
+void hearth_trim_heap(void);
 
 typedef struct hearth_model_params {
     int32_t n_gpu_layers; // negative: all

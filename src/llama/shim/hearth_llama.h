@@ -67,6 +67,7 @@ typedef struct hearth_context_params {
     int32_t pooling; // enum llama_pooling_type: vectors instead of logits; negative: logits
     bool mtp;        // runs the model's heads for drafts, not the model itself
     uint32_t n_rs_seq;            // rows that a recurrent state can go back, where the architecture can
+    bool rounds_kv; // where no cache keeps them, keys and values are rounded to F16 as flash attention rounds them
     struct llama_context * other; // the context that this one drafts for; NULL: none
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;

@@ -20,7 +20,7 @@ pub(super) fn config(dir: &Path, durability: Durability) -> StoreConfig {
     }
 }
 
-fn open(dir: &Path) -> Arc<Store> {
+pub(super) fn open(dir: &Path) -> Arc<Store> {
     Arc::new(Store::open(config(dir, Durability::Power)).expect("it opens"))
 }
 

@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz fmt vendor vendor-test dist test-dist clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz mutants fmt vendor vendor-test dist test-dist clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -76,6 +76,9 @@ fuzz: export FUZZ_SECONDS ?= 60
 fuzz: export FUZZ_DIR ?= $(abspath $(TARGET))/fuzz
 fuzz: setup ## fuzz the parsers, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
 	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --lib fuzz_tests:: -- --test-threads=1 --nocapture
+
+mutants: setup ## mutate the rules of ROOM (limits, breaker, ledger, cache, keys) and tell what its tests miss
+	sh .ci/mutants.sh $(ROOM) $(ARGS)
 
 fmt: ## format the source
 	$(CARGO) fmt

@@ -235,6 +235,22 @@ async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
     assert_eq!(store.verify(1).await.expect("verified").fault, None);
 }
 
+/// A file that takes a probe's mark and no rows: the last tries have a bound.
+#[tokio::test]
+async fn a_store_ends_though_its_last_rows_can_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let spoil = Connection::open(dir.path().join("hearth.db")).unwrap();
+    spoil.execute_batch("ALTER TABLE request RENAME TO gone").unwrap();
+    store.settle(row(1)).await.expect("kept in the spill");
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(store);
+        ended.send(()).expect("somebody waits");
+    });
+    ends.recv_timeout(Duration::from_secs(60)).expect("it ends");
+}
+
 #[tokio::test]
 async fn rows_that_are_too_old_go_and_the_chain_says_so() {
     let dir = tempfile::tempdir().unwrap();

@@ -87,7 +87,7 @@ set -f
 for file in $files; do set -- -f "src/gateway/$file" "$@"; done
 code=0
 # These take most of the time and notice little that the others don't: interleavings, flipped bits, thousands of rows.
-cargo mutants --in-place --profile release --no-times --timeout 60 "$@" -- --lib "$tests" -- --skip loom_tests \
+cargo mutants --in-place --profile release --no-times --timeout "${TIMEOUT:-60}" "$@" -- --lib "$tests" -- --skip loom_tests \
     --skip no_flipped_bit --skip the_log_is_copied_back --skip a_file_that_can_not_be_written || code=$?
 # 2: some were missed; 3: some ran out of time, which is noticed too.
 case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac

@@ -213,6 +213,7 @@ async fn every_way_to_end_has_its_word() {
         for (n, (how, expected)) in cases.iter().enumerate() {
             let row = rows.iter().find(|row| row.id == format!("{kind}{n}")).expect("a row");
             assert_eq!((row.status, row.finish.as_str()), *expected, "{kind} {how:?}");
+            assert_eq!(row.usage_source, "none", "nobody counted");
         }
     }
 }

@@ -307,6 +307,8 @@ mod tests {
     fn a_key_is_never_shown_and_never_empty() {
         assert!(ApiKey::new("").is_none());
         assert_eq!(format!("{:?}", ApiKey::new("secret")), "Some(ApiKey(…))");
+        let is = |one, other| bool::from(ApiKey::new(one).unwrap().ct_eq(&ApiKey::new(other).unwrap()));
+        assert!(is("secret", "secret") && !is("secret", "Secret"));
     }
 
     #[test]

@@ -277,6 +277,13 @@ fn what_exceeds_a_whole_budget_is_never_let_in_and_the_rest_is_told_when() {
     let refusal = permit.reserve(tokens(41)).map(drop).expect_err("not today");
     assert_eq!((refusal.used, refusal.retry_after), (60, Some(Duration::from_secs(3600))));
     assert_eq!(permit.tokens_left(), Some(40));
+    let money = BudgetSpec { max_nusd: Some(100), period: calendar("1d", "UTC"), ..Default::default() };
+    let permit = limiter.admit(&key(&money), 0).unwrap();
+    let ask = |nusd| permit.reserve(Spend { tokens: 1, nusd });
+    let _most = ask(60).unwrap();
+    let wait = |nusd| ask(nusd).map(drop).expect_err("not today").retry_after;
+    assert_eq!([41, 100, 101].map(wait), [Some(Duration::from_secs(3600)), Some(Duration::from_secs(3600)), None]);
+    assert!(ask(40).is_ok(), "all of it can be spent");
 }
 
 #[test]

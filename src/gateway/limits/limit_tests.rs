@@ -283,6 +283,69 @@ fn what_stands_is_the_least_that_is_left() {
     assert_eq!(take(3000, &[wide]), rate(5, 2, 60));
 }
 
+fn named(id: &str, limits: Limits) -> [Scope<'_>; 1] {
+    [scope(ScopeKind::EndUser, id, limits)]
+}
+
+/// A new name has four others looked at; those that are as if they were new make room.
+#[test]
+fn a_scope_is_kept_while_anything_of_it_matters() {
+    let limits = Limits { requests_per_minute: Some(5), tokens_per_minute: Some(9), ..Default::default() };
+    // One whose place is held, one that took tokens late, one that did nothing since its first moment.
+    let held = |core: &mut Core| core.admit(at(0), &named("a", limits), 0).expect("a place");
+    let n_after = |core: &mut Core, ms| {
+        let new = core.admit(at(ms), &named("new", limits), 0).expect("a place");
+        core.release(new);
+        core.n_scopes()
+    };
+    for (ms, n) in [(59_999, 2), (60_000, 1), (600_000, 1)] {
+        let mut core = Core::default();
+        let mut ticket = held(&mut core);
+        ticket.keep();
+        core.release(ticket);
+        assert_eq!(n_after(&mut core, ms), n, "{ms}");
+    }
+    let mut core = Core::default();
+    let ticket = held(&mut core);
+    assert_eq!(n_after(&mut core, 600_000), 2, "it runs");
+    core.release(ticket);
+    for (ms, n) in [(60_000, 2), (109_999, 2), (110_000, 1)] {
+        let mut core = Core::default();
+        let ticket = held(&mut core);
+        let reserved = core.reserve(at(50_000), &ticket, tokens(9)).expect("there are tokens");
+        core.settle(reserved, tokens(1));
+        core.release(ticket);
+        assert_eq!(n_after(&mut core, ms), n, "{ms}");
+    }
+    let mut core = Core::default();
+    for id in ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] {
+        let ticket = core.admit(at(0), &named(id, limits), 0).expect("a place");
+        core.release(ticket);
+    }
+    let mut sweeps = |id: &str| {
+        let ticket = core.admit(at(600_000), &named(id, limits), 0).expect("a place");
+        core.release(ticket);
+        core.n_scopes()
+    };
+    assert_eq!(["a", "b", "b", "c", "d"].map(&mut sweeps), [7, 4, 4, 3, 4], "each is looked at in its turn");
+}
+
+#[test]
+fn the_machines_clock_tells_both_times() {
+    let unix_ms = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        i64::try_from(since.as_millis()).expect("before the year 292 million")
+    };
+    let (before, clock) = (unix_ms(), WallClock::default());
+    let first = clock.now();
+    while clock.now().mono == first.mono {
+        std::hint::spin_loop();
+    }
+    let (then, after) = (clock.now(), unix_ms());
+    assert!(then.mono > first.mono);
+    assert!(before <= first.wall_ms && first.wall_ms <= then.wall_ms && then.wall_ms <= after);
+}
+
 #[test]
 fn long_names_are_cut_between_two_letters() {
     let limits = Limits { n_parallel: Some(1), ..Default::default() };

@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz mutants fmt vendor vendor-test dist test-dist clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz mutants coverage fmt vendor vendor-test dist test-dist clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -79,6 +79,9 @@ fuzz: setup ## fuzz the parsers, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for s
 
 mutants: setup ## mutate the rules of ROOM (limits, breaker, ledger, cache, keys) and tell what its tests miss
 	sh .ci/mutants.sh $(ROOM) $(ARGS)
+
+coverage: setup ## tell which lines of the front the unit tests run, or, TESTS="limits:: books_", integration tests too
+	$(PYTHON) .ci/coverage.py $(TESTS)
 
 fmt: ## format the source
 	$(CARGO) fmt

@@ -255,21 +255,21 @@ async fn an_answer_that_is_replaced_is_counted_and_charged_beside_the_next() {
     let place = Place::new(true);
     let entry = place.enter("req_1");
     entry.of_model(None, "m", PRICE);
-    entry.count(&usage(100, 40, 7, 2), UsageSource::Engine);
+    entry.count(&usage(100, 40, 7, 5), UsageSource::Engine);
     entry.end("stop");
     let first = entry.set_aside();
-    assert_eq!((first.in_tok, first.cached_tok, first.out_tok, first.reason_tok), (100, 40, 7, 2));
+    assert_eq!((first.in_tok, first.cached_tok, first.out_tok, first.reason_tok), (100, 40, 7, 5));
     assert_eq!((first.nusd, entry.cost()), (60 + 20 + 49, 129));
-    entry.count(&usage(10, 4, 3, 1), UsageSource::Upstream);
+    entry.count(&usage(10, 4, 3, 3), UsageSource::Upstream);
     assert_eq!(entry.cost(), 129 + 6 + 2 + 21);
     let second = entry.set_aside();
-    assert_eq!((second.in_tok, second.cached_tok, second.out_tok, second.reason_tok, second.nusd), (10, 4, 3, 1, 29));
+    assert_eq!((second.in_tok, second.cached_tok, second.out_tok, second.reason_tok, second.nusd), (10, 4, 3, 3, 29));
     // Nothing better came: the first is given after all, and counted anew.
     entry.take_back(&first);
-    entry.count(&usage(100, 40, 7, 2), UsageSource::Engine);
+    entry.count(&usage(100, 40, 7, 5), UsageSource::Engine);
     entry.end("length");
     let row = place.settled(entry).await;
-    assert_eq!(counts(&row), (110, 44, 10, 3, 158));
+    assert_eq!(counts(&row), (110, 44, 10, 8, 158));
     assert_eq!((row.finish.as_str(), row.usage_source.as_str()), ("length", "engine"), "its end was forgotten with it");
 }
 

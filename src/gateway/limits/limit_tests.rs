@@ -317,6 +317,12 @@ fn a_scope_is_kept_while_anything_of_it_matters() {
         core.release(ticket);
         assert_eq!(n_after(&mut core, ms), n, "{ms}");
     }
+    // Whose history is asked for is not held by that.
+    let budget = crate::gateway::spec::BudgetSpec { max_tokens: Some(9), ..Default::default() };
+    let mut core = Core::default();
+    let asked = [Scope { budget: Some(&budget), ..named("a", limits)[0] }];
+    assert_eq!(core.lacks_history(at(0), &asked).len(), 1);
+    assert_eq!(n_after(&mut core, 600_000), 1);
     let mut core = Core::default();
     for id in ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] {
         let ticket = core.admit(at(0), &named(id, limits), 0).expect("a place");

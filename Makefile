@@ -31,7 +31,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz mutants coverage fmt vendor vendor-test dist test-dist clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -69,6 +69,9 @@ bench-load: setup ## measure an idle server, the most answers, a thousand stream
 
 bench-soak: setup ## run a mixed load with kills and reloads for BENCH_SECONDS and compare the ledger with it (T-P11)
 	$(CARGO) bench $(FEATURES) --bench soak
+
+bench-timing: setup ## whether the time of a refusal tells anything of a key: Welch's t over BENCH_SAMPLES of each kind
+	$(CARGO) bench $(FEATURES) --bench timing
 
 # Each target as a unit test of its room; overflows of numbers are failures there. FUZZ_ONLY=requests,media for some.
 FUZZ_CHECKED := --config 'profile.release.package.hearth.overflow-checks=true'

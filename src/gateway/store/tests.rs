@@ -20,7 +20,7 @@ pub(super) fn config(dir: &Path, durability: Durability) -> StoreConfig {
     }
 }
 
-fn open(dir: &Path) -> Arc<Store> {
+pub(super) fn open(dir: &Path) -> Arc<Store> {
     Arc::new(Store::open(config(dir, Durability::Power)).expect("it opens"))
 }
 
@@ -233,6 +233,22 @@ async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
     assert!(store.admit().is_ok());
     assert_eq!(count(&store, "request").await, 3);
     assert_eq!(store.verify(1).await.expect("verified").fault, None);
+}
+
+/// A file that takes a probe's mark and no rows: the last tries have a bound.
+#[tokio::test]
+async fn a_store_ends_though_its_last_rows_can_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let spoil = Connection::open(dir.path().join("hearth.db")).unwrap();
+    spoil.execute_batch("ALTER TABLE request RENAME TO gone").unwrap();
+    store.settle(row(1)).await.expect("kept in the spill");
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(store);
+        ended.send(()).expect("somebody waits");
+    });
+    ends.recv_timeout(Duration::from_secs(60)).expect("it ends");
 }
 
 #[tokio::test]

@@ -48,6 +48,8 @@ const SIGN_LINKS: u64 = 1000;
 const SIGN_EVERY: Duration = Duration::from_secs(60);
 /// After a try that failed.
 const SIGN_RETRY: Duration = Duration::from_secs(5);
+/// Tries to write what is left once nobody sends any more.
+const LAST_TRIES: u32 = 3;
 
 /// What the store and its writer both look at.
 pub(super) struct Shared {
@@ -159,6 +161,7 @@ impl Writer {
     /// Until every sender is gone.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let mut probed = Instant::now();
+        let mut n_failed = 0;
         loop {
             let patience = match &self.conn {
                 None => PROBE_EVERY.saturating_sub(probed.elapsed()),
@@ -193,9 +196,14 @@ impl Writer {
             if let Some(conn) = &self.conn {
                 self.checkpoints.look(conn, is_idle);
             }
-            if is_last && self.spill.is_empty() {
+            // A file that takes the probe's mark may still not take the rows.
+            n_failed += u32::from(is_last && self.conn.is_none());
+            if is_last && (self.spill.is_empty() || n_failed >= LAST_TRIES) {
                 break;
             }
+        }
+        if !self.spill.is_empty() {
+            tracing::error!(reason = self.health.reason(), "the ledger ends without its last rows");
         }
     }
 

@@ -11,6 +11,8 @@ CARGO ?= cargo
 BUILD := $(CARGO) build --release $(FEATURES)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
+# The kind of CPU that `make dist` packs for: ARCH=aarch64 cross compiles on x86-64, and `make test-dist` runs it under qemu.
+ARCH := $(shell uname -m)
 PYTHON ?= python3
 VENV := .venv
 FUZZ_VENV := .venv-fuzz
@@ -87,11 +89,13 @@ vendor: ## lay all crates, llama.cpp with them, under vendor/, for builds withou
 vendor-test: ## build from vendor/ with the network off and an empty cargo home
 	sh .ci/vendor-test.sh
 
-dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CPU of this machine's kind
-	CARGO="$(CARGO)" sh .ci/dist.sh $(TARGET) $(FEATURES)
+dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CPU of that kind (this machine's, or ARCH=aarch64)
+	@sh .ci/setup.sh dist $(ARCH)
+	CARGO="$(CARGO)" sh .ci/dist.sh $(TARGET) $(ARCH) $(FEATURES)
 
-test-dist: dist ## unpack that archive elsewhere and try it
-	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*.tar.gz $(MODEL)
+test-dist: dist ## unpack that archive elsewhere and try it (under qemu where it is another kind's: CPUS=cortex-a76:max for some)
+	@sh .ci/setup.sh test-dist $(ARCH)
+	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*-linux-$(ARCH).tar.gz $(MODEL)
 
 clean: ## remove what was built and installed here
 	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)

@@ -36,7 +36,7 @@ fn compile_shim(source: &Path) {
     build
         .cpp(true)
         .std("c++17")
-        .opt_level(2)
+        .opt_level(3)
         .files(
             [
                 "hearth_llama.cpp",

@@ -13,6 +13,7 @@ mod desk;
 mod engine;
 mod flags;
 mod harden;
+mod heap;
 mod inspect;
 mod keys;
 mod ledger;

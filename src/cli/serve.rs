@@ -1,5 +1,6 @@
 //! `hearth serve`: listen, plan, load, answer, drain.
 
+use super::heap;
 use super::listen;
 use super::notify::Notify;
 use super::plan::{self, Model};
@@ -121,6 +122,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     let reload =
         Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway), books: books.clone(), settings, asks };
     let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
+    let trimming = tokio::spawn(heap::keep_trimmed(shutdown.clone()));
     let notify = Arc::new(Notify::from(|name| std::env::var(name).ok()));
     notify.ready();
     let living = tokio::spawn({
@@ -145,6 +147,7 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     signals.abort();
     reloading.abort();
     living.abort();
+    trimming.abort();
     served.context("the server failed")?;
     while let Some(watched) = watchers.join_next().await {
         watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;

@@ -121,8 +121,8 @@ impl Drafter {
             follower.follow(text, tokens.get(n_prompt..).unwrap_or_default());
         }
         if let Some(follower) = &mut self.history {
-            follower.follow(tokens, tokens);
             follower.learn(tokens, n_prompt.saturating_sub(LOOKBACK));
+            follower.follow(tokens, tokens);
         }
         if let Some(trust) = &mut self.model {
             trust.pass();
@@ -153,7 +153,8 @@ struct Follower {
     n_indexed: usize,
     /// Where the answer goes on in the text; `None` while it isn't following it.
     at: Option<usize>,
-    /// Tokens in a row that the text foretold.
+    /// Tokens in a row that the text foretold, or that stand before its place and end the answer, beyond the `AGREE` by which
+    /// the place was found.
     streak: u32,
     /// By the length of the streak: new, some, `SURE`.
     odds: [Odds; 3],
@@ -191,8 +192,13 @@ impl Follower {
                 return;
             }
         }
-        self.streak = 0;
         self.at = answer.last_chunk().and_then(|end| self.index.get(end)).map(|at| *at as usize);
+        // A question asked again says from the first token on what its answer was: what agrees before the place counts
+        // as if it had been foretold.
+        let before = self.at.and_then(|at| text.get(..at)).unwrap_or_default();
+        let agreeing = before.iter().rev().zip(answer.iter().rev()).take(AGREE + Self::SURE as usize);
+        let n_agreeing = agreeing.take_while(|(one, other)| one == other).count();
+        self.streak = n_agreeing.saturating_sub(AGREE) as u32;
     }
 
     /// Takes the rest of `text` into the index, of what is not there yet from `from` on; not what ends it, which nothing
@@ -256,6 +262,22 @@ mod tests {
         }
         assert_eq!(odds.len(), passage.len() - AGREE + 1, "found by its first {AGREE} tokens");
         assert!(odds[0] <= 0.5 && odds[36] > 0.9, "{odds:?}");
+    }
+
+    #[test]
+    fn a_question_asked_again_is_believed_from_the_first_token_of_its_answer_on() {
+        let (question, answer): (Vec<Token>, Vec<Token>) = ((1..30).collect(), (100..140).collect());
+        let again = [&question[..], &answer, &[7, 8], &question].concat();
+        let elsewhere = [&question[..], &answer, &[7, 8], &question[27..]].concat();
+        for (mut tokens, is_sure) in [(again, true), (elsewhere, false)] {
+            let mut drafter = Drafter::new(None, true).unwrap();
+            let n_prompt = tokens.len();
+            tokens.push(100);
+            drafter.follow(&tokens, n_prompt);
+            let proposal = drafter.propose(&tokens).unwrap();
+            assert_eq!(proposal.text[..39], answer[1..]);
+            assert_eq!(proposal.odds >= 0.9, is_sure, "{}", proposal.odds);
+        }
     }
 
     #[test]

@@ -91,6 +91,9 @@ pub struct ContextParams {
     pub mtp: bool,
     /// Rows that a recurrent state can go back, where the architecture can.
     pub n_rs_seq: u32,
+    /// Keys and values that no cache keeps are rounded to F16 before attention, as flash attention rounds them, so that a
+    /// context without it agrees with one that has it. On a CPU, for models whose encoders attend without a bias of their own.
+    pub rounds_kv: bool,
 }
 
 /// Rows of one decode: tokens with their places.
@@ -254,6 +257,7 @@ impl Context {
             pooling: params.pooling.map_or(-1, PoolingType::raw),
             mtp: params.mtp,
             n_rs_seq: params.n_rs_seq,
+            rounds_kv: params.rounds_kv,
             other,
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),

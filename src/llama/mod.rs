@@ -15,6 +15,7 @@ mod chat;
 mod context;
 mod cpu;
 mod error;
+mod heap;
 mod log;
 mod model;
 mod mtmd;
@@ -27,6 +28,7 @@ pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Sh
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};
 pub use cpu::{VARIABLE as BACKENDS_VARIABLE, cpu};
 pub use error::Error;
+pub use heap::trim_heap;
 pub use log::init;
 pub use model::{Model, ModelParams};
 pub use mtmd::{Chunk, Piece, Projector};

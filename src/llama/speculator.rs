@@ -265,6 +265,7 @@ pub(super) mod tests {
             poll: 0,
             mtp: false,
             n_rs_seq: 0,
+            rounds_kv: false,
         }
     }
 

@@ -18,6 +18,8 @@ use std::sync::{Arc, PoisonError};
 const BATCH_MIN: u32 = 256;
 /// Rows from which a CPU's flash attention works in tiles with sums in F32. Source: GGML_FA_TILE_Q, ggml-cpu/common.h.
 const TILE_ROWS: u32 = 64;
+/// Passes of so many rows are filled up to a tile: there they take no longer.
+const FILL_FROM: usize = 48;
 /// Rows of a batch from which a CPU gains nothing: every row attends to all rows of the batch, only to find that most are
 /// another input's. Measured in benches/README.md, with flash attention and without.
 const ROWS_AIM: u32 = 256;
@@ -133,10 +135,12 @@ impl LlamaModel {
 
 pub struct LlamaEncoder {
     context: llama::Context,
-    /// For passes of fewer rows than a tile, without flash attention: there it would sum in F16 too.
+    /// For passes of fewer rows than a tile, without flash attention: there it would sum in F16, not only round to it.
     small: Option<llama::Context>,
     is_last_small: bool,
     batch: Batch,
+    /// A pass that was filled up.
+    filled: Vec<Row>,
     n_seqs: u32,
     n_rows_aim: u32,
     takes_parts: bool,
@@ -152,14 +156,21 @@ enum Attention {
 }
 
 impl Attention {
-    /// Not unless it is asked for: it rounds keys and values to F16, so that a text in company is up to 1.2e-4 away from
-    /// the same text alone (all-MiniLM-L6-v2); without it they agree to 3e-5.
-    fn choose(config: &EngineConfig, is_causal: bool, is_offloaded: bool) -> Self {
+    /// On a CPU, for encoders, flash attention in tiles takes two thirds of the time, and rounds keys and values to F16. A
+    /// small pass rounds them too, or a text alone would be up to 1.2e-4 away from the same text in company
+    /// (all-MiniLM-L6-v2).
+    fn choose(model: &llama::Model, config: &EngineConfig) -> Self {
+        let is_causal = model.generates();
+        let is_offloaded = llama::offloads() && config.n_gpu_layers != 0;
+        // Their bias of relative positions is not taken by flash attention, whatever a context says.
+        let is_t5 = model.meta("general.architecture").is_some_and(|name| name.starts_with("t5"));
         match config.flash_attn {
-            FlashAttn::Off | FlashAttn::Auto => Self::Plain,
+            FlashAttn::Off => Self::Plain,
+            _ if is_t5 => Self::Plain,
             // A causal model's inputs may come in parts, which would lie in two contexts.
             FlashAttn::On if is_causal || is_offloaded => Self::Flash,
-            FlashAttn::On => Self::Tiled,
+            FlashAttn::Auto if is_causal || is_offloaded => Self::Plain,
+            FlashAttn::On | FlashAttn::Auto => Self::Tiled,
         }
     }
 }
@@ -176,7 +187,7 @@ impl LlamaEncoder {
         };
         let is_causal = model.model.generates();
         let is_offloaded = llama::offloads() && model.config.n_gpu_layers != 0;
-        let attention = Attention::choose(&model.config, is_causal, is_offloaded);
+        let attention = Attention::choose(&model.model, &model.config);
         let takes_parts = model.takes_parts();
         let n_embed_max = model.n_embed_max();
         let n_batch = if takes_parts {
@@ -206,6 +217,7 @@ impl LlamaEncoder {
             offload_kqv: true,
             mtp: false,
             n_rs_seq: 0,
+            rounds_kv: false,
             pooling: Some(pooling),
             poll: POLL,
         };
@@ -215,6 +227,7 @@ impl LlamaEncoder {
             n_ubatch: TILE_ROWS,
             n_outputs_max: TILE_ROWS,
             flash_attn: Some(false),
+            rounds_kv: true,
             ..params
         };
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +245,7 @@ impl LlamaEncoder {
             small,
             is_last_small: false,
             batch: Batch::default(),
+            filled: Vec::new(),
             n_seqs,
             n_rows_aim,
             takes_parts,
@@ -242,6 +256,15 @@ impl LlamaEncoder {
     /// The context of the last pass.
     fn last(&mut self) -> &mut llama::Context {
         self.small.as_mut().filter(|_| self.is_last_small).unwrap_or(&mut self.context)
+    }
+}
+
+/// Makes it `n` rows at least, by a sequence that no row has, which nobody reads.
+fn fill(rows: &mut Vec<Row>, n: u32) {
+    let n_missing = n.saturating_sub(rows.len() as u32);
+    // Fewer than `n` rows have fewer than `n` sequences.
+    if let Some(seq) = (0..n).find(|seq| rows.iter().all(|row| row.seq != *seq)).filter(|_| n_missing > 0) {
+        rows.extend((0..n_missing).map(|pos| Row { token: 0, pos, seq, output: true }));
     }
 }
 
@@ -267,9 +290,15 @@ impl Encoder for LlamaEncoder {
     }
 
     fn encode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
-        self.is_last_small = self.small.is_some() && rows.len() < TILE_ROWS as usize;
-        let context = self.small.as_mut().filter(|_| self.is_last_small).unwrap_or(&mut self.context);
-        decode(context, &mut self.batch, rows)
+        let Some(small) = &mut self.small else { return decode(&mut self.context, &mut self.batch, rows) };
+        self.is_last_small = rows.len() < FILL_FROM;
+        if self.is_last_small {
+            return decode(small, &mut self.batch, rows);
+        }
+        self.filled.clear();
+        self.filled.extend_from_slice(rows);
+        fill(&mut self.filled, TILE_ROWS);
+        decode(&mut self.context, &mut self.batch, &self.filled)
     }
 
     fn is_pooled(&self) -> bool {
@@ -299,6 +328,20 @@ mod tests {
     fn syllables_are_taken_apart() {
         assert_eq!(decompose_hangul("a 한가"), "a \u{1112}\u{1161}\u{11AB}\u{1100}\u{1161}");
         assert!(matches!(decompose_hangul("plain"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_pass_is_filled_up_by_a_sequence_of_its_own() {
+        let row = |seq| Row { token: 7, pos: 0, seq, output: true };
+        let mut rows: Vec<Row> = [0, 1, 3].map(row).to_vec();
+        fill(&mut rows, 5);
+        let seen: Vec<(u32, u32)> = rows.iter().map(|row| (row.seq, row.pos)).collect();
+        assert_eq!(seen, [(0, 0), (1, 0), (3, 0), (2, 0), (2, 1)]);
+        fill(&mut rows, 4);
+        assert_eq!(rows.len(), 5);
+        let mut all: Vec<Row> = (0..63).map(row).collect();
+        fill(&mut all, 64);
+        assert_eq!((all.len(), all[63].seq), (64, 63));
     }
 
     #[test]

@@ -420,6 +420,7 @@ impl Model for LlamaModel {
             poll: POLL,
             mtp: false,
             n_rs_seq: 0,
+            rounds_kv: false,
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };

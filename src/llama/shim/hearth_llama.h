@@ -31,6 +31,8 @@ int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, c
 // ("AVX2 FMA"); both owned by the caller.
 int32_t hearth_cpu(char ** file, char ** features, char ** err);
 void hearth_string_free(char * text);
+// malloc_trim, where the C library has it.
+void hearth_trim_heap(void);
 
 typedef struct hearth_model_params {
     int32_t n_gpu_layers; // negative: all
@@ -65,6 +67,7 @@ typedef struct hearth_context_params {
     int32_t pooling; // enum llama_pooling_type: vectors instead of logits; negative: logits
     bool mtp;        // runs the model's heads for drafts, not the model itself
     uint32_t n_rs_seq;            // rows that a recurrent state can go back, where the architecture can
+    bool rounds_kv; // where no cache keeps them, keys and values are rounded to F16 as flash attention rounds them
     struct llama_context * other; // the context that this one drafts for; NULL: none
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;

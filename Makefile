@@ -33,7 +33,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak fuzz fmt vendor vendor-test dist test-dist clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -72,12 +72,21 @@ bench-load: setup ## measure an idle server, the most answers, a thousand stream
 bench-soak: setup ## run a mixed load with kills and reloads for BENCH_SECONDS and compare the ledger with it (T-P11)
 	$(CARGO) bench $(FEATURES) --bench soak
 
+bench-timing: setup ## whether the time of a refusal tells anything of a key: Welch's t over BENCH_SAMPLES of each kind
+	$(CARGO) bench $(FEATURES) --bench timing
+
 # Each target as a unit test of its room; overflows of numbers are failures there. FUZZ_ONLY=requests,media for some.
 FUZZ_CHECKED := --config 'profile.release.package.hearth.overflow-checks=true'
 fuzz: export FUZZ_SECONDS ?= 60
 fuzz: export FUZZ_DIR ?= $(abspath $(TARGET))/fuzz
-fuzz: setup ## fuzz the parsers, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
-	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --lib fuzz_tests:: -- --test-threads=1 --nocapture
+fuzz: setup ## fuzz parsers, front, loader and books, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
+	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --no-fail-fast --lib --test it fuzz_tests:: -- --test-threads=1 --nocapture
+
+mutants: setup ## mutate the rules of ROOM (limits, breaker, ledger, cache, keys) and tell what its tests miss
+	sh .ci/mutants.sh $(ROOM) $(ARGS)
+
+coverage: setup ## tell which lines of the front the unit tests run, or, TESTS="limits:: books_", integration tests too
+	$(PYTHON) .ci/coverage.py $(TESTS)
 
 fmt: ## format the source
 	$(CARGO) fmt

@@ -75,8 +75,9 @@ impl Server {
         lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).next()
     }
 
-    /// Of the front: MiB, open files, threads.
-    fn held(&self) -> [f64; 3] {
+    /// Of the front: MiB that are its own, MiB of files (the executable's pages, which come in as they are used), open files,
+    /// threads.
+    fn held(&self) -> [f64; 4] {
         let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(proc.join("status")).unwrap_or_default();
         let number = |name: &str| {
@@ -84,7 +85,7 @@ impl Server {
             line.split_whitespace().next().and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0)
         };
         let n_files = fs::read_dir(proc.join("fd")).map_or(0, |files| files.count());
-        [number("VmRSS:") / 1024.0, n_files as f64, number("Threads:")]
+        [number("RssAnon:") / 1024.0, number("RssFile:") / 1024.0, n_files as f64, number("Threads:")]
     }
 
     async fn ready(&self, client: &reqwest::Client) -> Outcome<()> {
@@ -263,9 +264,11 @@ async fn main() -> Outcome<()> {
     );
     let tenths: Vec<String> =
         samples.chunks((samples.len() / 10).max(1)).map(|part| format!("{:.1}", part[part.len() - 1][0])).collect();
-    println!("resident MiB, tenth by tenth: {}", tenths.join(" "));
+    println!("resident MiB of its own, tenth by tenth: {}", tenths.join(" "));
     let warm = &samples[samples.len() / 3..];
-    for (idx, name) in ["resident MiB", "files", "threads"].into_iter().enumerate() {
+    for (idx, name) in
+        ["resident MiB of its own", "resident MiB of files", "open files", "threads"].into_iter().enumerate()
+    {
         let of: Vec<f64> = warm.iter().map(|sample| sample[idx]).collect();
         println!(
             "{name}: idle before {:.0}, idle after {:.0}; under load after a third of the time {:.1}, at the end {:.1}, slope \

@@ -119,6 +119,25 @@ mod tests {
     }
 
     #[test]
+    fn a_name_weighs_what_its_best_pattern_says_otherwise() {
+        let names = names(&[("a", &["*", "gpt-*"]), ("b", &["g*-4*", "exact"])]);
+        for (name, weight) in [
+            ("", (true, 0)),
+            ("A", (true, 0)),
+            ("exact:latest", (true, 0)),
+            ("default", (true, 0)),
+            ("gpt-3", (false, 4)),
+            ("gpt-4", (false, 4)),
+            ("go-4", (false, 3)),
+            ("x", (false, 0)),
+        ] {
+            assert_eq!(names.weight(name), weight, "{name}");
+        }
+        let none = Names::new(std::iter::empty::<(&str, &[String])>());
+        assert_eq!((none.weight("x"), none.weight("default")), ((false, 0), (true, 0)));
+    }
+
+    #[test]
     fn a_star_is_any_run_of_characters() {
         for (pattern, name, is) in [
             ("a*", "a", true),
@@ -128,6 +147,8 @@ mod tests {
             ("a*b*c", "a-c-b", false),
             ("a*a", "a", false),
             ("ab*ba", "aba", false),
+            ("a*bb*b", "abb", false),
+            ("a*bb*b", "abbb", true),
             ("**", "", true),
             ("é*", "éa", true),
         ] {

@@ -322,6 +322,10 @@ mod tests {
         assert_eq!(price.cost(10, 4, 3), 6 * 150 + 4 * 75 + 3 * 600);
         assert_eq!(Price { input: 1, ..Default::default() }.cost(1, 0, 0), 1);
         assert_eq!(Price::default().cost(u64::MAX, 0, u64::MAX), 0);
+        assert!(Price::default().is_free());
+        for (input, cached_input, output) in [(1, 0, 0), (0, 1, 0), (0, 0, 1)] {
+            assert!(!Price { input, cached_input, output }.is_free());
+        }
         assert_eq!(Price { output: NUSD_MAX, ..Default::default() }.cost(0, 0, u64::MAX), i64::MAX);
     }
 
@@ -333,10 +337,24 @@ mod tests {
         for text in ["", "d", "0d", "1y", "-1d", "1.5h", "99999999mo", "30"] {
             assert!(text.parse::<Period>().is_err(), "{text}");
         }
+        // A hundred years in each unit, and one more.
+        for (n, unit) in
+            [(3_162_240_000_u64, "s"), (52_704_000, "m"), (878_400, "h"), (36_600, "d"), (5_228, "w"), (1_180, "mo")]
+        {
+            assert!(format!("{n}{unit}").parse::<Period>().is_ok(), "{n}{unit}");
+            assert!(format!("{}{unit}", n + 1).parse::<Period>().is_err(), "{n}{unit} and one");
+        }
+        assert_eq!("2w".parse::<Period>().map(|period| period.approximate_ms()), Ok(14 * 86_400_000));
     }
 
     #[test]
     fn a_key_of_no_role_is_for_data_and_a_list_of_addresses_binds() {
+        assert_eq!(Role::ALL.map(Role::name), ["data", "admin", "auditor", "team-admin"]);
+        for role in Role::ALL {
+            let said: Role = serde_json::from_value(role.name().into()).expect("the word that a spec has");
+            let key = KeySpec { roles: vec![role], ..KeySpec::default() };
+            assert!(said == role && Role::ALL.into_iter().filter(|other| key.has(*other)).eq([role]));
+        }
         let key = KeySpec::default();
         assert!(key.has(Role::Data) && !key.has(Role::Admin) && key.admits(None));
         let bound = KeySpec { cidr: vec!["10.0.0.0/8".parse().unwrap()], ..key };

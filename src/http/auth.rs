@@ -21,6 +21,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_what_balancers_and_newcomers_ask_for_is_public() {
+        for path in ["/", "/health", "/v1/health", "/livez", "/readyz", "/openapi.json", "/docs"] {
+            assert!(is_public(path), "{path}");
+        }
+        for path in ["", "/v1/models", "/v1/chat/completions", "/metrics", "/health/", "/docs/x", "/slots", "/props"] {
+            assert!(!is_public(path), "{path}");
+        }
+    }
+
+    #[test]
     fn either_header_carries_a_key() {
         let with = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();

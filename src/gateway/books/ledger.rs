@@ -427,3 +427,7 @@ impl std::fmt::Debug for Entry {
         f.debug_struct("Entry").field("no", &self.no).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

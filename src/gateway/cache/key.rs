@@ -310,6 +310,21 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_told_apart_by_kind_and_number() {
+        let owners = [Owner::Key(1), Owner::Team(1), Owner::Fixed(1), Owner::Key(2)];
+        assert_eq!(owners.map(Owner::parts), [(b'k', 1), (b't', 1), (b'f', 1), (b'k', 2)]);
+        assert_eq!(owners.map(Owner::is_fixed), [false, false, true, false]);
+        assert_eq!(Owner::team("a"), Owner::team("a"));
+        assert_ne!(Owner::team("a"), Owner::team("b"));
+        // The number that the keys of a team have which shares.
+        let spec = crate::gateway::TeamSpec { shares: true, ..Default::default() };
+        let team = crate::gateway::TeamRecord { id: "a".into(), spec, created: 0, blocked: false };
+        let key = crate::gateway::KeyRecord::new("k".into(), Default::default(), Some(team.into()), 0, false);
+        let partition = crate::gateway::Principal::of(key.into()).partition();
+        assert_eq!(Owner::team("a"), Owner::Team(partition));
+    }
+
+    #[test]
     fn a_model_that_was_loaded_from_another_file_or_in_another_way_is_another() {
         let description = Description { files_mark: 1, ..Default::default() };
         let other = Description { files_mark: 2, ..Default::default() };

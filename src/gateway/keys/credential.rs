@@ -120,15 +120,18 @@ pub fn masked(id: &str) -> String {
 
 /// Letters and digits, each as likely as any other: bytes that would favour some are thrown away.
 pub fn random_base62(n: usize) -> Result<String, getrandom::Error> {
-    const FAIR: u8 = 248; // 4 × 62
     let mut text = String::with_capacity(n);
     while text.len() < n {
         let mut bytes = [0; 64];
         getrandom::fill(&mut bytes)?;
-        let fair = bytes.iter().filter(|byte| **byte < FAIR).map(|byte| char::from(ALPHABET[usize::from(byte % 62)]));
-        text.extend(fair.take(n - text.len()));
+        text.extend(bytes.into_iter().filter_map(fair).take(n - text.len()));
     }
     Ok(text)
+}
+
+fn fair(byte: u8) -> Option<char> {
+    const FAIR: u8 = 248; // 4 × 62
+    (byte < FAIR).then(|| char::from(ALPHABET[usize::from(byte % 62)]))
 }
 
 #[cfg(test)]
@@ -150,6 +153,54 @@ mod tests {
         for wrong in ["", "sk-hearth-", "sk-other", &text[1..], &text[..text.len() - 1], &format!("{text}0")] {
             assert!(Credential::parse(wrong).is_none());
         }
+    }
+
+    /// Of another form, with the check that belongs to it.
+    #[test]
+    fn a_key_of_another_form_is_none() {
+        let parse = |id: &str, secret: &str| {
+            let credential = Credential { id: id.to_owned(), secret: secret.to_owned() };
+            Credential::parse(&credential.reveal()).map(|read| (read.id, read.secret))
+        };
+        let (id, secret) = ("0123456789Az", "x".repeat(43));
+        assert_eq!(parse(id, &secret), Some((id.to_owned(), secret.clone())));
+        for (wrong, why) in
+            [("0123456789A", "short"), ("0123456789Azz", "long"), ("0123456789A_", "no letter"), ("", "none")]
+        {
+            assert_eq!(parse(wrong, &secret), None, "{why}");
+        }
+        // The last has a letter where its secret would be cut.
+        for (n, wrong) in ["x".repeat(42), "x".repeat(44), "_".repeat(43), "é".repeat(22)].iter().enumerate() {
+            assert_eq!(parse(id, wrong), None, "{n}");
+        }
+        assert_eq!(parse(id, &format!("{}é", "x".repeat(41))), None);
+        assert_eq!(parse(id, &format!("{}é", "x".repeat(42))), None);
+    }
+
+    /// CRC-32 as zlib has it, in base62 with the largest digit first: scanners of secrets compute it too.
+    #[test]
+    fn the_check_is_a_crc_of_what_stands_before_it() {
+        let key = Credential { id: "0123456789Az".into(), secret: "x".repeat(43) };
+        assert_eq!(key.reveal(), format!("sk-hearth-0123456789Az-{}2ZLfhA", "x".repeat(43)));
+    }
+
+    #[test]
+    fn each_letter_is_as_likely_as_any_other() {
+        let letters: Vec<char> = (0..=255).filter_map(fair).collect();
+        assert_eq!(letters.len(), 4 * 62);
+        assert!(
+            ALPHABET.iter().all(|letter| letters.iter().filter(|other| **other == char::from(*letter)).count() == 4)
+        );
+        for n in [0, 1, 63, 64, 65, 1000] {
+            let text = random_base62(n).expect("randomness");
+            assert!(text.len() == n && text.bytes().all(|byte| ALPHABET.contains(&byte)));
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_by_its_beginning_and_its_hash_not_at_all() {
+        assert_eq!((masked("AbCdEf"), masked("A")), ("sk-hearth-AbC…".to_owned(), "sk-hearth-A…".to_owned()));
+        assert_eq!(format!("{:?}", KeyHash([1; 32])), "KeyHash(…)");
     }
 
     #[test]

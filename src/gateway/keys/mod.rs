@@ -216,12 +216,99 @@ mod tests {
             assert_eq!(authenticate(&keys, wrong), Err(Error::Unauthorized));
         }
         assert_eq!(authenticate(&[], None), Ok(Principal::default()));
+        // Written twice, it is one key.
+        let twice: Vec<ApiKey> = ["one", "two", "one"].into_iter().filter_map(ApiKey::new).collect();
+        assert_eq!(authenticate(&twice, Some("one")), authenticate(&keys, Some("one")));
+    }
+
+    /// A key of a team, both with a budget that others share.
+    fn of_team(own: Option<&str>, shared: Option<&str>) -> Principal {
+        let spec = TeamSpec { budget_id: shared.map(str::to_owned), ..Default::default() };
+        let team = TeamRecord { id: "team".into(), spec, created: 0, blocked: false };
+        let spec = KeySpec { budget_id: own.map(str::to_owned), alias: Some("alias".into()), ..Default::default() };
+        Principal::of(Arc::new(KeyRecord::new("key".into(), spec, Some(Arc::new(team)), 0, false)))
+    }
+
+    #[test]
+    fn a_principal_is_who_holds_the_key() {
+        let nobody = Principal::default();
+        assert_eq!((nobody.partition(), nobody.key().is_none()), (0, true));
+        assert_eq!((nobody.key_names(), nobody.team(), nobody.shared_budgets().count()), ([None, None], None, 0));
+        let ada = of_team(Some("own"), Some("shared"));
+        assert_eq!(ada.partition(), KeyRecord::new("key".into(), KeySpec::default(), None, 0, false).partition);
+        assert_eq!((ada.key_names(), ada.team()), ([Some("key"), Some("alias")], Some("team")));
+        assert_eq!(ada.shared_budgets().collect::<Vec<_>>(), ["own", "shared"]);
+        let budgets = |own, shared| of_team(own, shared).shared_budgets().cloned().collect::<Vec<_>>();
+        assert_eq!(budgets(Some("both"), Some("both")), ["both"], "a request counts once");
+        assert_eq!(
+            (budgets(None, Some("shared")), budgets(Some("own"), None)),
+            (vec!["shared".into()], vec!["own".into()])
+        );
+        // One and the same where both the tenant and the key are.
+        let other = |id: &str, team: Option<Arc<TeamRecord>>| {
+            Principal::of(Arc::new(KeyRecord::new(id.into(), KeySpec::default(), team, 1, true)))
+        };
+        assert_eq!(ada, other("key", None));
+        assert_ne!(ada, other("other", None));
+        assert_ne!(ada, nobody);
+        let spec = TeamSpec { shares: true, ..Default::default() };
+        let team = Some(Arc::new(TeamRecord { id: "team".into(), spec, created: 0, blocked: false }));
+        assert_ne!(other("a", team.clone()), other("b", team.clone()), "two keys of one tenant");
+        assert_ne!(other("key", team), ada, "one key of two tenants");
+    }
+
+    #[test]
+    fn requests_leave_where_the_key_and_its_team_both_let_them() {
+        assert!(Principal::default().may_leave(), "that is the server's to say");
+        let may_leave = |key, team: Option<Egress>| {
+            let team = team.map(|egress| {
+                let spec = TeamSpec { egress, ..Default::default() };
+                Arc::new(TeamRecord { id: "t".into(), spec, created: 0, blocked: false })
+            });
+            let spec = KeySpec { egress: key, ..Default::default() };
+            Principal::of(Arc::new(KeyRecord::new("k".into(), spec, team, 0, false))).may_leave()
+        };
+        use Egress::{Allowed, Never};
+        assert!(may_leave(Allowed, None) && may_leave(Allowed, Some(Allowed)));
+        assert!(!may_leave(Never, None) && !may_leave(Never, Some(Allowed)));
+        assert!(!may_leave(Allowed, Some(Never)) && !may_leave(Never, Some(Never)));
+    }
+
+    #[test]
+    fn who_has_no_record_may_use_every_model() {
+        let listed = KeySpec { models: vec!["a".into()], ..Default::default() };
+        let listed = Principal::of(Arc::new(KeyRecord::new("k".into(), listed, None, 0, false)));
+        assert!(listed.may_use("a", "x") && !listed.may_use("b", "x"));
+        assert!(Principal::default().may_use("b", "x"));
+    }
+
+    #[test]
+    fn a_key_is_shut_with_its_team_and_ends_with_its_time() {
+        let key = |blocked, team: Option<bool>| {
+            let team = team
+                .map(|blocked| Arc::new(TeamRecord { id: "t".into(), spec: TeamSpec::default(), created: 0, blocked }));
+            KeyRecord::new("k".into(), KeySpec::default(), team, 0, blocked)
+        };
+        assert!(!key(false, None).is_shut() && !key(false, Some(false)).is_shut());
+        assert!(key(true, None).is_shut() && key(true, Some(false)).is_shut() && key(false, Some(true)).is_shut());
+        assert!(!key(false, None).is_expired(i64::MAX));
+        let ends = KeyRecord::new("k".into(), KeySpec { expires: Some(5), ..Default::default() }, None, 0, false);
+        assert_eq!([4, 5, 6].map(|now| ends.is_expired(now)), [false, true, true]);
+    }
+
+    #[test]
+    fn the_number_of_a_tenant_depends_on_each_part_of_its_name() {
+        assert_eq!(tenant(&[b"key\0", b"a"]), tenant(&[b"key\0", b"a"]));
+        assert_ne!(tenant(&[b"key\0", b"a"]), tenant(&[b"key\0", b"b"]));
+        assert_ne!(tenant(&[b"key\0", b"a"]), tenant(&[b"team\0", b"a"]));
     }
 
     #[test]
     fn a_key_is_never_shown_and_never_empty() {
         assert!(ApiKey::new("").is_none());
         assert_eq!(format!("{:?}", ApiKey::new("secret")), "Some(ApiKey(…))");
+        let is = |one, other| bool::from(ApiKey::new(one).unwrap().ct_eq(&ApiKey::new(other).unwrap()));
+        assert!(is("secret", "secret") && !is("secret", "Secret"));
     }
 
     #[test]

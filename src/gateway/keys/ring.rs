@@ -204,6 +204,9 @@ mod tests {
         assert!(keyring.authenticate(&old, None, 49).is_ok());
         assert_eq!(keyring.authenticate(&old, None, 50), Err(Error::Unauthorized));
         assert!(keyring.authenticate(&new.reveal(), None, 50).is_ok());
+        // Rotated back to what it was.
+        let (keyring, key) = ring(|entry| entry.previous = Some((entry.hash, 50)));
+        assert!(keyring.authenticate(&key.reveal(), None, 49).is_ok());
     }
 
     #[test]

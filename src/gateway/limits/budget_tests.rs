@@ -189,6 +189,42 @@ fn clock_steps_give_nothing_twice() {
     assert!(spend(&limiter, &budget, 100));
 }
 
+/// A clock that is set back by exactly a period is waited for; by more, it is followed.
+#[test]
+fn a_budget_follows_a_clock_that_is_set_back_by_more_than_a_period() {
+    let budget = of_tokens(100, calendar("1d", "UTC"));
+    let clock = TestClock::default();
+    let limiter: Limiter = Limiter::new(clock.clone());
+    let start = ms("2026-05-02T00:00:00Z");
+    clock.set_wall(start);
+    assert!(spend(&limiter, &budget, 10));
+    let window = || limiter.budget(ScopeKind::Key, "k").map(|(.., window)| window.start_ms);
+    for (by_ms, day) in [(1, 0), (86_400_000, 0), (86_400_001, -2)] {
+        clock.set_wall(start - by_ms);
+        assert!(spend(&limiter, &budget, 1));
+        assert_eq!(window(), Some(start + day * 86_400_000), "back by {by_ms} ms");
+    }
+    assert_eq!(spent(&limiter), 13, "nothing is forgotten");
+}
+
+#[test]
+fn another_period_or_another_scope_of_the_same_name_begins_anew() {
+    let day = of_tokens(100, calendar("1d", "UTC"));
+    let week = of_tokens(100, calendar("1w", "UTC"));
+    let larger = of_tokens(200, calendar("1w", "UTC"));
+    let limiter: Limiter = Limiter::new(TestClock::default());
+    let made_at = |created_ms, n| {
+        let scopes = [Scope { created_ms, ..key(&larger)[0] }];
+        let permit = limiter.admit(&scopes, 0).expect("it is let in");
+        permit.reserve(tokens(n)).map(|reserved| reserved.settle(tokens(n))).is_ok()
+    };
+    assert!(spend(&limiter, &day, 60) && !spend(&limiter, &day, 41));
+    assert!(spend(&limiter, &week, 80) && !spend(&limiter, &week, 21), "the week knows nothing of the day");
+    assert!(spend(&limiter, &larger, 21), "another limit of the same period leaves what was spent");
+    assert!(!made_at(0, 100) && made_at(1, 200));
+    assert_eq!(spent(&limiter), 200);
+}
+
 /// T-B4: what was spent before a restart counts in its own window only.
 #[test]
 fn a_restart_remembers_the_window_of_now() {
@@ -241,6 +277,13 @@ fn what_exceeds_a_whole_budget_is_never_let_in_and_the_rest_is_told_when() {
     let refusal = permit.reserve(tokens(41)).map(drop).expect_err("not today");
     assert_eq!((refusal.used, refusal.retry_after), (60, Some(Duration::from_secs(3600))));
     assert_eq!(permit.tokens_left(), Some(40));
+    let money = BudgetSpec { max_nusd: Some(100), period: calendar("1d", "UTC"), ..Default::default() };
+    let permit = limiter.admit(&key(&money), 0).unwrap();
+    let ask = |nusd| permit.reserve(Spend { tokens: 1, nusd });
+    let _most = ask(60).unwrap();
+    let wait = |nusd| ask(nusd).map(drop).expect_err("not today").retry_after;
+    assert_eq!([41, 100, 101].map(wait), [Some(Duration::from_secs(3600)), Some(Duration::from_secs(3600)), None]);
+    assert!(ask(40).is_ok(), "all of it can be spent");
 }
 
 #[test]

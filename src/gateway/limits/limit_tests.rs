@@ -195,6 +195,182 @@ fn all_scopes_agree_or_none_is_touched() {
     assert_eq!(core.standing(at(4), &scopes).tokens.map(|rate| rate.remaining), Some(38));
 }
 
+/// What is told to who asks by headers, by metrics and by errors.
+#[test]
+fn kinds_have_their_words() {
+    let kinds = ["key", "end_user", "user", "team", "budget", "ip", "global"];
+    assert_eq!(ScopeKind::ALL.map(ScopeKind::name), kinds);
+    assert!(ScopeKind::ALL.is_sorted());
+    let limits = ["rpm", "tpm", "parallel", "queue", "budget_usd", "budget_tokens"];
+    assert_eq!(LimitKind::ALL.map(LimitKind::name), limits);
+    assert_eq!(LimitKind::ALL.map(LimitKind::is_budget), [false, false, false, false, true, true]);
+}
+
+#[test]
+fn the_refusal_that_lasts_longest_is_told_and_of_equals_the_first() {
+    let refusal = |seconds: Option<u64>| LimitRefusal {
+        scope: ScopeKind::Key,
+        kind: LimitKind::Requests,
+        limit: 1,
+        used: 1,
+        requested: 1,
+        retry_after: seconds.map(Duration::from_secs),
+    };
+    let outlasts = |one, other| refusal(one).outlasts(&refusal(other));
+    assert!(outlasts(None, Some(1)) && outlasts(Some(2), Some(1)));
+    assert!(
+        !outlasts(None, None) && !outlasts(Some(1), None) && !outlasts(Some(1), Some(1)) && !outlasts(Some(1), Some(2))
+    );
+    let narrow = Limits { n_parallel: Some(0), ..Default::default() };
+    let mut core = Core::default();
+    let scopes = [scope(ScopeKind::Team, "t", narrow), scope(ScopeKind::Global, "", narrow)];
+    assert_eq!(core.admit(at(0), &scopes, 0).expect_err("neither has a place").scope, ScopeKind::Team);
+}
+
+#[test]
+fn a_permit_knows_what_holds_for_all_of_its_scopes() {
+    let clock = TestClock::default();
+    let limiter: Limiter = Limiter::new(clock.clone());
+    let free = limiter.admit(&[], 0).expect("nothing limits it");
+    assert!(!free.counts() && free.output_cap().is_none() && free.tokens_left().is_none());
+    free.start();
+    free.keep();
+    free.reserve(tokens(u64::MAX)).expect("nothing limits it").settle(tokens(u64::MAX));
+    assert!(limiter.lacks_history(&[scope(ScopeKind::Key, "k", Limits::default())]).is_empty());
+    let limits = |n_output, rpm| Limits { n_output, requests_per_minute: rpm, n_queue: Some(1), ..Default::default() };
+    let scopes = [
+        scope(ScopeKind::Key, "k", limits(Some(50), Some(10))),
+        scope(ScopeKind::Team, "t", limits(Some(30), Some(3))),
+        scope(ScopeKind::Global, "", limits(None, None)),
+    ];
+    let left = || limiter.standing(&scopes).requests.map(|rate| (rate.limit, rate.remaining));
+    assert_eq!(left(), Some((3, 3)), "of a scope that nobody has seen yet");
+    let permit = limiter.admit(&scopes, 0).expect("a place");
+    assert_eq!((permit.output_cap(), permit.counts(), left()), (Some(30), false, Some((3, 2))));
+    assert_eq!(limiter.admit(&scopes, 0).map(drop).expect_err("one waits").kind, LimitKind::Queue);
+    permit.start();
+    assert_eq!(limiter.in_use(ScopeKind::Team, "t"), (1, 0));
+    // A request that spends nothing is one if it is kept, and none if not.
+    permit.keep();
+    drop(permit);
+    assert_eq!(left(), Some((3, 2)));
+    drop(limiter.admit(&scopes, 0).expect("a place"));
+    assert_eq!((left(), limiter.in_use(ScopeKind::Team, "t")), (Some((3, 2)), (0, 0)));
+    // A copy is the same limiter.
+    let other = limiter.clone();
+    other.admit(&scopes, 0).expect("a place").keep();
+    assert_eq!(left(), Some((3, 1)));
+    clock.pass(Duration::from_secs(60));
+    assert_eq!(left(), Some((3, 3)));
+}
+
+/// Of each kind the scope with the least, with the time until all of it is back; of equals the smaller limit.
+#[test]
+fn what_stands_is_the_least_that_is_left() {
+    let rpm = |n| Limits { requests_per_minute: Some(n), ..Default::default() };
+    let mut core = Core::default();
+    let [wide, narrow] = [scope(ScopeKind::Key, "k", rpm(5)), scope(ScopeKind::Team, "t", rpm(4))];
+    let mut take = |ms, scopes: &[Scope<'_>]| {
+        let mut ticket = core.admit(at(ms), scopes, 0).expect("a place");
+        ticket.keep();
+        core.release(ticket);
+        [[wide, narrow], [narrow, wide]].map(|scopes| core.standing(at(ms), &scopes).requests.expect("a limit"))
+    };
+    let rate = |limit, remaining, seconds| [Rate { limit, remaining, reset: Duration::from_secs(seconds) }; 2];
+    assert_eq!(take(0, &[narrow]), rate(4, 3, 60));
+    assert_eq!(take(1000, &[wide]), rate(4, 3, 59));
+    assert_eq!(take(2000, &[wide]), rate(4, 3, 58), "as many are left of both");
+    assert_eq!(take(3000, &[wide]), rate(5, 2, 60));
+}
+
+fn named(id: &str, limits: Limits) -> [Scope<'_>; 1] {
+    [scope(ScopeKind::EndUser, id, limits)]
+}
+
+/// A new name has four others looked at; those that are as if they were new make room.
+#[test]
+fn a_scope_is_kept_while_anything_of_it_matters() {
+    let limits = Limits { requests_per_minute: Some(5), tokens_per_minute: Some(9), ..Default::default() };
+    // One whose place is held, one that took tokens late, one that did nothing since its first moment.
+    let held = |core: &mut Core| core.admit(at(0), &named("a", limits), 0).expect("a place");
+    let n_after = |core: &mut Core, ms| {
+        let new = core.admit(at(ms), &named("new", limits), 0).expect("a place");
+        core.release(new);
+        core.n_scopes()
+    };
+    for (ms, n) in [(59_999, 2), (60_000, 1), (600_000, 1)] {
+        let mut core = Core::default();
+        let mut ticket = held(&mut core);
+        ticket.keep();
+        core.release(ticket);
+        assert_eq!(n_after(&mut core, ms), n, "{ms}");
+    }
+    let mut core = Core::default();
+    let ticket = held(&mut core);
+    assert_eq!(n_after(&mut core, 600_000), 2, "it runs");
+    core.release(ticket);
+    for (ms, n) in [(60_000, 2), (109_999, 2), (110_000, 1)] {
+        let mut core = Core::default();
+        let ticket = held(&mut core);
+        let reserved = core.reserve(at(50_000), &ticket, tokens(9)).expect("there are tokens");
+        core.settle(reserved, tokens(1));
+        core.release(ticket);
+        assert_eq!(n_after(&mut core, ms), n, "{ms}");
+    }
+    // Whose history is asked for is not held by that.
+    let budget = crate::gateway::spec::BudgetSpec { max_tokens: Some(9), ..Default::default() };
+    let mut core = Core::default();
+    let asked = [Scope { budget: Some(&budget), ..named("a", limits)[0] }];
+    assert_eq!(core.lacks_history(at(0), &asked).len(), 1);
+    assert_eq!(n_after(&mut core, 600_000), 1);
+    let mut core = Core::default();
+    for id in ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] {
+        let ticket = core.admit(at(0), &named(id, limits), 0).expect("a place");
+        core.release(ticket);
+    }
+    let mut sweeps = |id: &str| {
+        let ticket = core.admit(at(600_000), &named(id, limits), 0).expect("a place");
+        core.release(ticket);
+        core.n_scopes()
+    };
+    assert_eq!(["a", "b", "b", "c", "d"].map(&mut sweeps), [7, 4, 4, 3, 4], "each is looked at in its turn");
+}
+
+#[test]
+fn the_machines_clock_tells_both_times() {
+    let unix_ms = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        i64::try_from(since.as_millis()).expect("before the year 292 million")
+    };
+    let (before, clock) = (unix_ms(), WallClock::default());
+    let first = clock.now();
+    while clock.now().mono == first.mono {
+        std::hint::spin_loop();
+    }
+    let (then, after) = (clock.now(), unix_ms());
+    assert!(then.mono > first.mono);
+    assert!(before <= first.wall_ms && first.wall_ms <= then.wall_ms && then.wall_ms <= after);
+}
+
+#[test]
+fn long_names_are_cut_between_two_letters() {
+    let limits = Limits { n_parallel: Some(1), ..Default::default() };
+    let mut core = Core::default();
+    let mut running = Vec::new();
+    let mut is_free = |id: &str| {
+        let admitted = core.admit(at(0), &[scope(ScopeKind::EndUser, id, limits)], 0);
+        let is_in = admitted.is_ok();
+        running.extend(admitted);
+        is_in
+    };
+    let long = "x".repeat(255);
+    assert!(is_free(&long) && !is_free(&long));
+    assert!(is_free(&format!("{long}y")), "256 bytes");
+    assert!(!is_free(&format!("{long}yz")), "the 257th tells nobody apart");
+    // An é has two bytes, of which only one has room.
+    assert!(!is_free(&format!("{long}é")) && !is_free(&format!("{long}ü")));
+}
+
 #[test]
 fn a_queue_has_its_share_beyond_the_free_slots() {
     let limits = Limits { n_queue: Some(2), ..Default::default() };

@@ -155,5 +155,44 @@ mod tests {
         assert!(sets.settle(&LimitSpec::default(), None).is_none());
         assert_eq!(sets.settle(&named("gone"), Some("default")).requests_per_minute, Some(3));
         assert!(sets.of_kind(ScopeKind::Ip).is_none());
+        assert!(sets.has("pro") && !sets.has("gone") && !sets.is_empty() && LimitSets::default().is_empty());
+    }
+
+    #[test]
+    fn each_value_is_a_keys_own_or_its_sets() {
+        let all = LimitSpec {
+            name: None,
+            rpm: Some(1),
+            tpm: Some(2),
+            parallel: Some(3),
+            queue: Some(4),
+            output: Some(5),
+            class: Some(Class::Batch),
+        };
+        let limits = Limits {
+            requests_per_minute: Some(1),
+            tokens_per_minute: Some(2),
+            n_parallel: Some(3),
+            n_queue: Some(4),
+            n_output: Some(5),
+            class: Some(Class::Batch),
+        };
+        let class = LimitSpec { class: Some(Class::Batch), ..Default::default() };
+        let sets = LimitSets::new([("ip".to_owned(), all.clone()), ("user".to_owned(), class)].into());
+        assert_eq!(sets.settle(&LimitSpec::default(), Some("ip")), limits);
+        assert_eq!(sets.settle(&all, None), limits);
+        assert_eq!(sets.of_kind(ScopeKind::Ip), Some(limits));
+        assert_eq!(sets.of_kind(ScopeKind::User), None, "a queue alone limits nobody");
+        let zeros = LimitSpec {
+            name: None,
+            rpm: Some(0),
+            tpm: Some(0),
+            parallel: Some(0),
+            queue: Some(0),
+            output: Some(0),
+            class: Some(Class::Interactive),
+        };
+        let lifted = sets.settle(&zeros, Some("ip"));
+        assert!(lifted.is_none() && lifted.class == Some(Class::Interactive));
     }
 }

@@ -457,4 +457,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod chain_tests;
 #[cfg(test)]
+mod row_tests;
+#[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ pub(super) fn config(dir: &Path, durability: Durability) -> StoreConfig {
     }
 }
 
-fn open(dir: &Path) -> Arc<Store> {
+pub(super) fn open(dir: &Path) -> Arc<Store> {
     Arc::new(Store::open(config(dir, Durability::Power)).expect("it opens"))
 }
 
@@ -235,6 +235,22 @@ async fn a_file_that_can_not_be_written_refuses_spills_and_recovers() {
     assert_eq!(store.verify(1).await.expect("verified").fault, None);
 }
 
+/// A file that takes a probe's mark and no rows: the last tries have a bound.
+#[tokio::test]
+async fn a_store_ends_though_its_last_rows_can_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let spoil = Connection::open(dir.path().join("hearth.db")).unwrap();
+    spoil.execute_batch("ALTER TABLE request RENAME TO gone").unwrap();
+    store.settle(row(1)).await.expect("kept in the spill");
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(store);
+        ended.send(()).expect("somebody waits");
+    });
+    ends.recv_timeout(Duration::from_secs(60)).expect("it ends");
+}
+
 #[tokio::test]
 async fn rows_that_are_too_old_go_and_the_chain_says_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -304,4 +320,30 @@ async fn no_flipped_bit_changes_a_row_in_silence() {
     }
     // Most of a small file is room that nothing is written in.
     assert!(found >= 10, "{found} of 150 were noticed");
+}
+
+/// Found by fuzzing: a database that was cut to nothing was taken for a new one, and all keys and rows were gone without a word.
+#[tokio::test]
+async fn a_database_that_was_emptied_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let path = dir.path().join("hearth.db");
+    let refusal = || {
+        let refused = Store::open(config(dir.path(), Durability::Power)).err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|text| text.contains("audit.key")), "{refused:?}");
+    };
+    std::fs::write(&path, b"").unwrap();
+    refusal();
+    // What was written on the way to the refusal is not taken for the database either.
+    refusal();
+    std::fs::remove_file(&path).unwrap();
+    refusal();
+    // One of a first start that came no further than its tables.
+    std::fs::remove_file(&path).unwrap();
+    drop(open::writer(&path, Durability::Power, false, &checkpoint::Pages::default()).unwrap());
+    refusal();
+    for name in ["hearth.db", "audit.key"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(count(&open(dir.path()), "request").await, 0, "begun anew");
 }

@@ -68,6 +68,7 @@ install -m 755 "$sys"/backends/libggml-*.so "$stage/lib/hearth/"
 install -m 644 README.md "$stage/"
 install -m 644 LICENSE-MIT LICENSE-APACHE "$stage/licences/"
 python3 .ci/licences.py --filter-platform "$triple" --features dynamic-backends "$@" > "$stage/licences/THIRD-PARTY.txt"
+python3 -B .ci/sbom.py --filter-platform "$triple" --features dynamic-backends "$@" > "$stage/licences/hearth.cdx.json"
 
 # The newest symbols of each kind that anything asks of the system's libraries.
 newest() {

@@ -199,6 +199,15 @@ def on_this_cpu(home, packed, model, expected, is_foreign):
     print(f"without its libraries: {failed.stderr.strip()}")
 
 
+def parts_are_listed(top):
+    listed = json.loads((top / "licences/hearth.cdx.json").read_text())
+    names = {part["name"] for part in listed["components"]}
+    assert listed["specVersion"] == "1.6" and {"axum", "llama-cpp-sys-2", "rusqlite"} <= names, names
+    bare = [part["name"] for part in listed["components"] if "hashes" not in part]
+    assert not bare, f"without a checksum: {bare}"
+    print(f"hearth.cdx.json lists {len(names)} packages")
+
+
 def main():
     archive, model = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     is_foreign = not archive.name.endswith(f"-{platform.machine()}.tar.gz")
@@ -211,6 +220,7 @@ def main():
         (top,) = (home / "unpacked").iterdir()
         libraries_are_found(home, top, is_foreign)
         no_path_of_this_machine(top)
+        parts_are_listed(top)
         for cpu, expected in foreign.cpus().items() if is_foreign else [(None, None)]:
             with tempfile.TemporaryDirectory() as each:
                 if cpu:

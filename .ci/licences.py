@@ -65,4 +65,5 @@ def main():
         print(f"\n{'=' * 100}\n{', '.join(owners)}\n{'-' * 100}\n{text}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,8 @@ CARGO ?= cargo
 BUILD := $(CARGO) build --release $(FEATURES)
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 HEARTH := $(TARGET)/release/hearth
+# The kind of CPU that `make dist` packs for: ARCH=aarch64 cross compiles on x86-64, and `make test-dist` runs it under qemu.
+ARCH := $(shell uname -m)
 PYTHON ?= python3
 VENV := .venv
 FUZZ_VENV := .venv-fuzz
@@ -31,7 +33,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist sbom clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -77,8 +79,8 @@ bench-timing: setup ## whether the time of a refusal tells anything of a key: We
 FUZZ_CHECKED := --config 'profile.release.package.hearth.overflow-checks=true'
 fuzz: export FUZZ_SECONDS ?= 60
 fuzz: export FUZZ_DIR ?= $(abspath $(TARGET))/fuzz
-fuzz: setup ## fuzz the parsers, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
-	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --lib fuzz_tests:: -- --test-threads=1 --nocapture
+fuzz: setup ## fuzz parsers, front, loader and books, FUZZ_SECONDS (60) for each, FUZZ_ONLY=a,b for some; tests/fuzz/mod.rs tells more
+	$(CARGO) test --release $(FUZZ_CHECKED) $(FEATURES) --no-fail-fast --lib --test it fuzz_tests:: -- --test-threads=1 --nocapture
 
 mutants: setup ## mutate the rules of ROOM (limits, breaker, ledger, cache, keys) and tell what its tests miss
 	sh .ci/mutants.sh $(ROOM) $(ARGS)
@@ -96,11 +98,17 @@ vendor: ## lay all crates, llama.cpp with them, under vendor/, for builds withou
 vendor-test: ## build from vendor/ with the network off and an empty cargo home
 	sh .ci/vendor-test.sh
 
-dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CPU of this machine's kind
-	CARGO="$(CARGO)" sh .ci/dist.sh $(TARGET) $(FEATURES)
+dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CPU of that kind (this machine's, or ARCH=aarch64)
+	@sh .ci/setup.sh dist $(ARCH)
+	CARGO="$(CARGO)" sh .ci/dist.sh $(TARGET) $(ARCH) $(FEATURES)
 
-test-dist: dist ## unpack that archive elsewhere and try it
-	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*.tar.gz $(MODEL)
+test-dist: dist ## unpack that archive elsewhere and try it (under qemu where it is another kind's: CPUS=cortex-a76:max for some)
+	@sh .ci/setup.sh test-dist $(ARCH)
+	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*-linux-$(ARCH).tar.gz $(MODEL)
+
+sbom: ## write target/hearth.cdx.json: all that is compiled in, with checksums and terms (CycloneDX)
+	@mkdir -p $(TARGET)
+	CARGO="$(CARGO)" $(PYTHON) -B .ci/sbom.py --filter-platform $(shell rustc -vV | sed -n 's/^host: //p') $(FEATURES) > $(TARGET)/hearth.cdx.json
 
 clean: ## remove what was built and installed here
 	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Builds hearth with ggml's CPU variants beside it and packs both: `make dist`, which passes the target folder and cargo's
-# feature flags. The archive is the same, byte for byte, for the same commit, path, tools and system.
+# Builds hearth with ggml's CPU variants beside it and packs both: `make dist`, which passes the target folder, the kind of CPU
+# (`uname -m`'s word: this machine's, or one to cross compile for) and cargo's feature flags. The archive is the same, byte for
+# byte, for the same commit, path, tools and system.
 set -eu
 
 target=$1
-shift
+arch=$2
+shift 2
 root=$(pwd)
 [ "$(uname)" = Linux ] || { echo "dist: Linux only" >&2; exit 1; }
 cargo_home=$(cd "${CARGO_HOME:-$HOME/.cargo}" && pwd)
@@ -22,27 +24,51 @@ export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo${separato
 export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 # shellcheck disable=SC2016 # the loader's word, not the shell's
 export CMAKE_INSTALL_RPATH='$ORIGIN'
-${CARGO:-cargo} build --release --locked --features dynamic-backends "$@" --target-dir "$build"
 
-sys=$(${CARGO:-cargo} build --release --locked --features dynamic-backends "$@" --target-dir "$build" --message-format=json 2>/dev/null \
+cxx=$(sh .ci/cxx.sh "$arch")
+if [ "$arch" = "$(uname -m)" ]; then
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    for_triple=
+    tools=
+    built=$build/release
+else
+    triple=$arch-unknown-linux-gnu
+    for_triple="--target=$triple"
+    tools=$arch-linux-gnu-
+    built=$build/$triple/release
+    export "CARGO_TARGET_$(echo "$triple" | tr a-z- A-Z_)_LINKER=${tools}gcc"
+fi
+# Only for the target: what the build itself runs is compiled as ever.
+words=$(echo "$triple" | tr - _)
+case $cxx in
+    clang*) export "CC_$words=clang${cxx#clang++}" "CXX_$words=$cxx" ;;
+esac
+build() {
+    # shellcheck disable=SC2086 # one word or none
+    ${CARGO:-cargo} build --release --locked $for_triple --features dynamic-backends --target-dir "$build" "$@"
+}
+build "$@"
+
+sys=$(build "$@" --message-format=json 2>/dev/null \
     | sed -n 's/.*"reason":"build-script-executed".*[/#]llama-cpp-sys-2[@#].*"out_dir":"\([^"]*\)".*/\1/p')
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-name=hearth-$version-linux-$(uname -m)
+name=hearth-$version-linux-$arch
 stage=$target/dist/$name
 rm -rf "$stage" "$stage.tar.gz"
 # A folder of its own under lib, so that the archive may be unpacked over /usr/local, beside another llama.cpp.
 mkdir -p "$stage/bin" "$stage/lib/hearth" "$stage/licences"
-install -m 755 "$build/release/hearth" "$stage/bin/hearth"
+install -m 755 "$built/hearth" "$stage/bin/hearth"
 for library in "$sys"/lib*/lib*.so; do
     # Under the name that the loader looks for.
     soname=$(readelf -d "$library" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
     install -m 755 "$library" "$stage/lib/hearth/$soname"
 done
 install -m 755 "$sys"/backends/libggml-*.so "$stage/lib/hearth/"
-strip --strip-unneeded "$stage"/lib/hearth/*
+"${tools}strip" --strip-unneeded "$stage"/lib/hearth/*
 install -m 644 README.md "$stage/"
 install -m 644 LICENSE-MIT LICENSE-APACHE "$stage/licences/"
-python3 .ci/licences.py --features dynamic-backends "$@" > "$stage/licences/THIRD-PARTY.txt"
+python3 .ci/licences.py --filter-platform "$triple" --features dynamic-backends "$@" > "$stage/licences/THIRD-PARTY.txt"
+python3 -B .ci/sbom.py --filter-platform "$triple" --features dynamic-backends "$@" > "$stage/licences/hearth.cdx.json"
 
 # The newest symbols of each kind that anything asks of the system's libraries.
 newest() {
@@ -50,7 +76,7 @@ newest() {
         | sed -n "s/.*Name: \($1_[0-9.]*\).*/\1/p" | sort -uV | tail -n 1
 }
 cat > "$stage/INSTALL.txt" <<END
-hearth $version for Linux on $(uname -m), any CPU of that kind.
+hearth $version for Linux on $arch, any CPU of that kind.
 
 Run it where it lies, bin/hearth serve MODEL.gguf, or copy the folders bin and lib together, to /usr/local say. lib/hearth has
 ggml's code for each kind of CPU; the best that runs is chosen at start, and 'hearth --version' tells which one.

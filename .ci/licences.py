@@ -1,5 +1,5 @@
 """The licences of all that is compiled into hearth, as one text on stdout: each package with its terms, then each text
-once with the packages that carry it. Arguments go to `cargo metadata` (the features)."""
+once with the packages that carry it. Arguments go to `cargo metadata`: the platform (`--filter-platform`), the features."""
 
 import hashlib
 import json
@@ -18,12 +18,7 @@ INSIDE = """\
 
 
 def metadata():
-    host = next(
-        line.removeprefix("host: ")
-        for line in subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout.splitlines()
-        if line.startswith("host: ")
-    )
-    command = [os.environ.get("CARGO", "cargo"), "metadata", "--format-version=1", "--locked", "--filter-platform", host]
+    command = [os.environ.get("CARGO", "cargo"), "metadata", "--format-version=1", "--locked"]
     return json.loads(subprocess.run(command + sys.argv[1:], check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -70,4 +65,5 @@ def main():
         print(f"\n{'=' * 100}\n{', '.join(owners)}\n{'-' * 100}\n{text}")
 
 
-main()
+if __name__ == "__main__":
+    main()

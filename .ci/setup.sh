@@ -1,9 +1,11 @@
 #!/bin/sh
-# Looks for what a build (and, asked with `test`, the clients' tests) needs, and installs what is missing on Debian and
-# Ubuntu. Elsewhere it prints the command that does. Changes nothing when nothing is missing, and is quick then.
+# Looks for what a build (and, asked with `test`, the clients' tests; with `dist ARCH` and `test-dist ARCH`, an archive for that
+# kind of CPU) needs, and installs what is missing on Debian and Ubuntu. Elsewhere it prints the command that does. Changes
+# nothing when nothing is missing, and is quick then.
 set -eu
 
 want=${1:-build}
+arch=${2:-$(uname -m)}
 missing=
 need() { missing="$missing $1"; }
 
@@ -39,6 +41,24 @@ if [ "$want" = test ]; then
             command -v chromium >/dev/null || command -v google-chrome >/dev/null || need chromium
         fi
     fi
+fi
+if [ "$want" = dist ] || [ "$want" = test-dist ]; then
+    if [ "$arch" != "$(uname -m)" ]; then
+        [ "$arch-$(uname -m)" = aarch64-x86_64 ] || { echo "setup: no cross build for $arch on $(uname -m)" >&2; exit 1; }
+        command -v aarch64-linux-gnu-g++ >/dev/null || need g++-aarch64-linux-gnu
+        if ! [ -d "$(rustc --print target-libdir --target aarch64-unknown-linux-gnu)" ]; then
+            if ! command -v rustup >/dev/null; then
+                echo "setup: Rust's standard library for aarch64-unknown-linux-gnu is missing, and there is no rustup to add it" >&2
+                exit 1
+            fi
+            rustup target add aarch64-unknown-linux-gnu
+        fi
+        if [ "$want" = test-dist ] && [ -z "${QEMU:-}" ]; then
+            command -v qemu-aarch64-static >/dev/null || command -v qemu-aarch64 >/dev/null || need qemu-user-static
+        fi
+    fi
+    # All variants of Arm's: the compiler may be too old for the newest.
+    sh .ci/cxx.sh "$arch" >/dev/null || need clang-19
 fi
 [ -n "$missing" ] || exit 0
 

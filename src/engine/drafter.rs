@@ -82,7 +82,44 @@ pub(super) struct Drafted {
     pub prediction: Tried,
 }
 
+/// How often texts were right lately, of all requests of a worker together: a new one begins with it.
+#[derive(Debug, Clone)]
+pub(super) struct Lately {
+    prediction: ByStreak,
+    history: ByStreak,
+}
+
+impl Default for Lately {
+    fn default() -> Self {
+        // What three agreeing tokens, or a long passage, are worth before anything is known.
+        let odds = [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)].map(|(right, wrong)| Odds { right, wrong });
+        Self { prediction: odds, history: odds }
+    }
+}
+
+impl Lately {
+    /// What a request came to.
+    pub fn learn(&mut self, drafter: &Drafter) {
+        let prediction = drafter.prediction.as_ref().map(|(_, follower)| (&mut self.prediction, follower));
+        let history = drafter.history.as_ref().map(|follower| (&mut self.history, follower));
+        for (odds, follower) in prediction.into_iter().chain(history) {
+            odds.iter_mut()
+                .zip(follower.seen)
+                .for_each(|(odds, seen)| odds.take_all(seen.n_right, seen.n - seen.n_right));
+        }
+    }
+}
+
 impl Drafter {
+    /// Begins with what is known of others.
+    pub fn begin(&mut self, lately: &Lately) {
+        let prediction = self.prediction.as_mut().map(|(_, follower)| (follower, &lately.prediction));
+        let history = self.history.as_mut().map(|follower| (follower, &lately.history));
+        for (follower, odds) in prediction.into_iter().chain(history) {
+            follower.begin(odds);
+        }
+    }
+
     /// `None` when there is nothing to draft from.
     pub fn new(prediction: Option<Vec<Token>>, has_history: bool) -> Option<Box<Self>> {
         let prediction = prediction.filter(|text| !text.is_empty()).map(|text| {
@@ -156,21 +193,32 @@ struct Follower {
     /// Tokens in a row that the text foretold, or that stand before its place and end the answer, beyond the `AGREE` by which
     /// the place was found.
     streak: u32,
-    /// By the length of the streak: new, some, `SURE`.
-    odds: [Odds; 3],
+    odds: ByStreak,
+    /// Of this request, as `odds`.
+    seen: [Tried; 3],
 }
+
+/// By the length of the streak: new, some, `SURE`.
+type ByStreak = [Odds; 3];
 
 impl Default for Follower {
     fn default() -> Self {
-        // What three agreeing tokens, or a long passage, are worth before anything is known of this request.
-        let odds = [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)].map(|(right, wrong)| Odds { right, wrong });
-        Self { index: FxHashMap::default(), n_indexed: 0, at: None, streak: 0, odds }
+        let odds = Lately::default().history;
+        Self { index: FxHashMap::default(), n_indexed: 0, at: None, streak: 0, odds, seen: [Tried::default(); 3] }
     }
 }
 
 impl Follower {
+    /// What others came to weighs as so many guesses of its own, by the length of the streak.
+    const WEIGHTS: [f64; 3] = [2.0, 4.0, 10.0];
     const SOME: u32 = 4;
     const SURE: u32 = 16;
+
+    fn begin(&mut self, lately: &ByStreak) {
+        for ((odds, lately), weight) in self.odds.iter_mut().zip(lately).zip(Self::WEIGHTS) {
+            *odds = lately.of_weight(weight);
+        }
+    }
 
     fn level(&self) -> usize {
         usize::from(self.streak >= Self::SOME) + usize::from(self.streak >= Self::SURE)
@@ -185,7 +233,9 @@ impl Follower {
         let Some(last) = answer.last() else { return };
         if let Some(foretold) = self.at.and_then(|at| text.get(at)) {
             let is_right = foretold == last;
-            self.odds[self.level()].take(is_right);
+            let level = self.level();
+            self.odds[level].take(is_right);
+            self.seen[level].add(1, usize::from(is_right));
             if is_right {
                 self.streak += 1;
                 self.at = self.at.map(|at| at + 1);
@@ -278,6 +328,34 @@ mod tests {
             assert_eq!(proposal.text[..39], answer[1..]);
             assert_eq!(proposal.odds >= 0.9, is_sure, "{}", proposal.odds);
         }
+    }
+
+    #[test]
+    fn a_request_begins_with_what_those_before_it_came_to() {
+        let passage: Vec<Token> = (100..160).collect();
+        let mut lately = Lately::default();
+        let mut run = |is_copied: bool| {
+            let mut tokens = [&passage[..], &passage[..30]].concat();
+            let n_prompt = tokens.len();
+            let mut drafter = Drafter::new(None, true).unwrap();
+            drafter.begin(&lately);
+            let mut first = None;
+            for (i, token) in passage.iter().enumerate().skip(30) {
+                tokens.push(if is_copied || i % 5 != 4 { *token } else { 7 });
+                drafter.follow(&tokens, n_prompt);
+                first = first.or(drafter.propose(&tokens).map(|proposal| proposal.odds));
+            }
+            lately.learn(&drafter);
+            first.unwrap()
+        };
+        let fresh = run(true);
+        run(true);
+        let trusted = run(true);
+        assert!((fresh - 0.9).abs() < 0.01 && trusted > 0.97, "{fresh}, {trusted}");
+        for _ in 0..6 {
+            run(false);
+        }
+        assert!(run(false) < 0.85);
     }
 
     #[test]

@@ -16,6 +16,23 @@ impl Odds {
         self.wrong = self.wrong * Self::DECAY + f64::from(u8::from(!is_right));
     }
 
+    /// So many guesses of which nobody knows the order.
+    pub fn take_all(&mut self, n_right: u32, n_wrong: u32) {
+        let n = f64::from(n_right) + f64::from(n_wrong);
+        if n > 0.0 {
+            let left = Self::DECAY.powf(n);
+            let weight = (1.0 - left) / (1.0 - Self::DECAY) / n;
+            self.right = self.right * left + f64::from(n_right) * weight;
+            self.wrong = self.wrong * left + f64::from(n_wrong) * weight;
+        }
+    }
+
+    /// The same odds, from `n` guesses.
+    pub fn of_weight(self, n: f64) -> Self {
+        let share = n / (self.right + self.wrong);
+        Self { right: self.right * share, wrong: self.wrong * share }
+    }
+
     pub fn value(self) -> f64 {
         (self.right / (self.right + self.wrong)).min(0.98)
     }

@@ -15,11 +15,14 @@ mod chat;
 mod context;
 mod cpu;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod heap;
 mod log;
 mod model;
 mod mtmd;
 mod sampler;
+mod specials;
 mod speculator;
 mod sys;
 mod team;

@@ -1,6 +1,7 @@
 //! Weights and vocabulary.
 
 use super::error::Error;
+use super::specials::Specials;
 use super::sys;
 use std::ffi::{CString, c_void};
 use std::path::Path;
@@ -12,6 +13,7 @@ pub struct Model {
     raw: NonNull<sys::llama_model>,
     /// LoRA adapters; llama.cpp frees them with the model.
     adapters: Vec<NonNull<sys::llama_adapter_lora>>,
+    pub(super) specials: Specials,
 }
 
 // SAFETY: llama.cpp's model and vocabulary are read-only once loaded (checked with four threads in reference work; the
@@ -82,7 +84,25 @@ impl Model {
         if is_mapped {
             forget_pages(&file);
         }
-        Ok(Self { raw, adapters: Vec::new() })
+        Ok(Self::of(raw))
+    }
+
+    /// A vocabulary without its model.
+    #[cfg(test)]
+    pub(super) fn load_vocab(path: &Path) -> Option<Self> {
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+        // SAFETY: the path is a C string; the defaults hold no pointers of ours.
+        let raw = unsafe {
+            let params = sys::llama_model_params { vocab_only: true, ..sys::llama_model_default_params() };
+            sys::llama_model_load_from_file(path.as_ptr(), params)
+        };
+        NonNull::new(raw).map(Self::of)
+    }
+
+    fn of(raw: NonNull<sys::llama_model>) -> Self {
+        // SAFETY: the model lives; its vocabulary lives as long.
+        let specials = unsafe { Specials::of(sys::llama_model_get_vocab(raw.as_ptr())) };
+        Self { raw, adapters: Vec::new(), specials }
     }
 
     /// Loads a LoRA adapter and gives it the next index. Contexts size their graphs by the adapters there are, so this
@@ -190,6 +210,30 @@ impl Model {
 
     /// Text to token ids. Errors when the tokenizer itself fails.
     pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, Error> {
+        let pieces = self.specials.pieces(text, parse_special);
+        if pieces.len() <= 1 {
+            return self.tokenize_piece(text, add_special, parse_special);
+        }
+        let ends = if add_special { self.tokenize_piece("", true, parse_special)? } else { Vec::new() };
+        let (before, behind) = ends.split_at(ends.len().min(usize::from(self.begins())));
+        let mut tokens = before.to_vec();
+        for piece in pieces {
+            tokens.extend(self.tokenize_piece(piece, false, parse_special)?);
+        }
+        tokens.extend_from_slice(behind);
+        Ok(tokens)
+    }
+
+    /// Whether the first of the tokens that are added to a text stands before it.
+    fn begins(&self) -> bool {
+        // SAFETY: plain getters on a vocabulary that lives.
+        unsafe {
+            let vocab = self.vocab();
+            sys::llama_vocab_get_add_bos(vocab) || sys::llama_vocab_type(vocab) == sys::LLAMA_VOCAB_TYPE_WPM
+        }
+    }
+
+    pub(super) fn tokenize_piece(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, Error> {
         // A token has at least one byte; BOS and EOS may come on top. One pass is enough for nearly every text.
         let mut tokens = vec![0i32; text.len() / 2 + 16];
         loop {

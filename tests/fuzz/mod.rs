@@ -2,7 +2,8 @@
 //!
 //! A target is a unit test that calls [`fuzz`] with a function of bytes. `cargo test` gives each about a second, always with
 //! the same inputs; `make fuzz` gives each FUZZ_SECONDS, each time with others, and there a case must also stay below
-//! [`CPU_MAX`] and the process below [`RSS_MAX`]. What a case may not do is panic, and what its target asserts.
+//! [`CPU_MAX`] and the process below [`RSS_MAX`]. What a case may not do is panic, and what its target asserts. Targets with
+//! sockets or processes are in tests/it/fuzz_tests and call [`fuzz_few`].
 //!
 //! # Design
 //! No coverage is measured, which would need a nightly compiler or llama.cpp compiled anew: a case says in a number how it
@@ -31,6 +32,8 @@ const RSS_MAX: u64 = 512 << 20;
 /// What a run without FUZZ_SECONDS does, whichever comes first.
 const SHORT: Duration = Duration::from_secs(1);
 const SHORT_CASES: u64 = 4000;
+/// Of a run without FUZZ_SECONDS, however much else the machine does.
+const SHORT_WALL: Duration = Duration::from_secs(3);
 /// A case that takes longer never ends; the process does then.
 const HANG: Duration = Duration::from_secs(240);
 /// Inputs that are mutated on, bytes of one that joins them, and outcomes that are told apart.
@@ -69,7 +72,12 @@ pub fn headed(input: &[u8]) -> (&str, &[u8]) {
 /// Runs `case` with the target's inputs and with what mutation makes of them.
 ///
 /// Panics where a case panicked, took too long or too much, with the file that holds its input.
-pub fn fuzz(target: &Target, mut case: impl FnMut(&[u8]) -> u64) {
+pub fn fuzz(target: &Target, case: impl FnMut(&[u8]) -> u64) {
+    fuzz_few(target, SHORT_CASES, case);
+}
+
+/// The same for cases that wait for others than this thread: a run without FUZZ_SECONDS has `n_cases`.
+pub fn fuzz_few(target: &Target, n_cases: u64, mut case: impl FnMut(&[u8]) -> u64) {
     let setting = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     if setting("FUZZ_ONLY").is_some_and(|only| !only.split(',').any(|name| name == target.name)) {
         return;
@@ -85,6 +93,7 @@ pub fn fuzz(target: &Target, mut case: impl FnMut(&[u8]) -> u64) {
     let own = format!("hearth-fuzz-{}-{}", target.name, std::process::id());
     let place = setting("FUZZ_DIR").map_or_else(|| std::env::temp_dir().join(own), PathBuf::from);
     let mut run = Run::begin(target.name, place, long, seed);
+    run.n_cases_max = n_cases;
     let mut mutator = Mutator::new(seed, target.shape, target.words);
     let mut pool = target.seeds.clone();
     pool.extend(corpus(target.name));
@@ -137,6 +146,8 @@ struct Run {
     cpu_began: Duration,
     rss_began: u64,
     n_cases: u64,
+    /// Of a short run.
+    n_cases_max: u64,
     slowest: Duration,
     failures: Vec<String>,
     watch: Arc<AtomicU64>,
@@ -163,6 +174,7 @@ impl Run {
             cpu_began,
             rss_began: status("VmRSS:"),
             n_cases: 0,
+            n_cases_max: SHORT_CASES,
             slowest: Duration::ZERO,
             failures: Vec::new(),
             watch,
@@ -175,7 +187,10 @@ impl Run {
         }
         match self.long {
             Some(time) => self.began.elapsed() < time,
-            None => self.n_cases < SHORT_CASES && cpu_time() - self.cpu_began < SHORT,
+            None => {
+                let is_short = cpu_time() - self.cpu_began < SHORT && self.began.elapsed() < SHORT_WALL;
+                self.n_cases < self.n_cases_max && is_short
+            }
         }
     }
 
@@ -189,7 +204,7 @@ impl Run {
         std::fs::write(&self.current, input).expect("the input can be kept");
         self.n_cases += 1;
         self.watch.store(self.n_cases, Ordering::Relaxed);
-        let began = cpu_time();
+        let (began, wall_began) = (cpu_time(), Instant::now());
         let outcome = catch_unwind(AssertUnwindSafe(|| case(input)));
         let took = cpu_time() - began;
         let is_slowest = took > self.slowest;
@@ -204,7 +219,7 @@ impl Run {
                 self.failed(input, &format!("it took {took:?}"));
             }
             // Memory by the hundred megabytes takes its time too.
-            if took > Duration::from_millis(5) && self.peak_rss() > RSS_MAX {
+            if wall_began.elapsed() > Duration::from_millis(5) && self.peak_rss() > RSS_MAX {
                 self.failed(input, &format!("{} MiB were in use", self.peak_rss() >> 20));
                 let _ = std::fs::write("/proc/self/clear_refs", "5");
             }

@@ -32,6 +32,11 @@ mod everywhere;
 mod failover;
 mod faults;
 mod fields;
+// What only the parsers' own targets call is not used here.
+#[allow(dead_code)]
+#[path = "../fuzz/mod.rs"]
+mod fuzz;
+mod fuzz_tests;
 mod guardrails;
 mod handover;
 mod hostile;

@@ -92,6 +92,9 @@ impl<M: Model> Worker<M> {
             run.news(keep);
             self.is_urgent = true;
             run.clock.started = Some(Instant::now());
+            if let Some(drafter) = &mut run.drafter {
+                drafter.begin(&self.texts);
+            }
             run.n_cached = (keep as u32).min(run.n_prompt);
             if let Some(reader) = run.reader.take() {
                 self.out.push(Item::Begin { id: run.id, reader });

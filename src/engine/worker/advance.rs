@@ -285,6 +285,9 @@ impl<M: Model> Worker<M> {
         let Some(mut run) = self.slots[index].run.take() else { return };
         self.fair.end(run.class, run.owner);
         self.turns.ended();
+        if let Some(drafter) = &run.drafter {
+            self.texts.learn(drafter);
+        }
         self.lock_stats().tokens_generated += u64::from(run.n_generated());
         self.is_urgent = true;
         self.out.push(item(&mut run, Instant::now()));

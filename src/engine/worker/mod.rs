@@ -29,7 +29,7 @@ use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::StepCost;
-use super::drafter::{Draft, Source};
+use super::drafter::{Draft, Lately, Source};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -78,6 +78,8 @@ pub(super) struct Worker<M: Model> {
     n_draft_max: u32,
     /// `None`: nothing drafts beside the model.
     speculation: Option<Speculation>,
+    /// What drafts from texts came to.
+    texts: Lately,
     step: u64,
     turns: turns::Turns,
     rows: Vec<Row>,
@@ -149,6 +151,7 @@ impl<M: Model> Worker<M> {
             cost: parts.cost,
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
+            texts: Lately::default(),
             step: 0,
             turns: turns::Turns::default(),
             rows: Vec::new(),

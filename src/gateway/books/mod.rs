@@ -12,6 +12,8 @@ mod acts;
 mod budgets;
 mod capture;
 mod files;
+#[cfg(test)]
+mod fuzz_tests;
 mod ledger;
 mod load;
 

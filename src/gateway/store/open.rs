@@ -36,8 +36,13 @@ const BUSY: Duration = Duration::from_secs(5);
 ///
 /// Errors: the file is no database of ours, is of a newer version, is damaged, or can't be written.
 ///
-/// `pages` is told at each commit how many pages the write-ahead log has; nobody but [`super::checkpoint`] copies it back.
-pub(super) fn writer(path: &Path, durability: Durability, pages: &Pages) -> Result<Connection, StoreError> {
+/// `has_begun`: there was a chain in it, so it is no new one. `pages` is told at each commit how many pages the write-ahead log has; nobody but [`super::checkpoint`] copies it back.
+pub(super) fn writer(
+    path: &Path,
+    durability: Durability,
+    has_begun: bool,
+    pages: &Pages,
+) -> Result<Connection, StoreError> {
     let mut conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -53,7 +58,7 @@ pub(super) fn writer(path: &Path, durability: Durability, pages: &Pages) -> Resu
     conn.pragma_update(None, "journal_size_limit", 16 << 20)?;
     // KiB; what the indexes of a month's rows are written to is found here.
     conn.pragma_update(None, "cache_size", -8192)?;
-    migrate(&mut conn)?;
+    migrate(&mut conn, has_begun)?;
     conn.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(()))?;
     let pages = Arc::clone(pages);
     conn.wal_hook(Some(move |_: &mut Wal, n: i32| {
@@ -89,12 +94,19 @@ fn guard(conn: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
+/// What is said of a database that has nothing in it, and had.
+pub(super) fn emptied() -> StoreError {
+    let reason = "it is empty, and audit.key beside it says that it was not; put the database back, or move both away to begin anew";
+    StoreError::Damaged { reason: reason.to_owned() }
+}
+
+fn migrate(conn: &mut Connection, has_begun: bool) -> Result<(), StoreError> {
     let number = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let (id, version) = (number("application_id")?, number("user_version")?);
     let n_tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     let newest = MIGRATIONS.len();
     match usize::try_from(version) {
+        Ok(0) if n_tables == 0 && has_begun => return Err(emptied()),
         Ok(0) if n_tables == 0 => {}
         _ if id != APPLICATION_ID => return Err(StoreError::Foreign),
         Ok(known) if known <= newest => check_quickly(conn)?,
@@ -108,10 +120,14 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
     tx.pragma_update(None, "user_version", i32::try_from(newest).unwrap_or(i32::MAX))?;
     tx.commit()?;
     if usize::try_from(version) != Ok(newest) {
-        // So that the file alone is never an empty database, whatever becomes of the log beside it.
-        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        settle(conn)?;
     }
     Ok(())
+}
+
+/// So that the file alone is never an empty database, whatever becomes of the log beside it.
+pub(super) fn settle(conn: &Connection) -> Result<(), StoreError> {
+    Ok(conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
 }
 
 fn check_quickly(conn: &Connection) -> Result<(), StoreError> {
@@ -141,7 +157,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hearth.db");
         for _ in 0..2 {
-            let conn = writer(&path, Durability::Power, &Pages::default()).expect("opens");
+            let conn = writer(&path, Durability::Power, false, &Pages::default()).expect("opens");
             let boot: i64 = conn.query_row("SELECT boot FROM state", [], |row| row.get(0)).unwrap();
             assert_eq!(boot, 0);
             let setting = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, String>(0)).unwrap();
@@ -158,22 +174,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hearth.db");
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs(x)").unwrap();
-        assert!(matches!(writer(&path, Durability::Power, &Pages::default()), Err(StoreError::Foreign)));
+        assert!(matches!(writer(&path, Durability::Power, false, &Pages::default()), Err(StoreError::Foreign)));
         let path = dir.path().join("newer.db");
-        writer(&path, Durability::Power, &Pages::default()).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        writer(&path, Durability::Power, false, &Pages::default())
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
         assert!(matches!(
-            writer(&path, Durability::Power, &Pages::default()),
+            writer(&path, Durability::Power, false, &Pages::default()),
             Err(StoreError::Newer { version: 99, .. })
         ));
         let path = dir.path().join("text.db");
         std::fs::write(&path, "no database at all, but long enough to have a header of one".repeat(40)).unwrap();
-        assert!(writer(&path, Durability::Power, &Pages::default()).is_err());
+        assert!(writer(&path, Durability::Power, false, &Pages::default()).is_err());
         let path = dir.path().join("damaged.db");
-        drop(writer(&path, Durability::Power, &Pages::default()).unwrap());
+        drop(writer(&path, Durability::Power, false, &Pages::default()).unwrap());
         let mut bytes = std::fs::read(&path).unwrap();
         let page = 4096;
         bytes[page..2 * page].fill(0xa5);
         std::fs::write(&path, bytes).unwrap();
-        assert!(writer(&path, Durability::Power, &Pages::default()).is_err());
+        assert!(writer(&path, Durability::Power, false, &Pages::default()).is_err());
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! The database says which epoch it is. Before a checkpoint is committed the file holds both epochs, after it the next one
 //! alone: whenever the process dies, the one that the database wants is there.
+//!
+//! The file says as well whether a chain has been begun with it, so that a database that was emptied is not taken for a new one.
 
 use super::StoreError;
 use super::chain::ChainKeys;
@@ -18,6 +20,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"hearth audit epochs 1\n";
+/// Once the database has its first epoch.
+const BEGUN: &[u8] = b"hearth audit epochs 2\n";
 const EPOCH_BYTES: usize = 8 + 32 + 32;
 
 /// The secrets of one epoch.
@@ -50,21 +54,37 @@ pub(super) struct Ratchet {
     /// For seals of a chain from before there were epochs.
     legacy: [u8; 32],
     epochs: Vec<Epoch>,
+    has_begun: bool,
 }
 
 impl Ratchet {
     /// Reads the file, or makes it where there is none. `legacy`: see there.
     pub(super) fn open(path: PathBuf, legacy: [u8; 32]) -> Result<Self, StoreError> {
-        let epochs = match fs::read(&path) {
-            Ok(bytes) => parse(&bytes, legacy).ok_or_else(|| damaged(&path))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let fresh = Self { path: path.clone(), legacy, epochs: vec![Epoch::first()?] };
-                fresh.save()?;
-                fresh.epochs
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let epochs = parse(&bytes, legacy).ok_or_else(|| damaged(&path))?;
+                // A second epoch begins with a checkpoint of the first.
+                let has_begun = bytes.starts_with(BEGUN) || epochs.iter().any(|epoch| epoch.n > 1);
+                Ok(Self { path, legacy, epochs, has_begun })
             }
-            Err(error) => return Err(StoreError::Io { path, error }),
-        };
-        Ok(Self { path, legacy, epochs })
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let fresh = Self { path, legacy, epochs: vec![Epoch::first()?], has_begun: false };
+                fresh.save()?;
+                Ok(fresh)
+            }
+            Err(error) => Err(StoreError::Io { path, error }),
+        }
+    }
+
+    /// Whether the database had its first epoch, on the disk, before now.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// The database has all epochs from `n` on; what is before is forgotten for ever.
+    pub(super) fn begin(&mut self, n: i64) -> Result<(), StoreError> {
+        self.has_begun = true;
+        self.erase_before(n)
     }
 
     /// The only epoch of a chain that has none yet.
@@ -99,7 +119,7 @@ impl Ratchet {
 
     /// Written beside and moved, so that a crash leaves no half of it.
     fn save(&self) -> Result<(), StoreError> {
-        let mut bytes = MAGIC.to_vec();
+        let mut bytes = if self.has_begun { BEGUN } else { MAGIC }.to_vec();
         for epoch in &self.epochs {
             bytes.extend_from_slice(&epoch.n.to_le_bytes());
             bytes.extend_from_slice(&epoch.mac);
@@ -130,7 +150,7 @@ fn parse(bytes: &[u8], legacy: [u8; 32]) -> Option<Vec<Epoch>> {
     if Sha256::digest(body).as_slice() != sum {
         return None;
     }
-    let lines = body.strip_prefix(MAGIC)?.chunks(EPOCH_BYTES);
+    let lines = body.strip_prefix(MAGIC).or(body.strip_prefix(BEGUN))?.chunks(EPOCH_BYTES);
     lines
         .map(|line| {
             Some(Epoch {
@@ -151,6 +171,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.key");
         let mut ratchet = Ratchet::open(path.clone(), [0; 32]).unwrap();
+        assert!(!ratchet.has_begun() && !Ratchet::open(path.clone(), [0; 32]).unwrap().has_begun());
+        ratchet.begin(1).unwrap();
+        assert!(Ratchet::open(path.clone(), [0; 32]).unwrap().has_begun());
         let first = ratchet.oldest().unwrap().clone();
         let next = first.next().unwrap();
         ratchet.prepare(next.clone()).unwrap();

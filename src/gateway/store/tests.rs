@@ -321,3 +321,29 @@ async fn no_flipped_bit_changes_a_row_in_silence() {
     // Most of a small file is room that nothing is written in.
     assert!(found >= 10, "{found} of 150 were noticed");
 }
+
+/// Found by fuzzing: a database that was cut to nothing was taken for a new one, and all keys and rows were gone without a word.
+#[tokio::test]
+async fn a_database_that_was_emptied_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let path = dir.path().join("hearth.db");
+    let refusal = || {
+        let refused = Store::open(config(dir.path(), Durability::Power)).err().map(|error| error.to_string());
+        assert!(refused.as_ref().is_some_and(|text| text.contains("audit.key")), "{refused:?}");
+    };
+    std::fs::write(&path, b"").unwrap();
+    refusal();
+    // What was written on the way to the refusal is not taken for the database either.
+    refusal();
+    std::fs::remove_file(&path).unwrap();
+    refusal();
+    // One of a first start that came no further than its tables.
+    std::fs::remove_file(&path).unwrap();
+    drop(open::writer(&path, Durability::Power, false, &checkpoint::Pages::default()).unwrap());
+    refusal();
+    for name in ["hearth.db", "audit.key"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    assert_eq!(count(&open(dir.path()), "request").await, 0, "begun anew");
+}

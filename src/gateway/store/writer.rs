@@ -97,7 +97,7 @@ impl Writer {
         Shared { keys, health, spill, is_hurried }: Shared,
     ) -> Result<Self, StoreError> {
         let pages = Pages::default();
-        let mut conn = open::writer(&config.path, config.durability, &pages)?;
+        let mut conn = open::writer(&config.path, config.durability, ratchet.has_begun(), &pages)?;
         let checkpoints = Checkpoints::start(config.path.clone(), Arc::clone(&pages))?;
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("UPDATE state SET boot = boot + 1", [])?;
@@ -106,6 +106,7 @@ impl Writer {
         let head = Head::read(&tx)?;
         let n = match epoch_of(&tx)? {
             Some(n) => n,
+            None if ratchet.has_begun() => return Err(open::emptied()),
             None => {
                 let first = ratchet.oldest()?.n;
                 note_epoch(&tx, &ratchet.keys(first)?, 1)?;
@@ -145,7 +146,10 @@ impl Writer {
         };
         start.head.append(&tx, &writer.keys.load(), unix_ms(), act)?;
         tx.commit()?;
-        writer.ratchet.erase_before(n)?;
+        if !writer.ratchet.has_begun() {
+            open::settle(&conn)?;
+        }
+        writer.ratchet.begin(n)?;
         (writer.head, writer.seq) = (start.head, start.seq);
         if n_left > 0 {
             tracing::warn!(n_requests = n_left, "requests that ran when the server died were settled as crashed");
@@ -391,15 +395,16 @@ impl Writer {
 
     /// Opens the file anew and writes a mark. What waits in the spill is written after it.
     fn probe(&mut self) {
-        let probed = open::writer(&self.config.path, self.config.durability, &self.pages).and_then(|conn| {
-            conn.execute("UPDATE state SET probe = ?1", [unix_ms()])?;
-            // What an earlier transaction came to is read again: its commit may have failed after it was written.
-            let head = Head::read(&conn)?;
-            let seq = conn.query_row("SELECT request_seq FROM state", [], |row| row.get(0))?;
-            let n = epoch_of(&conn)?.unwrap_or_default();
-            self.keys.store(Arc::new(self.ratchet.keys(n)?));
-            Ok((conn, head, seq))
-        });
+        let probed = open::writer(&self.config.path, self.config.durability, self.ratchet.has_begun(), &self.pages)
+            .and_then(|conn| {
+                conn.execute("UPDATE state SET probe = ?1", [unix_ms()])?;
+                // What an earlier transaction came to is read again: its commit may have failed after it was written.
+                let head = Head::read(&conn)?;
+                let seq = conn.query_row("SELECT request_seq FROM state", [], |row| row.get(0))?;
+                let n = epoch_of(&conn)?.unwrap_or_default();
+                self.keys.store(Arc::new(self.ratchet.keys(n)?));
+                Ok((conn, head, seq))
+            });
         match probed {
             Ok((conn, head, seq)) => {
                 (self.conn, self.head, self.seq) = (Some(conn), head, seq);

@@ -47,7 +47,12 @@ pub enum ShapeError {
     Missing(String),
     #[error("{key:?} is {value}, more than {max}")]
     TooLarge { key: String, value: u64, max: u64 },
+    #[error("\"general.architecture\" has {0} bytes, more than {ARCHITECTURE_BYTES_MAX}")]
+    LongName(usize),
 }
+
+/// Real ones have up to twenty; errors repeat it.
+const ARCHITECTURE_BYTES_MAX: usize = 64;
 
 /// Architectures that attend over nothing but their own input. Source: `llama_model::create_memory`, src/llama-model.cpp.
 const ENCODERS: [&str; 10] = [
@@ -94,6 +99,9 @@ impl Shape {
             .text("general.architecture")
             .ok_or_else(|| ShapeError::Missing("general.architecture".to_owned()))?
             .to_owned();
+        if architecture.len() > ARCHITECTURE_BYTES_MAX {
+            return Err(ShapeError::LongName(architecture.len()));
+        }
         let keys = Keys { gguf, prefix: &architecture };
         let n_layer = keys.required("block_count", LAYERS_MAX)?;
         let n_embd = keys.required("embedding_length", SIZE_MAX)?;

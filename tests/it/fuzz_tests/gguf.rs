@@ -3,6 +3,7 @@
 //!
 //! HEARTH_ENGINE names another binary for the process, such as one with AddressSanitizer.
 
+use super::gguf_edit::Facts;
 use super::runtime;
 use crate::fuzz::{Shape, Target, corpus, fuzz_few, outcome};
 use crate::support::served::root;
@@ -27,22 +28,11 @@ const WORDS: &str = "general.architecture¦llama¦gemma2¦jamba¦mamba¦bert¦qw
     tokenizer.ggml.bos_token_id¦tokenizer.ggml.eos_token_id¦tokenizer.ggml.precompiled_charsmap¦tokenizer.chat_template¦<0x-1>¦\
     <0xZZ>¦token_embd.weight¦output.weight¦output_norm.weight¦blk.0.¦attn_q¦attn_k¦ffn_gate¦.bias¦{{¦{%¦split.count";
 
-fn seeds() -> Vec<Vec<u8>> {
-    // The small ones, of every kind of memory and of vocabulary.
-    let names = [
-        "tiny-qwen2vl",
-        "tiny-glm4moe",
-        "tiny-mamba",
-        "tiny-gemma2",
-        "tiny-jamba",
-        "tiny-bert",
-        "tiny-qwen2moe",
-        "tiny-llama",
-    ];
-    let paths = names.map(|name| root().join(format!("models/tiny/{name}.gguf")));
-    let mut seeds: Vec<Vec<u8>> = paths.iter().map(|path| header(path)).collect();
-    seeds.extend(corpus("gguf"));
-    seeds
+/// Small ones, of every kind of memory.
+const BASES: [&str; 8] = ["qwen2vl", "glm4moe", "mamba", "gemma2", "jamba", "bert", "qwen2moe", "llama"];
+
+fn base(name: &str) -> PathBuf {
+    root().join(format!("models/tiny/tiny-{name}.gguf"))
 }
 
 /// The header of a file with how much data there is behind it, in front: data is made of nothing again.
@@ -125,23 +115,73 @@ async fn load(path: &Path) -> Result<String, String> {
     said
 }
 
+/// What becomes of a file, in a number; how many reached llama.cpp is counted. Panics where the process dies of it.
+fn judge(runtime: &tokio::runtime::Runtime, path: &Path, n_through: &mut u64) -> u64 {
+    if let Err(refusal) = passes(path) {
+        assert!(refusal.len() < 4096, "{refusal:.300}");
+        return outcome(&refusal);
+    }
+    *n_through += 1;
+    match runtime.block_on(load(path)) {
+        Ok(said) => outcome(&said) ^ 1,
+        Err(reason) => unreachable!("llama.cpp died of a file that was let through: {reason}"),
+    }
+}
+
+fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
+
+/// Any bytes of the header may be others.
 #[test]
 fn model_files() {
-    let runtime = runtime();
-    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder");
+    let (runtime, dir) = (runtime(), place());
     let words: Vec<&str> = WORDS.split('¦').collect();
-    let target = Target { name: "gguf", seeds: seeds(), shape: Shape::Bytes, words: &words };
+    let seeds = BASES.map(|name| header(&base(name))).to_vec();
+    let target = Target { name: "gguf", seeds, shape: Shape::Bytes, words: &words };
+    let mut n_through = 0;
     fuzz_few(&target, 60, |input| {
         let Some(bytes) = file(input) else { return 0 };
         let path = dir.path().join("fuzzed.gguf");
         std::fs::write(&path, bytes).expect("a writable folder");
-        if let Err(refusal) = passes(&path) {
-            assert!(refusal.len() < 4096, "{refusal:.300}");
-            return outcome(&refusal);
-        }
-        match runtime.block_on(load(&path)) {
-            Ok(said) => outcome(&said) ^ 1,
-            Err(reason) => unreachable!("llama.cpp died of a file that was let through: {reason}"),
-        }
+        judge(&runtime, &path, &mut n_through)
     });
+    eprintln!("{n_through} files were let through to llama.cpp");
+}
+
+/// The file is whole in form, and its facts are others.
+#[test]
+fn facts_of_models() {
+    let (runtime, dir) = (runtime(), place());
+    let bases = BASES.map(|name| Facts::read(&base(name)));
+    let seeds = [
+        "base 0\nset .block_count u32 3\n",
+        "base 1\nset .attention.head_count u32 0\nset .expert_used_count u32 9\n",
+        "base 2\nset .ssm.state_size u32 17\nset .ssm.conv_kernel u32 1\n",
+        "base 3\nset .attention.sliding_window u32 0\nset .rope.freq_base f32 0\n",
+        "base 4\nelem .attention.head_count_kv 1 0\nlen .attention.head_count_kv 2\n",
+        "base 5\nset tokenizer.ggml.model str bert\ndel tokenizer.ggml.merges\n",
+        "base 6\nset general.architecture str llama\n",
+        "base 7\nset tokenizer.ggml.model str llama\nelem tokenizer.ggml.tokens 5 <0x-1>\nelem tokenizer.ggml.token_type 5 6\n",
+        "base 7\nset tokenizer.ggml.eos_token_id u32 4000000000\nset tokenizer.ggml.bos_token_id i32 -5\n",
+        "base 7\nlen tokenizer.ggml.token_type 3\nlen tokenizer.ggml.tokens 2\n",
+        "base 7\nset tokenizer.ggml.model str t5\nset tokenizer.ggml.precompiled_charsmap str x\n",
+        "base 7\ndims token_embd.weight 1 4\ndims blk.0.attn_q.weight 0 96\nkind output.weight 8\n",
+        "base 7\nset tokenizer.chat_template str {% for m in messages %}{{ m.content }}{% endfor %}\n",
+    ];
+    let seeds = seeds.iter().map(|text| text.as_bytes().to_vec()).chain(corpus("gguf_facts")).collect();
+    let words = format!("set ¦del ¦elem ¦len ¦dims ¦kind ¦name ¦drop ¦base ¦u32 ¦i32 ¦f32 ¦str ¦bool ¦u64 ¦{WORDS}");
+    let words: Vec<&str> = words.split('¦').collect();
+    let target = Target { name: "gguf_facts", seeds, shape: Shape::Text, words: &words };
+    let mut n_through = 0;
+    fuzz_few(&target, 30, |input| {
+        let text = String::from_utf8_lossy(input);
+        let first = text.lines().next().and_then(|line| line.strip_prefix("base ")?.trim().parse::<usize>().ok());
+        let mut facts = bases[first.unwrap_or(7) % bases.len()].clone();
+        text.lines().take(50).for_each(|line| facts.edit(line));
+        let path = dir.path().join("fuzzed.gguf");
+        std::fs::write(&path, facts.written()).expect("a writable folder");
+        judge(&runtime, &path, &mut n_through)
+    });
+    eprintln!("{n_through} files were let through to llama.cpp");
 }

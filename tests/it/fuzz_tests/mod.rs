@@ -2,6 +2,7 @@
 
 mod answer;
 mod gguf;
+mod gguf_edit;
 mod http1;
 mod http2;
 mod served;

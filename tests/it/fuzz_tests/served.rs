@@ -7,7 +7,7 @@ use super::{is_well, runtime};
 use crate::fuzz::{Shape, Target, corpus, fuzz_few, headed, outcome};
 use crate::support::bodies::Schemas;
 use crate::support::served::root;
-use crate::support::{Answer, Events, Server};
+use crate::support::{Answer, Events, PATIENCE, Server};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -361,8 +361,9 @@ fn answers_are_as_described() {
         let (name, body) = headed(input);
         let Some((_, path)) = PATHS.iter().find(|(known, _)| *known == name) else { return 0 };
         let answer = runtime.block_on(async {
-            let sent =
-                server.client.post(server.url(path)).header("content-type", "application/json").body(body.to_vec());
+            // A measurement may stop this process for minutes.
+            let sent = server.client.post(server.url(path)).timeout(30 * PATIENCE);
+            let sent = sent.header("content-type", "application/json").body(body.to_vec());
             let answer = Answer::of(sent.send().await.expect("an answer")).await;
             if answer.status >= 500 {
                 is_well(&server).await;

@@ -180,9 +180,10 @@ async fn heads_draft_and_change_nothing() {
         for one in all.iter().take(8) {
             assert_eq!(say(&drafted, one.prompt.clone(), one.n).await.text, one.text, "{model}");
         }
-        // The weights of EAGLE's head are random; those of the other are made so that it is right.
+        // The weights of EAGLE's head are random; those of the other are made so that it is right. Where the answer repeats
+        // itself it isn't asked, so it is measured by the rest.
         let stats = drafted.stats().await.unwrap();
-        let least = if heads.is_none() { stats.n_drafted * 7 / 10 } else { 0 };
+        let least = if heads.is_none() { stats.n_drafted / 2 } else { 0 };
         assert!(stats.n_drafted > 100 && stats.n_drafted_right >= least, "{model}: {stats:?}");
     }
 }

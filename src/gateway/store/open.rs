@@ -36,7 +36,8 @@ const BUSY: Duration = Duration::from_secs(5);
 ///
 /// Errors: the file is no database of ours, is of a newer version, is damaged, or can't be written.
 ///
-/// `has_begun`: there was a chain in it, so it is no new one. `pages` is told at each commit how many pages the write-ahead log has; nobody but [`super::checkpoint`] copies it back.
+/// `has_begun`: there was a chain in it, so it is no new one. `pages` is told at each commit how many pages the write-ahead
+/// log has; nobody but [`super::checkpoint`] copies it back.
 pub(super) fn writer(
     path: &Path,
     durability: Durability,
@@ -96,7 +97,8 @@ fn guard(conn: &Connection) -> Result<(), StoreError> {
 
 /// What is said of a database that has nothing in it, and had.
 pub(super) fn emptied() -> StoreError {
-    let reason = "it is empty, and audit.key beside it says that it was not; put the database back, or move both away to begin anew";
+    let reason = "it is empty, and audit.key beside it says that it was not; put the database back, or move both away to \
+                  begin anew";
     StoreError::Damaged { reason: reason.to_owned() }
 }
 

@@ -17,7 +17,8 @@
 use super::{Books, BooksConfig};
 use crate::fuzz::{Shape, Target, fuzz, outcome};
 use crate::gateway::spec::KeySpec;
-use crate::gateway::store::{Durability, OnFailure, RequestRow};
+use crate::gateway::store::tests::row;
+use crate::gateway::store::{Durability, OnFailure};
 use crate::telemetry::Metrics;
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -33,18 +34,7 @@ const BYTES_MAX: usize = 1 << 20;
 const ADDED_MAX: usize = 2;
 
 fn config(dir: &Path) -> BooksConfig {
-    BooksConfig {
-        dir: dir.to_owned(),
-        durability: Durability::Process,
-        on_failure: OnFailure::Reject,
-        revoke_cuts_streams: true,
-        retention: None,
-        audit_content: false,
-        refund_on_server_fault: true,
-        witness: None,
-        ship: None,
-        granted: Default::default(),
-    }
+    BooksConfig { durability: Durability::Process, on_failure: OnFailure::Reject, ..BooksConfig::new(dir.to_owned()) }
 }
 
 fn open(dir: &Path) -> Result<Arc<Books>, super::BooksError> {
@@ -101,22 +91,7 @@ struct House {
 
 async fn fill(books: &Arc<Books>, ids: std::ops::Range<u64>) {
     for n in ids {
-        let row = RequestRow {
-            id: format!("req_{n}"),
-            t0: 86_400_000 + i64::try_from(n).expect("few"),
-            t_end: 86_400_001,
-            key_id: Some("k".into()),
-            endpoint: "/v1/chat/completions".into(),
-            model: Some("m".into()),
-            status: 200,
-            finish: "stop".into(),
-            in_tok: 10,
-            out_tok: n,
-            cost_nusd: 3,
-            tags: vec!["tag".into()],
-            ..RequestRow::default()
-        };
-        books.store().settle(row).await.expect("settled");
+        books.store().settle(row(n)).await.expect("settled");
         if n.is_multiple_of(10) {
             let spec = KeySpec { alias: Some(format!("key {n}")), ..KeySpec::default() };
             books.generate_key("admin", spec).await.expect("made");

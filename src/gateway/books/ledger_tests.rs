@@ -449,16 +449,10 @@ async fn what_was_said_is_kept_as_it_was_given_at_last() {
     let dir = tempfile::tempdir().expect("a folder");
     let books = Books::open(
         BooksConfig {
-            dir: dir.path().to_owned(),
             durability: Durability::Process,
             on_failure: OnFailure::Reject,
-            revoke_cuts_streams: true,
-            retention: None,
             audit_content: true,
-            refund_on_server_fault: true,
-            witness: None,
-            ship: None,
-            granted: Default::default(),
+            ..BooksConfig::new(dir.path().to_owned())
         },
         &Arc::new(Metrics::new()),
     )

@@ -80,6 +80,24 @@ pub struct BooksConfig {
     pub granted: Granted,
 }
 
+impl BooksConfig {
+    /// Books in `dir` as they are kept where the settings say nothing else.
+    pub fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            durability: Durability::default(),
+            on_failure: OnFailure::default(),
+            revoke_cuts_streams: true,
+            retention: None,
+            audit_content: false,
+            refund_on_server_fault: true,
+            witness: None,
+            ship: None,
+            granted: Granted::default(),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum BooksError {
     #[error("{}: {error}", path.display())]

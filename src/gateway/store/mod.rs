@@ -459,4 +459,4 @@ mod chain_tests;
 #[cfg(test)]
 mod row_tests;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

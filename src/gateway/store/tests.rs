@@ -24,7 +24,7 @@ pub(super) fn open(dir: &Path) -> Arc<Store> {
     Arc::new(Store::open(config(dir, Durability::Power)).expect("it opens"))
 }
 
-fn row(n: u64) -> RequestRow {
+pub(in crate::gateway) fn row(n: u64) -> RequestRow {
     RequestRow {
         id: format!("req_{n}"),
         t0: DAY + i64::try_from(n).expect("few"),

@@ -26,18 +26,7 @@ pub struct Governed {
 }
 
 pub fn books_config(dir: &Path) -> BooksConfig {
-    BooksConfig {
-        dir: dir.to_owned(),
-        durability: Durability::Process,
-        on_failure: OnFailure::Reject,
-        revoke_cuts_streams: true,
-        retention: None,
-        audit_content: false,
-        refund_on_server_fault: true,
-        witness: None,
-        ship: None,
-        granted: Default::default(),
-    }
+    BooksConfig { durability: Durability::Process, on_failure: OnFailure::Reject, ..BooksConfig::new(dir.to_owned()) }
 }
 
 impl Governed {

@@ -3,7 +3,7 @@
 use crate::support::served::{Served, root};
 use crate::support::{Server, Setup};
 use hearth::engine::Pooling;
-use hearth::engine::config::{EmbedMode, ModelSource};
+use hearth::engine::config::{EmbedMode, FlashAttn, ModelSource};
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;
@@ -190,6 +190,28 @@ async fn a_batch_of_300_equals_single_calls() {
     let long = server.post("/v1/embeddings", json!({"input": ["a", "b ".repeat(3000)]})).await;
     long.is_refusal("context_length_exceeded", "input");
     assert!(long.text.contains("maximum context length is 512 tokens"), "{}", long.text);
+}
+
+/// Flash attention rounds keys and values to F16; a text alone, which is too short for it, is rounded so as well.
+#[tokio::test]
+async fn a_text_alone_is_rounded_as_in_company() {
+    let (rounded, exact) = futures_util::future::join(
+        Server::with(|setup| tiny(setup, "tiny-bert")),
+        Server::with(|setup| {
+            tiny(setup, "tiny-bert");
+            setup.engine.flash_attn = FlashAttn::Off;
+        }),
+    )
+    .await;
+    let texts: Vec<String> = (0..24).map(|i| format!("{i} {}", "of the river and the house ".repeat(i % 4))).collect();
+    let company = embed(&rounded, json!(texts)).await;
+    let (mut by_company, mut by_rounding) = (0.0_f32, 0.0_f32);
+    for (text, in_company) in texts.iter().zip(&company) {
+        let alone = embed(&rounded, json!(text)).await.remove(0);
+        by_company = by_company.max(distance(&alone, in_company));
+        by_rounding = by_rounding.max(distance(&alone, &embed(&exact, json!(text)).await[0]));
+    }
+    assert!(by_rounding > 0.0 && by_company < by_rounding, "company {by_company:e}, rounding {by_rounding:e}");
 }
 
 /// llama-server's form: among token ids, a text stands for its own tokens, without those that every text begins with.

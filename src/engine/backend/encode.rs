@@ -159,12 +159,10 @@ impl Attention {
     /// On a CPU, for encoders, flash attention in tiles takes two thirds of the time, and rounds keys and values to F16. A
     /// small pass rounds them too, or a text alone would be up to 1.2e-4 away from the same text in company
     /// (all-MiniLM-L6-v2).
-    fn choose(model: &llama::Model, config: &EngineConfig) -> Self {
-        let is_causal = model.generates();
-        let is_offloaded = llama::offloads() && config.n_gpu_layers != 0;
+    fn choose(model: &llama::Model, asked: FlashAttn, is_causal: bool, is_offloaded: bool) -> Self {
         // Their bias of relative positions is not taken by flash attention, whatever a context says.
         let is_t5 = model.meta("general.architecture").is_some_and(|name| name.starts_with("t5"));
-        match config.flash_attn {
+        match asked {
             FlashAttn::Off => Self::Plain,
             _ if is_t5 => Self::Plain,
             // A causal model's inputs may come in parts, which would lie in two contexts.
@@ -187,7 +185,7 @@ impl LlamaEncoder {
         };
         let is_causal = model.model.generates();
         let is_offloaded = llama::offloads() && model.config.n_gpu_layers != 0;
-        let attention = Attention::choose(&model.model, &model.config);
+        let attention = Attention::choose(&model.model, model.config.flash_attn, is_causal, is_offloaded);
         let takes_parts = model.takes_parts();
         let n_embed_max = model.n_embed_max();
         let n_batch = if takes_parts {

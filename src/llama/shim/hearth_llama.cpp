@@ -107,8 +107,8 @@ bool round_keys_and_values(ggml_tensor * t, bool ask, void *) {
     if (reads_values && keys && rounds(keys) && rounds(t)) {
         round_to_f16(keys);
         round_to_f16(t);
-        keys = nullptr;
     }
+    keys = nullptr; // never those of a layer before, or of a graph that is gone
     return true;
 }
 

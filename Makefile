@@ -16,6 +16,7 @@ ARCH := $(shell uname -m)
 PYTHON ?= python3
 VENV := .venv
 FUZZ_VENV := .venv-fuzz
+CUDA_VENV := .venv-cuda
 INSTRUCTOR_VENV := .venv-instructor
 NODE_MODULES := tests/clients/node_modules
 TEMPLATES := tests/clients/templates
@@ -29,6 +30,20 @@ export CMAKE_C_COMPILER_LAUNCHER ?= ccache
 export CMAKE_CXX_COMPILER_LAUNCHER ?= ccache
 export CCACHE_BASEDIR ?= $(CURDIR)
 export CCACHE_NOHASHDIR ?= 1
+endif
+# For FEATURES="--features cuda": the toolkit (installed where there is none), and code for the GPU that is here; without one, and
+# in archives, for all kinds. Source of the list: ggml/src/ggml-cuda/CMakeLists.txt; CMAKE_CUDA_ARCHITECTURES names others.
+ifneq ($(findstring cuda,$(FEATURES)),)
+CUDA_PATH := $(shell sh .ci/cuda.sh)
+export CUDA_PATH
+export CUDAToolkit_ROOT := $(CUDA_PATH)
+export CUDACXX ?= $(CUDA_PATH)/bin/nvcc
+ifneq ($(shell command -v ccache 2>/dev/null),)
+export CMAKE_CUDA_COMPILER_LAUNCHER ?= ccache
+endif
+ifeq ($(filter dist test-dist,$(MAKECMDGOALS))$(shell nvidia-smi -L >/dev/null 2>&1 || echo none),)
+export CMAKE_CUDA_ARCHITECTURES ?= native
+endif
 endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
@@ -111,7 +126,7 @@ sbom: ## write target/hearth.cdx.json: all that is compiled in, with checksums a
 	CARGO="$(CARGO)" $(PYTHON) -B .ci/sbom.py --filter-platform $(shell rustc -vV | sed -n 's/^host: //p') $(FEATURES) > $(TARGET)/hearth.cdx.json
 
 clean: ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
+	rm -rf $(TARGET) $(VENV) $(FUZZ_VENV) $(CUDA_VENV) $(INSTRUCTOR_VENV) $(NODE_MODULES) $(TEMPLATES) $(MODELS)
 
 # The official clients, installed again when their list changes.
 .PHONY: clients

@@ -57,10 +57,18 @@ fn compile_shim(source: &Path) {
     build.flag("-Wall").flag("-Wextra").compile("hearth_llama");
 }
 
-/// Where the loader finds llama.cpp when it isn't linked in: `src/llama/cpu.rs` finds ggml's variants in the same folder.
+/// Where the loader finds llama.cpp when it isn't linked in: `src/llama/cpu.rs` finds ggml's variants in the same folder, or
+/// where they were built, which archives (`.ci/dist.sh` sets HEARTH_DIST) must not know.
 fn find_libraries() -> Result<(), Box<dyn Error>> {
-    if env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_some() && env::var("CARGO_CFG_TARGET_OS")? == "linux" {
-        println!("cargo:rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/hearth");
+    println!("cargo:rerun-if-env-changed=HEARTH_DIST");
+    if env::var_os("CARGO_FEATURE_DYNAMIC_BACKENDS").is_none() || env::var("CARGO_CFG_TARGET_OS")? != "linux" {
+        return Ok(());
+    }
+    println!("cargo:rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/../lib/hearth");
+    if env::var_os("HEARTH_DIST").is_none() {
+        let root = env::var("DEP_LLAMA_ROOT")?;
+        println!("cargo:rustc-link-arg-bins=-Wl,-rpath,{root}/lib,-rpath,{root}/lib64");
+        println!("cargo:rustc-env=HEARTH_BACKENDS_BUILT={root}/backends");
     }
     Ok(())
 }

@@ -19,8 +19,12 @@ case $target in
     /*) maps="$maps -ffile-prefix-map=$target=/hearth/target" ;;
 esac
 export CFLAGS="${CFLAGS:-} $maps" CXXFLAGS="${CXXFLAGS:-} $maps -UGGML_BACKEND_DIR"
+case "$*" in
+    *cuda*) export CMAKE_CUDA_FLAGS="${CMAKE_CUDA_FLAGS:-} -Xcompiler=$(echo "$maps" | tr ' ' ,)" ;;
+esac
 separator=$(printf '\037')
 export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$cargo_home=/cargo${separator}--remap-path-prefix=$root=/hearth"
+export HEARTH_DIST=1
 export CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_STRIP=symbols
 # shellcheck disable=SC2016 # the loader's word, not the shell's
 export CMAKE_INSTALL_RPATH='$ORIGIN'
@@ -85,6 +89,15 @@ HEARTH_BACKENDS names another folder to choose from.
 It needs the system's C and C++ libraries (libc, libm, libstdc++, libgcc_s) with $(newest GLIBC), $(newest GLIBCXX) or newer.
 README.md is the manual.
 END
+if [ -e "$stage/lib/hearth/libggml-cuda.so" ]; then
+    needed=$(readelf -d "$stage/lib/hearth/libggml-cuda.so" | sed -n 's/.*(NEEDED).*\[\(libcu.*\)\]/\1/p' | xargs | sed 's/ /, /g')
+    cat >> "$stage/INSTALL.txt" <<END
+
+On a machine with an NVIDIA GPU models run on it ('hearth gpus' lists them) where these libraries are found: $needed.
+The first comes with the driver; the others with NVIDIA's toolkit, or from PyPI (nvidia-cuda-runtime, nvidia-cublas). Where the
+loader doesn't know their folder, name it in LD_LIBRARY_PATH or copy them into lib/hearth. Elsewhere models run on the CPU.
+END
+fi
 
 tar --create --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     --mtime="@${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}" -C "$target/dist" "$name" \

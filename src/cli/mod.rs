@@ -12,6 +12,7 @@ mod chat;
 mod desk;
 mod engine;
 mod flags;
+mod gpus;
 mod harden;
 mod heap;
 mod inspect;
@@ -66,6 +67,8 @@ enum Verb {
     Db(ledger::Db),
     /// Check or print the settings
     Config(settings::Settings),
+    /// Tell which GPUs models can be kept on, and their memory
+    Gpus(gpus::Gpus),
     /// Print a hardened unit for systemd
     Systemd(systemd::Systemd),
     /// The engine's own process, started by serve
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Audit(verb) => verb.run(),
         Verb::Db(verb) => verb.run(),
         Verb::Config(verb) => verb.run(),
+        Verb::Gpus(verb) => verb.run(),
         Verb::Systemd(verb) => verb.run(),
         Verb::Engine(verb) => return verb.run(),
     };

@@ -1,16 +1,13 @@
 //! The memory plan of a configuration: shown before loading, refused when it cannot fit.
 
+use super::gpus::GpuMemory;
 use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, KvLayout, KvType, ModelSource};
 use crate::engine::{Description, EngineConfig};
 use crate::model::fit::bytes;
-use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Plan, Shape};
+use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Offload, Plan, Shape};
 use anyhow::{Result, bail};
 use std::sync::Arc;
-
-/// Builds with a GPU keep weights and caches in its memory, which the plan does not know.
-const HAS_GPU: bool =
-    cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "rocm", feature = "opencl"));
 
 /// A model file with its sizes.
 pub(super) struct Model {
@@ -31,8 +28,8 @@ pub(super) struct Settled {
     plan: Plan,
     /// The LoRA adapters, which the plan does not know.
     adapter_bytes: u64,
-    /// Whether the memory meant is this machine's main memory.
-    is_checked: bool,
+    /// Bytes of it that a GPU's own memory takes.
+    on_gpu: u64,
 }
 
 impl Settled {
@@ -42,13 +39,18 @@ impl Settled {
 
     /// Refuses what does not fit beside `taken` bytes of others that are loaded with it.
     pub fn check(&self, model: &Model, taken: u64) -> Result<()> {
-        match Memory::now().filter(|_| self.is_checked) {
-            Some(memory) => {
-                let available = memory.available.saturating_sub(taken).saturating_sub(self.adapter_bytes);
-                Ok(self.plan.check(&model.file, &model.shape, Memory { available, ..memory })?)
-            }
-            None => Ok(()),
-        }
+        let Some(memory) = Memory::now() else { return Ok(()) };
+        let available = memory.available.saturating_sub(taken).saturating_sub(self.adapter_bytes);
+        let memory = match self.on_gpu {
+            0 => Memory { available, ..memory },
+            n => Memory { available: available.saturating_add(n), limited_by: "the machine with its GPU" },
+        };
+        Ok(self.plan.check(&model.file, &model.shape, memory)?)
+    }
+
+    /// Bytes of the machine's memory.
+    fn on_machine(&self) -> u64 {
+        self.total().saturating_sub(self.on_gpu)
     }
 }
 
@@ -56,10 +58,11 @@ impl Settled {
 /// Returns the first model, if it is a file.
 pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
     let (mut taken, mut first) = (0, None);
-    config.limits.watch_machine = !HAS_GPU;
+    let mut gpus = GpuMemory::now();
+    config.limits.watch_machine = !gpus.is_there();
     for (idx, served) in config.models.iter_mut().enumerate() {
         let Some(model) = model(&served.engine)? else { continue };
-        let settled = settle(served, &model)?;
+        let settled = settle(served, &model, &gpus)?;
         if let Some(cap) = config.limits.loaded_bytes_max
             && settled.total() > cap
         {
@@ -71,7 +74,8 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
         }
         if !served.config.is_lazy {
             settled.check(&model, taken)?;
-            taken += settled.total();
+            taken += settled.on_machine();
+            gpus.take(settled.on_gpu);
         } else if let Err(error) = settled.check(&model, 0) {
             tracing::warn!(model = served.config.id, "{error}; requests for it will be refused until there is more");
         }
@@ -83,20 +87,20 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
 }
 
 /// Settles the context where it follows from the model, logs the plan and notes what the model will take.
-pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled> {
+pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory) -> Result<Settled> {
     let n_ctx_train = u32::try_from(model.shape.n_ctx_train).unwrap_or(u32::MAX);
     if served.ctx_from_model && n_ctx_train > 0 {
         served.engine.n_ctx = Some(n_ctx_train);
     }
     let n_ctx = ask(&served.engine, &model.shape).n_ctx;
-    settle_layout(&mut served.engine, model);
+    settle_layout(&mut served.engine, model, gpus);
     let mut plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
     // The projector is small beside a model; what it computes with is smaller still.
     let mmproj = served.engine.mmproj.as_ref().and_then(|path| std::fs::metadata(path).ok());
-    plan.weights += mmproj.map_or(0, |file| file.len());
+    let mut further = mmproj.map_or(0, |file| file.len());
     // Of a draft the weights too: its cache is as many cells of a model that is small beside this one.
     let draft = served.engine.draft.model.as_ref().and_then(|path| std::fs::metadata(path).ok());
-    plan.weights += draft.map_or(0, |file| file.len());
+    further += draft.map_or(0, |file| file.len());
     let mut adapter_bytes = 0u64;
     for lora in &served.engine.lora {
         let file = ModelFile::open(&lora.path)?;
@@ -105,6 +109,8 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled>
         }
         adapter_bytes = adapter_bytes.saturating_add(file.weight_bytes());
     }
+    let offload = Offload::new(&model.file, &model.shape, &plan);
+    plan.weights += further;
     let memory = Memory::now();
     tracing::info!(
         model = served.config.id,
@@ -123,11 +129,11 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model) -> Result<Settled>
             model.shape.n_ctx_train
         );
     }
-    let is_checked = !HAS_GPU || served.engine.n_gpu_layers == 0;
-    if !is_checked {
-        tracing::info!("whether the plan fits the GPU's memory is not checked");
-    }
-    let settled = Settled { plan, adapter_bytes, is_checked };
+    let (gpu_layers, on_gpu) =
+        gpus.settle(served.engine.gpu_layers, &offload, further.saturating_add(adapter_bytes))
+            .map_err(|error| ConfigError::unfit(format!("the model {}: {error}", served.config.id)))?;
+    served.engine.gpu_layers = gpu_layers;
+    let settled = Settled { plan, adapter_bytes, on_gpu };
     served.config.n_bytes = settled.total();
     served.config.outline = Some(Arc::new(outline(model, &served.engine)));
     Ok(settled)
@@ -157,8 +163,10 @@ fn outline(model: &Model, engine: &EngineConfig) -> Description {
 const OWN_CELLS_BYTES: u64 = 64 << 20;
 
 /// Most memory that it may take: a part of what is there.
-fn own_cells_bytes_max() -> u64 {
-    Memory::now().map_or(0, |memory| memory.available / 6).max(OWN_CELLS_BYTES)
+fn own_cells_bytes_max(engine: &EngineConfig, gpus: &GpuMemory) -> u64 {
+    let machine = || Memory::now().map(|memory| memory.available);
+    let free = if engine.gpu_layers.is_some() { gpus.free().or_else(machine) } else { machine() };
+    free.map_or(0, |free| free / 6).max(OWN_CELLS_BYTES)
 }
 
 /// Gives each slot a whole context of its own where there is memory for it: attention then looks at one request's cells
@@ -169,7 +177,7 @@ fn own_cells_bytes_max() -> u64 {
 /// prefixes (an eighth, see `--prefix-ram`), other models and whatever else runs, so that one engine's cache must not come
 /// near half. An eighth refused eight slots of 32,768 cells of the 0.5B (3 GiB) on a machine of 24 GiB, whose short chats
 /// beside 3,000-token prompts were then 8 to 15 % slower on the one pool.
-fn settle_layout(engine: &mut EngineConfig, model: &Model) {
+fn settle_layout(engine: &mut EngineConfig, model: &Model, gpus: &GpuMemory) {
     if engine.kv_layout != KvLayout::Auto {
         return;
     }
@@ -181,7 +189,7 @@ fn settle_layout(engine: &mut EngineConfig, model: &Model) {
     let own = Ask { n_ctx: pool.n_ctx * pool.n_slots, unified: false, ..pool };
     let kv = Plan::new(&model.file, &model.shape, own).kv;
     let n_ctx = u32::try_from(pool.n_ctx * pool.n_slots);
-    let most = own_cells_bytes_max();
+    let most = own_cells_bytes_max(engine, gpus);
     if let (Ok(n_ctx), true, true) = (n_ctx, kv <= most, pool.n_slots > 1) {
         (engine.kv_layout, engine.n_ctx) = (KvLayout::Split, Some(n_ctx));
         tracing::info!(

@@ -1,5 +1,6 @@
 //! An engine for one command on the terminal: no HTTP, no other users.
 
+use super::gpus::GpuMemory;
 use super::{Flags, plan, progress};
 use crate::chat::{Delta, Finish, Prompt, SamplingParams};
 use crate::config::{Origin, ServedModel};
@@ -31,7 +32,7 @@ impl Session {
     /// Loads the model; must be called inside a runtime.
     pub async fn open(mut served: ServedModel) -> Result<Self> {
         if let Some(model) = plan::model(&served.engine)? {
-            plan::settle(&mut served, &model)?.check(&model, 0)?;
+            plan::settle(&mut served, &model, &GpuMemory::now())?.check(&model, 0)?;
         }
         let engine = Engine::start(served.engine, EngineMode::InProcess);
         let description = progress::ready(&mut engine.watch(), progress::Show::Bar).await?;

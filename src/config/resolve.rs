@@ -2,7 +2,7 @@
 
 use super::raw::{ConfigError, Said};
 use super::settings::Raw;
-use super::value::{ByteSize, Egress, GpuLayers, Lora, Seconds, Sha256Hex, Switch};
+use super::value::{ByteSize, Egress, Lora, Seconds, Sha256Hex, Switch};
 use super::{Config, Origin, ServedModel};
 use crate::chat::{self, Sampling};
 use crate::engine::config::{DraftConfig, DraftMode, EmbedMode, KvLayout, LoraConfig, ModelSource, ScriptedConfig};
@@ -229,7 +229,7 @@ impl Raw {
             n_ubatch: within(&self.ubatch_size, default.n_ubatch, 1, BATCH_MAX)?.min(n_batch),
             n_threads: threads(&self.threads)?,
             n_threads_batch: threads(&self.threads_batch)?,
-            n_gpu_layers: self.n_gpu_layers.value.map_or(default.n_gpu_layers, |GpuLayers(n)| n),
+            gpu_layers: self.n_gpu_layers.value.unwrap_or(default.gpu_layers),
             flash_attn: self.flash_attn.value.unwrap_or(default.flash_attn),
             cache_type_k: self.cache_type_k.value.unwrap_or(default.cache_type_k),
             cache_type_v: self.cache_type_v.value.unwrap_or(default.cache_type_v),
@@ -282,7 +282,7 @@ impl Raw {
             model: self.model_draft.value.clone().filter(|_| mode != DraftMode::None),
             n_min: within(&self.draft_min, default.n_min, 0, EngineConfig::DRAFT_MAX)?,
             p_min,
-            n_gpu_layers: self.n_gpu_layers_draft.value.map_or(default.n_gpu_layers, |GpuLayers(n)| n),
+            gpu_layers: self.n_gpu_layers_draft.value.unwrap_or(default.gpu_layers),
             always: default.always,
         })
     }

@@ -6,10 +6,10 @@
 use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, Egress, GpuLayers, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
+use super::value::{ByteSize, Egress, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
-use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, KvType};
+use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, GpuLayers, KvType};
 use crate::gateway::store::{Durability, OnFailure};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
@@ -139,8 +139,8 @@ settings! {
         batch_size('b'): u32 = Some("2048"), "N";
         /// Tokens computed at once within it (-ub)
         ubatch_size: u32 = Some("512"), "N";
-        /// Layers kept on the GPU, if this build has one (-ngl)
-        n_gpu_layers: GpuLayers = Some("all"), "N";
+        /// Layers kept on the GPU, if this build has one (-ngl): a number, all, or auto: as many as its free memory takes
+        n_gpu_layers: GpuLayers = Some("auto"), "N";
         /// Flash attention (-fa). Encoders: auto is off, so that a text has the same vector alone and in company (3e-5); on
         /// is 1.4 times as fast for many texts, and up to 1.2e-4 away
         flash_attn: FlashAttn = Some("auto"), "on|off|auto";

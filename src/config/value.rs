@@ -2,7 +2,7 @@
 
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
-use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, KvType};
+use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, GpuLayers, KvType};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
 use ipnet::IpNet;
@@ -291,22 +291,24 @@ impl Written for ByteSize {
     }
 }
 
-/// A number of layers, or `all`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GpuLayers(pub i32);
-
 impl Written for GpuLayers {
-    const EXPECTS: &'static str = "a number of layers, or all";
+    const EXPECTS: &'static str = "a number of layers, all or auto";
 
     fn from_texts(texts: &[String]) -> Option<Self> {
         match last(texts)? {
-            "all" | "auto" => Some(GpuLayers(-1)),
-            text => text.parse().ok().map(GpuLayers),
+            // The numbers are llama-server's.
+            "auto" | "-1" => Some(GpuLayers::Auto),
+            "all" | "-2" => Some(GpuLayers::All),
+            text => text.parse().ok().map(GpuLayers::Count),
         }
     }
 
     fn to_toml(&self) -> toml::Value {
-        if self.0 < 0 { toml::Value::String("all".into()) } else { toml::Value::Integer(self.0.into()) }
+        match self {
+            GpuLayers::Auto => toml::Value::String("auto".into()),
+            GpuLayers::All => toml::Value::String("all".into()),
+            GpuLayers::Count(n) => toml::Value::Integer((*n).into()),
+        }
     }
 }
 
@@ -471,7 +473,8 @@ mod tests {
         round(ByteSize(64 << 20));
         round(ByteSize(1000));
         round(Seconds(Duration::from_millis(150)));
-        round(GpuLayers(-1));
+        round(GpuLayers::All);
+        round(GpuLayers::Count(7));
         round(KvType::Iq4Nl);
         round(vec![SamplerKind::TopK, SamplerKind::Temperature]);
         round(vec!["a".to_owned(), "b".to_owned()]);

@@ -71,6 +71,31 @@ pub enum FlashAttn {
     Off,
 }
 
+/// How many of a model's layers are kept on GPUs, the last ones first; the outputs count as a layer behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuLayers {
+    /// Whoever plans memory decides; the engine itself takes it as `All`.
+    #[default]
+    Auto,
+    All,
+    Count(u32),
+}
+
+impl GpuLayers {
+    /// As llama.cpp takes it: negative for all. Source: `llama_model_params`, llama.h.
+    pub fn count(self) -> i32 {
+        match self {
+            GpuLayers::Auto | GpuLayers::All => -1,
+            GpuLayers::Count(n) => i32::try_from(n).unwrap_or(i32::MAX),
+        }
+    }
+
+    pub fn is_some(self) -> bool {
+        self != GpuLayers::Count(0)
+    }
+}
+
 /// How the KV cache is laid out over the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,7 +156,7 @@ pub struct DraftConfig {
     /// A draft ends before a token that is less probable to what drafts, 0..=1.
     pub p_min: f32,
     /// Layers of the draft's model on the GPU; negative: all.
-    pub n_gpu_layers: i32,
+    pub gpu_layers: GpuLayers,
     /// Drafts are as long as may be whether or not that is measured to pay, as llama-server does it: for tests, which must
     /// not depend on a machine's speed, and for measuring what the measurement is worth.
     pub always: bool,
@@ -139,7 +164,7 @@ pub struct DraftConfig {
 
 impl Default for DraftConfig {
     fn default() -> Self {
-        Self { mode: DraftMode::Auto, model: None, n_min: 0, p_min: 0.0, n_gpu_layers: -1, always: false }
+        Self { mode: DraftMode::Auto, model: None, n_min: 0, p_min: 0.0, gpu_layers: GpuLayers::All, always: false }
     }
 }
 
@@ -209,7 +234,7 @@ pub struct EngineConfig {
     pub n_threads: Option<u32>,
     pub n_threads_batch: Option<u32>,
     /// Layers on the GPU; negative: all.
-    pub n_gpu_layers: i32,
+    pub gpu_layers: GpuLayers,
     pub flash_attn: FlashAttn,
     pub cache_type_k: KvType,
     pub cache_type_v: KvType,
@@ -306,7 +331,7 @@ impl EngineConfig {
             flash_attn,
             kv_layout,
             swa_full,
-            n_gpu_layers,
+            gpu_layers,
             n_threads_batch,
             n_draft_max,
             draft,
@@ -335,11 +360,11 @@ impl EngineConfig {
             max_wait: _,
             hang_timeout: _,
         } = self;
-        let DraftConfig { mode, model: _, n_min, p_min, n_gpu_layers: n_draft_layers, always } = draft;
+        let DraftConfig { mode, model: _, n_min, p_min, gpu_layers: draft_layers, always } = draft;
         let mut hasher = DefaultHasher::new();
         (cache_type_k, cache_type_v, flash_attn, kv_layout.is_unified(), swa_full).hash(&mut hasher);
-        (n_gpu_layers, n_threads_batch, n_draft_max).hash(&mut hasher);
-        (mode, n_min, p_min.to_bits(), n_draft_layers, always).hash(&mut hasher);
+        (gpu_layers, n_threads_batch, n_draft_max).hash(&mut hasher);
+        (mode, n_min, p_min.to_bits(), draft_layers, always).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -353,7 +378,7 @@ impl EngineConfig {
             n_ubatch: 512,
             n_threads: None,
             n_threads_batch: None,
-            n_gpu_layers: -1,
+            gpu_layers: GpuLayers::Auto,
             flash_attn: FlashAttn::Auto,
             cache_type_k: KvType::F16,
             cache_type_v: KvType::F16,
@@ -436,7 +461,7 @@ mod tests {
             |config| config.flash_attn = FlashAttn::Off,
             |config| config.kv_layout = KvLayout::Split,
             |config| config.swa_full = true,
-            |config| config.n_gpu_layers = 3,
+            |config| config.gpu_layers = GpuLayers::Count(3),
             |config| config.draft.mode = DraftMode::None,
         ];
         for (i, change) in changes.into_iter().enumerate() {

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub const VARIABLE: &str = "HEARTH_BACKENDS";
 /// Where they are otherwise, beside the executable's folder; the loader finds llama.cpp there too (`build.rs`).
 const BESIDE_BIN: &str = "lib/hearth";
+/// Where they were built, unless this is an archive's executable.
+const BUILT: Option<&str> = option_env!("HEARTH_BACKENDS_BUILT");
 const PREFIX: &str = "libggml-cpu-";
 
 /// The code for this CPU.
@@ -57,7 +59,9 @@ pub(super) fn folder() -> Result<Option<PathBuf>, Error> {
         return Ok(Some(dir.into()));
     }
     let exe = std::env::current_exe().map_err(|error| Error::Invalid(format!("where is this executable? {error}")))?;
-    Ok(Some(beside(&exe)))
+    let beside = beside(&exe);
+    let built = BUILT.map(PathBuf::from).filter(|built| !beside.exists() && built.exists());
+    Ok(Some(built.unwrap_or(beside)))
 }
 
 fn beside(exe: &Path) -> PathBuf {

@@ -144,6 +144,15 @@ impl Plan {
         }
     }
 
+    /// What each layer keeps for all workers: its cache and its states.
+    pub(super) fn of_layers(&self, shape: &Shape) -> Vec<u64> {
+        let cells = Cells::new(shape, &self.ask, self.ask.n_ctx);
+        let workers = self.ask.n_workers.max(1);
+        let state = |layer: &Layer| layer.state.saturating_mul(4).saturating_mul(self.ask.n_slots.max(1));
+        let kept = |layer| cells.bytes(layer, &self.ask).saturating_add(state(layer)).saturating_mul(workers);
+        shape.layers.iter().map(kept).collect()
+    }
+
     /// Everything, the server's own memory included.
     pub fn total(&self) -> u64 {
         [self.weights, self.kv, self.state, self.compute, OWN_BYTES].into_iter().fold(0, u64::saturating_add)

@@ -14,11 +14,13 @@ pub mod fit;
 mod ggml;
 pub mod gguf;
 pub mod lock;
+mod offload;
 mod shape;
 
 pub use cgroup::Shortage;
 pub use fit::{Ask, CacheType, FitError, Memory, Plan};
 pub use gguf::{Gguf, GgufError, List, Tensor, Value};
+pub use offload::Offload;
 pub use shape::{Layer, Shape, ShapeError};
 
 use std::fs::File;

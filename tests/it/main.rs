@@ -37,6 +37,7 @@ mod fields;
 #[path = "../fuzz/mod.rs"]
 mod fuzz;
 mod fuzz_tests;
+mod gpus;
 mod guardrails;
 mod handover;
 mod hostile;

@@ -139,7 +139,7 @@ fn params(kind: DraftKind, config: &EngineConfig) -> DraftParams {
 
 fn open(path: &Path, kind: DraftKind, config: &EngineConfig) -> Result<llama::Model, String> {
     let params = ModelParams {
-        n_gpu_layers: config.draft.n_gpu_layers,
+        n_gpu_layers: config.draft.gpu_layers.count(),
         use_mmap: config.mmap,
         use_mlock: config.mlock,
         load_mtp: kind == DraftKind::Mtp,

@@ -184,7 +184,7 @@ impl LlamaEncoder {
             Some(Pooling::Rank) => PoolingType::Rank,
         };
         let is_causal = model.model.generates();
-        let is_offloaded = llama::offloads() && model.config.n_gpu_layers != 0;
+        let is_offloaded = llama::offloads() && model.config.gpu_layers.is_some();
         let attention = Attention::choose(&model.model, model.config.flash_attn, is_causal, is_offloaded);
         let takes_parts = model.takes_parts();
         let n_embed_max = model.n_embed_max();

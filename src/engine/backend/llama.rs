@@ -21,6 +21,8 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+pub use crate::llama::Gpu;
+
 /// Spinning between graphs helps only while no other process wants the core; low keeps a shared box usable.
 pub(super) const POLL: u32 = 10;
 
@@ -71,12 +73,17 @@ pub fn ground() -> (String, Result<String, String>) {
     (llama::version(), llama::cpu().map(|cpu| cpu.to_string()).map_err(|error| error.to_string()))
 }
 
+/// The GPUs that models can be kept on. Opens each of them. Errors: what a driver said.
+pub fn gpus() -> Result<Vec<Gpu>, String> {
+    llama::gpus().map_err(|error| error.to_string())
+}
+
 impl LlamaModel {
     /// Errors: what llama.cpp said of the file or the template.
     pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {
         llama::init().map_err(|error| error.to_string())?;
         let params = ModelParams {
-            n_gpu_layers: config.n_gpu_layers,
+            n_gpu_layers: config.gpu_layers.count(),
             use_mmap: config.mmap,
             use_mlock: config.mlock,
             load_mtp: DraftSource::wants_heads(config),
@@ -114,7 +121,7 @@ impl LlamaModel {
             Some(path) => {
                 // Half the threads: encoding goes on beside decodes, which should keep theirs.
                 let n_threads = threads(config).1.div_ceil(2);
-                Some(Projector::load(path, &model, n_threads, config.n_gpu_layers != 0)?)
+                Some(Projector::load(path, &model, n_threads, config.gpu_layers.is_some())?)
             }
         };
         Ok(Self {

@@ -157,6 +157,29 @@ int32_t hearth_cpu(char ** file, char ** features, char ** err) {
     });
 }
 
+int32_t hearth_gpu(size_t index, hearth_device * gpu, bool * found, char ** err) {
+    return guard(err, [&] {
+        *found = false;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            ggml_backend_dev_t device = ggml_backend_dev_get(i);
+            const auto type = ggml_backend_dev_type(device);
+            if ((type != GGML_BACKEND_DEVICE_TYPE_GPU && type != GGML_BACKEND_DEVICE_TYPE_IGPU) || index-- > 0) {
+                continue;
+            }
+            size_t free_bytes = 0, total_bytes = 0;
+            ggml_backend_dev_memory(device, &free_bytes, &total_bytes);
+            const char * description = ggml_backend_dev_description(device);
+            gpu->name = dup(ggml_backend_dev_name(device));
+            gpu->description = dup(description ? description : "");
+            gpu->free_bytes = free_bytes;
+            gpu->total_bytes = total_bytes;
+            gpu->is_integrated = type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+            *found = true;
+            return;
+        }
+    });
+}
+
 void hearth_string_free(char * text) {
     std::free(text);
 }

@@ -30,6 +30,16 @@ int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, c
 // The file that the code for the CPU is in (a library of its own, or this executable), and what it was compiled to use
 // ("AVX2 FMA"); both owned by the caller.
 int32_t hearth_cpu(char ** file, char ** features, char ** err);
+// A device that layers can be kept on.
+typedef struct hearth_device {
+    char * name;        // "CUDA0"; both owned by the caller
+    char * description; // "NVIDIA H100"
+    uint64_t free_bytes;
+    uint64_t total_bytes;
+    bool is_integrated; // its memory is the machine's
+} hearth_device;
+// The GPU at this place among those that ggml knows; `found` is false behind the last one.
+int32_t hearth_gpu(size_t index, hearth_device * gpu, bool * found, char ** err);
 void hearth_string_free(char * text);
 // malloc_trim, where the C library has it.
 void hearth_trim_heap(void);

@@ -1,0 +1,61 @@
+//! The GPUs that ggml's backends found.
+
+use super::error::Error;
+use super::sys;
+use serde::{Deserialize, Serialize};
+
+/// A device that layers can be kept on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gpu {
+    /// As ggml calls it: `CUDA0`.
+    pub name: String,
+    /// As its driver calls it: `NVIDIA H100 80GB HBM3`.
+    pub description: String,
+    /// Bytes of its memory that nobody uses now, with what asking took counted as used.
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+    /// Its memory is the machine's.
+    pub is_integrated: bool,
+}
+
+/// Most GPUs that are told of; ggml's own limit. Source: GGML_SCHED_MAX_BACKENDS, ggml-backend.cpp.
+const GPUS_MAX: usize = 16;
+
+/// All GPUs that this build can use. Opens each of them, which takes some of its memory until this process ends.
+/// Errors: ggml was not started; what a driver threw.
+pub fn gpus() -> Result<Vec<Gpu>, Error> {
+    super::init()?;
+    let mut gpus = Vec::new();
+    for index in 0..GPUS_MAX {
+        let mut device = sys::hearth_device {
+            name: std::ptr::null_mut(),
+            description: std::ptr::null_mut(),
+            free_bytes: 0,
+            total_bytes: 0,
+            is_integrated: false,
+        };
+        let mut found = false;
+        // SAFETY: both are places for what the shim tells; its strings are taken over below.
+        sys::call(|err| unsafe { sys::hearth_gpu(index, &raw mut device, &raw mut found, err) })?;
+        if !found {
+            break;
+        }
+        // SAFETY: the shim left strings of its own, since it found a device.
+        let (name, description) = unsafe { (sys::take(device.name), sys::take(device.description)) };
+        let (free_bytes, total_bytes) = (device.free_bytes, device.total_bytes);
+        gpus.push(Gpu { name, description, free_bytes, total_bytes, is_integrated: device.is_integrated });
+    }
+    Ok(gpus)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_build_without_gpus_finds_none_and_one_with_them_tells_their_memory() {
+        let gpus = super::gpus().expect("ggml starts");
+        assert_eq!(gpus.is_empty(), !crate::llama::offloads());
+        for gpu in &gpus {
+            assert!(!gpu.name.is_empty() && gpu.free_bytes <= gpu.total_bytes, "{gpu:?}");
+        }
+    }
+}

@@ -24,7 +24,9 @@ if ! cmp -s $wanted "$venv/installed"; then
         ln -s "$(basename "$root/lib/lib$library.so".*)" "$root/lib/lib$library.so"
     done
     mkdir "$root/lib/stubs"
-    echo | cc -shared -Wl,-soname,libcuda.so.1 -o "$root/lib/stubs/libcuda.so" -x c -
+    # All that cuda.h declares: linkers leave a library out that has nothing of what is asked for.
+    cc -E -x c "$root/include/cuda.h" | grep -o '\bcu[A-Z][A-Za-z0-9_]*(' | sort -u | sed 's/(/(void) { return 1; }/; s/^/int /' \
+        | cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$root/lib/stubs/libcuda.so" -x c -
     cp $wanted "$venv/installed"
 fi
 echo "$venv"/lib/python3*/site-packages/nvidia/cu13

@@ -40,8 +40,11 @@ impl Gpus {
             let (free, total) = (bytes(gpu.free_bytes), bytes(gpu.total_bytes));
             say!("{}  {}  {free} of {total} free{kind}", gpu.name, gpu.description);
         }
+        for fault in engine::unloadable().map_err(|reason| anyhow!(reason))? {
+            say!("can't be loaded: {fault}");
+        }
         if gpus.is_empty() && BUILT_FOR_GPUS {
-            say!("no GPU that this build can use (a driver or a library of it may be missing); models run on the CPU");
+            say!("no GPU that this build can use; models run on the CPU");
         } else if gpus.is_empty() {
             say!("this build runs models on the CPU only; README.md tells how to build for GPUs");
         }

@@ -1,7 +1,7 @@
 //! The GPUs that ggml's backends found.
 
 use super::error::Error;
-use super::sys;
+use super::{cpu, sys};
 use serde::{Deserialize, Serialize};
 
 /// A device that layers can be kept on.
@@ -46,6 +46,33 @@ pub fn gpus() -> Result<Vec<Gpu>, Error> {
         gpus.push(Gpu { name, description, free_bytes, total_bytes, is_integrated: device.is_integrated });
     }
     Ok(gpus)
+}
+
+/// Libraries of ggml for GPUs that are beside the executable and can't be loaded, with what the loader says.
+/// Errors: ggml was not started.
+pub fn unloadable() -> Result<Vec<String>, Error> {
+    super::init()?;
+    let Some(dir) = cpu::folder()? else { return Ok(Vec::new()) };
+    let mut faults = Vec::new();
+    for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let kind = name.strip_prefix("libggml-").and_then(|rest| rest.strip_suffix(".so")).unwrap_or("base");
+        if kind == "base" || kind.starts_with("cpu") {
+            continue;
+        }
+        let path = cpu::as_c(&entry.path())?;
+        let mut fault = std::ptr::null_mut();
+        // SAFETY: a C string that lives during the call, and a place for a string, which is taken over below.
+        sys::call(|err| unsafe { sys::hearth_library_fault(path.as_ptr(), &raw mut fault, err) })?;
+        // SAFETY: NULL or the shim's own string.
+        let fault = unsafe { sys::take(fault) };
+        if !fault.is_empty() {
+            faults.push(format!("{name}: {fault}"));
+        }
+    }
+    faults.sort();
+    Ok(faults)
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ fn gpus_are_told_with_their_memory() {
     let text = hearth(&["gpus"]);
     let text = String::from_utf8_lossy(&text.stdout);
     assert_eq!(text.contains("on the CPU"), gpus.is_empty(), "{text}");
-    assert_eq!(text.lines().count(), gpus.len().max(1));
+    let n_told = text.lines().filter(|line| !line.starts_with("can't be loaded: ")).count();
+    assert_eq!(n_told, gpus.len().max(1), "{text}");
     for gpu in &gpus {
         assert!(text.contains(gpu["name"].as_str().expect("a name")), "{text}");
         assert!(gpu["free_bytes"].as_u64() <= gpu["total_bytes"].as_u64(), "{gpu}");

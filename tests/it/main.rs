@@ -87,6 +87,7 @@ mod templates;
 mod tiny_model;
 mod tls;
 mod tokenizer;
+mod toolchain;
 mod tools_real;
 mod traces;
 mod upstreams;

@@ -78,6 +78,11 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
     llama::gpus().map_err(|error| error.to_string())
 }
 
+/// ggml's libraries for GPUs that are here and can't be loaded, with why.
+pub fn unloadable() -> Result<Vec<String>, String> {
+    llama::unloadable().map_err(|error| error.to_string())
+}
+
 impl LlamaModel {
     /// Errors: what llama.cpp said of the file or the template.
     pub fn load(path: &Path, config: &EngineConfig, progress: impl FnMut(f32)) -> Result<Self, String> {

@@ -340,6 +340,7 @@ fn describe(status: Option<ExitStatus>) -> String {
         (Some(9), _) => "signal 9 (SIGKILL: killed from outside, or out of memory)".into(),
         (Some(11), _) => "signal 11 (SIGSEGV)".into(),
         (Some(6), _) => "signal 6 (SIGABRT: an assertion in llama.cpp)".into(),
+        (Some(4), _) => "signal 4 (SIGILL: an instruction that this CPU lacks)".into(),
         (Some(signal), _) => format!("signal {signal}"),
         (None, Some(code)) => format!("exit code {code}"),
         (None, None) => "unknown".into(),

@@ -157,6 +157,13 @@ int32_t hearth_cpu(char ** file, char ** features, char ** err) {
     });
 }
 
+int32_t hearth_library_fault(const char * path, char ** fault, char ** err) {
+    return guard(err, [&] {
+        // As ggml does (ggml-backend-dl.cpp), and never closed: drivers don't take well to that.
+        *fault = dlopen(path, RTLD_NOW | RTLD_LOCAL) ? nullptr : dup(dlerror());
+    });
+}
+
 int32_t hearth_gpu(size_t index, hearth_device * gpu, bool * found, char ** err) {
     return guard(err, [&] {
         *found = false;

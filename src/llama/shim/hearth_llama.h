@@ -38,6 +38,8 @@ typedef struct hearth_device {
     uint64_t total_bytes;
     bool is_integrated; // its memory is the machine's
 } hearth_device;
+// Why this library can't be loaded, owned by the caller; NULL: it can.
+int32_t hearth_library_fault(const char * path, char ** fault, char ** err);
 // The GPU at this place among those that ggml knows; `found` is false behind the last one.
 int32_t hearth_gpu(size_t index, hearth_device * gpu, bool * found, char ** err);
 void hearth_string_free(char * text);

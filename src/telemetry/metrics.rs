@@ -9,7 +9,7 @@ use super::otlp::OtlpSeries;
 use super::readings::Scraped;
 pub use super::readings::{ModelLabels, Reading};
 use super::routing::Routing;
-pub use super::routing::{RuleSeries, UpstreamSeries};
+pub use super::routing::{CheckSeries, RuleSeries, UpstreamSeries};
 pub use super::usage::Ended;
 use super::usage::Usage;
 use prometheus::{
@@ -318,6 +318,11 @@ impl Metrics {
     /// The series of one list of a set of rules; `name` is the operator's, `direction`: in or out.
     pub fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
         self.routing.guardrail(name, direction, redacts)
+    }
+
+    /// The series of the classifier of a set of rules.
+    pub fn classifier(&self, name: &str, direction: &'static str) -> CheckSeries {
+        self.routing.classifier(name, direction)
     }
 
     /// A request went on from one target to the next. All three are words of ours or the operator's.

@@ -12,6 +12,15 @@ pub(super) struct Routing {
     retries: IntCounterVec,
     fallbacks: IntCounterVec,
     guardrails: IntCounterVec,
+    classifier_failures: IntCounterVec,
+}
+
+/// The series of one classifier of a set of rules.
+#[derive(Debug)]
+pub struct CheckSeries {
+    denied: IntCounter,
+    refused: IntCounter,
+    passed: IntCounter,
 }
 
 /// The series of one list of an operator's rules.
@@ -63,12 +72,26 @@ impl Routing {
                 "Matches of an operator's rules: taken out, or what they were in was refused or ended.",
                 &["guardrail", "action", "direction"],
             ),
+            classifier_failures: counters(
+                "hearth_guardrail_classifier_failures_total",
+                "Requests and answers that a guardrail's classifier could not look at, and what became of them.",
+                &["guardrail", "action", "direction"],
+            ),
         }
     }
 
     pub(super) fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
         let of = |action: &str| self.guardrails.with_label_values(&[name, action, direction]);
         RuleSeries { redacted: redacts.then(|| of("redact")), denied: of("deny") }
+    }
+
+    pub(super) fn classifier(&self, name: &str, direction: &'static str) -> CheckSeries {
+        let failed = |action: &str| self.classifier_failures.with_label_values(&[name, action, direction]);
+        CheckSeries {
+            denied: self.guardrails.with_label_values(&[name, "classify", direction]),
+            refused: failed("refuse"),
+            passed: failed("pass"),
+        }
     }
 
     pub(super) fn cache_request(&self, result: &str) {
@@ -104,6 +127,17 @@ impl RuleSeries {
     /// Also by a list that redacts: where what matched can't be rewritten.
     pub fn denied(&self) {
         self.denied.inc();
+    }
+}
+
+impl CheckSeries {
+    pub fn denied(&self) {
+        self.denied.inc();
+    }
+
+    /// It could not answer. `passes`: what it did not see went on all the same.
+    pub fn failed(&self, passes: bool) {
+        if passes { self.passed.inc() } else { self.refused.inc() }
     }
 }
 

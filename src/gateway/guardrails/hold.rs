@@ -1,0 +1,199 @@
+//! An answer that waits, whole, for what a classifier thinks of it.
+//!
+//! # Design
+//! Behind the [`super::Screen`], so that a classifier sees what lists left. Each choice is held by itself until it is done:
+//! nothing of it goes out before, streamed or not. Then all of it does, in larger pieces, or none: it ends as one that a list
+//! denied. What a generation that failed had said until then is dropped, since nobody looked at it.
+
+use super::check::Placed;
+use super::judge::{Judge, Verdict};
+use super::texts::Said;
+use crate::chat::{Delta, Finish};
+use crate::engine::{Done, Event, Failure};
+use crate::gateway::Error;
+use futures_util::future::BoxFuture;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Pieces that wait are joined up to this length of text.
+const PIECE_BYTES: usize = 1024;
+
+/// All choices of one request.
+pub(in crate::gateway) struct Hold {
+    judge: Arc<Judge>,
+    checks: Arc<[Placed]>,
+    tenant: u64,
+    /// **Bound:** an answer, which the context bounds, for each choice.
+    choices: Vec<Held>,
+    /// **Bound:** what is held of the choice that ended last.
+    ready: VecDeque<(usize, Event)>,
+    judging: Option<Judging>,
+    error: Option<Error>,
+    has_passed_unseen: bool,
+}
+
+#[derive(Default)]
+struct Held {
+    deltas: Vec<Delta>,
+    said: Said,
+}
+
+/// The choice whose answer is being looked at. The others wait.
+struct Judging {
+    idx: usize,
+    done: Done,
+    verdict: BoxFuture<'static, Result<Verdict, Error>>,
+}
+
+impl Hold {
+    pub(super) fn new(judge: &Arc<Judge>, checks: &Arc<[Placed]>, tenant: u64, n_choices: usize) -> Self {
+        Self {
+            judge: Arc::clone(judge),
+            checks: Arc::clone(checks),
+            tenant,
+            choices: std::iter::repeat_with(Held::default).take(n_choices).collect(),
+            ready: VecDeque::new(),
+            judging: None,
+            error: None,
+            has_passed_unseen: false,
+        }
+    }
+
+    /// The next event that may go on; `None`: another one has to come in first. Cancel-safe.
+    pub(in crate::gateway) async fn next(&mut self) -> Option<(usize, Event)> {
+        if let Some(judging) = &mut self.judging {
+            let verdict = judging.verdict.as_mut().await;
+            if let Some(Judging { idx, done, .. }) = self.judging.take() {
+                self.settle(idx, done, verdict);
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    /// Takes an event. To be called when there is no next one.
+    pub(in crate::gateway) fn push(&mut self, idx: usize, event: Event) {
+        let Some(choice) = self.choices.get_mut(idx) else { return self.ready.push_back((idx, event)) };
+        match event {
+            Event::Delta(delta) => choice.push(delta),
+            Event::Done(done) => {
+                let texts = std::mem::take(&mut choice.said).texts();
+                let (judge, checks, tenant) = (Arc::clone(&self.judge), Arc::clone(&self.checks), self.tenant);
+                let verdict = Box::pin(async move { judge.judge(&checks, tenant, &texts).await });
+                self.judging = Some(Judging { idx, done, verdict });
+            }
+            Event::Failed(failure) => {
+                self.drop_held(idx);
+                self.ready.push_back((idx, Event::Failed(failure)));
+            }
+            other => self.ready.push_back((idx, other)),
+        }
+    }
+
+    fn settle(&mut self, idx: usize, done: Done, verdict: Result<Verdict, Error>) {
+        let event = match verdict {
+            Ok(verdict @ (Verdict::Passed | Verdict::Unseen)) => {
+                self.has_passed_unseen |= verdict == Verdict::Unseen;
+                let deltas = std::mem::take(&mut self.choices[idx].deltas);
+                self.ready.extend(deltas.into_iter().map(|delta| (idx, Event::Delta(delta))));
+                Event::Done(done)
+            }
+            // An answer that is too long to be looked at is not let through either.
+            Ok(Verdict::Denied) | Err(Error::Engine(Failure::Invalid { .. })) => {
+                self.drop_held(idx);
+                Event::Done(Done { finish: Finish::Filtered, ..done })
+            }
+            Err(error) => {
+                self.drop_held(idx);
+                let failure = Failure::NotReady { reason: error.to_string(), retry_after_s: 1 };
+                self.error = Some(error);
+                Event::Failed(failure)
+            }
+        };
+        self.ready.push_back((idx, event));
+    }
+
+    /// What is held of a choice is counted, and not told.
+    fn drop_held(&mut self, idx: usize) {
+        let deltas = std::mem::take(&mut self.choices[idx].deltas);
+        let n_tokens = deltas.iter().fold(0u32, |sum, delta| sum.saturating_add(delta.n_tokens));
+        if n_tokens > 0 {
+            self.ready.push_back((idx, Event::Delta(Delta { n_tokens, ..Delta::default() })));
+        }
+    }
+
+    /// Nobody waits for it any more: what was generated until now, to be counted.
+    pub(in crate::gateway) fn abandon(mut self) -> impl Iterator<Item = (usize, Event)> {
+        for idx in 0..self.choices.len() {
+            self.drop_held(idx);
+        }
+        let done = self.judging.take().map(|judging| (judging.idx, Event::Done(judging.done)));
+        self.ready.into_iter().chain(done)
+    }
+
+    /// Why the answer failed here.
+    pub(in crate::gateway) fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
+    }
+
+    /// Something went on that no classifier saw: nothing to keep for others.
+    pub(in crate::gateway) fn has_passed_unseen(&self) -> bool {
+        self.has_passed_unseen
+    }
+}
+
+impl Held {
+    fn push(&mut self, delta: Delta) {
+        self.said.push(&delta);
+        match self.deltas.last_mut() {
+            Some(last) if joins(last, &delta) => {
+                last.content.push_str(&delta.content);
+                last.reasoning.push_str(&delta.reasoning);
+                last.logprobs.extend(delta.logprobs);
+                last.tokens.extend(delta.tokens);
+                last.n_tokens = last.n_tokens.saturating_add(delta.n_tokens);
+            }
+            _ => self.deltas.push(delta),
+        }
+    }
+}
+
+/// Whether both are one piece: thoughts come before the text of a piece, and calls behind it.
+fn joins(last: &Delta, next: &Delta) -> bool {
+    last.tool_calls.is_empty()
+        && next.tool_calls.is_empty()
+        && next.prompt.is_empty()
+        && (last.content.is_empty() || next.reasoning.is_empty())
+        && last.content.len() + last.reasoning.len() < PIECE_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::ToolCallDelta;
+
+    #[test]
+    fn what_waits_is_joined_in_its_order() {
+        let text = |content: &str| Delta { content: content.into(), n_tokens: 1, tokens: vec![7], ..Delta::default() };
+        let thought = |reasoning: &str| Delta { reasoning: reasoning.into(), n_tokens: 1, ..Delta::default() };
+        let call = || {
+            let piece = ToolCallDelta { index: 0, opening: None, arguments: "{".into() };
+            Delta { tool_calls: vec![piece], n_tokens: 1, ..Delta::default() }
+        };
+        let mut held = Held::default();
+        for delta in
+            [thought("a"), thought("b"), text("c"), text("d"), thought("e"), text("f"), call(), call(), text("g")]
+        {
+            held.push(delta);
+        }
+        let pieces: Vec<_> = held
+            .deltas
+            .iter()
+            .map(|delta| (delta.reasoning.as_str(), delta.content.as_str(), delta.tool_calls.len(), delta.n_tokens))
+            .collect();
+        assert_eq!(pieces, [("ab", "cd", 0, 4), ("e", "f", 0, 2), ("", "", 1, 1), ("", "", 1, 1), ("", "g", 0, 1)]);
+        assert_eq!(held.deltas[0].tokens, [7, 7]);
+        let mut held = Held::default();
+        (0..3).for_each(|_| held.push(text(&"x".repeat(PIECE_BYTES))));
+        assert_eq!(held.deltas.len(), 3, "a stream of one piece is none");
+    }
+}

@@ -351,7 +351,7 @@ impl Entry {
         number.ok_or_else(|| self.fault(format!("a whole number within {min}..={max} is expected")))
     }
 
-    fn decimal(&self, min: f64, max: f64) -> Result<f64, ConfigError> {
+    pub(super) fn decimal(&self, min: f64, max: f64) -> Result<f64, ConfigError> {
         let number = self.value.as_float().or_else(|| self.value.as_integer().map(|n| n as f64));
         let number = number.filter(|n| (min..=max).contains(n));
         number.ok_or_else(|| self.fault(format!("a number within {min}..={max} is expected")))

@@ -183,6 +183,7 @@ impl Gateway {
         mut recorder: Option<Recorder>,
         is_last: bool,
     ) -> Result<Running, Error> {
+        border.expect(&self.judge).await?;
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
         let share = self.share_of(caller);

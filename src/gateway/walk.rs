@@ -287,6 +287,7 @@ impl Gateway {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, asked.keep())),
             Entered::Miss(recorder) => recorder,
         };
+        border.expect(&self.judge).await.map_err(Missed::Final)?;
         let call = Call {
             outgoing: &outgoing,
             n_choices: asked.n_choices(),

@@ -229,7 +229,7 @@ impl ApiError {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("guardrail_missing"), message)
             }
             gateway::Error::Unseen { retry_after_s } => {
-                let message = "What looks at requests and answers here for the server's operator can't do so now; please try again.";
+                let message = "This server's operator has requests and answers checked, and that can't be done now; please try again.";
                 Self::unavailable("guardrail_unavailable", message, retry_after_s)
             }
             gateway::Error::Stays => {

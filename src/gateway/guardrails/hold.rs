@@ -168,12 +168,85 @@ fn joins(last: &Delta, next: &Delta) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::check::{Check, ClassifySpec};
     use super::*;
-    use crate::chat::ToolCallDelta;
+    use crate::chat::{ToolCallDelta, Usage};
+    use crate::engine::config::{ModelSource, ScriptedConfig};
+    use crate::engine::{Engine, EngineConfig, EngineMode, Timings};
+    use crate::gateway::models::{KeepAlive, ModelConfig, Models};
+    use crate::telemetry::Metrics;
+
+    fn text(content: &str) -> Delta {
+        Delta { content: content.into(), n_tokens: 1, tokens: vec![7], ..Delta::default() }
+    }
+
+    fn done() -> Event {
+        Event::Done(Done { finish: Finish::EndOfTurn, usage: Usage::default(), timings: Timings::default() })
+    }
+
+    /// Two choices behind a classifier that is never loaded.
+    fn held(passes_on_error: bool) -> Hold {
+        let scripted = ScriptedConfig { load_ms: 3_600_000, embeds: 2, ..Default::default() };
+        let engine = Engine::start(EngineConfig::new(ModelSource::Scripted(scripted)), EngineMode::InProcess);
+        let config = ModelConfig {
+            id: "judge".into(),
+            aliases: Vec::new(),
+            sampling: Default::default(),
+            n_predict: None,
+            thinks: None,
+            file_name: String::new(),
+            n_created: 0,
+            is_lazy: false,
+            keep_alive: KeepAlive::Forever,
+            price: Default::default(),
+            guardrails: Vec::new(),
+            n_bytes: 0,
+            outline: None,
+        };
+        let models = Models::given(config, engine);
+        let judge = Judge::new(Arc::clone(&models.shared), Arc::new(Metrics::new()));
+        let spec = ClassifySpec { model: "judge".into(), deny: vec!["LABEL_0".into()], above: 0.5, passes_on_error };
+        Hold::new(&judge, &Arc::from([(Check::new("set", &spec), 0)]), 0, 2)
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_looked_at_goes_on_only_where_it_may() {
+        let mut hold = held(false);
+        hold.push(0, Event::Delta(text("a")));
+        hold.push(1, Event::Delta(text("b")));
+        assert_eq!(hold.next().await, None, "nothing goes out before the end");
+        hold.push(0, done());
+        let (first, second) = (hold.next().await.expect("a count"), hold.next().await.expect("an end"));
+        assert_eq!(first, (0, Event::Delta(Delta { n_tokens: 1, ..Delta::default() })), "counted, and not told");
+        assert!(matches!(second, (0, Event::Failed(Failure::NotReady { .. }))), "{second:?}");
+        assert!(hold.error().is_some());
+        let mut hold = held(true);
+        hold.push(0, Event::Delta(text("a")));
+        hold.push(0, done());
+        assert_eq!(hold.next().await, Some((0, Event::Delta(text("a")))));
+        assert_eq!((hold.next().await, hold.next().await), (Some((0, done())), None));
+        assert!(hold.has_passed_unseen() && hold.error().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_failed_or_was_left_is_counted_and_not_told() {
+        let mut hold = held(false);
+        hold.push(0, Event::Accepted { n_prompt: 3 });
+        assert_eq!(hold.next().await, Some((0, Event::Accepted { n_prompt: 3 })), "what has no text waits for nothing");
+        (0..3).for_each(|_| hold.push(0, Event::Delta(text("a"))));
+        hold.push(0, Event::Failed(Failure::Cancelled));
+        let counted = Delta { n_tokens: 3, ..Delta::default() };
+        assert_eq!(hold.next().await, Some((0, Event::Delta(counted.clone()))));
+        assert_eq!(hold.next().await, Some((0, Event::Failed(Failure::Cancelled))));
+        // The other one is done, and nobody waits for the verdict.
+        (0..3).for_each(|_| hold.push(1, Event::Delta(text("b"))));
+        hold.push(1, done());
+        let left: Vec<_> = hold.abandon().collect();
+        assert_eq!(left, [(1, Event::Delta(counted)), (1, done())]);
+    }
 
     #[test]
     fn what_waits_is_joined_in_its_order() {
-        let text = |content: &str| Delta { content: content.into(), n_tokens: 1, tokens: vec![7], ..Delta::default() };
         let thought = |reasoning: &str| Delta { reasoning: reasoning.into(), n_tokens: 1, ..Delta::default() };
         let call = || {
             let piece = ToolCallDelta { index: 0, opening: None, arguments: "{".into() };

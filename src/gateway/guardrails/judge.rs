@@ -11,7 +11,8 @@
 //! tenant, since a conversation comes again with every turn.
 //!
 //! The model is asked straight at its engine, without a caller's limits, permit or row: nobody pays for what the operator
-//! wants. Its tokens are in its own series. It holds no slot, and no request holds the judge while it waits for one.
+//! wants. Its tokens are in its own series. It holds no slot, and who has a place here waits for nothing but an engine
+//! that is loaded.
 
 use super::check::{Check, Placed};
 use super::windows::{WINDOWS_MAX, Window, windows};
@@ -27,11 +28,15 @@ use lru::LruCache;
 use sha2::{Digest, Sha256};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
 
 /// Windows that are with the engine at once: the next ones are not computed where one of these refuses.
 const WINDOWS_AT_ONCE: usize = 64;
-/// Texts that are being tokenised at once.
-const TEXTS_AT_ONCE: usize = 8;
+/// Texts of one request that are being tokenised at once.
+const TEXTS_AT_ONCE: usize = 4;
+/// Requests and answers that are looked at at once, by all classifiers; the others wait, as long as their clients do. With
+/// `TEXTS_AT_ONCE` of each half the places that an engine has for short work, so that no burst of chats is refused for it.
+const JUDGED_AT_ONCE: usize = 32;
 /// Longest text that an engine tokenises.
 const TEXT_BYTES_MAX: usize = 8 << 20;
 /// Texts whose probabilities are kept; those asked for longest ago go first. With heads of two outputs about 1 MiB.
@@ -53,6 +58,7 @@ pub(in crate::gateway) enum Verdict {
 pub(in crate::gateway) struct Judge {
     models: Arc<Shared>,
     metrics: Arc<Metrics>,
+    places: Semaphore,
     /// Highest probability of each output for a text of a tenant.
     seen: Mutex<LruCache<[u8; 32], Arc<[f32]>>>,
 }
@@ -68,6 +74,29 @@ enum Fault {
 impl From<Failure> for Fault {
     fn from(failure: Failure) -> Self {
         Fault::Failed(failure)
+    }
+}
+
+impl Fault {
+    /// Counts and logs it; `Ok`: the operator lets pass what was not seen.
+    fn excuse(self, check: &Check) -> Result<(), Error> {
+        match self {
+            Fault::TooLong => Err(too_long()),
+            Fault::Unfit(reason) => {
+                tracing::error!(guardrail = check.set, "a request is refused: classify: {reason}");
+                Err(Error::Unguarded)
+            }
+            Fault::Failed(failure) => {
+                let (model, why) = (check.spec.model.as_str(), word(&failure));
+                check.failed();
+                if !check.spec.passes_on_error {
+                    tracing::warn!(guardrail = check.set, model, why, "refused: the classifier can't answer");
+                    return Err(Error::Unseen { retry_after_s: retry_after(&failure) });
+                }
+                tracing::warn!(guardrail = check.set, model, why, "passed unseen: the classifier can't answer");
+                Ok(())
+            }
+        }
     }
 }
 
@@ -89,7 +118,7 @@ struct Frame {
 impl Judge {
     pub(in crate::gateway) fn new(models: Arc<Shared>, metrics: Arc<Metrics>) -> Arc<Self> {
         let seen = Mutex::new(LruCache::new(NonZeroUsize::new(SEEN_MAX).unwrap_or(NonZeroUsize::MIN)));
-        Arc::new(Self { models, metrics, seen })
+        Arc::new(Self { models, metrics, places: Semaphore::new(JUDGED_AT_ONCE), seen })
     }
 
     /// Asks each check in turn. `tenant`: whose texts they are. Cancel-safe: who stops waiting cancels what is computed.
@@ -110,19 +139,8 @@ impl Judge {
                     return Ok(Verdict::Denied);
                 }
                 Ok(false) => {}
-                Err(Fault::TooLong) => return Err(too_long()),
-                Err(Fault::Unfit(reason)) => {
-                    tracing::error!(guardrail = check.set, "a request is refused: classify: {reason}");
-                    return Err(Error::Unguarded);
-                }
-                Err(Fault::Failed(failure)) => {
-                    let (model, why) = (check.spec.model.as_str(), word(&failure));
-                    check.failed();
-                    if !check.spec.passes_on_error {
-                        tracing::warn!(guardrail = check.set, model, why, "refused: the classifier can't answer");
-                        return Err(Error::Unseen { retry_after_s: retry_after(&failure) });
-                    }
-                    tracing::warn!(guardrail = check.set, model, why, "passed unseen: the classifier can't answer");
+                Err(fault) => {
+                    fault.excuse(check)?;
                     verdict = Verdict::Unseen;
                 }
             }
@@ -130,18 +148,36 @@ impl Judge {
         Ok(verdict)
     }
 
-    async fn is_denied(&self, check: &Check, idx: usize, tenant: u64, texts: &[String]) -> Result<bool, Fault> {
-        if texts.is_empty() {
-            return Ok(false);
+    /// Refuses, before it is generated, an answer that could not be looked at. Errors: as [`Judge::judge`].
+    pub(in crate::gateway) async fn expect(&self, checks: &[Placed]) -> Result<(), Error> {
+        for (check, idx) in checks {
+            match self.opened(check, *idx).await {
+                // It will be let through unseen, or may be seen by then.
+                Err(Fault::Failed(_)) if check.spec.passes_on_error => {}
+                opened => opened.map(|_| ()).or_else(|fault| fault.excuse(check))?,
+            }
         }
+        Ok(())
+    }
+
+    /// The model, loaded, and which of its outputs are denied.
+    async fn opened(&self, check: &Check, idx: usize) -> Result<(Target, Vec<usize>), Fault> {
         let target = self.models.target(idx).await.map_err(|error| match error {
             Error::Engine(failure) => Fault::Failed(failure),
             _ => Fault::Failed(Failure::NotReady { reason: String::new(), retry_after_s: RETRY_AFTER_S }),
         })?;
+        let columns = check.spec.columns(&target.description).map_err(Fault::Unfit)?;
+        Ok((target, columns))
+    }
+
+    async fn is_denied(&self, check: &Check, idx: usize, tenant: u64, texts: &[String]) -> Result<bool, Fault> {
+        if texts.is_empty() {
+            return Ok(false);
+        }
+        let (target, columns) = self.opened(check, idx).await?;
         if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX) {
             return Err(Fault::TooLong);
         }
-        let columns = check.spec.columns(&target.description).map_err(Fault::Unfit)?;
         let above = check.spec.above;
         let refuses = |most: &[f32]| columns.iter().any(|column| most.get(*column).is_none_or(|p| *p >= above));
         let mut unknown = Vec::new();
@@ -156,6 +192,8 @@ impl Judge {
         if unknown.is_empty() {
             return Ok(false);
         }
+        // It is never closed.
+        let _place = self.places.acquire().await.ok();
         let frame = Frame::of(&target).await?;
         let mut unknown = tokenized(&target, unknown).await?;
         let n_max = (target.description.n_embed_max as usize).saturating_sub(frame.before.len() + frame.after.len());

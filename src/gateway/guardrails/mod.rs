@@ -287,6 +287,11 @@ impl Border {
         (!self.checks_out.is_empty()).then(|| Hold::new(judge, &self.checks_out, tenant, n_choices))
     }
 
+    /// Refuses an answer that its classifiers could not look at when it is done.
+    pub(super) async fn expect(&self, judge: &Judge) -> Result<(), Error> {
+        judge.expect(&self.checks_out).await
+    }
+
     fn system(&self) -> &str {
         &self.system
     }

@@ -162,18 +162,20 @@ fn rules(entries: Vec<Entry>) -> Result<RuleSpec, ConfigError> {
 }
 
 fn classifier(entries: Vec<Entry>, whole: &Entry) -> Result<ClassifySpec, ConfigError> {
-    let (mut model, mut deny, mut above, mut passes_on_error) = (None, Vec::new(), ClassifySpec::ABOVE, false);
+    let (mut model, mut deny, mut passes_on_error) = (None, Vec::new(), false);
+    let (mut above, mut n_windows_max) = (ClassifySpec::ABOVE, ClassifySpec::WINDOWS);
     for mut entry in entries {
         match entry.key.as_str() {
             "model" => model = Some(entry.text()?),
             "deny" => deny = entry.texts()?,
             "above" => above = entry.decimal(0.0, 1.0)? as f32,
+            "windows" => n_windows_max = entry.whole(1, ClassifySpec::WINDOWS_MAX.into())?,
             "on_error" => passes_on_error = entry.word(&["refuse", "pass"])? == "pass",
             _ => return Err(entry.unknown()),
         }
     }
     match model {
-        Some(model) if !deny.is_empty() => Ok(ClassifySpec { model, deny, above, passes_on_error }),
+        Some(model) if !deny.is_empty() => Ok(ClassifySpec { model, deny, above, n_windows_max, passes_on_error }),
         _ => Err(whole.fault("a classifier has a model, and labels that it is to deny".to_owned())),
     }
 }
@@ -220,6 +222,7 @@ fn classifier_line(spec: &ClassifySpec) -> toml::Value {
         ("model", spec.model.as_str().into()),
         ("deny", toml::Value::Array(deny)),
         ("above", shortest(spec.above).into()),
+        ("windows", i64::from(spec.n_windows_max).into()),
         ("on_error", if spec.passes_on_error { "pass" } else { "refuse" }.into()),
     ];
     toml::Value::Table(said.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
@@ -313,10 +316,11 @@ mod tests {
             Raw::gather(Some(file.path()), |_| None, &[]).expect("a good file").tables.guardrails.remove(0)
         };
         let read = |text: &str| table(text).input.classify.expect("a classifier");
-        let said = read(&classify("{ model = 'm', deny = ['x', 'y'], above = 0.7, on_error = 'pass' }"));
-        assert_eq!((said.deny.len(), said.above, said.passes_on_error), (2, 0.7, true));
+        let said = read(&classify("{ model = 'm', deny = ['x', 'y'], above = 0.7, windows = 9, on_error = 'pass' }"));
+        assert_eq!((said.deny.len(), said.above, said.n_windows_max, said.passes_on_error), (2, 0.7, 9, true));
         let unsaid = read(&classify("{ model = 'm', deny = ['x'] }"));
-        assert_eq!((unsaid.above, unsaid.passes_on_error), (0.5, false), "what it can't look at is refused");
+        assert_eq!((unsaid.above, unsaid.n_windows_max), (0.5, 256));
+        assert!(!unsaid.passes_on_error, "what it can't look at is refused");
     }
 
     #[test]
@@ -338,6 +342,7 @@ mod tests {
             (classify("{ deny = ['x'] }"), "classify: a classifier has a model, and labels"),
             (classify("{ model = 'm', deny = ['x'], above = 1.1 }"), "above: a number within 0..=1 is expected"),
             (classify("{ model = 'm', deny = ['x'], above = nan }"), "above: a number within 0..=1 is expected"),
+            (classify("{ model = 'm', deny = ['x'], windows = 0 }"), "windows: a whole number within 1..=4096"),
             (classify("{ model = 'm', deny = ['x'], on_error = 'ignore' }"), "\"ignore\" is none of refuse, pass"),
             (classify("{ model = 'm', deny = ['x'], abov = 1 }"), "line 5: unknown key \"abov\""),
             (classify("'m'"), "a string does not belong here"),

@@ -1,7 +1,8 @@
 //! Series of the cache, of upstreams and of guardrails; part of the page that [`Metrics`](super::Metrics) writes.
 
-use super::metrics::add;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use super::metrics::{PHASE_BUCKETS, add, histogram};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
 
 pub(super) struct Routing {
     cache_requests: IntCounterVec,
@@ -13,6 +14,7 @@ pub(super) struct Routing {
     fallbacks: IntCounterVec,
     guardrails: IntCounterVec,
     classifier_failures: IntCounterVec,
+    classifier_seconds: HistogramVec,
 }
 
 /// The series of one classifier of a set of rules.
@@ -21,6 +23,7 @@ pub struct CheckSeries {
     denied: IntCounter,
     refused: IntCounter,
     passed: IntCounter,
+    seconds: Histogram,
 }
 
 /// The series of one list of an operator's rules.
@@ -72,6 +75,17 @@ impl Routing {
                 "Matches of an operator's rules: taken out, or what they were in was refused or ended.",
                 &["guardrail", "action", "direction"],
             ),
+            classifier_seconds: add(
+                r,
+                HistogramVec::new(
+                    histogram(
+                        "hearth_guardrail_classifier_seconds",
+                        "What a guardrail's classifier took for a request or an answer.",
+                        &PHASE_BUCKETS,
+                    ),
+                    &["guardrail", "direction"],
+                ),
+            ),
             classifier_failures: counters(
                 "hearth_guardrail_classifier_failures_total",
                 "Requests and answers that a guardrail's classifier could not look at, and what became of them.",
@@ -89,6 +103,7 @@ impl Routing {
         let failed = |action: &str| self.classifier_failures.with_label_values(&[name, action, direction]);
         CheckSeries {
             denied: self.guardrails.with_label_values(&[name, "classify", direction]),
+            seconds: self.classifier_seconds.with_label_values(&[name, direction]),
             refused: failed("refuse"),
             passed: failed("pass"),
         }
@@ -133,6 +148,10 @@ impl RuleSeries {
 impl CheckSeries {
     pub fn denied(&self) {
         self.denied.inc();
+    }
+
+    pub fn took(&self, time: Duration) {
+        self.seconds.observe(time.as_secs_f64());
     }
 
     /// It could not answer. `passes`: what it did not see went on all the same.

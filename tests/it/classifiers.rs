@@ -37,7 +37,8 @@ fn model(id: &str, file: PathBuf) -> ModelSetup {
 }
 
 fn classify(model: &str, label: &str, above: f64) -> ClassifySpec {
-    ClassifySpec { model: model.to_owned(), deny: vec![label.to_owned()], above: above as f32, passes_on_error: false }
+    let (model, deny, above) = (model.to_owned(), vec![label.to_owned()], above as f32);
+    ClassifySpec { model, deny, above, n_windows_max: 40, passes_on_error: false }
 }
 
 fn passing(spec: ClassifySpec) -> ClassifySpec {
@@ -195,6 +196,8 @@ async fn what_a_classifier_denies_comes_in_by_no_dialect() {
         }
     }
     assert!(counter(&page, r#"hearth_prompt_tokens_total{model="judge"}"#) > 0, "{page}");
+    let looks = r#"hearth_guardrail_classifier_seconds_count{direction="in",guardrail="default"}"#;
+    assert!(counter(&page, looks) >= 19, "{page}");
 }
 
 /// The highest probability of `label` in any window of a text, by what lets it pass.
@@ -244,8 +247,14 @@ async fn a_long_text_is_looked_at_to_its_last_word() {
     assert_eq!(looked(&server.metrics().await), before);
     assert_eq!(ask(format!("{clean} {good}")).await.status, 200);
     assert!(looked(&server.metrics().await) > before + 1000, "another text");
-    let many = ask(".".repeat(1_700_000)).await;
-    many.is_refusal("string_above_max_length", "messages");
+    // Too much to look at is not let through, however it is spread, and whether or not some of it is known.
+    ask(".".repeat(20_000)).await.is_refusal("string_above_max_length", "messages");
+    let all = |n| (0..n).map(|_| json!({ "role": "user", "content": good })).collect::<Vec<_>>();
+    let many = |n| server.chat("", json!({ "messages": all(n), "max_tokens": 1 }));
+    for _ in 0..2 {
+        assert_eq!(many(40).await.status, 200);
+        many(41).await.is_refusal("string_above_max_length", "messages");
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,13 @@ const CANARY: &str = "canary-5e1f";
 fn guarded() -> Guardrails {
     let redact = || RuleSpec { redact: vec![(r"\b\d{4}-\d{4}\b".into(), "[card]".into())], ..Default::default() };
     let spec = GuardrailSpec { input: redact(), output: redact(), ..Default::default() };
-    let classify = ClassifySpec { model: MODEL.into(), deny: vec!["x".into()], above: 0.5, passes_on_error: false };
+    let classify = ClassifySpec {
+        model: MODEL.into(),
+        deny: vec!["x".into()],
+        above: 0.5,
+        n_windows_max: 1,
+        passes_on_error: false,
+    };
     let unused =
         GuardrailSpec { input: RuleSpec { classify: Some(classify), ..Default::default() }, ..Default::default() };
     let sets = [(Guardrails::DEFAULT.to_owned(), spec), ("unused".to_owned(), unused)];

@@ -7,6 +7,7 @@
 use crate::engine::{Description, Pooling};
 use crate::telemetry::metrics::CheckSeries;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// `classify` of a list, as written.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,8 @@ pub struct ClassifySpec {
     pub deny: Vec<String>,
     /// From which probability of one of them on, 0 to 1.
     pub above: f32,
+    /// Most windows of one request or answer, 1 to [`ClassifySpec::WINDOWS_MAX`]; what needs more is refused.
+    pub n_windows_max: u32,
     /// What the model can't answer for passes unseen, instead of being refused.
     pub passes_on_error: bool,
 }
@@ -24,6 +27,10 @@ pub struct ClassifySpec {
 impl ClassifySpec {
     /// Where the settings say nothing.
     pub const ABOVE: f32 = 0.5;
+    /// The same of windows: where a model takes 512 tokens, some 98,000 of them.
+    pub const WINDOWS: u32 = 256;
+    /// More is a typing mistake: with 512 tokens each they are a million and a half.
+    pub const WINDOWS_MAX: u32 = 4096;
 
     /// Which outputs of the model have the denied labels. Errors: what the operator has to mend.
     pub(super) fn columns(&self, description: &Description) -> Result<Vec<usize>, String> {
@@ -86,6 +93,11 @@ impl Check {
         self.series.get().iter().for_each(|series| series.denied());
     }
 
+    /// What it took to look, or to know that it was looked at before.
+    pub(super) fn took(&self, time: Duration) {
+        self.series.get().iter().for_each(|series| series.took(time));
+    }
+
     /// The model could not answer.
     pub(super) fn failed(&self) {
         self.series.get().iter().for_each(|series| series.failed(self.spec.passes_on_error));
@@ -101,7 +113,7 @@ mod tests {
 
     fn spec(deny: &[&str]) -> ClassifySpec {
         let deny = deny.iter().map(|label| (*label).to_owned()).collect();
-        ClassifySpec { model: "m".into(), deny, above: 0.5, passes_on_error: false }
+        ClassifySpec { model: "m".into(), deny, above: 0.5, n_windows_max: 1, passes_on_error: false }
     }
 
     #[test]

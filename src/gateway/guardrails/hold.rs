@@ -205,7 +205,8 @@ mod tests {
         };
         let models = Models::given(config, engine);
         let judge = Judge::new(Arc::clone(&models.shared), Arc::new(Metrics::new()));
-        let spec = ClassifySpec { model: "judge".into(), deny: vec!["LABEL_0".into()], above: 0.5, passes_on_error };
+        let deny = vec!["LABEL_0".into()];
+        let spec = ClassifySpec { model: "judge".into(), deny, above: 0.5, n_windows_max: 1, passes_on_error };
         Hold::new(&judge, &Arc::from([(Check::new("set", &spec), 0)]), 0, 2)
     }
 

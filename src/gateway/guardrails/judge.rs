@@ -15,7 +15,7 @@
 //! that is loaded.
 
 use super::check::{Check, Placed};
-use super::windows::{WINDOWS_MAX, Window, windows};
+use super::windows::{Window, windows};
 use crate::chat::Prompt;
 use crate::engine::{EmbedRequest, Failure, TokenizeRequest};
 use crate::gateway::meter::word;
@@ -28,6 +28,7 @@ use lru::LruCache;
 use sha2::{Digest, Sha256};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::Semaphore;
 
 /// Windows that are with the engine at once: the next ones are not computed where one of these refuses.
@@ -59,8 +60,16 @@ pub(in crate::gateway) struct Judge {
     models: Arc<Shared>,
     metrics: Arc<Metrics>,
     places: Semaphore,
-    /// Highest probability of each output for a text of a tenant.
-    seen: Mutex<LruCache<[u8; 32], Arc<[f32]>>>,
+    /// What texts came to, by digest.
+    seen: Mutex<LruCache<[u8; 32], Seen>>,
+}
+
+/// A text that was looked at.
+#[derive(Clone)]
+struct Seen {
+    /// Highest probability of each output.
+    most: Arc<[f32]>,
+    n_windows: usize,
 }
 
 /// Why there is no verdict.
@@ -106,6 +115,7 @@ struct Unknown {
     tokens: Vec<i32>,
     /// Highest so far; empty before the first window.
     most: Vec<f32>,
+    n_windows: usize,
     n_left: usize,
 }
 
@@ -133,7 +143,10 @@ impl Judge {
     ) -> Result<Verdict, Error> {
         let mut verdict = Verdict::Passed;
         for (check, idx) in checks {
-            match self.is_denied(check, *idx, tenant, texts).await {
+            let began = Instant::now();
+            let denied = self.is_denied(check, *idx, tenant, texts).await;
+            check.took(began.elapsed());
+            match denied {
                 Ok(true) => {
                     check.denied();
                     return Ok(Verdict::Denied);
@@ -180,15 +193,17 @@ impl Judge {
         }
         let above = check.spec.above;
         let refuses = |most: &[f32]| columns.iter().any(|column| most.get(*column).is_none_or(|p| *p >= above));
-        let mut unknown = Vec::new();
+        let (mut unknown, mut n_known) = (Vec::new(), 0);
         for text in texts {
             let digest = digest(tenant, idx, target.description.files_mark, text);
             match self.known(&digest) {
-                Some(most) if refuses(&most) => return Ok(true),
-                Some(_) => {}
+                Some(seen) if refuses(&seen.most) => return Ok(true),
+                Some(seen) => n_known += seen.n_windows,
                 None => unknown.push((digest, text.clone())),
             }
         }
+        // Those that are known count: what is too long is so whenever it comes.
+        let n_left = (check.spec.n_windows_max as usize).checked_sub(n_known).ok_or(Fault::TooLong)?;
         if unknown.is_empty() {
             return Ok(false);
         }
@@ -197,7 +212,7 @@ impl Judge {
         let frame = Frame::of(&target).await?;
         let mut unknown = tokenized(&target, unknown).await?;
         let n_max = (target.description.n_embed_max as usize).saturating_sub(frame.before.len() + frame.after.len());
-        let places = places(&mut unknown, n_max)?;
+        let places = places(&mut unknown, n_max, n_left)?;
         for batch in places.chunks(WINDOWS_AT_ONCE) {
             let inputs = batch.iter().map(|(i, window)| frame.around(&unknown[*i].tokens[window.clone()])).collect();
             let outputs = self.outputs(&target, inputs).await?;
@@ -230,14 +245,14 @@ impl Judge {
         }
     }
 
-    fn known(&self, digest: &[u8; 32]) -> Option<Arc<[f32]>> {
+    fn known(&self, digest: &[u8; 32]) -> Option<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
     fn keep(&self, text: &Unknown) {
         if text.most.len() <= SEEN_OUTPUTS_MAX {
-            let most = Arc::from(text.most.as_slice());
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).put(text.digest, most);
+            let seen = Seen { most: Arc::from(text.most.as_slice()), n_windows: text.n_windows };
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).put(text.digest, seen);
         }
     }
 }
@@ -280,19 +295,19 @@ async fn tokens(target: &Target, text: String, add_special: bool) -> Result<Vec<
 async fn tokenized(target: &Target, texts: Vec<([u8; 32], String)>) -> Result<Vec<Unknown>, Failure> {
     let one = |(digest, text)| async move {
         let tokens = tokens(target, text, false).await?;
-        Ok(Unknown { digest, tokens, most: Vec::new(), n_left: 0 })
+        Ok(Unknown { digest, tokens, most: Vec::new(), n_windows: 0, n_left: 0 })
     };
     stream::iter(texts.into_iter().map(one)).buffered(TEXTS_AT_ONCE).try_collect().await
 }
 
-/// All windows of all texts, by the texts' indexes.
-fn places(texts: &mut [Unknown], n_max: usize) -> Result<Vec<(usize, Window)>, Fault> {
+/// All windows of all texts, by the texts' indexes; at most `most`.
+fn places(texts: &mut [Unknown], n_max: usize, most: usize) -> Result<Vec<(usize, Window)>, Fault> {
     let mut places = Vec::new();
     for (i, text) in texts.iter_mut().enumerate() {
-        let Some(cut) = windows(text.tokens.len(), n_max, WINDOWS_MAX - places.len()) else {
+        let Some(cut) = windows(text.tokens.len(), n_max, most - places.len()) else {
             return Err(Fault::TooLong);
         };
-        text.n_left = cut.len();
+        (text.n_windows, text.n_left) = (cut.len(), cut.len());
         places.extend(cut.into_iter().map(|window| (i, window)));
     }
     Ok(places)

@@ -396,7 +396,13 @@ fn code(result: Result<Asked, Error>) -> String {
 
 #[test]
 fn a_classifier_is_asked_where_its_set_holds() {
-    let spec = ClassifySpec { model: "judge".into(), deny: vec!["x".into()], above: 0.5, passes_on_error: false };
+    let spec = ClassifySpec {
+        model: "judge".into(),
+        deny: vec!["x".into()],
+        above: 0.5,
+        n_windows_max: 1,
+        passes_on_error: false,
+    };
     let rules = || RuleSpec { classify: Some(spec.clone()), ..Default::default() };
     let sets = guardrails(&[
         ("in", GuardrailSpec { input: rules(), ..Default::default() }),

@@ -5,8 +5,6 @@ use std::ops::Range;
 /// Tokens of one window.
 pub(super) type Window = Range<usize>;
 
-/// Windows of one request, or of one answer; what needs more is refused whole.
-pub(super) const WINDOWS_MAX: usize = 4096;
 /// Neighbours share this part of a window.
 const SHARED_PART: usize = 4;
 

@@ -8,7 +8,7 @@
 use super::check::Placed;
 use super::judge::{Judge, Verdict};
 use super::texts::Said;
-use crate::chat::{Delta, Finish};
+use crate::chat::{Delta, Finish, TokenLogprob, ToolCallDelta};
 use crate::engine::{Done, Event, Failure};
 use crate::gateway::Error;
 use futures_util::future::BoxFuture;
@@ -17,14 +17,18 @@ use std::sync::Arc;
 
 /// Pieces that wait are joined up to this length of text.
 const PIECE_BYTES: usize = 1024;
+/// What is held of one request. A context bounds what an engine here says, and nothing what another server does; a choice
+/// that goes beyond is not let through, and only counted from there on.
+const HELD_BYTES_MAX: usize = 64 << 20;
 
 /// All choices of one request.
 pub(in crate::gateway) struct Hold {
     judge: Arc<Judge>,
     checks: Arc<[Placed]>,
     tenant: u64,
-    /// **Bound:** an answer, which the context bounds, for each choice.
+    /// **Bound:** `HELD_BYTES_MAX`, of all together.
     choices: Vec<Held>,
+    n_bytes: usize,
     /// **Bound:** what is held of the choice that ended last.
     ready: VecDeque<(usize, Event)>,
     judging: Option<Judging>,
@@ -36,6 +40,9 @@ pub(in crate::gateway) struct Hold {
 struct Held {
     deltas: Vec<Delta>,
     said: Said,
+    n_bytes: usize,
+    /// It was too much.
+    is_over: bool,
 }
 
 /// The choice whose answer is being looked at. The others wait.
@@ -52,6 +59,7 @@ impl Hold {
             checks: Arc::clone(checks),
             tenant,
             choices: std::iter::repeat_with(Held::default).take(n_choices).collect(),
+            n_bytes: 0,
             ready: VecDeque::new(),
             judging: None,
             error: None,
@@ -74,7 +82,16 @@ impl Hold {
     pub(in crate::gateway) fn push(&mut self, idx: usize, event: Event) {
         let Some(choice) = self.choices.get_mut(idx) else { return self.ready.push_back((idx, event)) };
         match event {
-            Event::Delta(delta) => choice.push(delta),
+            Event::Delta(delta) => {
+                self.n_bytes += choice.push(delta);
+                if self.n_bytes > HELD_BYTES_MAX {
+                    self.n_bytes -= choice.give_up();
+                }
+            }
+            Event::Done(done) if choice.is_over => {
+                self.drop_held(idx);
+                self.ready.push_back((idx, Event::Done(Done { finish: Finish::Filtered, ..done })));
+            }
             Event::Done(done) => {
                 let texts = std::mem::take(&mut choice.said).texts();
                 let (judge, checks, tenant) = (Arc::clone(&self.judge), Arc::clone(&self.checks), self.tenant);
@@ -93,7 +110,7 @@ impl Hold {
         let event = match verdict {
             Ok(verdict @ (Verdict::Passed | Verdict::Unseen)) => {
                 self.has_passed_unseen |= verdict == Verdict::Unseen;
-                let deltas = std::mem::take(&mut self.choices[idx].deltas);
+                let deltas = self.let_go(idx);
                 self.ready.extend(deltas.into_iter().map(|delta| (idx, Event::Delta(delta))));
                 Event::Done(done)
             }
@@ -112,9 +129,15 @@ impl Hold {
         self.ready.push_back((idx, event));
     }
 
+    fn let_go(&mut self, idx: usize) -> Vec<Delta> {
+        let choice = &mut self.choices[idx];
+        self.n_bytes -= std::mem::take(&mut choice.n_bytes);
+        std::mem::take(&mut choice.deltas)
+    }
+
     /// What is held of a choice is counted, and not told.
     fn drop_held(&mut self, idx: usize) {
-        let deltas = std::mem::take(&mut self.choices[idx].deltas);
+        let deltas = self.let_go(idx);
         let n_tokens = deltas.iter().fold(0u32, |sum, delta| sum.saturating_add(delta.n_tokens));
         if n_tokens > 0 {
             self.ready.push_back((idx, Event::Delta(Delta { n_tokens, ..Delta::default() })));
@@ -142,8 +165,13 @@ impl Hold {
 }
 
 impl Held {
-    fn push(&mut self, delta: Delta) {
+    /// How many bytes more are held.
+    fn push(&mut self, delta: Delta) -> usize {
+        let counted = Delta { n_tokens: delta.n_tokens, ..Delta::default() };
+        let delta = if self.is_over { counted } else { delta };
         self.said.push(&delta);
+        // Twice: as it came, and as a classifier reads it.
+        let mut n_bytes = 2 * text_bytes(&delta) + beside_bytes(&delta);
         match self.deltas.last_mut() {
             Some(last) if joins(last, &delta) => {
                 last.content.push_str(&delta.content);
@@ -152,9 +180,36 @@ impl Held {
                 last.tokens.extend(delta.tokens);
                 last.n_tokens = last.n_tokens.saturating_add(delta.n_tokens);
             }
-            _ => self.deltas.push(delta),
+            _ => {
+                n_bytes += size_of::<Delta>();
+                self.deltas.push(delta);
+            }
         }
+        self.n_bytes += n_bytes;
+        n_bytes
     }
+
+    /// Keeps nothing but the count; how many bytes that frees.
+    fn give_up(&mut self) -> usize {
+        let n_tokens = self.deltas.iter().fold(0u32, |sum, delta| sum.saturating_add(delta.n_tokens));
+        self.deltas = vec![Delta { n_tokens, ..Delta::default() }];
+        (self.said, self.is_over) = (Said::default(), true);
+        std::mem::take(&mut self.n_bytes)
+    }
+}
+
+fn text_bytes(delta: &Delta) -> usize {
+    let call = |piece: &ToolCallDelta| {
+        let opening = piece.opening.as_ref().map_or(0, |(id, name)| id.len() + name.len());
+        size_of::<ToolCallDelta>() + opening + piece.arguments.len()
+    };
+    delta.content.len() + delta.reasoning.len() + delta.tool_calls.iter().map(call).sum::<usize>()
+}
+
+/// Of what is told of the tokens.
+fn beside_bytes(delta: &Delta) -> usize {
+    let logprob = |entry: &TokenLogprob| (1 + entry.top.len()) * size_of::<TokenLogprob>();
+    delta.logprobs.iter().chain(&delta.prompt).map(logprob).sum::<usize>() + size_of_val(delta.tokens.as_slice())
 }
 
 /// Whether both are one piece: thoughts come before the text of a piece, and calls behind it.
@@ -170,7 +225,7 @@ fn joins(last: &Delta, next: &Delta) -> bool {
 mod tests {
     use super::super::check::{Check, ClassifySpec};
     use super::*;
-    use crate::chat::{ToolCallDelta, Usage};
+    use crate::chat::Usage;
     use crate::engine::config::{ModelSource, ScriptedConfig};
     use crate::engine::{Engine, EngineConfig, EngineMode, Timings};
     use crate::gateway::models::{KeepAlive, ModelConfig, Models};
@@ -229,6 +284,30 @@ mod tests {
         assert!(hold.has_passed_unseen() && hold.error().is_none());
     }
 
+    /// Another server may talk for ever.
+    #[tokio::test]
+    async fn what_is_too_much_to_hold_is_not_held() {
+        let mut hold = held(true);
+        hold.push(1, Event::Delta(text("b")));
+        let long = "x".repeat(1 << 20);
+        for _ in 0..100 {
+            hold.push(0, Event::Delta(text(&long)));
+            assert!(hold.n_bytes <= HELD_BYTES_MAX);
+        }
+        hold.push(0, done());
+        let counted = Delta { n_tokens: 100, ..Delta::default() };
+        assert_eq!(hold.next().await, Some((0, Event::Delta(counted))));
+        let Some((0, Event::Done(end))) = hold.next().await else { unreachable!("an end") };
+        assert_eq!(end.finish, Finish::Filtered);
+        hold.push(1, done());
+        let other = hold.next().await;
+        assert_eq!(
+            (other, hold.n_bytes),
+            (Some((1, Event::Delta(text("b")))), 0),
+            "the other one has nothing to do with it"
+        );
+    }
+
     #[tokio::test]
     async fn what_failed_or_was_left_is_counted_and_not_told() {
         let mut hold = held(false);
@@ -267,7 +346,8 @@ mod tests {
         assert_eq!(pieces, [("ab", "cd", 0, 4), ("e", "f", 0, 2), ("", "", 1, 1), ("", "", 1, 1), ("", "g", 0, 1)]);
         assert_eq!(held.deltas[0].tokens, [7, 7]);
         let mut held = Held::default();
-        (0..3).for_each(|_| held.push(text(&"x".repeat(PIECE_BYTES))));
+        let n_bytes: usize = (0..3).map(|_| held.push(text(&"x".repeat(PIECE_BYTES)))).sum();
+        assert!(n_bytes == held.n_bytes && n_bytes > 6 * PIECE_BYTES);
         assert_eq!(held.deltas.len(), 3, "a stream of one piece is none");
     }
 }

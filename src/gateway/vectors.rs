@@ -337,3 +337,22 @@ impl Drop for VectorMeter {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `/v1/classify` and a classifier at the border say the same, whether or not the graph ends with a softmax.
+    #[test]
+    fn probabilities_are_made_once() {
+        let of = |architecture: &str| Description { architecture: architecture.to_owned(), ..Description::default() };
+        for (description, output) in [(of("bert"), vec![0.5f32, -1.0, 2.0]), (of("qwen3"), vec![0.25, 0.75, 0.0])] {
+            let expected = probabilities(&description, &output);
+            let shown = openai::probabilities(&logits(&description, output));
+            let is_close = shown.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(is_close && shown.len() == 3, "{shown:?} {expected:?}");
+            assert!((shown.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+        assert_eq!(probabilities(&of("qwen3"), &[0.25, 0.75]), [0.25, 0.75]);
+    }
+}

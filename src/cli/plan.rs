@@ -3,11 +3,14 @@
 use super::gpus::GpuMemory;
 use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, KvLayout, KvType, ModelSource};
-use crate::engine::{Description, EngineConfig};
+use crate::engine::{Description, EngineConfig, Pooling};
 use crate::model::fit::bytes;
 use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Offload, Plan, Shape};
 use anyhow::{Result, bail};
 use std::sync::Arc;
+
+/// `pooling_type` of a model with a classification head. Source: LLAMA_POOLING_TYPE_RANK, llama.h.
+const RANK: u64 = 4;
 
 /// A model file with its sizes.
 pub(super) struct Model {
@@ -58,10 +61,13 @@ impl Settled {
 /// Returns the first model, if it is a file.
 pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
     let (mut taken, mut first) = (0, None);
+    // A pretended model says what it is when it is loaded.
+    let mut heads = vec![true; config.models.len()];
     let mut gpus = GpuMemory::now();
     config.limits.watch_machine = !gpus.is_there();
     for (idx, served) in config.models.iter_mut().enumerate() {
         let Some(model) = model(&served.engine)? else { continue };
+        heads[idx] = has_head(&served.engine, &model);
         let settled = settle(served, &model, &gpus)?;
         if let Some(cap) = config.limits.loaded_bytes_max
             && settled.total() > cap
@@ -83,6 +89,7 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
             first = Some(model);
         }
     }
+    check_classifiers(config, &heads)?;
     Ok(first)
 }
 
@@ -155,8 +162,44 @@ fn outline(model: &Model, engine: &EngineConfig) -> Description {
         n_ctx: small(cells),
         chat_template: model.file.gguf.text("tokenizer.chat_template").map(str::to_owned),
         generates: !shape.encoder,
+        labels: labels(model),
         ..Description::default()
     }
+}
+
+/// Names of a classification head's outputs, as far as the header was read.
+fn labels(model: &Model) -> Vec<String> {
+    let key = format!("{}.classifier.output_labels", model.shape.architecture);
+    model.file.gguf.list(&key).map(|list| list.texts.clone()).unwrap_or_default()
+}
+
+/// Refuses classifiers of guardrails whose models can't be what they are said to be.
+fn check_classifiers(config: &Config, heads: &[bool]) -> Result<()> {
+    let find = |name: &str| {
+        config.models.iter().position(|served| {
+            let mut names = std::iter::once(&served.config.id).chain(&served.config.aliases);
+            names.any(|known| known.eq_ignore_ascii_case(name))
+        })
+    };
+    let guardrails = &config.gateway.guardrails;
+    for name in guardrails.classifiers() {
+        if find(name).is_some_and(|idx| !heads[idx]) {
+            let message =
+                format!("guardrails: {name} has no classification head in use (rerank = true), so it can't classify");
+            bail!(ConfigError::unfit(message));
+        }
+    }
+    let labels = |name: &str| {
+        let outline = find(name).and_then(|idx| config.models[idx].config.outline.clone());
+        outline.map(|outline| outline.labels.clone()).unwrap_or_default()
+    };
+    guardrails.refuse_unknown_labels(labels).map_err(|error| ConfigError::unfit(error).into())
+}
+
+/// Whether the model is served with a classification head.
+pub(super) fn has_head(engine: &EngineConfig, model: &Model) -> bool {
+    let own = model.file.gguf.uint(&format!("{}.pooling_type", model.shape.architecture));
+    engine.pooling.map_or(own == Some(RANK), |pooling| pooling == Pooling::Rank)
 }
 
 /// Memory that a context of its own for each slot may always take without being asked for.

@@ -10,7 +10,7 @@ use crate::config::{Config, Raw};
 use crate::gateway::{Books, Gateway};
 use crate::http::{LiveHttp, ReloadAsk, Settings};
 use crate::telemetry;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -135,6 +135,7 @@ impl Reload {
         if !self.http.now().hosts.iter().all(|host| raw.may_listen(*host, has_keys)) {
             bail!("without a key this server would be open to all who can reach it");
         }
+        self.gateway.refuse_unknown_labels(&config.gateway.guardrails).map_err(|error| anyhow!(error))?;
         Ok((raw, config))
     }
 

@@ -8,7 +8,7 @@ use super::progress::{self, Show};
 use super::reload::Reload;
 use super::{Flags, runtime, say};
 use crate::config::{Config, Raw};
-use crate::engine::{EngineMode, EngineState, Pooling};
+use crate::engine::{EngineMode, EngineState};
 use crate::gateway::{Books, Collector, Gateway, MASTER, ModelSetup, SOCKET};
 use crate::http::{self, Admin, AdminListener, LiveHttp, Settings};
 use crate::telemetry::otlp::Exporter;
@@ -182,9 +182,6 @@ async fn serve_admin(
     Ok(())
 }
 
-/// `pooling_type` of a model that ranks. Source: LLAMA_POOLING_TYPE_RANK, llama.h.
-const RANK: u64 = 4;
-
 /// Prints where the server is and a line that tries it. The key is never printed: the line takes it from a variable.
 fn announce(config: &Config, model: Option<&Model>, has_keys: bool) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
@@ -205,8 +202,7 @@ fn first_request(config: &Config, model: Option<&Model>) -> (&'static str, Strin
     let engine = &config.models[0].engine;
     let meta = |key: &str| model.and_then(|model| model.file.gguf.text(key));
     if let Some(encoder) = model.filter(|model| model.shape.encoder) {
-        let own = encoder.file.gguf.uint(&format!("{}.pooling_type", encoder.shape.architecture));
-        if engine.pooling.map_or(own == Some(RANK), |pooling| pooling == Pooling::Rank) {
+        if plan::has_head(engine, encoder) {
             let documents = r#"["a river","a lamp"]"#;
             return ("rerank", format!(r#"{{"model":{name},"query":"water","documents":{documents}}}"#));
         }

@@ -1,9 +1,10 @@
 //! `[guardrails.NAME]` in `hearth.toml`: what the operator puts in front of requests, and what may be in them and in answers.
 
+use super::ServedModel;
 use super::raw::{ConfigError, Origin};
 use super::settings::Raw;
 use super::tables::{Entry, Table, line_of, read};
-use crate::gateway::{GuardrailSpec, Guardrails, RuleSpec};
+use crate::gateway::{ClassifySpec, GuardrailSpec, Guardrails, RuleSpec, is_wild};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -75,10 +76,21 @@ impl Raw {
     }
 
     /// All sets, compiled. Errors: with the line of the set.
-    pub(super) fn guardrails(&self) -> Result<Guardrails, ConfigError> {
+    pub(super) fn guardrails(&self, models: &[ServedModel]) -> Result<Guardrails, ConfigError> {
         let mut specs = BTreeMap::new();
         for table in &self.tables.guardrails {
             let refuse = |message: String| ConfigError::Rule { origin: table.origin.clone(), message };
+            for (rules, list) in [(&table.input, "input"), (&table.output, "output")] {
+                let Some(spec) = rules.classify.as_ref().filter(|spec| !is_served(models, &spec.model)) else {
+                    continue;
+                };
+                let message = format!(
+                    "{}: {list}: classify: there is no model named {:?} on this server (texts are classified here and \
+                     nowhere else)",
+                    table.name, spec.model
+                );
+                return Err(refuse(message));
+            }
             let system = table.system.as_deref().map(|text| system(text).map_err(refuse)).transpose()?;
             let (input, output) = (table.input.clone(), table.output.clone());
             specs.insert(table.name.clone(), GuardrailSpec { system, input, output });
@@ -125,6 +137,12 @@ fn system(text: &str) -> Result<String, String> {
     if text.is_empty() { Err(refuse("empty".to_owned())) } else { Ok(text.to_owned()) }
 }
 
+/// By its name or one of its aliases, not by a pattern.
+fn is_served(models: &[ServedModel], name: &str) -> bool {
+    let names = models.iter().flat_map(|model| std::iter::once(&model.config.id).chain(&model.config.aliases));
+    names.into_iter().any(|known| known.eq_ignore_ascii_case(name) && !is_wild(known))
+}
+
 fn rules(entries: Vec<Entry>) -> Result<RuleSpec, ConfigError> {
     let mut rules = RuleSpec::default();
     for mut entry in entries {
@@ -136,10 +154,30 @@ fn rules(entries: Vec<Entry>) -> Result<RuleSpec, ConfigError> {
                     rules.redact.push(redaction(rule, &entry)?);
                 }
             }
+            "classify" => rules.classify = Some(classifier(entry.inner()?, &entry)?),
             _ => return Err(entry.unknown()),
         }
     }
     Ok(rules)
+}
+
+fn classifier(entries: Vec<Entry>, whole: &Entry) -> Result<ClassifySpec, ConfigError> {
+    let (mut model, mut deny, mut passes_on_error) = (None, Vec::new(), false);
+    let (mut above, mut n_windows_max) = (ClassifySpec::ABOVE, ClassifySpec::WINDOWS);
+    for mut entry in entries {
+        match entry.key.as_str() {
+            "model" => model = Some(entry.text()?),
+            "deny" => deny = entry.texts()?,
+            "above" => above = entry.decimal(0.0, 1.0)? as f32,
+            "windows" => n_windows_max = entry.whole(1, ClassifySpec::WINDOWS_MAX.into())?,
+            "on_error" => passes_on_error = entry.word(&["refuse", "pass"])? == "pass",
+            _ => return Err(entry.unknown()),
+        }
+    }
+    match model {
+        Some(model) if !deny.is_empty() => Ok(ClassifySpec { model, deny, above, n_windows_max, passes_on_error }),
+        _ => Err(whole.fault("a classifier has a model, and labels that it is to deny".to_owned())),
+    }
 }
 
 fn redaction(entries: Vec<Entry>, whole: &Entry) -> Result<(String, String), ConfigError> {
@@ -169,12 +207,30 @@ pub fn guardrail_lines(table: &GuardrailTable) -> Vec<(&'static str, toml::Value
             ("redact", toml::Value::Array(redact.collect())),
         ];
         let said = lists.into_iter().filter(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty()));
-        toml::Value::Table(said.map(|(key, list)| (key.to_owned(), list)).collect())
+        let classify = rules.classify.as_ref().map(|spec| ("classify", classifier_line(spec)));
+        toml::Value::Table(said.chain(classify).map(|(key, list)| (key.to_owned(), list)).collect())
     };
     let system = table.system.as_deref().map(|text| ("system", toml::Value::from(text)));
     let lists = [("input", rules(&table.input)), ("output", rules(&table.output))];
     let said = lists.into_iter().filter(|(_, rules)| rules.as_table().is_some_and(|rules| !rules.is_empty()));
     system.into_iter().chain(said).collect()
+}
+
+fn classifier_line(spec: &ClassifySpec) -> toml::Value {
+    let deny = spec.deny.iter().map(|label| label.as_str().into()).collect();
+    let said = [
+        ("model", spec.model.as_str().into()),
+        ("deny", toml::Value::Array(deny)),
+        ("above", shortest(spec.above).into()),
+        ("windows", i64::from(spec.n_windows_max).into()),
+        ("on_error", if spec.passes_on_error { "pass" } else { "refuse" }.into()),
+    ];
+    toml::Value::Table(said.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+/// As it was written, and not as what is closest to it in half the bits.
+fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| f64::from(number))
 }
 
 #[cfg(test)]
@@ -229,7 +285,8 @@ mod tests {
     #[test]
     fn what_is_printed_is_what_was_read() {
         let text = "model = \"scripted\"\n[guardrails.a]\nsystem = \"s\"\n\
-                    input = { deny = [\"a\\\\d\"] }\noutput = { redact = [{ match = \"x\", with = \"\" }] }\n";
+                    input = { deny = [\"a\\\\d\"], classify = { model = \"m\", deny = [\"x\"], above = 0.7 } }\n\
+                    output = { redact = [{ match = \"x\", with = \"\" }] }\n";
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), text).expect("a writable file");
         let raw = Raw::gather(Some(file.path()), |_| None, &[]).expect("a good file");
@@ -239,6 +296,31 @@ mod tests {
             .expect("a file");
         let again = Raw::gather(Some(file.path()), |_| None, &[]).expect("a good file");
         assert_eq!(raw.tables.guardrails, again.tables.guardrails);
+    }
+
+    fn classify(spec: &str) -> String {
+        format!("{MODEL}[guardrails.a]\ninput = {{ classify = {spec} }}\n")
+    }
+
+    #[test]
+    fn a_classifier_is_a_model_of_this_server() {
+        let alias = "[[alias]]\nname = \"judge\"\nmodel = \"m\"\n";
+        for name in ["m", "M", "judge"] {
+            let text = format!("{}{alias}", classify(&format!("{{ model = '{name}', deny = ['x'] }}")));
+            let config = resolve(&text).expect("a good file");
+            assert_eq!(config.gateway.guardrails.classifiers().collect::<Vec<_>>(), [name]);
+        }
+        let table = |text: &str| {
+            let file = tempfile::NamedTempFile::new().expect("a temporary file");
+            std::fs::write(file.path(), text).expect("a writable file");
+            Raw::gather(Some(file.path()), |_| None, &[]).expect("a good file").tables.guardrails.remove(0)
+        };
+        let read = |text: &str| table(text).input.classify.expect("a classifier");
+        let said = read(&classify("{ model = 'm', deny = ['x', 'y'], above = 0.7, windows = 9, on_error = 'pass' }"));
+        assert_eq!((said.deny.len(), said.above, said.n_windows_max, said.passes_on_error), (2, 0.7, 9, true));
+        let unsaid = read(&classify("{ model = 'm', deny = ['x'] }"));
+        assert_eq!((unsaid.above, unsaid.n_windows_max), (0.5, 256));
+        assert!(!unsaid.passes_on_error, "what it can't look at is refused");
     }
 
     #[test]
@@ -254,6 +336,20 @@ mod tests {
             (format!("{MODEL}[guardrails.a]\ninput = {{ deny = ['(?:\\w{{100}}){{100}}'] }}\n"), "more than 8 MiB"),
             (format!("{MODEL}[guardrails.a]\ninput = {{ deny_words = [' '] }}\n"), "a word has 1 to 64"),
             (format!("{MODEL}[guardrails.a]\ninput = {{ redact = [{{ match = 'a' }}] }}\n"), "a match and a with"),
+            (classify("{ model = 'no', deny = ['x'] }"), "line 4): a: input: classify: there is no model named \"no\""),
+            (classify("{ model = 'm', deny = [] }"), "classify: a classifier has a model, and labels"),
+            (classify("{ model = 'm' }"), "classify: a classifier has a model, and labels"),
+            (classify("{ deny = ['x'] }"), "classify: a classifier has a model, and labels"),
+            (classify("{ model = 'm', deny = ['x'], above = 1.1 }"), "above: a number within 0..=1 is expected"),
+            (classify("{ model = 'm', deny = ['x'], above = nan }"), "above: a number within 0..=1 is expected"),
+            (classify("{ model = 'm', deny = ['x'], windows = 0 }"), "windows: a whole number within 1..=4096"),
+            (classify("{ model = 'm', deny = ['x'], on_error = 'ignore' }"), "\"ignore\" is none of refuse, pass"),
+            (classify("{ model = 'm', deny = ['x'], abov = 1 }"), "line 5: unknown key \"abov\""),
+            (classify("'m'"), "a string does not belong here"),
+            (
+                format!("{MODEL}alias = [\"w*\"]\n{}", &classify("{ model = 'w*', deny = ['x'] }")[MODEL.len()..]),
+                "no model",
+            ),
             (format!("{MODEL}[guardrails]\nsystem = \"x\"\n"), "invalid type"),
             (format!("{MODEL}guardrails = [\"no\"]\n"), "there is no [guardrails.no]"),
             (

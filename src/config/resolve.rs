@@ -54,7 +54,7 @@ impl Raw {
             media_path: self.media_path()?,
             responses: self.responses()?,
             limits: LimitSets::new(self.tables.limits.clone()),
-            guardrails: self.guardrails()?,
+            guardrails: self.guardrails(&models)?,
             routing: self.routing(&models)?,
         };
         let default = LoadLimits::default();

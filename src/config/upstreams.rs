@@ -345,13 +345,13 @@ impl Entry {
         time.filter(|time| *time >= least).ok_or_else(|| self.fault(format!("{} is expected", Seconds::EXPECTS)))
     }
 
-    fn whole(&self, min: i64, max: i64) -> Result<u32, ConfigError> {
+    pub(super) fn whole(&self, min: i64, max: i64) -> Result<u32, ConfigError> {
         let number = self.value.as_integer().filter(|n| (min..=max).contains(n));
         let number = number.and_then(|n| u32::try_from(n).ok());
         number.ok_or_else(|| self.fault(format!("a whole number within {min}..={max} is expected")))
     }
 
-    fn decimal(&self, min: f64, max: f64) -> Result<f64, ConfigError> {
+    pub(super) fn decimal(&self, min: f64, max: f64) -> Result<f64, ConfigError> {
         let number = self.value.as_float().or_else(|| self.value.as_integer().map(|n| n as f64));
         let number = number.filter(|n| (min..=max).contains(n));
         number.ok_or_else(|| self.fault(format!("a number within {min}..={max} is expected")))

@@ -74,7 +74,7 @@ impl Gateway {
         let config = self.models.shared.entries[idx].config();
         caller.of_model(asked.model(), &config.id, config.price);
         let border = live.border(caller, alias, &config.guardrails)?;
-        let asked = border.enter(asked, wants_logprobs)?;
+        let asked = self.enter_border(caller, &border, asked, wants_logprobs).await?;
         if self.cache.is_none() {
             let target = self.opened(idx, self.share_of(caller).0).await?;
             let work = self.work(permit, asked, &target.known()).await?;
@@ -183,6 +183,7 @@ impl Gateway {
         mut recorder: Option<Recorder>,
         is_last: bool,
     ) -> Result<Running, Error> {
+        border.expect(&self.judge).await?;
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
         let share = self.share_of(caller);
@@ -213,7 +214,22 @@ impl Gateway {
         let fingerprint = work::fingerprint(&target);
         let model = target.id().to_owned();
         let started = Started { choices, accepted, keep, model, fingerprint, pin: Some(target.into_pin()) };
-        Ok(Running::new(started, meter, recorder, Some(slot), held).screened(border, &output))
+        let judge = (&self.judge, caller.principal.partition());
+        Ok(Running::new(started, meter, recorder, Some(slot), held).screened(border, &output, judge))
+    }
+
+    /// A request as the operator's rules let it in: looked at by lists, then by classifiers.
+    pub(super) async fn enter_border(
+        &self,
+        caller: &Caller,
+        border: &Border,
+        asked: Asked,
+        wants_logprobs: bool,
+    ) -> Result<Asked, Error> {
+        let asked = border.enter(asked, wants_logprobs)?;
+        let tenant = caller.principal.partition();
+        border.judge(&self.judge, (tenant, None), || border.texts(&asked)).await?;
+        Ok(asked)
     }
 
     /// An answer that is there already.

@@ -29,6 +29,9 @@ pub enum Error {
     /// A set of the operator's rules is named for this request and is not there, so nothing may pass.
     #[error("a guardrail that is named is not configured")]
     Unguarded,
+    /// A classifier of the operator's rules can't answer now, so nothing may pass.
+    #[error("a guardrail's classifier can't answer")]
+    Unseen { retry_after_s: u32 },
     /// Only other servers could answer, and the request may not leave this one.
     #[error("this request may not leave this server")]
     Stays,

@@ -5,7 +5,7 @@ use super::models::ModelConfig;
 use super::names::Names;
 use super::route::{Route, Routes};
 use super::upstream::Upstream;
-use super::{Caller, Error, Gateway, GatewayConfig, Principal};
+use super::{Caller, Error, Gateway, GatewayConfig, Guardrails, Principal};
 use crate::telemetry::Metrics;
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ impl Live {
         let key = caller.principal.key();
         let team = key.and_then(|key| key.team.as_ref()).map_or(&[][..], |team| team.spec.guardrails.as_slice());
         let own = key.map_or(&[][..], |key| key.spec.guardrails.as_slice());
-        self.config.guardrails.border(alias.iter().chain(target).chain(team).chain(own))
+        self.config.guardrails.border(alias.iter().chain(target).chain(team).chain(own), |name| self.names.find(name))
     }
 }
 
@@ -86,6 +86,19 @@ impl Gateway {
     /// Whether there is a set of rules of this name.
     pub fn has_guardrail(&self, name: &str) -> bool {
         self.config().guardrails.has(name)
+    }
+
+    /// Refuses rules whose classifiers lack a label, as far as it is known of the models. Errors: for the operator.
+    pub fn refuse_unknown_labels(&self, guardrails: &Guardrails) -> Result<(), String> {
+        let live = self.live.load();
+        guardrails.refuse_unknown_labels(|name| {
+            let idx = live.names.find(name);
+            let description = idx.and_then(|idx| {
+                let known = self.models.known(idx).map(|known| known.description);
+                known.or_else(|| self.models.shared.entries[idx].config().outline.clone())
+            });
+            description.map(|description| description.labels.clone()).unwrap_or_default()
+        })
     }
 
     /// Takes other settings for the requests from now on: keys, names, aliases and routes, upstreams, limits, rules, prices,

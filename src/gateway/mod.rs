@@ -56,7 +56,7 @@ pub use books::{
 pub use cache::{CacheConfig, CacheResult, CacheScope};
 pub use error::Error;
 pub use fetch::MediaHost;
-pub use guardrails::{GuardrailSpec, Guardrails, RuleSpec};
+pub use guardrails::{ClassifySpec, GuardrailSpec, Guardrails, RuleSpec};
 pub use hints::Hints;
 pub use keys::{
     ApiKey, BudgetRecord, Credential, Fixed, KEYS_MAX, KeyEntry, KeyHash, KeyRecord, Keyring, Pepper, Principal,
@@ -94,6 +94,7 @@ use crate::telemetry::otlp::Exporter;
 use arc_swap::ArcSwap;
 use cache::Cache;
 use fetch::Fetcher;
+use guardrails::Judge;
 use limits::{LimitSets, Limiter};
 use live::Live;
 use models::Models;
@@ -169,6 +170,8 @@ pub struct Gateway {
     models: Models,
     metrics: Arc<Metrics>,
     fetcher: Fetcher,
+    /// Asks the classifiers of the operator's rules.
+    judge: Arc<Judge>,
     responses: Arc<ResponseStore>,
     cache: Option<Arc<Cache>>,
     limiter: Limiter,
@@ -220,7 +223,8 @@ impl Gateway {
         let cache = config.routing.cache.enabled.then(|| Cache::new(config.routing.cache.clone()));
         let (limiter, reporter) = (admission::limiter(), Arc::new(Reporter::of(Arc::clone(&metrics), None)));
         let live = ArcSwap::from_pointee(Live::new(config, configs.iter().map(Arc::as_ref), None, &metrics));
-        Self { live, models, metrics, responses, fetcher, cache, limiter, reporter, books: None }
+        let judge = Judge::new(Arc::clone(&models.shared), Arc::clone(&metrics));
+        Self { live, models, metrics, responses, fetcher, judge, cache, limiter, reporter, books: None }
     }
 
     /// With the keys of `books` beside the static ones, and a row in them for every request.
@@ -281,7 +285,10 @@ impl Gateway {
         let live = self.live.load_full();
         let alias = live.route(model).map_or(&[][..], |route| route.config.guardrails.as_slice());
         let target = self.target(caller, model).await?;
-        live.border(caller, alias, &target.config.guardrails)?.enter_chat(&mut prompt)?;
+        let border = live.border(caller, alias, &target.config.guardrails)?;
+        border.enter_chat(&mut prompt)?;
+        let tenant = caller.principal.partition();
+        border.judge(&self.judge, (tenant, None), || border.texts_of_chat(&prompt)).await?;
         let prompt = Prompt::Chat(prompt);
         let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
         Ok(self.tokenize(caller, model, request).await?.0.tokens.len())

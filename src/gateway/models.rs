@@ -216,22 +216,7 @@ impl Models {
     /// The model by its index, loaded; loads it where it has to be. Cancel-safe: whoever stops waiting leaves the load
     /// to the others.
     pub(super) async fn target(&self, idx: usize) -> Result<Target, Error> {
-        let mut changed = self.shared.changed.subscribe();
-        let pin = Pin::new(&self.shared, idx);
-        let wait = async {
-            loop {
-                changed.mark_unchanged();
-                match self.shared.step(idx)? {
-                    Step::Go(engine, description) => return Ok((engine, description)),
-                    // The sender is in `shared`, so it can't be gone.
-                    Step::Wait => drop(changed.changed().await),
-                }
-            }
-        };
-        match tokio::time::timeout(self.shared.limits.load_wait, wait).await {
-            Ok(done) => done.map(|(engine, description)| Target::new(engine, description, pin)),
-            Err(_) => Err(not_ready("the model is still loading".to_owned(), 10)),
-        }
+        self.shared.target(idx).await
     }
 
     /// The description if the model is loaded now, else why it can't answer.
@@ -381,6 +366,26 @@ impl Shared {
             closing: CancellationToken::new(),
             pressure: PressureNow::default(),
         })
+    }
+
+    /// See [`Models::target`].
+    pub(super) async fn target(self: &Arc<Self>, idx: usize) -> Result<Target, Error> {
+        let mut changed = self.changed.subscribe();
+        let pin = Pin::new(self, idx);
+        let wait = async {
+            loop {
+                changed.mark_unchanged();
+                match self.step(idx)? {
+                    Step::Go(engine, description) => return Ok((engine, description)),
+                    // The sender is in `self`, so it can't be gone.
+                    Step::Wait => drop(changed.changed().await),
+                }
+            }
+        };
+        match tokio::time::timeout(self.limits.load_wait, wait).await {
+            Ok(done) => done.map(|(engine, description)| Target::new(engine, description, pin)),
+            Err(_) => Err(not_ready("the model is still loading".to_owned(), 10)),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Vec<State>> {

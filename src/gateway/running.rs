@@ -4,14 +4,14 @@ use super::Error;
 use super::books;
 use super::cache::{Entry, Recorder, Replay};
 use super::choices::Choices;
-use super::guardrails::{Border, Screen};
+use super::guardrails::{Border, Hold, Judge, Screen};
 use super::meter::{Meter, word};
 use super::store::Noting;
 use super::target::Pin;
 use super::trace::{AttemptSlot, Trace, UsageSource};
 use super::upstream::DRAIN_MAX;
 use super::walk::Rescue;
-use crate::chat::{Output, Usage};
+use crate::chat::{Delta, Output, Usage};
 use crate::dialect::Answer;
 use crate::engine::{Event, Failure};
 use futures_util::FutureExt;
@@ -33,6 +33,8 @@ pub struct Running {
     fingerprint: String,
     /// Looks at what the operator has rules for, before anything else sees it.
     screen: Option<Screen>,
+    /// Keeps it until a classifier has looked at all of it.
+    hold: Option<Hold>,
     /// Copies the answer for the cache.
     recorder: Option<Recorder>,
     /// Its place in the request's record, where an engine here answers.
@@ -129,6 +131,7 @@ impl Running {
             model,
             fingerprint,
             screen: None,
+            hold: None,
             recorder,
             slot,
             noted,
@@ -142,14 +145,27 @@ impl Running {
     }
 
     /// With what looks at its events. For an answer that is being made: one that was made before was looked at then.
-    pub(super) fn screened(mut self, border: &Border, output: &Output) -> Self {
+    pub(super) fn screened(mut self, border: &Border, output: &Output, judge: (&Arc<Judge>, u64)) -> Self {
         self.screen = border.screen(output, &self.accepted);
+        self.hold = border.hold(judge.0, judge.1, self.accepted.len());
         self
     }
 
     /// The next event that may go on. Cancel-safe.
     async fn arrival(&mut self) -> Option<(usize, Event)> {
-        next_screened(&mut self.choices, &mut self.screen).await
+        let Some(hold) = &mut self.hold else { return next_screened(&mut self.choices, &mut self.screen).await };
+        loop {
+            if let Some(passed) = hold.next().await {
+                return Some(passed);
+            }
+            let (idx, event) = next_screened(&mut self.choices, &mut self.screen).await?;
+            hold.push(idx, event);
+        }
+    }
+
+    /// Whether it failed by the operator's rules: no other target helps.
+    fn is_refused(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.error().is_some())
     }
 
     /// Others may answer as long as this has said nothing.
@@ -247,8 +263,9 @@ impl Running {
                     }
                 },
             };
+            let is_refused = self.is_refused();
             match (event, &mut self.rescue) {
-                (Event::Failed(failure), Some(_)) if Rescue::helps(&failure) => {
+                (Event::Failed(failure), Some(_)) if Rescue::helps(&failure) && !is_refused => {
                     self.give_up(word(&failure));
                     self.ask_others(word(&failure), Some((idx, failure)));
                 }
@@ -256,6 +273,7 @@ impl Running {
                     match (&event, rescue) {
                         // It has its slot.
                         (Event::Progress { .. }, Some(rescue)) => rescue.leaves_at = None,
+                        (Event::Delta(delta), Some(rescue)) if says_nothing(delta) => rescue.leaves_at = None,
                         (_, rescue) => *rescue = None,
                     }
                     self.observe(idx, &event);
@@ -274,7 +292,7 @@ impl Running {
     /// Who answers now will not: what is held for it goes back, and its try is noted.
     fn give_up(&mut self, reason: &'static str) {
         self.choices = Choices::ended(Vec::new());
-        (self.screen, self.recorder) = (None, None);
+        (self.screen, self.hold, self.recorder) = (None, None, None);
         self.pin = None;
         if let Some(meter) = &mut self.meter {
             meter.give_up(reason);
@@ -302,6 +320,9 @@ impl Running {
         if meter.is_over() {
             settle(self.slot.as_ref(), meter);
         }
+        if self.hold.as_ref().is_some_and(Hold::has_passed_unseen) {
+            self.recorder = None;
+        }
         if let Some(recorder) = &mut self.recorder
             && recorder.observe(idx, event, self.accepted.len())
             && let Some(recorder) = self.recorder.take()
@@ -324,7 +345,10 @@ impl Running {
     pub fn error(&self, failure: Failure) -> Error {
         match self.noted {
             Noted::No => Error::LedgerUnavailable,
-            _ => self.error.clone().unwrap_or_else(|| failure.into()),
+            _ => {
+                let refused = self.hold.as_ref().and_then(Hold::error);
+                self.error.as_ref().or(refused).cloned().unwrap_or_else(|| failure.into())
+            }
         }
     }
 
@@ -416,6 +440,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         let Some(mut meter) = self.meter.take() else { return };
         let slot = self.slot.take();
+        if let Some(hold) = self.hold.take().filter(|_| !meter.is_over()) {
+            // It was generated, whoever was to see it.
+            hold.abandon().for_each(|(idx, event)| meter.observe(idx, &event));
+            if meter.is_over() {
+                return settle(slot.as_ref(), &meter);
+            }
+        }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return settle(slot.as_ref(), &meter);
         };
@@ -471,6 +502,11 @@ async fn next_screened(choices: &mut Choices, screen: &mut Option<Screen>) -> Op
             screen.cancelled();
         }
     }
+}
+
+/// Tokens alone: nothing that a client could read.
+fn says_nothing(delta: &Delta) -> bool {
+    *delta == Delta { n_tokens: delta.n_tokens, ..Delta::default() }
 }
 
 /// Notes in the request's record how an engine here did.

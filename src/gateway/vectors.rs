@@ -1,12 +1,14 @@
 //! Vectors and scores: checks, the engine's answer, and what it cost.
 
 use super::books::Entry;
+use super::guardrails::{Border, texts_of};
 use super::limits::{Permit, Reservation, Spend};
 use super::meter::word;
 use super::trace::{Generated, Trace, UsageSource};
 use super::{Caller, Error, Gateway, Price, Target};
 use crate::chat::check::Refusal;
 use crate::chat::{Class, EmbedAsk, RerankAsk, ScoreAsk, Usage};
+use crate::dialect::openai;
 use crate::engine::{Description, EmbedRequest, Failure, Pooling, RerankRequest, Vectorizing, Vectors};
 use crate::telemetry::metrics::ModelSeries;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -33,7 +35,7 @@ pub struct Scored {
     pub prompt_tokens: u64,
 }
 
-/// Outputs of a classification head for each input, as the model made them.
+/// Outputs of a classification head for each input: their softmax is the probabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classified {
     pub model: String,
@@ -60,6 +62,7 @@ impl Gateway {
         let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
         let mut inputs = ask.inputs;
         inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
+        self.judge_texts(caller, &border, None, || texts_of(&inputs)).await?;
         let n_per_token = (description.pooling == Some(Pooling::None)).then_some(description.n_embd_out as usize);
         let mut meter = VectorMeter::new(self, caller, &target, inputs.len(), permit);
         let request = EmbedRequest { inputs, truncate: ask.truncate };
@@ -88,6 +91,7 @@ impl Gateway {
         let permit = self.admit(caller, Some(target.idx()), target.id(), None).await?;
         let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
         request.inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
+        self.judge_texts(caller, &border, None, || texts_of(&request.inputs)).await?;
         let mut meter = VectorMeter::new(self, caller, target, request.inputs.len(), permit);
         meter.make(self, target, target.engine.embed(request).await).await
     }
@@ -97,6 +101,8 @@ impl Gateway {
         let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
         std::iter::once(&mut ask.query).chain(&mut ask.documents).try_for_each(|text| border.enter_text(text))?;
+        let texts = || std::iter::once(&ask.query).chain(&ask.documents).cloned().collect();
+        self.judge_texts(caller, &border, None, texts).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.documents.len(), permit);
@@ -113,6 +119,8 @@ impl Gateway {
         for (query, documents) in &mut ask.groups {
             std::iter::once(query).chain(documents).try_for_each(|text| border.enter_text(text))?;
         }
+        let texts = || ask.groups.iter().flat_map(|(query, all)| std::iter::once(query).chain(all)).cloned().collect();
+        self.judge_texts(caller, &border, None, texts).await?;
         let description = &target.description;
         require_head(description)?;
         let n_pairs = ask.groups.iter().map(|(_, documents)| documents.len()).sum();
@@ -144,6 +152,8 @@ impl Gateway {
         let (target, permit) = self.let_in(caller, ask.model.as_deref(), ask.end_user.as_deref()).await?;
         let border = self.live.load().border(caller, &[], &target.config.guardrails)?;
         ask.inputs.iter_mut().try_for_each(|input| border.enter_prompt(input))?;
+        // A classifier that is asked itself is not asked before whether it may be.
+        self.judge_texts(caller, &border, Some(target.idx()), || texts_of(&ask.inputs)).await?;
         let description = &target.description;
         require_head(description)?;
         let mut meter = VectorMeter::new(self, caller, &target, ask.inputs.len(), permit);
@@ -151,11 +161,38 @@ impl Gateway {
         let outputs = meter.make(self, &target, target.engine.embed(request).await).await?.vectors;
         Ok(Classified {
             model: target.id().to_owned(),
-            outputs,
+            outputs: outputs.into_iter().map(|output| logits(description, output)).collect(),
             labels: description.labels.clone(),
             prompt_tokens: meter.prompt_tokens,
         })
     }
+}
+
+impl Gateway {
+    /// Has the classifiers of a border look at texts that have entered; `but`: not this model.
+    async fn judge_texts(
+        &self,
+        caller: &Caller,
+        border: &Border,
+        but: Option<usize>,
+        texts: impl FnOnce() -> Vec<String>,
+    ) -> Result<(), Error> {
+        border.judge(&self.judge, (caller.principal.partition(), but), texts).await
+    }
+}
+
+/// Whether the graph ends with a softmax of its own. Source: `llm_graph_context::build_pooling`, src/llama-graph.cpp.
+fn is_softmaxed(description: &Description) -> bool {
+    ["qwen3", "qwen3vl"].contains(&description.architecture.as_str())
+}
+
+fn logits(description: &Description, output: Vec<f32>) -> Vec<f32> {
+    if is_softmaxed(description) { output.into_iter().map(f32::ln).collect() } else { output }
+}
+
+/// Of the labels of a classification head.
+pub(super) fn probabilities(description: &Description, output: &[f32]) -> Vec<f32> {
+    if is_softmaxed(description) { output.to_vec() } else { openai::probabilities(output) }
 }
 
 fn firsts(vectors: Vectors) -> Vec<f32> {
@@ -298,5 +335,24 @@ impl Drop for VectorMeter {
             ended: Instant::now(),
             timings: None,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `/v1/classify` and a classifier at the border say the same, whether or not the graph ends with a softmax.
+    #[test]
+    fn probabilities_are_made_once() {
+        let of = |architecture: &str| Description { architecture: architecture.to_owned(), ..Description::default() };
+        for (description, output) in [(of("bert"), vec![0.5f32, -1.0, 2.0]), (of("qwen3"), vec![0.25, 0.75, 0.0])] {
+            let expected = probabilities(&description, &output);
+            let shown = openai::probabilities(&logits(&description, output));
+            let is_close = shown.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(is_close && shown.len() == 3, "{shown:?} {expected:?}");
+            assert!((shown.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+        assert_eq!(probabilities(&of("qwen3"), &[0.25, 0.75]), [0.25, 0.75]);
     }
 }

@@ -271,7 +271,8 @@ impl Gateway {
         let config = &upstream.config;
         let With { alias, wants_logprobs, .. } = way.with(!has_other);
         let border = live.border(caller, alias, &config.guardrails).map_err(Missed::Final)?;
-        let asked = border.enter(way.asked.clone(), wants_logprobs).map_err(Missed::Final)?;
+        let entered = self.enter_border(caller, &border, way.asked.clone(), wants_logprobs).await;
+        let asked = entered.map_err(Missed::Final)?;
         let bounded = asked.of_length(Self::length(permit, asked.max_tokens()));
         let asked = bounded.as_ref().unwrap_or(&asked);
         let outgoing = asked.outgoing(&config.wire).map_err(|Unsupported(field)| Missed::Unfit(field))?;
@@ -286,6 +287,7 @@ impl Gateway {
             Entered::Hit(entry) => return Ok(self.replay(caller, permit, entry, asked.keep())),
             Entered::Miss(recorder) => recorder,
         };
+        border.expect(&self.judge).await.map_err(Missed::Final)?;
         let call = Call {
             outgoing: &outgoing,
             n_choices: asked.n_choices(),
@@ -313,7 +315,7 @@ impl Gateway {
             pin: None,
         };
         let running = Running::new(started, meter.from(UsageSource::Estimated), recorder, None, held);
-        Ok(running.screened(&border, asked.output()))
+        Ok(running.screened(&border, asked.output(), (&self.judge, caller.principal.partition())))
     }
 }
 

@@ -228,6 +228,10 @@ impl ApiError {
                     "The rules that hold for this request are not configured; the server's operator has to say them.";
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("guardrail_missing"), message)
             }
+            gateway::Error::Unseen { retry_after_s } => {
+                let message = "This server's operator has requests and answers checked, and that can't be done now; please try again.";
+                Self::unavailable("guardrail_unavailable", message, retry_after_s)
+            }
             gateway::Error::Stays => {
                 Self::forbidden("This request may not leave this server, and no model here answers it.")
             }

@@ -9,7 +9,7 @@ use super::otlp::OtlpSeries;
 use super::readings::Scraped;
 pub use super::readings::{ModelLabels, Reading};
 use super::routing::Routing;
-pub use super::routing::{RuleSeries, UpstreamSeries};
+pub use super::routing::{CheckSeries, RuleSeries, UpstreamSeries};
 pub use super::usage::Ended;
 use super::usage::Usage;
 use prometheus::{
@@ -22,7 +22,8 @@ use std::time::Duration;
 /// Seconds of a whole request: from a tokenizer call to a long answer on a small device.
 const REQUEST_BUCKETS: [f64; 14] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 /// Of a wait, a prefill, a whole decode.
-const PHASE_BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+pub(super) const PHASE_BUCKETS: [f64; 14] =
+    [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 const TTFT_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const COMMIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5];
 const GAP_BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
@@ -320,6 +321,11 @@ impl Metrics {
         self.routing.guardrail(name, direction, redacts)
     }
 
+    /// The series of the classifier of a set of rules.
+    pub fn classifier(&self, name: &str, direction: &'static str) -> CheckSeries {
+        self.routing.classifier(name, direction)
+    }
+
     /// A request went on from one target to the next. All three are words of ours or the operator's.
     pub fn fell_back(&self, from: &str, to: &str, reason: &str) {
         self.routing.fell_back(from, to, reason);
@@ -484,7 +490,7 @@ pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGaugeVec 
     add(registry, IntGaugeVec::new(Opts::new(name, help), &["model"]))
 }
 
-fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+pub(super) fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
     HistogramOpts::new(name, help).buckets(buckets.to_vec())
 }
 

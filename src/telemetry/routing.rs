@@ -1,7 +1,8 @@
 //! Series of the cache, of upstreams and of guardrails; part of the page that [`Metrics`](super::Metrics) writes.
 
-use super::metrics::add;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use super::metrics::{PHASE_BUCKETS, add, histogram};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
 
 pub(super) struct Routing {
     cache_requests: IntCounterVec,
@@ -12,6 +13,17 @@ pub(super) struct Routing {
     retries: IntCounterVec,
     fallbacks: IntCounterVec,
     guardrails: IntCounterVec,
+    classifier_failures: IntCounterVec,
+    classifier_seconds: HistogramVec,
+}
+
+/// The series of one classifier of a set of rules.
+#[derive(Debug)]
+pub struct CheckSeries {
+    denied: IntCounter,
+    refused: IntCounter,
+    passed: IntCounter,
+    seconds: Histogram,
 }
 
 /// The series of one list of an operator's rules.
@@ -63,12 +75,38 @@ impl Routing {
                 "Matches of an operator's rules: taken out, or what they were in was refused or ended.",
                 &["guardrail", "action", "direction"],
             ),
+            classifier_seconds: add(
+                r,
+                HistogramVec::new(
+                    histogram(
+                        "hearth_guardrail_classifier_seconds",
+                        "What a guardrail's classifier took for a request or an answer.",
+                        &PHASE_BUCKETS,
+                    ),
+                    &["guardrail", "direction"],
+                ),
+            ),
+            classifier_failures: counters(
+                "hearth_guardrail_classifier_failures_total",
+                "Requests and answers that a guardrail's classifier could not look at, and what became of them.",
+                &["guardrail", "action", "direction"],
+            ),
         }
     }
 
     pub(super) fn guardrail(&self, name: &str, direction: &'static str, redacts: bool) -> RuleSeries {
         let of = |action: &str| self.guardrails.with_label_values(&[name, action, direction]);
         RuleSeries { redacted: redacts.then(|| of("redact")), denied: of("deny") }
+    }
+
+    pub(super) fn classifier(&self, name: &str, direction: &'static str) -> CheckSeries {
+        let failed = |action: &str| self.classifier_failures.with_label_values(&[name, action, direction]);
+        CheckSeries {
+            denied: self.guardrails.with_label_values(&[name, "classify", direction]),
+            seconds: self.classifier_seconds.with_label_values(&[name, direction]),
+            refused: failed("refuse"),
+            passed: failed("pass"),
+        }
     }
 
     pub(super) fn cache_request(&self, result: &str) {
@@ -104,6 +142,21 @@ impl RuleSeries {
     /// Also by a list that redacts: where what matched can't be rewritten.
     pub fn denied(&self) {
         self.denied.inc();
+    }
+}
+
+impl CheckSeries {
+    pub fn denied(&self) {
+        self.denied.inc();
+    }
+
+    pub fn took(&self, time: Duration) {
+        self.seconds.observe(time.as_secs_f64());
+    }
+
+    /// It could not answer. `passes`: what it did not see went on all the same.
+    pub fn failed(&self, passes: bool) {
+        if passes { self.passed.inc() } else { self.refused.inc() }
     }
 }
 

@@ -39,7 +39,7 @@ async fn guarded(spec: GuardrailSpec) -> Server {
 }
 
 /// The same question in each dialect: path, body, and where the answer counts its prompt.
-fn dialects(text: &str) -> Vec<(&'static str, Value, &'static str)> {
+pub fn dialects(text: &str) -> Vec<(&'static str, Value, &'static str)> {
     let messages = json!([{ "role": "user", "content": text }]);
     vec![
         ("/v1/chat/completions", json!({ "model": MODEL, "messages": messages }), "/usage/prompt_tokens"),
@@ -50,7 +50,7 @@ fn dialects(text: &str) -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
-fn said(path: &str, answer: &Value) -> String {
+pub fn said(path: &str, answer: &Value) -> String {
     let place = match path {
         "/v1/chat/completions" => "/choices/0/message/content",
         "/v1/responses" => "/output/0/content/0/text",

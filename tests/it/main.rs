@@ -15,6 +15,7 @@ mod cache;
 mod cache_disk;
 mod canary;
 mod cancels;
+mod classifiers;
 mod client_faults;
 mod clients;
 mod completions;

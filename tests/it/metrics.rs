@@ -5,7 +5,7 @@ use crate::support::governed::{Governed, PRICE};
 use crate::support::routed::{route, upstream};
 use crate::support::served::root;
 use crate::support::{MODEL, PATIENCE, chat_body};
-use hearth::gateway::{GuardrailSpec, Guardrails, RuleSpec};
+use hearth::gateway::{ClassifySpec, GuardrailSpec, Guardrails, RuleSpec};
 use hearth::telemetry::metrics::{Compat, MetricsConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,17 @@ const CANARY: &str = "canary-5e1f";
 fn guarded() -> Guardrails {
     let redact = || RuleSpec { redact: vec![(r"\b\d{4}-\d{4}\b".into(), "[card]".into())], ..Default::default() };
     let spec = GuardrailSpec { input: redact(), output: redact(), ..Default::default() };
-    Guardrails::new(&[(Guardrails::DEFAULT.to_owned(), spec)].into()).expect("a good set")
+    let classify = ClassifySpec {
+        model: MODEL.into(),
+        deny: vec!["x".into()],
+        above: 0.5,
+        n_windows_max: 1,
+        passes_on_error: false,
+    };
+    let unused =
+        GuardrailSpec { input: RuleSpec { classify: Some(classify), ..Default::default() }, ..Default::default() };
+    let sets = [(Guardrails::DEFAULT.to_owned(), spec), ("unused".to_owned(), unused)];
+    Guardrails::new(&sets.into()).expect("good sets")
 }
 
 /// A server with books, a cache and two upstreams, after requests of every outcome.

@@ -128,7 +128,8 @@ pub fn classify_response(
     }))
 }
 
-fn probabilities(output: &[f32]) -> Vec<f32> {
+/// Of a head's outputs; as many.
+pub fn probabilities(output: &[f32]) -> Vec<f32> {
     if let [single] = output {
         return vec![1.0 / (1.0 + (-single).exp())];
     }

@@ -31,7 +31,7 @@ pub use chat::{Chat, ChatStyle, Places, chat_request};
 pub use completion::{Completion, Echo, TextStyle, completion_request};
 pub use embeddings::{
     Embeddings, Encoding, classify_request, classify_response, embedding_request, embedding_response,
-    embeddings_request, embeddings_response,
+    embeddings_request, embeddings_response, probabilities,
 };
 pub use format::constraint_name;
 pub use infill::infill_request;

@@ -5,9 +5,10 @@
 //! template arguments) is only looked at: where a rule matches there, the request is refused, so nothing passes unseen.
 //! Token ids are no text, and what they spell depends on the model, so where rules hold they are refused.
 
-use super::Border;
 use super::json::JsonSieve;
+use super::judge::{Judge, Verdict};
 use super::sieve::{Denied, Step, is_clear, whole};
+use super::{Border, Placed};
 use crate::chat::check::Refusal;
 use crate::chat::{ChatPrompt, Constraint, Message, Output, Prompt, PromptPart, Role};
 use crate::engine::Failure;
@@ -16,9 +17,26 @@ use crate::gateway::asked::Asked;
 use serde_json::Value;
 
 /// What stands between the operator's instruction and the client's own.
-const BETWEEN: &str = "\n\n";
+pub(super) const BETWEEN: &str = "\n\n";
 
 impl Border {
+    /// Has this border's classifiers look at what has entered. `but`: a model that is asked itself, and so not before.
+    pub(in crate::gateway) async fn judge(
+        &self,
+        judge: &Judge,
+        (tenant, but): (u64, Option<usize>),
+        texts: impl FnOnce() -> Vec<String>,
+    ) -> Result<(), Error> {
+        let checks: Vec<Placed> = self.checks_in().iter().filter(|(_, idx)| Some(*idx) != but).cloned().collect();
+        if checks.is_empty() {
+            return Ok(());
+        }
+        match judge.judge(&checks, tenant, &texts()).await? {
+            Verdict::Passed | Verdict::Unseen => Ok(()),
+            Verdict::Denied => Err(denied(Denied)),
+        }
+    }
+
     /// The request as it goes to a model, or why it doesn't. Nothing of what matched is in the error. `wants_logprobs`: the
     /// client does, and not the gateway for itself.
     pub(in crate::gateway) fn enter(&self, mut asked: Asked, wants_logprobs: bool) -> Result<Asked, Error> {
@@ -73,7 +91,7 @@ impl Border {
     /// Texts of embeddings and the like, too.
     pub(in crate::gateway) fn enter_prompt(&self, prompt: &mut Prompt) -> Result<(), Error> {
         let steps = self.incoming();
-        if steps.is_empty() {
+        if !self.looks() {
             return Ok(());
         }
         match prompt {

@@ -9,19 +9,31 @@
 //! server (`default`), the alias, the target, the team and the key, in this order. Prompts are looked at whole. Answers are
 //! looked at as they come, by a [`Screen`] between an engine's events and everything that counts, keeps or writes them, so
 //! that no dialect and no cache sees what was taken out. Redactions come first, of all sets; what denies looks at what is
-//! left.
+//! left, and a classifier, which a [`Judge`] asks, at what the lists let through: of an answer when it is whole, so a
+//! [`Hold`] keeps it until then.
 
+mod check;
 mod enter;
+mod hold;
 mod json;
+mod judge;
 mod patterns;
 mod screen;
 mod sieve;
+mod texts;
+mod windows;
 
+pub use check::ClassifySpec;
+pub(super) use check::Placed;
+pub(super) use hold::Hold;
+pub(super) use judge::Judge;
 pub(super) use screen::Screen;
+pub(super) use texts::texts_of;
 
 use super::Error;
 use crate::chat::{Constraint, Output};
 use crate::telemetry::Metrics;
+use check::Check;
 use patterns::{Patterns, Source};
 use sha2::{Digest, Sha256};
 use sieve::{Act, Step};
@@ -29,7 +41,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One `[guardrails.NAME]`, as written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct GuardrailSpec {
     /// In front of every chat; clients can't see, change or leave it out.
     pub system: Option<String>,
@@ -39,7 +51,7 @@ pub struct GuardrailSpec {
     pub output: RuleSpec,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RuleSpec {
     /// Whole words, in any case.
     pub deny_words: Vec<String>,
@@ -47,6 +59,8 @@ pub struct RuleSpec {
     pub deny: Vec<String>,
     /// Regular expressions, and what stands in a match's place.
     pub redact: Vec<(String, String)>,
+    /// A model of this server that looks at it, too.
+    pub classify: Option<ClassifySpec>,
 }
 
 /// All sets of a server, compiled. Cheap to clone.
@@ -74,6 +88,7 @@ struct Set {
 struct Rules {
     redact: Option<Arc<Patterns>>,
     deny: Option<Arc<Patterns>>,
+    check: Option<Arc<Check>>,
 }
 
 impl Guardrails {
@@ -94,8 +109,8 @@ impl Guardrails {
                 let message = format!("more than {} bytes", Self::SYSTEM_BYTES_MAX);
                 return Err(fault("system")(message));
             }
-            let input = Rules::new(&spec.input, false).map_err(fault("input"))?;
-            let output = Rules::new(&spec.output, true).map_err(fault("output"))?;
+            let input = Rules::new(name, &spec.input, false).map_err(fault("input"))?;
+            let output = Rules::new(name, &spec.output, true).map_err(fault("output"))?;
             let text = format!("{name:?} {spec:?}");
             let digest = Sha256::digest(text.as_bytes()).into();
             sets.insert(name.clone(), Set { system: spec.system.clone(), input, output, digest });
@@ -113,6 +128,7 @@ impl Guardrails {
                 {
                     patterns.count_in(metrics.guardrail(name, direction, redacts));
                 }
+                rules.check.iter().for_each(|check| check.count_in(metrics.classifier(name, direction)));
             }
         }
     }
@@ -121,8 +137,32 @@ impl Guardrails {
         self.sets.contains_key(name)
     }
 
-    /// What holds where these sets are named, beside the one for all. Errors: one of them is not there.
-    pub(super) fn border<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<Border, Error> {
+    /// Refuses classifiers whose models lack a label that they deny. `labels`: of a model by its name, as far as they are
+    /// known; empty: they are not. Errors: for the operator.
+    pub fn refuse_unknown_labels(&self, labels: impl Fn(&str) -> Vec<String>) -> Result<(), String> {
+        for (name, set) in self.sets.iter() {
+            for (rules, list) in [(&set.input, "input"), (&set.output, "output")] {
+                let Some(spec) = rules.check.as_ref().map(|check| &check.spec) else { continue };
+                spec.refuse_unknown(&labels(&spec.model))
+                    .map_err(|error| format!("[guardrails.{name}]: {list}: classify: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of all classifiers' models.
+    pub fn classifiers(&self) -> impl Iterator<Item = &str> {
+        let checks = self.sets.values().flat_map(|set| [&set.input.check, &set.output.check]);
+        checks.flatten().map(|check| check.spec.model.as_str())
+    }
+
+    /// What holds where these sets are named, beside the one for all. `find`: a model's place by its name. Errors: one of
+    /// them is not there.
+    pub(super) fn border<'a>(
+        &self,
+        names: impl Iterator<Item = &'a String>,
+        find: impl Fn(&str) -> Option<usize>,
+    ) -> Result<Border, Error> {
         let mut found: Vec<(&str, &Set)> = Vec::new();
         if let Some((name, set)) = self.sets.get_key_value(Self::DEFAULT) {
             found.push((name, set));
@@ -136,12 +176,24 @@ impl Guardrails {
                 found.push((name, set));
             }
         }
-        Ok(Border::new(&found))
+        let place = |check: &Arc<Check>| match find(&check.spec.model) {
+            Some(idx) => Ok((Arc::clone(check), idx)),
+            None => {
+                let (guardrail, model) = (check.set.as_str(), check.spec.model.as_str());
+                tracing::error!(guardrail, model, "a request is refused: there is no such model to classify with");
+                Err(Error::Unguarded)
+            }
+        };
+        let placed = |rules: fn(&Set) -> &Rules| -> Result<Arc<[Placed]>, Error> {
+            found.iter().filter_map(|(_, set)| rules(set).check.as_ref()).map(place).collect()
+        };
+        let (checks_in, checks_out) = (placed(|set| &set.input)?, placed(|set| &set.output)?);
+        Ok(Border { checks_in, checks_out, ..Border::new(&found) })
     }
 }
 
 impl Rules {
-    fn new(spec: &RuleSpec, comes: bool) -> Result<Self, String> {
+    fn new(set: &str, spec: &RuleSpec, comes: bool) -> Result<Self, String> {
         let quoted = |text: &str, error: String| format!("{text:?}: {error}");
         let word = |text: &String| Source::word(text).map_err(|error| quoted(text, error));
         let deny = |text: &String| Source::regex(text, String::new()).map_err(|error| quoted(text, error));
@@ -157,6 +209,7 @@ impl Rules {
         Ok(Self {
             redact: Patterns::new(redacted, comes)?.map(Arc::new),
             deny: Patterns::new(denied, comes)?.map(Arc::new),
+            check: spec.classify.as_ref().map(|spec| Check::new(set, spec)),
         })
     }
 }
@@ -167,6 +220,8 @@ pub(super) struct Border {
     system: String,
     incoming: Vec<Step>,
     outgoing: Vec<Step>,
+    checks_in: Arc<[Placed]>,
+    checks_out: Arc<[Placed]>,
     digest: [u8; 32],
 }
 
@@ -190,13 +245,25 @@ impl Border {
             system: systems.join("\n\n"),
             incoming: steps(|set| &set.input),
             outgoing: steps(|set| &set.output),
+            checks_in: Arc::default(),
+            checks_out: Arc::default(),
             digest,
         }
     }
 
     /// Nothing is asked of requests.
     pub(super) fn is_open(&self) -> bool {
-        self.system.is_empty() && self.incoming.is_empty() && self.outgoing.is_empty()
+        self.system.is_empty() && !self.looks() && self.outgoing.is_empty() && self.checks_out.is_empty()
+    }
+
+    /// Whether requests are looked at.
+    fn looks(&self) -> bool {
+        !self.incoming.is_empty() || !self.checks_in.is_empty()
+    }
+
+    /// Who looks at requests.
+    pub(super) fn checks_in(&self) -> &[Placed] {
+        &self.checks_in
     }
 
     /// What makes it another, for keys of cached answers; zeros where nothing holds.
@@ -204,7 +271,7 @@ impl Border {
         self.digest
     }
 
-    /// Whether answers are looked at.
+    /// Whether answers are looked at by lists.
     pub(super) fn screens(&self) -> bool {
         !self.outgoing.is_empty()
     }
@@ -213,6 +280,16 @@ impl Border {
     pub(super) fn screen(&self, output: &Output, accepted: &[u32]) -> Option<Screen> {
         let is_json = matches!(output.constraint, Some(Constraint::JsonObject | Constraint::JsonSchema(_)));
         self.screens().then(|| Screen::new(self.outgoing.clone(), is_json, accepted))
+    }
+
+    /// For an answer of so many choices; `None`: no classifier looks at it. `tenant`: whose it is.
+    pub(super) fn hold(&self, judge: &Arc<Judge>, tenant: u64, n_choices: usize) -> Option<Hold> {
+        (!self.checks_out.is_empty()).then(|| Hold::new(judge, &self.checks_out, tenant, n_choices))
+    }
+
+    /// Refuses an answer that its classifiers could not look at when it is done.
+    pub(super) async fn expect(&self, judge: &Judge) -> Result<(), Error> {
+        judge.expect(&self.checks_out).await
     }
 
     fn system(&self) -> &str {

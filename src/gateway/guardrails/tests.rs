@@ -4,7 +4,7 @@ use super::json::JsonSieve;
 use super::patterns::{Patterns, Source};
 use super::screen::Screen;
 use super::sieve::{Act, Denied, Sieve, Step, whole};
-use super::{GuardrailSpec, Guardrails, RuleSpec};
+use super::{ClassifySpec, GuardrailSpec, Guardrails, RuleSpec};
 use crate::chat::{
     ChatPrompt, ChatRequest, CompletionRequest, Constraint, Delta, Finish, Media, MediaKind, Message, Output, Prompt,
     Role, Tool, ToolCall, ToolCallDelta, Usage,
@@ -395,11 +395,39 @@ fn code(result: Result<Asked, Error>) -> String {
 }
 
 #[test]
+fn a_classifier_is_asked_where_its_set_holds() {
+    let spec = ClassifySpec {
+        model: "judge".into(),
+        deny: vec!["x".into()],
+        above: 0.5,
+        n_windows_max: 1,
+        passes_on_error: false,
+    };
+    let rules = || RuleSpec { classify: Some(spec.clone()), ..Default::default() };
+    let sets = guardrails(&[
+        ("in", GuardrailSpec { input: rules(), ..Default::default() }),
+        ("out", GuardrailSpec { output: rules(), ..Default::default() }),
+    ]);
+    let border = |name: &str| sets.border([name.to_owned()].iter(), |model| (model == "judge").then_some(3));
+    let (inward, outward) = (border("in").expect("there"), border("out").expect("there"));
+    assert!(!inward.is_open() && !outward.is_open());
+    assert_eq!(inward.checks_in().iter().map(|(_, idx)| *idx).collect::<Vec<_>>(), [3]);
+    assert!(outward.checks_in().is_empty());
+    assert_ne!(inward.digest(), outward.digest(), "an answer that one let through is not the other's");
+    assert!(!outward.screens(), "log-probabilities tell nothing of an answer that goes out whole");
+    assert!(outward.enter(text(Prompt::Tokens(vec![1]), Output::default()), true).is_ok());
+    let tokens = inward.enter(text(Prompt::Tokens(vec![1]), Output::default()), false);
+    assert_eq!(code(tokens), "unsupported_parameter", "token ids are no text");
+    let gone = sets.border(["in".to_owned()].iter(), |_| None);
+    assert_eq!(gone.map(|_| ()), Err(Error::Unguarded), "a model that is gone lets nothing pass");
+}
+
+#[test]
 fn instructions_come_first_in_the_order_of_their_sets() {
     let system = |text: &str| GuardrailSpec { system: Some(text.into()), ..Default::default() };
     let sets = guardrails(&[("default", system("one")), ("b", system("two")), ("c", system("three"))]);
     let names = ["c", "b", "c"].map(str::to_owned);
-    let border = sets.border(names.iter()).expect("all there");
+    let border = sets.border(names.iter(), |_| None).expect("all there");
     let user = Message::new(Role::User, "hi");
     let got = messages(border.enter(chat(ChatPrompt::new(vec![user.clone()])), false).expect("let in"));
     assert_eq!(got, [Message::new(Role::System, "one\n\nthree\n\ntwo"), user.clone()]);
@@ -408,10 +436,10 @@ fn instructions_come_first_in_the_order_of_their_sets() {
     let got = messages(border.enter(chat(ChatPrompt::new(vec![own, user])), false).expect("let in"));
     assert_eq!(got[0].content.as_deref(), Some("one\n\nthree\n\ntwo\n\nown"));
     assert_eq!((got.len(), got[0].media[0].offset), (2, 19), "the image stands where it stood");
-    assert_ne!(sets.border([].iter()).expect("there").digest(), border.digest());
-    assert_eq!(sets.border(["d".to_owned()].iter()).map(|_| ()), Err(Error::Unguarded));
+    assert_ne!(sets.border([].iter(), |_| None).expect("there").digest(), border.digest());
+    assert_eq!(sets.border(["d".to_owned()].iter(), |_| None).map(|_| ()), Err(Error::Unguarded));
     assert_eq!(code(border.enter(text(Prompt::Text("x".into()), Output::default()), false)), "unsupported_operation");
-    assert!(guardrails(&[]).border([].iter()).expect("nothing").is_open());
+    assert!(guardrails(&[]).border([].iter(), |_| None).expect("nothing").is_open());
 }
 
 #[test]
@@ -422,7 +450,7 @@ fn what_comes_in_is_redacted_or_refused_wherever_it_stands() {
         ..Default::default()
     };
     let sets = guardrails(&[("default", GuardrailSpec { input, ..Default::default() })]);
-    let border = sets.border([].iter()).expect("there");
+    let border = sets.border([].iter(), |_| None).expect("there");
     let enter = |asked| border.enter(asked, false);
     let mut message = Message::new(Role::User, "a 1234 b 5678");
     message.media = vec![
@@ -470,7 +498,7 @@ fn what_comes_in_is_redacted_or_refused_wherever_it_stands() {
 fn logprobs_are_refused_where_answers_are_looked_at() {
     let output = RuleSpec { deny_words: vec!["x".into()], ..Default::default() };
     let sets = guardrails(&[("a", GuardrailSpec { output, ..Default::default() })]);
-    let border = sets.border(["a".to_owned()].iter()).expect("there");
+    let border = sets.border(["a".to_owned()].iter(), |_| None).expect("there");
     let asked = || chat(ChatPrompt::new(vec![Message::new(Role::User, "hi")]));
     assert_eq!(code(border.enter(asked(), true)), "unsupported_parameter");
     assert!(border.enter(asked(), false).is_ok(), "the gateway's own are its own");

@@ -15,10 +15,14 @@ pub struct Process {
     pub dir: tempfile::TempDir,
     pub address: String,
     client: reqwest::Client,
+    /// What its settings file begins with.
+    base: &'static str,
 }
 
 /// What every settings file begins with; a test's own lines follow from line 4.
 const BASE: &str = "model = \"scripted:step_us=500\"\nport = 0\nauth_fail_limit = 0\n";
+/// The same with its model in a table, so that there may be others.
+const TABLES: &str = "port = 0\nauth_fail_limit = 0\n[[model]]\nname = \"scripted\"\nfile = \"scripted\"\n";
 
 impl Process {
     pub fn start(settings: &str) -> Self {
@@ -27,9 +31,18 @@ impl Process {
 
     /// With these variables in its environment, too.
     pub fn with(settings: &str, variables: &[(&str, &str)]) -> Self {
+        Self::of(BASE, settings, variables)
+    }
+
+    /// With tables of its own behind that of the scripted model.
+    pub fn with_tables(tables: &str) -> Self {
+        Self::of(TABLES, tables, &[])
+    }
+
+    fn of(base: &'static str, settings: &str, variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("hearth.toml");
-        std::fs::write(&path, format!("{BASE}{settings}")).expect("a writable folder");
+        std::fs::write(&path, format!("{base}{settings}")).expect("a writable folder");
         let log = std::fs::File::create(dir.path().join("log")).expect("a writable folder");
         let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
             .envs(variables.iter().copied())
@@ -46,7 +59,7 @@ impl Process {
         BufReader::new(child.stdout.take().expect("stdout is piped")).read_line(&mut line).expect("a first line");
         let address = line.trim().rsplit_once("://").expect("an address").1.to_owned();
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
-        Self { child, dir, address, client }
+        Self { child, dir, address, client, base }
     }
 
     /// Whether it ended well by itself within `patience`.
@@ -70,7 +83,7 @@ impl Process {
     }
 
     pub fn write(&self, settings: &str) {
-        replace(&self.path("hearth.toml"), &format!("{BASE}{settings}"));
+        replace(&self.path("hearth.toml"), &format!("{}{settings}", self.base));
     }
 
     pub fn hangup(&self) {

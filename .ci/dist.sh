@@ -94,8 +94,8 @@ if [ -e "$stage/lib/hearth/libggml-cuda.so" ]; then
     cat >> "$stage/INSTALL.txt" <<END
 
 On a machine with an NVIDIA GPU models run on it ('hearth gpus' lists them) where these libraries are found: $needed.
-The first comes with the driver; the others with NVIDIA's toolkit, or from PyPI (nvidia-cuda-runtime, nvidia-cublas). Where the
-loader doesn't know their folder, name it in LD_LIBRARY_PATH or copy them into lib/hearth. Elsewhere models run on the CPU.
+libcuda comes with the driver, the others with NVIDIA's toolkit or from PyPI (nvidia-cuda-runtime, nvidia-cublas). Where the loader
+doesn't know their folder, name it in LD_LIBRARY_PATH or copy them into lib/hearth. Elsewhere models run on the CPU.
 END
 fi
 

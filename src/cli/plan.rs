@@ -2,7 +2,7 @@
 
 use super::gpus::GpuMemory;
 use crate::config::{Config, ConfigError, ServedModel};
-use crate::engine::config::{FlashAttn, KvLayout, KvType, ModelSource};
+use crate::engine::config::{FlashAttn, GpuLayers, KvLayout, KvType, ModelSource};
 use crate::engine::{Description, EngineConfig, Pooling};
 use crate::model::fit::bytes;
 use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Offload, Plan, Shape};
@@ -100,6 +100,9 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory) 
         served.engine.n_ctx = Some(n_ctx_train);
     }
     let n_ctx = ask(&served.engine, &model.shape).n_ctx;
+    if !served.says_ubatch {
+        settle_ubatch(&mut served.engine, model, gpus);
+    }
     settle_layout(&mut served.engine, model, gpus);
     let mut plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
     // The projector is small beside a model; what it computes with is smaller still.
@@ -200,6 +203,23 @@ fn check_classifiers(config: &Config, heads: &[bool]) -> Result<()> {
 pub(super) fn has_head(engine: &EngineConfig, model: &Model) -> bool {
     let own = model.file.gguf.uint(&format!("{}.pooling_type", model.shape.architecture));
     engine.pooling.map_or(own == Some(RANK), |pooling| pooling == Pooling::Rank)
+}
+
+/// Rows that a GPU computes at once where it has the memory: prompts of 2,036 tokens in all took an H200 25 ms at once, and
+/// 46 to 55 in passes of 512 (0.5B model).
+const GPU_UBATCH: u32 = 2048;
+
+/// Gives a GPU that holds the whole model larger passes, if what they compute with is at most an eighth of its free memory.
+fn settle_ubatch(engine: &mut EngineConfig, model: &Model, gpus: &GpuMemory) {
+    let n_ubatch = GPU_UBATCH.min(engine.n_batch);
+    let larger = EngineConfig { n_ubatch, ..engine.clone() };
+    let plan = Plan::new(&model.file, &model.shape, ask(&larger, &model.shape));
+    let fits = |free| Offload::new(&model.file, &model.shape, &plan).fit(free) == model.shape.layers.len() as u32 + 1;
+    let is_whole = matches!(engine.gpu_layers, GpuLayers::Auto | GpuLayers::All);
+    if is_whole && n_ubatch > engine.n_ubatch && gpus.free().is_some_and(|free| fits(free) && plan.compute <= free / 8)
+    {
+        engine.n_ubatch = n_ubatch;
+    }
 }
 
 /// Memory that a context of its own for each slot may always take without being asked for.

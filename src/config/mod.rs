@@ -74,6 +74,8 @@ pub struct ServedModel {
     pub engine: EngineConfig,
     /// `--ctx-size 0`: take the context the model was trained with, whatever memory that needs.
     pub ctx_from_model: bool,
+    /// `--ubatch-size` was given.
+    pub says_ubatch: bool,
 }
 
 impl Config {

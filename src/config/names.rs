@@ -69,7 +69,8 @@ impl Raw {
             n_bytes: 0,
             outline: None,
         };
-        Ok(ServedModel { config, engine, ctx_from_model: self.ctx_size.value == Some(0) })
+        let (ctx_from_model, says_ubatch) = (self.ctx_size.value == Some(0), self.ubatch_size.value.is_some());
+        Ok(ServedModel { config, engine, ctx_from_model, says_ubatch })
     }
 
     /// The model's name and its other names. Without a table the first alias is the name, unless it is a pattern.

@@ -137,7 +137,7 @@ settings! {
         threads_batch: u32 = None, "N";
         /// Most tokens of one decode call
         batch_size('b'): u32 = Some("2048"), "N";
-        /// Tokens computed at once within it (-ub)
+        /// Tokens computed at once within it (-ub); not said, and with all layers on a GPU that has room: 2048
         ubatch_size: u32 = Some("512"), "N";
         /// Layers kept on the GPU, if this build has one (-ngl): a number, all, or auto: as many as its free memory takes
         n_gpu_layers: GpuLayers = Some("auto"), "N";

@@ -28,7 +28,7 @@ pub(super) use warm::warm_up;
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
-use super::cost::StepCost;
+use super::cost::{SaveCost, StepCost};
 use super::drafter::{Draft, Lately, Source};
 use super::error::Failure;
 use super::event::SlotStats;
@@ -94,6 +94,7 @@ pub(super) struct Worker<M: Model> {
     adapters: Vec<(u32, f32)>,
     /// Which prefixes are held, and saved states.
     prefixes: Prefixes,
+    save_cost: SaveCost,
     /// Times a run waited for another's prefix.
     n_awaited: u64,
     stats: Arc<Mutex<WorkerStats>>,
@@ -130,6 +131,7 @@ impl<M: Model> Worker<M> {
             cells: Cells::new(n_cells),
             drafts: Vec::new(),
             pads: Vec::new(),
+            save_cost: SaveCost::default(),
             prefixes: Prefixes::with(parts.n_bytes_saved, parts.named),
             n_awaited: 0,
             masks: parts.masks,

@@ -232,8 +232,10 @@ impl<M: Model> Worker<M> {
         if most == 0 || self.cancels.spare.is_on() {
             return false;
         }
+        let start = Instant::now();
         let Some(state) = self.context.save(index as u32, most) else { return false };
         let slot = &self.slots[index];
+        self.save_cost.observe(slot.kept.len(), start.elapsed());
         let (partition, tokens, media) = (slot.partition, slot.kept.clone(), Arc::clone(&slot.media));
         let supersedes = self.context.goes_back();
         self.prefixes.save(Saved { partition, tokens, media, state, family, is_pinned: false }, supersedes)
@@ -248,7 +250,7 @@ impl<M: Model> Worker<M> {
         }
         self.prefixes.follow(index, slot.partition, &slot.kept);
         let n_lost = self.prefixes.n_unique(index).min(held - keep);
-        if n_lost >= SAVE_MIN.max(held / 16) {
+        if n_lost >= SAVE_MIN.max(held / 16) && self.save_cost.pays(held, self.pace.time_of(n_lost)) {
             self.save(index, 0);
         }
     }

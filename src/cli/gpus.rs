@@ -90,6 +90,11 @@ impl GpuMemory {
         self.free = self.free.saturating_sub(n_bytes);
     }
 
+    #[cfg(test)]
+    pub(super) fn with(free: u64) -> Self {
+        Self { names: vec!["RTX".into()], free, is_own: true }
+    }
+
     /// How many layers go there, and their bytes beside `further` ones that go with the first.
     /// Errors: more were asked for than fit.
     pub fn settle(&self, asked: GpuLayers, offload: &Offload, further: u64) -> Result<(GpuLayers, u64)> {
@@ -203,7 +208,7 @@ mod tests {
     fn layers_go_where_they_fit() {
         let offload = offload();
         let all = offload.n_max();
-        let with = |free| GpuMemory { names: vec!["RTX".into()], free, is_own: true };
+        let with = GpuMemory::with;
         let rich = with(offload.need(all) + 7);
         assert_eq!(
             rich.settle(GpuLayers::Auto, &offload, 7).expect("it fits"),

@@ -299,3 +299,25 @@ fn cache_type(kind: KvType) -> CacheType {
     let (block_elements, block_bytes) = kind.block();
     CacheType { name: kind.name(), block_elements, block_bytes }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_gpu_with_room_computes_more_rows_at_once() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hearth-demo.gguf");
+        let engine = EngineConfig::new(ModelSource::Gguf(path));
+        let model = model(&engine).expect("a model of the tree").expect("a file");
+        let of = |gpu_layers, gpus: &GpuMemory| {
+            let mut engine = EngineConfig { gpu_layers, ..engine.clone() };
+            settle_ubatch(&mut engine, &model, gpus);
+            engine.n_ubatch
+        };
+        let roomy = GpuMemory::with(8 << 30);
+        assert_eq!(of(GpuLayers::Auto, &roomy), GPU_UBATCH);
+        assert_eq!(of(GpuLayers::Count(3), &roomy), engine.n_ubatch, "the rest is the CPU's");
+        assert_eq!(of(GpuLayers::Auto, &GpuMemory::with(60 << 20)), engine.n_ubatch, "too small for larger passes");
+    }
+}

@@ -69,7 +69,8 @@ impl Raw {
             n_bytes: 0,
             outline: None,
         };
-        let (ctx_from_model, says_ubatch) = (self.ctx_size.value == Some(0), self.ubatch_size.value.is_some());
+        let (ctx_from_model, says_ubatch) =
+            (self.ctx_size.value == Some(0), self.ubatch_size.origin != Origin::Default);
         Ok(ServedModel { config, engine, ctx_from_model, says_ubatch })
     }
 

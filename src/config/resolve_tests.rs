@@ -100,6 +100,7 @@ fn zero_means_choose() {
     let config = resolve(&[("ctx_size", "0"), ("threads", "0")]).expect("choices");
     let model = &config.models[0];
     assert_eq!((model.engine.n_ctx, model.engine.n_threads, model.ctx_from_model), (None, None, true));
+    assert!(!model.says_ubatch, "a GPU may take more");
 }
 
 #[test]

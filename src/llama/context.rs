@@ -4,7 +4,7 @@ use super::error::Error;
 use super::model::Model;
 use super::speculator::Speculator;
 use super::team::Team;
-use super::{log, sys};
+use super::{gpu, log, sys};
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -262,6 +262,7 @@ impl Context {
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),
         };
+        let _opening = gpu::opening();
         let mut raw = std::ptr::null_mut();
         // SAFETY: the model lives (this context keeps it); `raw_params` outlives the call, and the interrupt the context.
         sys::call(|err| unsafe { sys::hearth_context_new(model.as_ptr(), &raw const raw_params, &raw mut raw, err) })?;

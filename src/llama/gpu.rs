@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::{cpu, sys};
 use serde::{Deserialize, Serialize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A device that layers can be kept on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +22,19 @@ pub struct Gpu {
 /// Most GPUs that are told of; ggml's own limit. Source: GGML_SCHED_MAX_BACKENDS, ggml-backend.cpp.
 const GPUS_MAX: usize = 16;
 
+/// Held by whoever opens a device, in builds for GPUs: ggml's Vulkan devices are set up by their first user, and a second one at
+/// that moment finds half of one and aborts (two engines in one process, with llvmpipe). Source: ggml_vk_get_device,
+/// ggml-vulkan.cpp.
+pub(super) fn opening() -> Option<MutexGuard<'static, ()>> {
+    static OPENING: Mutex<()> = Mutex::new(());
+    super::offloads().then(|| OPENING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// All GPUs that this build can use. Opens each of them, which takes some of its memory until this process ends.
 /// Errors: ggml was not started; what a driver threw.
 pub fn gpus() -> Result<Vec<Gpu>, Error> {
     super::init()?;
+    let _opening = opening();
     let mut gpus = Vec::new();
     for index in 0..GPUS_MAX {
         let mut device = sys::hearth_device {

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::specials::Specials;
-use super::sys;
+use super::{gpu, sys};
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -76,6 +76,7 @@ impl Model {
             progress: Some(on_progress),
             progress_user: (&raw mut progress).cast(),
         };
+        let _opening = gpu::opening();
         let mut raw = std::ptr::null_mut();
         // SAFETY: the path is a C string and `params` (with `progress` behind it) outlive the call, which is when the
         // callback is used.

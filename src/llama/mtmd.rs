@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::model::Model;
-use super::sys;
+use super::{gpu, sys};
 use std::ffi::CString;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -72,6 +72,7 @@ impl Projector {
         let n_threads = i32::try_from(n_threads).unwrap_or(i32::MAX);
         // Without a warm-up the first image pays for the allocation of the graph; it is small beside the encoding.
         let params = sys::hearth_projector_params { n_threads, use_gpu, warmup: false };
+        let _opening = gpu::opening();
         let mut raw = std::ptr::null_mut();
         // SAFETY: the path is a C string; the model lives as long as the projector.
         sys::call(|err| unsafe {

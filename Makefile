@@ -34,7 +34,7 @@ endif
 # For FEATURES="--features cuda": the toolkit (installed where there is none), and code for the GPU that is here; without one, and
 # in archives, for all kinds. Source of the list: ggml/src/ggml-cuda/CMakeLists.txt; CMAKE_CUDA_ARCHITECTURES names others.
 ifneq ($(findstring cuda,$(FEATURES)),)
-CUDA_PATH := $(shell sh .ci/cuda.sh)
+CUDA_PATH := $(or $(shell sh .ci/cuda.sh),$(error there is no CUDA toolkit, and it could not be installed))
 export CUDA_PATH
 export CUDAToolkit_ROOT := $(CUDA_PATH)
 export CUDACXX ?= $(CUDA_PATH)/bin/nvcc

@@ -56,7 +56,7 @@ impl Gpus {
 pub(super) struct GpuMemory {
     names: Vec<String>,
     free: u64,
-    /// `None`: their memory is the machine's, which is counted elsewhere.
+    /// If not, it is the machine's, which is counted elsewhere.
     is_own: bool,
 }
 

@@ -36,6 +36,7 @@ mod running;
 mod scrape;
 mod seal;
 mod settle;
+mod setup;
 
 mod ship;
 mod spans;
@@ -187,19 +188,11 @@ impl Gateway {
     /// Serves one model, whose engine runs already.
     pub fn new(config: GatewayConfig, engine: Engine, metrics: Arc<Metrics>) -> Self {
         let model = ModelConfig {
-            id: config.model_id.clone(),
             aliases: config.aliases.clone(),
             sampling: config.sampling.clone(),
-            n_predict: None,
-            thinks: None,
-            file_name: String::new(),
             n_created: config.n_created,
-            is_lazy: false,
-            keep_alive: KeepAlive::Forever,
             price: config.price,
-            guardrails: Vec::new(),
-            n_bytes: 0,
-            outline: None,
+            ..ModelConfig::new(config.model_id.clone())
         };
         Self::of(config, Models::given(model, engine), metrics)
     }

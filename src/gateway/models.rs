@@ -8,9 +8,8 @@
 
 use super::Error;
 use super::room::{Held, Room, room};
-use super::spec::Price;
+pub use super::setup::{KeepAlive, LoadLimits, ModelConfig, ModelSetup};
 use super::target::{Pin, Target};
-use crate::chat::Sampling;
 use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure, Pressure, PressureNow};
 use crate::model::Memory;
 use arc_swap::ArcSwap;
@@ -23,68 +22,6 @@ use tokio_util::sync::CancellationToken;
 pub const MODELS_MAX: usize = 64;
 /// A load that failed is not tried again for this long: its requests get the same answer at once.
 const FAILURE_KEPT: Duration = Duration::from_secs(5);
-
-/// How long a model stays loaded after its last request. Ollama's `keep_alive`: negative is `Forever`, 0 is at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeepAlive {
-    Forever,
-    For(Duration),
-}
-
-/// How one model is served.
-#[derive(Debug, Clone)]
-pub struct ModelConfig {
-    /// The name under which it is served; every answer carries it.
-    pub id: String,
-    /// Further names, also patterns such as `gpt-*`.
-    pub aliases: Vec<String>,
-    /// The operator's sampling defaults: under the client's, over the model's. Checked by whoever reads them.
-    pub sampling: Sampling,
-    /// Most tokens of an answer where a request says nothing; `None`: as many as fit.
-    pub n_predict: Option<u32>,
-    /// Whether the model thinks where a request says nothing; `None`: as its template has it.
-    pub thinks: Option<bool>,
-    /// The name of its file, without the folder; empty for a pretended model.
-    pub file_name: String,
-    /// When the model began to be served, in unix seconds.
-    pub n_created: u64,
-    /// Load at the first request instead of at the start.
-    pub is_lazy: bool,
-    /// `Forever` is the operator's word and can't be changed by clients.
-    pub keep_alive: KeepAlive,
-    /// What its tokens cost.
-    pub price: Price,
-    /// Sets of `[guardrails.NAME]` that hold for its requests.
-    pub guardrails: Vec<String>,
-    /// Estimated bytes of memory once loaded; 0: unknown, and never in the way.
-    pub n_bytes: u64,
-    /// What its file says of it before it is loaded.
-    pub outline: Option<Arc<Description>>,
-}
-
-/// A model with the means to load it.
-#[derive(Debug, Clone)]
-pub struct ModelSetup {
-    pub config: ModelConfig,
-    pub engine: EngineConfig,
-}
-
-/// What loading at request may take.
-#[derive(Debug, Clone)]
-pub struct LoadLimits {
-    /// Most bytes of all loaded models together; `None`: no cap.
-    pub loaded_bytes_max: Option<u64>,
-    /// Whether a model must also fit the memory that the machine has at that time.
-    pub watch_machine: bool,
-    /// Longest wait of a request for its model's load.
-    pub load_wait: Duration,
-}
-
-impl Default for LoadLimits {
-    fn default() -> Self {
-        Self { loaded_bytes_max: None, watch_machine: false, load_wait: Duration::from_secs(300) }
-    }
-}
 
 /// A model as the lists show it.
 #[derive(Debug, Clone)]

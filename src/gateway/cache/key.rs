@@ -330,21 +330,7 @@ mod tests {
         let other = Description { files_mark: 2, ..Default::default() };
         let arithmetic = Description { arithmetic_mark: 1, ..description.clone() };
         let template = Description { chat_template: Some("t".into()), ..description.clone() };
-        let config = ModelConfig {
-            id: "m".into(),
-            aliases: Vec::new(),
-            sampling: Default::default(),
-            n_predict: None,
-            thinks: None,
-            file_name: String::new(),
-            n_created: 0,
-            is_lazy: false,
-            keep_alive: crate::gateway::KeepAlive::Forever,
-            price: Default::default(),
-            guardrails: Vec::new(),
-            n_bytes: 0,
-            outline: None,
-        };
+        let config = ModelConfig::new("m");
         let same = identity(&config, &description, &[1.0]);
         assert!(same == identity(&config, &description.clone(), &[1.0]));
         for other in [

@@ -228,7 +228,7 @@ mod tests {
     use crate::chat::Usage;
     use crate::engine::config::{ModelSource, ScriptedConfig};
     use crate::engine::{Engine, EngineConfig, EngineMode, Timings};
-    use crate::gateway::models::{KeepAlive, ModelConfig, Models};
+    use crate::gateway::models::{ModelConfig, Models};
     use crate::telemetry::Metrics;
 
     fn text(content: &str) -> Delta {
@@ -243,21 +243,7 @@ mod tests {
     fn held(passes_on_error: bool) -> Hold {
         let scripted = ScriptedConfig { load_ms: 3_600_000, embeds: 2, ..Default::default() };
         let engine = Engine::start(EngineConfig::new(ModelSource::Scripted(scripted)), EngineMode::InProcess);
-        let config = ModelConfig {
-            id: "judge".into(),
-            aliases: Vec::new(),
-            sampling: Default::default(),
-            n_predict: None,
-            thinks: None,
-            file_name: String::new(),
-            n_created: 0,
-            is_lazy: false,
-            keep_alive: KeepAlive::Forever,
-            price: Default::default(),
-            guardrails: Vec::new(),
-            n_bytes: 0,
-            outline: None,
-        };
+        let config = ModelConfig::new("judge");
         let models = Models::given(config, engine);
         let judge = Judge::new(Arc::clone(&models.shared), Arc::new(Metrics::new()));
         let deny = vec!["LABEL_0".into()];

@@ -4,6 +4,7 @@ use super::gpus::GpuMemory;
 use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, GpuLayers, KvLayout, KvType, ModelSource};
 use crate::engine::{Description, EngineConfig, Pooling};
+use crate::gateway::Size;
 use crate::model::fit::bytes;
 use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Offload, Plan, Shape};
 use anyhow::{Result, bail};
@@ -51,9 +52,8 @@ impl Settled {
         Ok(self.plan.check(&model.file, &model.shape, memory)?)
     }
 
-    /// Bytes of the machine's memory.
-    fn on_machine(&self) -> u64 {
-        self.total().saturating_sub(self.on_gpu)
+    fn size(&self) -> Size {
+        Size { machine: self.total().saturating_sub(self.on_gpu), gpu: self.on_gpu }
     }
 }
 
@@ -64,8 +64,14 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
     // A pretended model says what it is when it is loaded.
     let mut heads = vec![true; config.models.len()];
     let mut gpus = GpuMemory::now();
-    config.limits.watch_machine = !gpus.is_there();
-    for (idx, served) in config.models.iter_mut().enumerate() {
+    config.limits.gpu_bytes_max = gpus.free();
+    // What a GPU takes of a memory that it shares with the machine is not known apart.
+    config.limits.watch_machine = gpus.free().is_some() || !gpus.is_there();
+    // Those that are loaded at the start come first: the others get along with what these leave, one at a time.
+    let mut order: Vec<usize> = (0..config.models.len()).collect();
+    order.sort_by_key(|idx| config.models[*idx].config.is_lazy);
+    for idx in order {
+        let served = &mut config.models[idx];
         let Some(model) = model(&served.engine)? else { continue };
         heads[idx] = has_head(&served.engine, &model);
         let settled = settle(served, &model, &gpus)?;
@@ -80,7 +86,7 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
         }
         if !served.config.is_lazy {
             settled.check(&model, taken)?;
-            taken += settled.on_machine();
+            taken += settled.size().machine;
             gpus.take(settled.on_gpu);
         } else if let Err(error) = settled.check(&model, 0) {
             tracing::warn!(model = served.config.id, "{error}; requests for it will be refused until there is more");
@@ -144,7 +150,7 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory) 
             .map_err(|error| ConfigError::unfit(format!("the model {}: {error}", served.config.id)))?;
     served.engine.gpu_layers = gpu_layers;
     let settled = Settled { plan, adapter_bytes, on_gpu };
-    served.config.n_bytes = settled.total();
+    served.config.size = settled.size();
     served.config.outline = Some(Arc::new(outline(model, &served.engine)));
     Ok(settled)
 }

@@ -7,7 +7,7 @@ use super::tables::ModelTable;
 use super::value::{LoadWhen, Reasoning};
 use super::{Origin, ServedModel};
 use crate::engine::config::ModelSource;
-use crate::gateway::{KeepAlive, ModelConfig, NAMES_MAX, is_wild};
+use crate::gateway::{KeepAlive, ModelConfig, NAMES_MAX, Size, is_wild};
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -66,7 +66,7 @@ impl Raw {
             keep_alive: self.keep_alive.value.unwrap_or(by_load),
             price: self.price(),
             guardrails: table.map(|table| table.guardrails.clone()).unwrap_or_default(),
-            n_bytes: 0,
+            size: Size::default(),
             outline: None,
         };
         let (ctx_from_model, says_ubatch) =

@@ -64,7 +64,7 @@ pub use keys::{
     Snapshot, TeamRecord, hmac, masked, random_base62,
 };
 pub use loading::Unloading;
-pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus};
+pub use models::{KeepAlive, Listed, LoadLimits, MODELS_MAX, ModelConfig, ModelSetup, ModelStatus, Size};
 pub use names::{NAMES_MAX, is_wild};
 pub use pressure::MemoryWatch;
 pub use responses::{ResponseStore, ResponsesConfig, StoredResponse};

@@ -7,8 +7,8 @@
 //! under one lock; nobody holds it while waiting.
 
 use super::Error;
-use super::room::{Held, Room, room};
-pub use super::setup::{KeepAlive, LoadLimits, ModelConfig, ModelSetup};
+use super::room::{Held, Limits, Room, room};
+pub use super::setup::{KeepAlive, LoadLimits, ModelConfig, ModelSetup, Size};
 use super::target::{Pin, Target};
 use crate::engine::{Description, Engine, EngineConfig, EngineMode, EngineState, Failure, Pressure, PressureNow};
 use crate::model::Memory;
@@ -399,23 +399,21 @@ impl Shared {
                 Phase::Closing(_) => (true, false),
                 Phase::Open { engine, .. } => {
                     if !matches!(engine.state(), EngineState::Ready(_)) {
-                        loading = loading.saturating_add(entry.config().n_bytes);
+                        loading = loading.saturating_add(entry.config().size.machine);
                     }
                     (false, state.n_pins == 0 && entry.source.is_some())
                 }
             };
-            held.push(Held {
-                idx: i,
-                n_bytes: entry.config().n_bytes,
-                is_closing,
-                is_idle,
-                last_used: state.last_used,
-            });
+            let size = entry.config().size;
+            held.push(Held { idx: i, size, is_closing, is_idle, last_used: state.last_used });
         }
         let machine = Memory::now().filter(|_| self.limits.watch_machine).map(|memory| memory.available);
-        let machine = machine.map(|available| available.saturating_sub(loading));
-        let wanted = self.entries[idx].config().n_bytes;
-        match room(wanted, self.limits.loaded_bytes_max, machine, held) {
+        let limits = Limits {
+            all: self.limits.loaded_bytes_max,
+            machine_free: machine.map(|available| available.saturating_sub(loading)),
+            gpu: self.limits.gpu_bytes_max,
+        };
+        match room(self.entries[idx].config().size, limits, held) {
             Room::There => self.start(states, idx, true),
             Room::Wait => {}
             Room::Evict(idle) => {

@@ -1,5 +1,6 @@
 //! How models are served: what the settings say of each, and of loading them.
 
+pub use super::room::Size;
 use super::spec::Price;
 use crate::chat::Sampling;
 use crate::engine::{Description, EngineConfig};
@@ -38,8 +39,8 @@ pub struct ModelConfig {
     pub price: Price,
     /// Sets of `[guardrails.NAME]` that hold for its requests.
     pub guardrails: Vec<String>,
-    /// Estimated bytes of memory once loaded; 0: unknown, and never in the way.
-    pub n_bytes: u64,
+    /// Estimated memory once loaded.
+    pub size: Size,
     /// What its file says of it before it is loaded.
     pub outline: Option<Arc<Description>>,
 }
@@ -59,7 +60,7 @@ impl ModelConfig {
             keep_alive: KeepAlive::Forever,
             price: Price::default(),
             guardrails: Vec::new(),
-            n_bytes: 0,
+            size: Size::default(),
             outline: None,
         }
     }
@@ -77,6 +78,8 @@ pub struct ModelSetup {
 pub struct LoadLimits {
     /// Most bytes of all loaded models together; `None`: no cap.
     pub loaded_bytes_max: Option<u64>,
+    /// Bytes that the GPUs have for all loaded models together; `None`: they have no memory of their own, or there are none.
+    pub gpu_bytes_max: Option<u64>,
     /// Whether a model must also fit the memory that the machine has at that time.
     pub watch_machine: bool,
     /// Longest wait of a request for its model's load.
@@ -85,6 +88,6 @@ pub struct LoadLimits {
 
 impl Default for LoadLimits {
     fn default() -> Self {
-        Self { loaded_bytes_max: None, watch_machine: false, load_wait: Duration::from_secs(300) }
+        Self { loaded_bytes_max: None, gpu_bytes_max: None, watch_machine: false, load_wait: Duration::from_secs(300) }
     }
 }

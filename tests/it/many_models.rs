@@ -5,7 +5,7 @@ use crate::support::served::root;
 use crate::support::{Answer, PATIENCE, Server, Setup, chat_body};
 use hearth::engine::config::{ModelSource, ScriptedConfig};
 use hearth::engine::{Engine, EngineConfig, EngineMode};
-use hearth::gateway::{Caller, Gateway, KeepAlive, LoadLimits, ModelConfig, ModelSetup};
+use hearth::gateway::{Caller, Gateway, KeepAlive, LoadLimits, ModelConfig, ModelSetup, Size};
 use hearth::http::HttpConfig;
 use hearth::telemetry::Metrics;
 use serde_json::json;
@@ -17,21 +17,8 @@ use std::time::{Duration, Instant};
 pub fn lazy(id: &str) -> ModelSetup {
     let mut engine = EngineConfig::new(ModelSource::Scripted(ScriptedConfig { step_us: 2_000, ..Default::default() }));
     engine.n_threads = Some(1);
-    let config = ModelConfig {
-        n_predict: None,
-        thinks: None,
-        file_name: String::new(),
-        id: id.to_owned(),
-        aliases: Vec::new(),
-        sampling: Default::default(),
-        n_created: 0,
-        is_lazy: true,
-        keep_alive: KeepAlive::For(Duration::from_secs(600)),
-        price: Default::default(),
-        n_bytes: 0,
-        guardrails: Vec::new(),
-        outline: None,
-    };
+    let keep_alive = KeepAlive::For(Duration::from_secs(600));
+    let config = ModelConfig { is_lazy: true, keep_alive, ..ModelConfig::new(id) };
     ModelSetup { config, engine }
 }
 
@@ -248,7 +235,7 @@ async fn a_client_may_say_how_long_a_model_stays_but_not_against_the_operator() 
 async fn the_cap_evicts_the_longest_unused_and_never_a_busy_one() {
     let sized = |id: &str| {
         let mut model = lazy(id);
-        model.config.n_bytes = 4;
+        model.config.size.machine = 4;
         model
     };
     let limits = LoadLimits { loaded_bytes_max: Some(8), ..LoadLimits::default() };
@@ -270,6 +257,24 @@ async fn the_cap_evicts_the_longest_unused_and_never_a_busy_one() {
         }
     };
     tokio::time::timeout(PATIENCE, until_room).await.expect("room");
+}
+
+#[tokio::test]
+async fn models_take_turns_on_a_gpu_that_holds_one_of_them() {
+    let on = |id: &str, gpu: u64| {
+        let mut model = lazy(id);
+        model.config.size = Size { machine: 1, gpu };
+        model
+    };
+    let limits = LoadLimits { gpu_bytes_max: Some(10), ..LoadLimits::default() };
+    let house = House::of(vec![on("a", 6), on("b", 6), on("on the CPU", 0)], limits).await;
+    for model in ["a", "on the CPU", "b"] {
+        house.ask(model).await.content();
+    }
+    assert_eq!(house.loaded().await, ["b", "on the CPU"], "only what lies on the GPU makes room there");
+    let at_work = house.forever("b").await;
+    is_overload(&house.ask("a").await, "model_loading");
+    drop(at_work);
 }
 
 #[tokio::test]

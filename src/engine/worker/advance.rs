@@ -16,11 +16,13 @@ fn entry<M: Model>(model: &M, id: Token, logprob: f32, top: Vec<(Token, f32)>) -
 }
 
 impl<M: Model> Worker<M> {
-    /// The decode is done: remember what is computed, and go on with what has its logits.
-    pub(super) fn advance(&mut self, shares: &[Share]) {
+    /// The decode is done: remember what is computed, and go on with what has its logits. Answers how long choosing took.
+    pub(super) fn advance(&mut self, shares: &[Share]) -> Duration {
         let drafts = std::mem::take(&mut self.drafts);
         let mut row = 0;
+        let start = Instant::now();
         let chosen = self.choose(shares, &drafts);
+        let choosing = start.elapsed();
         for ((share, draft), chosen) in shares.iter().zip(&drafts).zip(chosen) {
             let first = row;
             row += share.n_rows as usize + draft.tokens.len();
@@ -51,6 +53,7 @@ impl<M: Model> Worker<M> {
             }
         }
         self.drafts = drafts;
+        choosing
     }
 
     /// The tokens of the shares that have their logits, in the order of the shares; none where the others are, or nobody wants

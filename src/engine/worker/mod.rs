@@ -331,14 +331,15 @@ impl<M: Model> Worker<M> {
                 self.count(n_decode, n_prefill);
                 self.follow(shares);
                 let start = Instant::now();
-                self.advance(shares);
+                let choosing = self.advance(shares);
                 tracing::trace!(
                     n_decode,
                     n_prefill,
                     n_pads = self.rows.len() as u32 - n_decode - n_prefill,
                     us = time.as_micros() as u64,
                     masks_us = waited.as_micros() as u64,
-                    choose_us = start.elapsed().as_micros() as u64,
+                    choose_us = choosing.as_micros() as u64,
+                    tell_us = (start.elapsed() - choosing).as_micros() as u64,
                     "step"
                 );
                 self.drop_pads();

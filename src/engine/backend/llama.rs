@@ -439,9 +439,10 @@ impl Model for LlamaModel {
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
         let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
+        let is_offloaded = llama::offloads() && config.gpu_layers.is_some();
         draft::with_drafts(
             context,
-            Traits { n_swa, shares_cells, can_cut, is_mrope, n_threads },
+            Traits { n_swa, shares_cells, can_cut, is_mrope, n_threads, is_offloaded },
             params,
             self.draft.as_ref(),
         )

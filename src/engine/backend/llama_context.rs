@@ -32,6 +32,8 @@ pub(super) struct Traits {
     pub is_mrope: bool,
     /// Threads of a decode.
     pub n_threads: u32,
+    /// Layers are on a GPU.
+    pub is_offloaded: bool,
 }
 
 impl LlamaContext {
@@ -119,6 +121,10 @@ impl Context for LlamaContext {
 
     fn goes_back(&self) -> bool {
         self.traits.can_cut && self.traits.n_swa == 0
+    }
+
+    fn records_steps(&self) -> bool {
+        self.traits.is_offloaded
     }
 
     fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String> {

@@ -343,6 +343,11 @@ pub trait Context {
     /// Whether all sequences draw their cells from one pool.
     fn shares_cells(&self) -> bool;
 
+    /// Whether a step of as many rows as the one before takes less time than others: a GPU that repeats a step has it recorded.
+    fn records_steps(&self) -> bool {
+        false
+    }
+
     /// The LoRA adapters (index and scale) that later decodes are computed with, in place of those before. Setting the
     /// same ones again costs nothing. Indexes are those of [`Description::adapters`].
     fn set_adapters(&mut self, adapters: &[(u32, f32)]) -> Result<(), String>;

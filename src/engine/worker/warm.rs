@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 /// Copies that take less are told apart from nothing by chance only.
 const SHARE_NOISE: Duration = Duration::from_millis(1);
 
+/// How often a step is measured.
+const STEPS: usize = 3;
+/// Rows of a step with a draft, such as is measured among steps of one row.
+const DETOUR_ROWS: u32 = 4;
+
 /// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
 pub(in crate::engine) fn warm_up<C: Context>(
     context: &mut C,
@@ -26,16 +31,24 @@ pub(in crate::engine) fn warm_up<C: Context>(
     for n in probes(n_rows) {
         // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
         let mut best = Duration::MAX;
-        // The longest takes so long that little holds it up.
-        for _ in 0..if n < 64 { 3 } else { 1 } {
-            // A draft makes one step among those of one row larger. A GPU that repeats a step has it recorded, which another
-            // number of rows ends: four rows of an 8B model took an H200 4.1 ms again and again, 5.2 after one row (3.3).
-            if n > 1 {
+        // The longest takes so long that little holds it up. What is recorded is so at the second or third time.
+        for _ in 0..if context.records_steps() {
+            2 * STEPS
+        } else if n < 64 {
+            STEPS
+        } else {
+            1
+        } {
+            // A draft makes one step among those of one row larger.
+            if n > 1 && !context.records_steps() {
                 time_of_rows(context, token, 1, |_| true)?;
             }
             best = best.min(time_of_rows(context, token, n, |_| true)?);
         }
         cost.observe(n, best);
+    }
+    if context.records_steps() && n_rows > DETOUR_ROWS {
+        cost.with_detour(detour(context, token, cost)?);
     }
     let has_others = context.n_cells() > context.n_ctx_seq();
     if !context.shares_cells() && context.can_cut() && has_others && context.n_ctx_seq() > n_rows + 1 {
@@ -45,8 +58,25 @@ pub(in crate::engine) fn warm_up<C: Context>(
         }
         pace.observe_share(best.saturating_sub(SHARE_NOISE));
     }
-    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), "steps were measured");
+    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), "steps were measured");
     Ok(())
+}
+
+/// What one step of more rows costs among steps of one, beside its own time.
+fn detour<C: Context>(context: &mut C, token: Token, cost: &StepCost) -> Result<Duration, String> {
+    let plain = Duration::from_secs_f64(cost.pass(DETOUR_ROWS as usize) + 3.0 * cost.pass(1));
+    let mut best = Duration::MAX;
+    for _ in 0..STEPS {
+        for _ in 0..2 * STEPS {
+            time_of_rows(context, token, 1, |_| true)?;
+        }
+        let mut time = time_of_rows(context, token, DETOUR_ROWS, |_| true)?;
+        for _ in 0..3 {
+            time += time_of_rows(context, token, 1, |_| true)?;
+        }
+        best = best.min(time);
+    }
+    Ok(best.saturating_sub(plain))
 }
 
 /// Numbers of rows to measure, up to the most.

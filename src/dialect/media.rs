@@ -8,7 +8,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 /// Images and sounds of one request, and bytes of each once decoded.
-const MEDIA_MAX: usize = 64;
+pub(super) const MEDIA_MAX: usize = 64;
 const MEDIA_BYTES_MAX: usize = 24 << 20;
 
 /// Padding may be left out, as browsers and some SDKs do.

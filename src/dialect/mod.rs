@@ -20,6 +20,7 @@ pub mod ollama;
 pub mod openai;
 pub mod remote;
 pub mod responses;
+mod tools;
 mod watch;
 
 pub use json::parse_object;

@@ -2,11 +2,8 @@
 
 use crate::chat::{ChatPrompt, Tool, ToolChoice};
 use crate::dialect::fields::{Object, invalid_value, too_many};
+use crate::dialect::tools::{self, TOOLS_MAX};
 use crate::dialect::{Fault, Ignored, arguments};
-
-/// Tools of one request; an agent with several MCP servers has about a hundred.
-const TOOLS_MAX: usize = 1024;
-const NAME_CHARS_MAX: usize = 128;
 
 pub(super) fn tools(body: &mut Object, prompt: &mut ChatPrompt, ignored: &mut Ignored) -> Result<(), Fault> {
     let values = body.array("tools")?.unwrap_or_default();
@@ -34,7 +31,7 @@ fn tool(mut entry: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
         let message = format!("{path}: the tool {kind:?} is not available on this server; only custom tools are.");
         return Err(Fault::new(path, "unsupported_parameter", message));
     }
-    let name = checked_name(&mut entry)?;
+    let name = tools::name(&mut entry)?;
     let description = entry.string("description")?;
     let path = entry.path("input_schema");
     let parameters = match entry.take("input_schema") {
@@ -46,20 +43,6 @@ fn tool(mut entry: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
     entry.accept(&["cache_control", "eager_input_streaming", "defer_loading", "allowed_callers", "input_examples"]);
     entry.finish(ignored);
     Ok(Tool { name, description, parameters, strict })
-}
-
-/// A tool's name: not empty, and short enough for every template.
-fn checked_name(entry: &mut Object) -> Result<String, Fault> {
-    let name = entry.string("name")?.ok_or_else(|| entry.missing("name"))?;
-    let path = entry.path("name");
-    match name.chars().count() {
-        0 => Err(Fault::new(&path, "empty_string", format!("{path} must not be empty."))),
-        n if n > NAME_CHARS_MAX => {
-            let message = format!("{path} may have at most {NAME_CHARS_MAX} characters, but it has {n}.");
-            Err(Fault::new(path, "string_above_max_length", message))
-        }
-        _ => Ok(name),
-    }
 }
 
 fn choice(body: &mut Object, prompt: &mut ChatPrompt, ignored: &mut Ignored) -> Result<(), Fault> {

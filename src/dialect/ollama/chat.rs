@@ -5,14 +5,12 @@ use super::options::{images, settings, think};
 use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Message, Role, Tool, ToolCall};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::media::MediaPlaces;
-use crate::dialect::{Fault, Ignored, Read, arguments};
+use crate::dialect::tools::{self, TOOLS_MAX};
+use crate::dialect::{Fault, Ignored, Read};
 use serde_json::Value;
 
 /// Turns of one conversation. Each takes a few tokens at least, so no context holds more.
 const MESSAGES_MAX: usize = 65_536;
-/// Tools of one request; an agent with several MCP servers has about a hundred.
-const TOOLS_MAX: usize = 1024;
-const NAME_CHARS_MAX: usize = 128;
 const ROLES: &str = "system, user, assistant, tool";
 
 /// A chat as read. Without messages it only asks for the model to be loaded (or unloaded).
@@ -128,7 +126,7 @@ fn tools(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<Tool>, Fault> {
         let function = entry.object("function")?.ok_or_else(|| entry.missing("function"))?;
         entry.finish(ignored);
         let path = function.path("name");
-        let tool = tool(function, ignored)?;
+        let tool = tools::function(function, &[], ignored)?;
         if tools.iter().any(|other| other.name == tool.name) {
             let message = format!("{path} is {:?}, and another tool has that name already.", tool.name);
             return Err(Fault::new(path, "invalid_value", message));
@@ -136,28 +134,6 @@ fn tools(body: &mut Object, ignored: &mut Ignored) -> Result<Vec<Tool>, Fault> {
         tools.push(tool);
     }
     Ok(tools)
-}
-
-fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
-    let name = function.string("name")?.ok_or_else(|| function.missing("name"))?;
-    let path = function.path("name");
-    match name.chars().count() {
-        0 => return Err(Fault::new(&path, "empty_string", format!("{path} must not be empty."))),
-        n if n > NAME_CHARS_MAX => {
-            let message = format!("{path} may have at most {NAME_CHARS_MAX} characters, but it has {n}.");
-            return Err(Fault::new(path, "string_above_max_length", message));
-        }
-        _ => {}
-    }
-    let description = function.string("description")?;
-    let path = function.path("parameters");
-    let parameters = match function.take("parameters") {
-        None => "{}".to_owned(),
-        Some(schema) => arguments::schema(path, &schema)?,
-    };
-    let strict = function.bool("strict")?.unwrap_or(false);
-    function.finish(ignored);
-    Ok(Tool { name, description, parameters, strict })
 }
 
 #[cfg(test)]

@@ -2,22 +2,9 @@
 
 use crate::chat::{Media, MediaKind, Role};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::media::is_elsewhere;
+use crate::dialect::media::{MEDIA_MAX, decode, is_elsewhere};
 use crate::dialect::{Fault, Ignored};
-use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
-
-/// Images and sounds of one request, and bytes of each once decoded.
-const MEDIA_MAX: usize = 64;
-const MEDIA_BYTES_MAX: usize = 24 << 20;
-
-/// Padding may be left out, as browsers and some SDKs do.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// What reading the messages of one request finds beside their text.
 pub(in crate::dialect) struct Found<'a> {
@@ -199,23 +186,6 @@ fn data_url<'a>(path: &str, url: &'a str) -> Result<Option<DataUrl<'a>>, Fault> 
     }
     let mime = mime.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     Ok(Some(DataUrl { mime, data }))
-}
-
-fn decode(path: &str, data: &str) -> Result<Vec<u8>, Fault> {
-    if data.len() / 4 * 3 > MEDIA_BYTES_MAX {
-        let message = format!("{path} may have at most {MEDIA_BYTES_MAX} bytes once decoded.");
-        return Err(Fault::new(path, "string_above_max_length", message));
-    }
-    let decoded = if data.bytes().any(|byte| byte.is_ascii_whitespace()) {
-        BASE64.decode(data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<u8>>())
-    } else {
-        BASE64.decode(data)
-    };
-    match decoded {
-        Ok(bytes) if !bytes.is_empty() => Ok(bytes),
-        Ok(_) => Err(Fault::new(path, "invalid_value", format!("{path} is empty."))),
-        Err(_) => Err(Fault::new(path, "invalid_value", format!("{path} is not valid base64."))),
-    }
 }
 
 #[cfg(test)]

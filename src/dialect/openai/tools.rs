@@ -1,13 +1,10 @@
 //! `tools`, `tool_choice`, `parallel_tool_calls`, and their older form `functions`, `function_call`.
 
-use crate::chat::{ChatPrompt, Tool, ToolChoice};
+use crate::chat::{ChatPrompt, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
-use crate::dialect::{Fault, Ignored, arguments};
+use crate::dialect::tools::{self, TOOLS_MAX};
+use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
-
-/// Tools of one request; an agent with several MCP servers has about a hundred.
-const TOOLS_MAX: usize = 1024;
-const NAME_CHARS_MAX: usize = 128;
 
 /// The form in which a client offered its tools, and so expects the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,7 +35,7 @@ pub(super) fn tools(body: &mut Object, prompt: &mut ChatPrompt, ignored: &mut Ig
             CallStyle::FunctionCall => Object::at(path, value)?,
         };
         let name_path = function.path("name");
-        let tool = tool(function, ignored)?;
+        let tool = tools::function(function, &["cache_control"], ignored)?;
         if prompt.tools.iter().any(|other| other.name == tool.name) {
             let message = format!("{name_path} is {:?}, and another tool has that name already.", tool.name);
             return Err(Fault::new(name_path, "invalid_value", message));
@@ -67,28 +64,6 @@ fn wrapped(path: String, value: Value, ignored: &mut Ignored) -> Result<Object, 
     entry.accept(&["cache_control"]);
     entry.finish(ignored);
     Ok(function)
-}
-
-fn tool(mut function: Object, ignored: &mut Ignored) -> Result<Tool, Fault> {
-    let name = function.string("name")?.ok_or_else(|| function.missing("name"))?;
-    let path = function.path("name");
-    match name.chars().count() {
-        0 => return Err(Fault::new(&path, "empty_string", format!("{path} must not be empty."))),
-        n if n > NAME_CHARS_MAX => {
-            let message = format!("{path} may have at most {NAME_CHARS_MAX} characters, but it has {n}.");
-            return Err(Fault::new(path, "string_above_max_length", message));
-        }
-        _ => {}
-    }
-    let description = function.string("description")?;
-    let parameters = match function.take("parameters") {
-        None => "{}".to_owned(),
-        Some(schema) => arguments::schema(function.path("parameters"), &schema)?,
-    };
-    let strict = function.bool("strict")?.unwrap_or(false);
-    function.accept(&["cache_control"]);
-    function.finish(ignored);
-    Ok(Tool { name, description, parameters, strict })
 }
 
 fn choice(body: &mut Object, prompt: &mut ChatPrompt, ignored: &mut Ignored) -> Result<(), Fault> {

@@ -2,13 +2,11 @@
 
 use crate::chat::{Tool, ToolChoice};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
+use crate::dialect::tools::{self, TOOLS_MAX};
 use crate::dialect::{Fault, Ignored, arguments};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
-/// Tools of one request, members of namespaces included; each takes tokens of the prompt.
-const TOOLS_MAX: usize = 1024;
-const NAME_CHARS_MAX: usize = 128;
 const TYPES: &str = "function, custom, namespace";
 /// Tools that OpenAI runs itself. Clients send some of them always, so they are left out unless they are chosen.
 const HOSTED: [&str; 11] = [
@@ -75,7 +73,7 @@ pub(super) fn tools(body: &mut Object, ignored: &mut Ignored) -> Result<Tools, F
 
 impl Tools {
     fn namespace(&mut self, mut fields: Object, ignored: &mut Ignored) -> Result<(), Fault> {
-        let namespace = name(&mut fields)?;
+        let namespace = tools::name(&mut fields)?;
         let path = fields.path("tools");
         for (j, value) in fields.array("tools")?.unwrap_or_default().into_iter().enumerate() {
             let mut member = Object::at(format!("{path}[{j}]"), value)?;
@@ -99,7 +97,7 @@ impl Tools {
             "custom" => custom_parameters(&mut fields, ignored)?,
             other => return Err(invalid_value(fields.path("type"), other, TYPES)),
         };
-        let name = name(&mut fields)?;
+        let name = tools::name(&mut fields)?;
         let full = namespace.map_or_else(|| name.clone(), |namespace| full_name(namespace, &name));
         if self.called.contains_key(&full) {
             let path = fields.path("name");
@@ -129,17 +127,6 @@ impl Tools {
         }
         Ok(full)
     }
-}
-
-fn name(fields: &mut Object) -> Result<String, Fault> {
-    let name = fields.string("name")?.ok_or_else(|| fields.missing("name"))?;
-    let n_chars = name.chars().count();
-    if (1..=NAME_CHARS_MAX).contains(&n_chars) {
-        return Ok(name);
-    }
-    let path = fields.path("name");
-    let message = format!("{path} must have 1 to {NAME_CHARS_MAX} characters, but it has {n_chars}.");
-    Err(Fault::new(path, "invalid_value", message))
 }
 
 fn parameters(fields: &mut Object) -> Result<String, Fault> {

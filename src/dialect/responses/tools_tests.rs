@@ -93,7 +93,7 @@ fn wrong_tools_are_refused_by_name() {
     assert_eq!(tools(json!({"name":"g"})), ("tools[1].type".into(), "missing_required_parameter"));
     assert_eq!(tools(json!({"type":"robot","name":"g"})), ("tools[1].type".into(), "invalid_value"));
     assert_eq!(tools(json!({"type":"function"})), ("tools[1].name".into(), "missing_required_parameter"));
-    assert_eq!(tools(json!({"type":"function","name":""})), ("tools[1].name".into(), "invalid_value"));
+    assert_eq!(tools(json!({"type":"function","name":""})), ("tools[1].name".into(), "empty_string"));
     assert_eq!(tools(json!({"type":"function","name":"x".repeat(129)})).0, "tools[1].name");
     assert_eq!(tools(json!({"type":"function","name":"f"})), ("tools[1].name".into(), "invalid_value"));
     assert_eq!(tools(json!({"type":"function","name":"g","parameters":[]})).0, "tools[1].parameters");

@@ -69,49 +69,28 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
         let exe = std::env::current_exe().context("hearth can't find its own executable")?;
         EngineMode::Process { exe, args: super::engine::log_args(&raw.log()) }
     };
-    let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
-    let metrics = Arc::new(Metrics::of(config.metrics));
-    let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
-    if let Some(shipper) = books.as_ref().and_then(|books| books.shipper()) {
-        shipper.start();
-    }
-    let mut gateway = Gateway::open(config.gateway, setups.collect(), &mode, config.limits, metrics);
-    if let Some(books) = &books {
-        gateway = gateway.with_books(Arc::clone(books));
-        gateway.keep_cache_on_disk().context("answers can't be kept on disk")?;
-    }
-    if let Some(watch) = config.memory {
-        gateway = gateway.with_memory_watch(watch);
-    }
-    let exporter = match &config.otlp {
-        Some(otlp) => {
-            let collector = Collector::new(&otlp.collector).map_err(|error| anyhow!("the collector: {error}"))?;
-            Some(Arc::new(Exporter::start(otlp.exporter.clone(), collector, gateway.metrics().otlp())))
-        }
-        None => None,
-    };
-    if let Some(exporter) = &exporter {
-        gateway = gateway.with_traces(Arc::clone(exporter));
-    }
-    let gateway = Arc::new(gateway);
+    let live = LiveHttp::from(config.http.clone());
+    let (admin_listen, admin_ui) = (config.admin_listen, config.admin_ui);
+    let house = House::open(config, &mode)?;
+    let gateway = Arc::clone(&house.gateway);
     let shutdown = CancellationToken::new();
     // Served until the last row is written, so that a draining server can still be looked at.
     let admin_ends = CancellationToken::new();
     let mut planes = JoinSet::new();
     let (settings, asks) = Settings::new(raw.masked());
-    let live = LiveHttp::from(config.http);
-    if let Some(books) = &books {
+    if let Some(books) = &house.books {
         let admin = Admin {
             books: Arc::clone(books),
             gateway: Some(Arc::clone(&gateway)),
             drain: shutdown.clone(),
             settings: Some(settings.clone()),
-            ui: config.admin_ui,
+            ui: admin_ui,
         };
-        serve_admin(&mut planes, admin, config.admin_listen.map(|address| (address, live.clone())), &admin_ends)
-            .await?;
+        serve_admin(&mut planes, admin, admin_listen.map(|address| (address, live.clone())), &admin_ends).await?;
     }
-    let signals = tokio::spawn(drain_on_signal(shutdown.clone()));
+    // **Bound:** the four below; they end with the server.
+    let mut beside = JoinSet::new();
+    beside.spawn(drain_on_signal(shutdown.clone()));
     // **Bound:** one task for each model that is loaded at the start.
     let mut watchers = JoinSet::new();
     let started = gateway.started();
@@ -119,41 +98,84 @@ async fn serve(flags: Flags, raw: Raw, mut config: Config, has_keys: bool) -> Re
     for (id, states) in started {
         watchers.spawn(watch_engine(id, states, show, shutdown.clone()));
     }
-    let reload =
-        Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway), books: books.clone(), settings, asks };
-    let reloading = tokio::spawn(reload.run(hangup, shutdown.clone()));
-    let trimming = tokio::spawn(heap::keep_trimmed(shutdown.clone()));
-    let notify = Arc::new(Notify::from(|name| std::env::var(name).ok()));
-    notify.ready();
-    let living = tokio::spawn({
-        let (notify, shutdown) = (Arc::clone(&notify), shutdown.clone());
-        async move {
-            notify.live(shutdown).await;
-            notify.stopping();
-        }
+    let books = house.books.clone();
+    let reload = Reload { flags, raw, http: live.clone(), gateway: Arc::clone(&gateway), books, settings, asks };
+    beside.spawn(reload.run(hangup, shutdown.clone()));
+    let until = shutdown.clone();
+    beside.spawn(async move {
+        heap::keep_trimmed(until).await;
+        Ok(())
     });
-    let served = http::serve(listeners, live, Arc::clone(&gateway), shutdown.clone()).await;
+    let notify = Notify::from(|name| std::env::var(name).ok());
+    notify.ready();
+    let until = shutdown.clone();
+    beside.spawn(async move {
+        notify.live(until).await;
+        notify.stopping();
+        Ok(())
+    });
+    let served = http::serve(listeners, live, gateway, shutdown.clone()).await;
     // Set by whoever asked to stop; a listener that failed by itself stops the rest too.
     shutdown.cancel();
-    gateway.close().await;
-    if let Some(books) = &books {
-        books.close().await;
-    }
-    if let Some(exporter) = &exporter {
-        exporter.close().await;
-    }
+    house.close().await;
     admin_ends.cancel();
     while planes.join_next().await.is_some() {}
-    signals.abort();
-    reloading.abort();
-    living.abort();
-    trimming.abort();
+    beside.abort_all();
     served.context("the server failed")?;
     while let Some(watched) = watchers.join_next().await {
         watched.unwrap_or_else(|error| Err(anyhow!("an engine's watcher ended: {error}")))?;
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The gateway, and what it writes to.
+struct House {
+    gateway: Arc<Gateway>,
+    books: Option<Arc<Books>>,
+    exporter: Option<Arc<Exporter>>,
+}
+
+impl House {
+    /// Must be called inside a runtime. Errors: books, answers or a collector that can't be opened.
+    fn open(config: Config, mode: &EngineMode) -> Result<Self> {
+        let setups = config.models.into_iter().map(|model| ModelSetup { config: model.config, engine: model.engine });
+        let metrics = Arc::new(Metrics::of(config.metrics));
+        let books = config.books.map(|books| Books::open(books, &metrics)).transpose()?;
+        if let Some(shipper) = books.as_ref().and_then(|books| books.shipper()) {
+            shipper.start();
+        }
+        let mut gateway = Gateway::open(config.gateway, setups.collect(), mode, config.limits, metrics);
+        if let Some(books) = &books {
+            gateway = gateway.with_books(Arc::clone(books));
+            gateway.keep_cache_on_disk().context("answers can't be kept on disk")?;
+        }
+        if let Some(watch) = config.memory {
+            gateway = gateway.with_memory_watch(watch);
+        }
+        let exporter = match &config.otlp {
+            Some(otlp) => {
+                let collector = Collector::new(&otlp.collector).map_err(|error| anyhow!("the collector: {error}"))?;
+                Some(Arc::new(Exporter::start(otlp.exporter.clone(), collector, gateway.metrics().otlp())))
+            }
+            None => None,
+        };
+        if let Some(exporter) = &exporter {
+            gateway = gateway.with_traces(Arc::clone(exporter));
+        }
+        Ok(Self { gateway: Arc::new(gateway), books, exporter })
+    }
+
+    /// Engines first: what they still answer has its row and its span.
+    async fn close(&self) {
+        self.gateway.close().await;
+        if let Some(books) = &self.books {
+            books.close().await;
+        }
+        if let Some(exporter) = &self.exporter {
+            exporter.close().await;
+        }
+    }
 }
 
 /// Starts the admin plane. **Bound:** one task for each of its at most two listeners.

@@ -76,6 +76,38 @@ struct LedgerGauges {
     chain_head: IntGauge,
 }
 
+impl ShippingGauges {
+    fn new(r: &Registry) -> Self {
+        let gauge = |name: &str, help: &str| gauges(r, name, help, &[]);
+        Self {
+            up: gauge("hearth_store_up", "Whether rows go to the database of --store, 0 or 1."),
+            lag_rows: gauge("hearth_store_lag_rows", "Rows that have not arrived in that database."),
+            lag_seconds: gauge("hearth_store_lag_seconds", "Age of the first of them."),
+            failed: gauge("hearth_store_failures", "Tries to send rows that failed, since the start."),
+        }
+    }
+}
+
+impl LedgerGauges {
+    fn new(r: &Registry) -> Self {
+        Self {
+            pending: value(r, "hearth_ledger_pending", "Rows and acts that wait for a commit."),
+            failed: value(r, "hearth_ledger_failed", "Whether rows can't be written now, 0 or 1."),
+            lost: value(r, "hearth_ledger_rows_lost", "Rows that were given up since the start."),
+            chain_head: value(r, "hearth_audit_chain_head", "Number of the audit chain's last link."),
+        }
+    }
+}
+
+fn otlp_series(r: &Registry) -> OtlpSeries {
+    let name = "hearth_otlp_spans_dropped_total";
+    let dropped = counters(r, name, "Spans that no collector got, by reason.", &["reason"]);
+    // There from the start, so that a first one shows as an increase.
+    OtlpSeries::REASONS.iter().for_each(|reason| dropped.with_label_values(&[reason]).reset());
+    let name = "hearth_otlp_spans_exported_total";
+    OtlpSeries { exported: add(r, IntCounter::new(name, "Spans that the collector took.")), dropped }
+}
+
 /// The series of one model's requests, to be asked for once a request.
 pub struct ModelSeries {
     prompt_tokens: IntCounter,
@@ -122,41 +154,31 @@ impl Metrics {
     pub fn of(config: MetricsConfig) -> Self {
         let registry = Registry::new();
         let r = &registry;
-        let requests = add(
-            r,
-            IntCounterVec::new(
-                Opts::new("hearth_http_requests_total", "Requests answered, by matched route and status."),
-                &["endpoint", "code"],
-            ),
-        );
-        let request_seconds = add(
-            r,
-            HistogramVec::new(
-                histogram(
-                    "hearth_request_duration_seconds",
-                    "From a request's head to the end of its answer.",
-                    &REQUEST_BUCKETS,
-                ),
-                &["endpoint"],
-            ),
-        );
-        let info = Opts::new("hearth_build_info", "This build; always 1.");
-        let build = add(r, IntGaugeVec::new(info, &["version", "os", "arch"]));
+        let build = gauges(r, "hearth_build_info", "This build; always 1.", &["version", "os", "arch"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH]).set(1);
-        let of_model = |name: &str, help: &str, buckets: &[f64], label: &str| {
-            add(r, HistogramVec::new(histogram(name, help, buckets), &[label]))
-        };
-        let phase = |name: &str, help: &str| of_model(name, help, &PHASE_BUCKETS, "model");
-        let dropped = Opts::new("hearth_otlp_spans_dropped_total", "Spans that no collector got, by reason.");
-        let dropped = add(r, IntCounterVec::new(dropped, &["reason"]));
-        // There from the start, so that a first one shows as an increase.
-        OtlpSeries::REASONS.iter().for_each(|reason| dropped.with_label_values(&[reason]).reset());
         #[cfg(target_os = "linux")]
         r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("process_* is registered once; twice is a bug");
+        let times = |name: &str, help: &str, buckets: &[f64], label: &str| {
+            add(r, HistogramVec::new(histogram(name, help, buckets), &[label]))
+        };
+        let phase = |name: &str, help: &str| times(name, help, &PHASE_BUCKETS, "model");
+        let to_first = "From a generation's start to its first token.";
+        let commit = histogram("hearth_ledger_commit_seconds", "One commit of a group of rows.", &COMMIT_BUCKETS);
+        let budget = "What teams have left of their budgets, reserved money gone.";
         Self {
-            requests,
-            request_seconds,
+            requests: counters(
+                r,
+                "hearth_http_requests_total",
+                "Requests answered, by matched route and status.",
+                &["endpoint", "code"],
+            ),
+            request_seconds: times(
+                "hearth_request_duration_seconds",
+                "From a request's head to the end of its answer.",
+                &REQUEST_BUCKETS,
+                "endpoint",
+            ),
             prompt_tokens: counter(r, "hearth_prompt_tokens_total", "Prompt tokens, cached ones included."),
             prompt_tokens_cached: counter(
                 r,
@@ -164,113 +186,56 @@ impl Metrics {
                 "Prompt tokens found in the KV cache.",
             ),
             generated_tokens: counter(r, "hearth_generation_tokens_total", "Tokens generated."),
-            ttft: add(
-                r,
-                HistogramVec::new(
-                    histogram(
-                        "hearth_time_to_first_token_seconds",
-                        "From a generation's start to its first token.",
-                        &TTFT_BUCKETS,
-                    ),
-                    &["model"],
-                ),
-            ),
-            gap: add(
-                r,
-                HistogramVec::new(
-                    histogram(
-                        "hearth_inter_token_latency_seconds",
-                        "Time between two tokens of one answer.",
-                        &GAP_BUCKETS,
-                    ),
-                    &["model"],
-                ),
+            ttft: times("hearth_time_to_first_token_seconds", to_first, &TTFT_BUCKETS, "model"),
+            gap: times(
+                "hearth_inter_token_latency_seconds",
+                "Time between two tokens of one answer.",
+                &GAP_BUCKETS,
+                "model",
             ),
             queue: phase("hearth_queue_time_seconds", "From acceptance to a slot."),
             prefill: phase("hearth_prefill_time_seconds", "From a slot to the first token."),
             decode: phase("hearth_decode_time_seconds", "From the first token to the last."),
-            vllm_ttft: config.compat.vllm.then(|| {
-                let help = "From a generation's start to its first token.";
-                of_model("vllm:time_to_first_token_seconds", help, &TTFT_BUCKETS, "model_name")
-            }),
+            vllm_ttft: config
+                .compat
+                .vllm
+                .then(|| times("vllm:time_to_first_token_seconds", to_first, &TTFT_BUCKETS, "model_name")),
             routing: Routing::new(r),
             memory: Memory::new(r),
-            otlp: OtlpSeries {
-                exported: add(r, IntCounter::new("hearth_otlp_spans_exported_total", "Spans that the collector took.")),
-                dropped,
-            },
-            ledger_commits: add(
+            otlp: otlp_series(r),
+            ledger_commits: add(r, Histogram::with_opts(commit)),
+            ledger: LedgerGauges::new(r),
+            shipping: ShippingGauges::new(r),
+            connections: gauges(r, "hearth_connections", "Client connections, by what they do.", &["state"]),
+            rejections: counters(
                 r,
-                Histogram::with_opts(histogram(
-                    "hearth_ledger_commit_seconds",
-                    "One commit of a group of rows.",
-                    &COMMIT_BUCKETS,
-                )),
+                "hearth_rejections_total",
+                "Connections and requests refused at the door, by reason.",
+                &["reason"],
             ),
-            ledger: LedgerGauges {
-                pending: add(r, IntGauge::new("hearth_ledger_pending", "Rows and acts that wait for a commit.")),
-                failed: add(r, IntGauge::new("hearth_ledger_failed", "Whether rows can't be written now, 0 or 1.")),
-                lost: add(r, IntGauge::new("hearth_ledger_rows_lost", "Rows that were given up since the start.")),
-                chain_head: add(r, IntGauge::new("hearth_audit_chain_head", "Number of the audit chain's last link.")),
-            },
-            shipping: {
-                let gauge = |name: &str, help: &str| add(r, IntGaugeVec::new(Opts::new(name, help), &[]));
-                ShippingGauges {
-                    up: gauge("hearth_store_up", "Whether rows go to the database of --store, 0 or 1."),
-                    lag_rows: gauge("hearth_store_lag_rows", "Rows that have not arrived in that database."),
-                    lag_seconds: gauge("hearth_store_lag_seconds", "Age of the first of them."),
-                    failed: gauge("hearth_store_failures", "Tries to send rows that failed, since the start."),
-                }
-            },
-            connections: add(
+            limit_rejections: counters(
                 r,
-                IntGaugeVec::new(Opts::new("hearth_connections", "Client connections, by what they do."), &["state"]),
+                "hearth_ratelimit_rejections_total",
+                "Requests refused by a limit or a budget.",
+                &["scope", "kind"],
             ),
-            rejections: add(
+            auth_failures: counters(
                 r,
-                IntCounterVec::new(
-                    Opts::new("hearth_rejections_total", "Connections and requests refused at the door, by reason."),
-                    &["reason"],
-                ),
+                "hearth_auth_failures_total",
+                "Requests without a key that opens the API.",
+                &["reason"],
             ),
-            limit_rejections: add(
+            tls_cert_expiry: value(
                 r,
-                IntCounterVec::new(
-                    Opts::new("hearth_ratelimit_rejections_total", "Requests refused by a limit or a budget."),
-                    &["scope", "kind"],
-                ),
+                "hearth_tls_cert_expiry_timestamp_seconds",
+                "When the certificate in use ends, in unix seconds; 0: no TLS.",
             ),
-            auth_failures: add(
+            reload_success: value(
                 r,
-                IntCounterVec::new(
-                    Opts::new("hearth_auth_failures_total", "Requests without a key that opens the API."),
-                    &["reason"],
-                ),
+                "hearth_config_last_reload_success",
+                "Whether the last reload of the settings was taken, 1 or 0.",
             ),
-            tls_cert_expiry: add(
-                r,
-                IntGauge::new(
-                    "hearth_tls_cert_expiry_timestamp_seconds",
-                    "When the certificate in use ends, in unix seconds; 0: no TLS.",
-                ),
-            ),
-            reload_success: add(
-                r,
-                IntGauge::new(
-                    "hearth_config_last_reload_success",
-                    "Whether the last reload of the settings was taken, 1 or 0.",
-                ),
-            ),
-            budget_remaining: add(
-                r,
-                GaugeVec::new(
-                    Opts::new(
-                        "hearth_budget_remaining_usd",
-                        "What teams have left of their budgets, reserved money gone.",
-                    ),
-                    &["team"],
-                ),
-            ),
+            budget_remaining: add(r, GaugeVec::new(Opts::new("hearth_budget_remaining_usd", budget), &["team"])),
             usage: Usage::new(r, config.by_key, config.compat.vllm),
             scraped: Mutex::new(Scraped::new(r, config.compat)),
             registry,
@@ -482,12 +447,27 @@ pub(super) fn add<C: prometheus::core::Collector + Clone + 'static>(
     series
 }
 
-pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
-    add(registry, IntCounterVec::new(Opts::new(name, help), &["model"]))
+pub(super) fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    add(registry, IntCounterVec::new(Opts::new(name, help), labels))
 }
 
+/// By model.
+pub(super) fn counter(registry: &Registry, name: &str, help: &str) -> IntCounterVec {
+    counters(registry, name, help, &["model"])
+}
+
+pub(super) fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    add(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+/// By model.
 pub(super) fn gauge(registry: &Registry, name: &str, help: &str) -> IntGaugeVec {
-    add(registry, IntGaugeVec::new(Opts::new(name, help), &["model"]))
+    gauges(registry, name, help, &["model"])
+}
+
+/// Of the whole server.
+pub(super) fn value(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    add(registry, IntGauge::new(name, help))
 }
 
 pub(super) fn histogram(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {

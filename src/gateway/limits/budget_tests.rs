@@ -90,6 +90,13 @@ fn money_is_reserved_too_and_what_is_free_needs_none() {
     first.settle(Spend { tokens: 5, nusd: 1300 });
     assert_eq!(limiter.budget(ScopeKind::Key, "k").map(|(spent, ..)| spent.nusd), Some(1300));
     assert!(ask(1, 1).is_err() && ask(9, 0).is_ok());
+    // So it is with tokens, for whom was let in before they were spent.
+    let budget = of_tokens(10, None);
+    let limiter: Limiter = Limiter::new(TestClock::default());
+    let (first, second) = (limiter.admit(&key(&budget), 0).unwrap(), limiter.admit(&key(&budget), 0).unwrap());
+    let reservation = first.reserve(Spend { tokens: 10, nusd: 0 }).unwrap();
+    reservation.settle(Spend { tokens: 15, nusd: 0 });
+    assert!(second.reserve(Spend::default()).is_ok());
 }
 
 #[test]

@@ -476,4 +476,10 @@ fn scopes_that_clients_name_are_bounded_and_idle_ones_forgotten() {
         }
     }
     assert!(core.n_scopes() < SCOPES_MAX * 3 / 4, "{}", core.n_scopes());
+    // Places that were given up are there for new ones, which share nothing.
+    let names: Vec<String> = (0..100).map(|n| format!("10.9.0.{n}")).collect();
+    let fresh = names.iter().map(|name| core.admit(at(200_000), &[scope(ScopeKind::Ip, name, limits)], 0));
+    let fresh: Vec<Ticket> = fresh.filter_map(Result::ok).collect();
+    assert_eq!(fresh.len(), names.len());
+    fresh.into_iter().for_each(|ticket| core.release(ticket));
 }

@@ -166,12 +166,15 @@ mod tests {
         check(&utc("6h"), "2026-05-01T10:10:00Z", "2026-05-01T06:00:00Z", "2026-05-01T12:00:00Z");
         check(&utc("5h"), "2026-05-01T23:00:00Z", "2026-05-01T20:00:00Z", "2026-05-02T00:00:00Z"); // the day's last
         check(&utc("24h"), "2026-05-01T10:00:00Z", "2026-05-01T00:00:00Z", "2026-05-02T00:00:00Z");
-        // More than a day: from the epoch on.
+        // A day's length or more: from the epoch on, whatever the zone.
+        let berlin = period("24h", Some("Europe/Berlin"));
+        check(&berlin, "2026-05-01T23:00:00Z", "2026-05-01T00:00:00Z", "2026-05-02T00:00:00Z");
         check(&utc("30h"), "2026-05-01T10:00:00Z", "2026-04-30T18:00:00Z", "2026-05-02T00:00:00Z");
     }
 
     #[test]
     fn months_and_weeks_follow_the_calendar() {
+        check(&period("1w", None), "2024-02-10T00:00:00Z", "2024-02-07T10:00:00Z", "2024-02-14T10:00:00Z");
         let month = period("1mo", Some("UTC"));
         check(&month, "2028-02-29T23:59:59Z", "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z");
         check(&month, "2027-12-31T23:59:59Z", "2027-12-01T00:00:00Z", "2028-01-01T00:00:00Z");

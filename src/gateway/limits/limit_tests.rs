@@ -388,6 +388,23 @@ fn a_queue_has_its_share_beyond_the_free_slots() {
     assert_eq!(core.in_use(ScopeKind::Key, "k"), (0, 0));
 }
 
+#[test]
+fn a_try_starts_its_request_and_gives_back_what_it_took() {
+    let limits = Limits { tokens_per_minute: Some(10), n_queue: Some(1), ..Default::default() };
+    let key = [scope(ScopeKind::Key, "k", limits)];
+    let limiter: Limiter = Limiter::new(TestClock::default());
+    let permit = limiter.admit(&key, 0).expect("a place");
+    assert!(permit.counts(), "tokens are limited");
+    let tried = permit.reserve(tokens(10)).expect("all there are");
+    assert!(permit.reserve(tokens(1)).is_err() && permit.tokens_left() == Some(0));
+    assert_eq!(limiter.in_use(ScopeKind::Key, "k"), (1, 1));
+    tried.start();
+    assert_eq!(limiter.in_use(ScopeKind::Key, "k"), (1, 0), "it has a slot");
+    drop(tried);
+    assert_eq!(permit.tokens_left(), Some(10));
+    assert!(permit.reserve(tokens(10)).is_ok(), "for the next try");
+}
+
 /// T-L6: whatever ends a request, its places come back.
 #[test]
 fn ten_thousand_requests_of_any_fate_leave_nothing_in_use() {
@@ -460,7 +477,13 @@ fn scopes_that_clients_name_are_bounded_and_idle_ones_forgotten() {
     // Those beyond share one, which is soon out of requests.
     assert_eq!((core.n_scopes(), held.len()), (SCOPES_MAX + 1, SCOPES_MAX + 5));
     assert!(core.admit(at(0), &[scope(ScopeKind::EndUser, "late", limits)], 0).is_err());
-    core.admit(at(0), &[scope(ScopeKind::Key, "key", limits)], 0).map(|ticket| core.release(ticket)).expect("a key");
+    // Names that the operator gives stand apart however many there are.
+    for name in ["key", "another"] {
+        let all: Vec<Ticket> =
+            (0..5).filter_map(|_| core.admit(at(0), &[scope(ScopeKind::Key, name, limits)], 0).ok()).collect();
+        assert_eq!(all.len(), 5, "{name}");
+        all.into_iter().for_each(|ticket| core.release(ticket));
+    }
     held.into_iter().for_each(|ticket| core.release(ticket));
     for n in 0..SCOPES_MAX {
         let ticket = core.admit(at(200_000), &[scope(ScopeKind::Ip, "10.0.0.1", limits)], 0).map_err(|_| n);

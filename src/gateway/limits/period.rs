@@ -173,12 +173,22 @@ mod tests {
     }
 
     #[test]
+    fn times_beyond_the_calendar_count_in_days() {
+        for (text, n_days) in [("2d", 2), ("6h", 1), ("1mo", 1)] {
+            let found = window(&period(text, Some("UTC")), 0, i64::MAX / 2);
+            assert_eq!(found.end_ms - found.start_ms, n_days * DAY_MS, "{text}");
+            assert!(found.holds(i64::MAX / 2) && found.start_ms % (n_days * DAY_MS) == 0, "{text}");
+        }
+    }
+
+    #[test]
     fn months_and_weeks_follow_the_calendar() {
         check(&period("1w", None), "2024-02-10T00:00:00Z", "2024-02-07T10:00:00Z", "2024-02-14T10:00:00Z");
         let month = period("1mo", Some("UTC"));
         check(&month, "2028-02-29T23:59:59Z", "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z");
         check(&month, "2027-12-31T23:59:59Z", "2027-12-01T00:00:00Z", "2028-01-01T00:00:00Z");
         check(&period("3mo", Some("UTC")), "2026-05-05T00:00:00Z", "2026-04-01T00:00:00Z", "2026-07-01T00:00:00Z");
+        check(&period("7mo", Some("UTC")), "2026-05-05T00:00:00Z", "2026-01-01T00:00:00Z", "2026-08-01T00:00:00Z");
         check(&period("1w", Some("UTC")), "2026-11-25T00:00:00Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z");
         check(&period("1w", Some("UTC")), "1969-12-31T00:00:00Z", "1969-12-29T00:00:00Z", "1970-01-05T00:00:00Z");
     }

@@ -12,6 +12,8 @@ const SHARE_NOISE: Duration = Duration::from_millis(1);
 const STEPS: usize = 3;
 /// Rows of a step with a draft, such as is measured among steps of one row.
 const DETOUR_ROWS: u32 = 4;
+/// Of a step of one row, the part from which on a detour counts.
+const DETOUR_PART: f64 = 0.25;
 
 /// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
 pub(in crate::engine) fn warm_up<C: Context>(
@@ -48,7 +50,11 @@ pub(in crate::engine) fn warm_up<C: Context>(
         cost.observe(n, best);
     }
     if context.records_steps() && n_rows > DETOUR_ROWS {
-        cost.with_detour(detour(context, token, cost)?);
+        let detour = detour(context, token, cost)?;
+        // Less is chance, and no matter.
+        if detour.as_secs_f64() > DETOUR_PART * cost.pass(1) {
+            cost.with_detour(detour);
+        }
     }
     let has_others = context.n_cells() > context.n_ctx_seq();
     if !context.shares_cells() && context.can_cut() && has_others && context.n_ctx_seq() > n_rows + 1 {

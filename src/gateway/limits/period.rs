@@ -183,6 +183,8 @@ mod tests {
 
     #[test]
     fn months_and_weeks_follow_the_calendar() {
+        // Before the creation too, where the first guess is a month late.
+        check(&period("1mo", None), "2023-10-31T00:00:00Z", "2023-09-30T10:00:00Z", "2023-10-31T10:00:00Z");
         check(&period("1w", None), "2024-02-10T00:00:00Z", "2024-02-07T10:00:00Z", "2024-02-14T10:00:00Z");
         let month = period("1mo", Some("UTC"));
         check(&month, "2028-02-29T23:59:59Z", "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z");

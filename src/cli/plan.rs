@@ -5,7 +5,7 @@ use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, GpuLayers, KvLayout, KvType, ModelSource};
 use crate::engine::{Description, EngineConfig, Pooling};
 use crate::gateway::Size;
-use crate::model::fit::bytes;
+use crate::model::fit::{OWN_BYTES, bytes};
 use crate::model::{Ask, CacheType, FitError, Memory, ModelFile, Offload, Plan, Shape};
 use anyhow::{Result, bail};
 use std::sync::Arc;
@@ -130,13 +130,14 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory) 
     let memory = Memory::now();
     tracing::info!(
         model = served.config.id,
-        "memory: {} in all: weights {}, KV cache {} for {} cells, recurrent state {}, compute about {}; {}",
+        "memory: {} in all: weights {}, KV cache {} for {} cells, recurrent state {}, compute about {}, the server {}; {}",
         bytes(plan.total()),
         bytes(plan.weights),
         bytes(plan.kv),
         plan.ask.n_ctx * plan.ask.n_workers,
         bytes(plan.state),
         bytes(plan.compute),
+        bytes(OWN_BYTES),
         memory.map_or("how much is available is unknown".into(), |m| format!("{} available", bytes(m.available))),
     );
     if model.shape.n_ctx_train > 0 && n_ctx > model.shape.n_ctx_train.next_multiple_of(256) {

@@ -74,7 +74,7 @@ pub struct Plan {
 }
 
 /// The server's own two processes beyond what a plan counts.
-const OWN_BYTES: u64 = 64 << 20;
+pub const OWN_BYTES: u64 = 64 << 20;
 /// llama.cpp makes contexts and caches of windowed layers whole multiples of this.
 pub const CTX_STEP: u64 = 256;
 

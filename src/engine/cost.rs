@@ -13,8 +13,10 @@ const ROWS_MAX: usize = 64;
 const OUTLIER: f64 = 3.0;
 /// A draft must promise this much more, since the odds are a guess.
 const MARGIN: f64 = 1.02;
-/// So much more where a draft that is wrong also costs the steps around it; see `StepCost::with_detour`.
+/// So much more where a draft that is wrong also costs the steps around it; see `StepCost::set_detour`.
 const DETOUR_MARGIN: f64 = 1.5;
+/// Steps of as many rows that are not yet what repeating them takes, where a GPU records what is repeated.
+const UNSETTLED: u32 = 2;
 /// A step without rows that nobody wants must take this many times one with them.
 const PAD_MARGIN: f64 = 1.03;
 
@@ -23,15 +25,15 @@ const PAD_MARGIN: f64 = 1.03;
 pub struct StepCost {
     /// Seconds, where the steps before had as many rows; 0: not measured.
     times: [f64; ROWS_MAX + 1],
-    /// Seconds that one step of another number of rows takes beside its own time; see [`with_detour`](Self::with_detour).
+    /// Seconds that one step of another number of rows takes beside its own time; see [`set_detour`](Self::set_detour).
     detour: f64,
-    /// Rows of the last step.
-    last: usize,
+    /// Rows of the last step, and how many before it had as many, one after another.
+    last: (usize, u32),
 }
 
 impl Default for StepCost {
     fn default() -> Self {
-        Self { times: [0.0; ROWS_MAX + 1], detour: 0.0, last: 0 }
+        Self { times: [0.0; ROWS_MAX + 1], detour: 0.0, last: (0, 0) }
     }
 }
 
@@ -41,10 +43,11 @@ impl StepCost {
 
     /// Takes the time of a step into account.
     pub fn observe(&mut self, n_rows: u32, time: Duration) {
-        let is_repeated = std::mem::replace(&mut self.last, n_rows as usize) == n_rows as usize;
-        let Some(known) = self.times.get_mut(n_rows as usize).filter(|_| is_repeated || self.detour == 0.0) else {
-            return;
-        };
+        let (last, n_before) = self.last;
+        let n_before = if last == n_rows as usize { n_before.saturating_add(1) } else { 0 };
+        self.last = (n_rows as usize, n_before);
+        let counts = n_before >= UNSETTLED || self.detour == 0.0;
+        let Some(known) = self.times.get_mut(n_rows as usize).filter(|_| counts) else { return };
         let time = time.as_secs_f64();
         if *known == 0.0 {
             *known = time;
@@ -53,11 +56,16 @@ impl StepCost {
         }
     }
 
+    /// A step came between of which nothing is learnt, with rows of prompts or in several passes.
+    pub fn interrupt(&mut self) {
+        self.last = (0, 0);
+    }
+
     /// Where a step that is like the one before it is faster, and one with a draft loses that for itself and for those behind
     /// it: a GPU has steps recorded that are repeated. On an H100, 3.3 ms a step of an 8B model, a draft of three tokens took
     /// 5.3 and the two steps behind it 4.3 and 4.6; held against repeated steps alone, drafts cost it 8 % of its rate. Only texts
     /// are wrong now and then: a model drafts in each step, so that steps with its drafts are repeated too.
-    pub fn with_detour(&mut self, detour: Duration) {
+    pub fn set_detour(&mut self, detour: Duration) {
         self.detour = detour.as_secs_f64();
     }
 
@@ -385,15 +393,19 @@ mod tests {
         let ms = |n: u32| 3.3 + 0.2 * f64::from(n - 1);
         let mut gpu = cost(|n| ms(n) / 1e3);
         assert!(gpu.worth((1, 0.0), 1.0, 0.4, 8).0 > 0, "rows are nearly free");
-        gpu.with_detour(Duration::from_millis(4));
+        gpu.set_detour(Duration::from_millis(4));
         assert_eq!(gpu.worth((1, 0.0), 1.0, 0.75, 3).0, 0, "wrong ones cost the steps around them");
         assert_eq!(gpu.worth((1, 0.0), 1.0, 0.98, 8).0, 8, "right ones follow one another");
         let bid = [Bid { odds: 0.4, most: 8 }];
         assert_eq!(draft_cost(1e-4).choose(&gpu, (1, false), &bid).n_seqs, 1, "a model drafts in each step");
-        // Only steps that repeat the one before say what it is to repeat them.
+        // Only steps that repeat those before say what it is to repeat them.
         let before = gpu.time(1);
-        for n in [4, 1, 16, 1] {
+        for n in [4, 1, 1, 16, 1, 1] {
             gpu.observe(n, Duration::from_millis(9));
+        }
+        gpu.interrupt();
+        for _ in 0..2 {
+            gpu.observe(1, Duration::from_millis(9));
         }
         assert_eq!(gpu.time(1), before);
         gpu.observe(1, Duration::from_millis(9));

@@ -327,6 +327,8 @@ impl<M: Model> Worker<M> {
                 self.end_turn(shares, n_decode, n_prefill);
                 if n_prefill == 0 && is_one_pass {
                     self.cost.observe(self.rows.len() as u32, time);
+                } else {
+                    self.cost.interrupt();
                 }
                 self.count(n_decode, n_prefill);
                 self.follow(shares);

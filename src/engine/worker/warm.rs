@@ -33,14 +33,14 @@ pub(in crate::engine) fn warm_up<C: Context>(
     for n in probes(n_rows) {
         // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
         let mut best = Duration::MAX;
-        // The longest takes so long that little holds it up. What is recorded is so at the second or third time.
-        for _ in 0..if context.records_steps() {
-            2 * STEPS
-        } else if n < 64 {
-            STEPS
-        } else {
-            1
-        } {
+        let n_times = match n {
+            // What a GPU records it has at the second or third time.
+            _ if context.records_steps() => 2 * STEPS,
+            // The longest takes so long that little holds it up.
+            64.. => 1,
+            _ => STEPS,
+        };
+        for _ in 0..n_times {
             // A draft makes one step among those of one row larger.
             if n > 1 && !context.records_steps() {
                 time_of_rows(context, token, 1, |_| true)?;
@@ -53,7 +53,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
         let detour = detour(context, token, cost)?;
         // Less is chance, and no matter.
         if detour.as_secs_f64() > DETOUR_PART * cost.pass(1) {
-            cost.with_detour(detour);
+            cost.set_detour(detour);
         }
     }
     let has_others = context.n_cells() > context.n_ctx_seq();

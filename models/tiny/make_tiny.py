@@ -304,6 +304,67 @@ def eagle3(out):
     m.ffn(b, 64)
     m.close()
 
+# What ../stories260K.gguf says most often after a token.
+NEXT = {
+    268: 388, 337: 335, 267: 337, 388: 426, 266: 267, 391: 266, 265: 268, 426: 346, 286: 399, 399: 393, 261: 370, 370: 268,
+    393: 269, 432: 313, 328: 432, 312: 426, 335: 312, 336: 432, 394: 261, 291: 268, 262: 423, 423: 388, 346: 391, 411: 426,
+    282: 323, 269: 391, 263: 415, 415: 294, 294: 286, 322: 419, 419: 292, 292: 411, 368: 302, 302: 416, 416: 422, 385: 328,
+    323: 312, 439: 419, 338: 391, 345: 268, 13: 436, 303: 359, 359: 337, 441: 416, 447: 416, 445: 302, 377: 267, 414: 444,
+    397: 355, 355: 267, 281: 394, 326: 286, 280: 303, 364: 420, 420: 268, 450: 436, 412: 276, 417: 340, 340: 266, 350: 265,
+    401: 396, 396: 267, 311: 267, 422: 419,
+}
+
+
+def dflash(out, name, seed, markov=False, selector=False):
+    """A head of DFlash for ../stories260K.gguf, which fills a block of eight tokens in one pass: its weights are random, and it
+    takes embeddings and output from its model. `markov`: DSpark's, whose head for a token's successor knows the model's habits,
+    so that it is often right. `selector`: DFlash2's, which looks for the best way through the best of each place."""
+    more = ["<mask>", *(f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL) - 1))]
+    m = Model(out, name, "dflash", seed, layers=1, width=64, context=2048, kind=Q.F16, more=more)
+    m.attention(2, 1, 32)
+    m.w.add_feed_forward_length(64)
+    m.w.add_rope_dimension_count(32)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_array("dflash.target_layers", [1, 3])
+    m.w.add_uint32("dflash.block_size", 8)
+    m.w.add_mask_token_id(256 + N_MERGES + len(SPECIAL))
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.matrix("fc.weight", m.width, 2 * m.width)
+    m.ones("enc.output_norm.weight", m.width)
+    m.ones("output_norm.weight", m.width)
+    b = "blk.0."
+    for part in ("attn_norm", "ffn_norm"):
+        m.ones(f"{b}{part}.weight", m.width)
+    m.qkvo(b, 1)
+    for part in ("attn_q_norm", "attn_k_norm"):
+        m.ones(f"{b}{part}.weight", m.head)
+    m.ffn(b, 64)
+    if markov:
+        rank = len(NEXT)
+        before, after = (np.zeros((m.n_vocab, rank), np.float32) for _ in range(2))
+        for i, (token, follower) in enumerate(NEXT.items()):
+            before[token, i], after[follower, i] = 1, 60
+        m.put("markov_w1.weight", before)
+        m.put("markov_w2.weight", after)
+        # How sure it is: by the token before alone.
+        sure = np.zeros((1, m.width + rank), np.float32)
+        sure[0, m.width :] = 4
+        m.put("conf_proj.weight", sure)
+        m.put("conf_proj.bias", np.full(1, -2))
+    if selector:
+        rank, kernel, group = 32, 3, 16
+        m.w.add_uint32("dflash.selector_rank", rank)
+        m.w.add_uint32("dflash.selector_top_k", 4)
+        m.w.add_uint32("dflash.conv_kernel_size", kernel)
+        m.w.add_uint32("dflash.conv_group_size", group)
+        m.matrix("selector_predecessor.weight", m.n_vocab, rank)
+        m.matrix("selector_successor.weight", m.n_vocab, rank)
+        m.matrix("selector_hidden.weight", rank, m.width)
+        for part in ("attn", "ffn"):
+            m.put(f"{b}{part}_conv_base", m.uniform((2, kernel, m.width), 0.5), exact=True)
+            m.matrix(f"{b}{part}_conv_proj.weight", 2 * kernel * m.width // group, m.width)
+    m.close()
+
 
 def mamba(out):
     """Recurrent: a state of fixed size for each sequence, no KV cache."""
@@ -547,6 +608,9 @@ def main():
     os.makedirs(out, exist_ok=True)
     for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank, mmproj, qwen2vl, glm4moe, eagle3):
         make(out)
+    dflash(out, "tiny-dflash", 14)
+    dflash(out, "tiny-dflash2", 15, selector=True)
+    dflash(out, "tiny-dspark", 16, markov=True)
     lora(out, "tiny-llama-lora-a", 7)
     lora(out, "tiny-llama-lora-b", 8)
 

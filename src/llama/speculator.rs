@@ -73,11 +73,13 @@ pub struct DraftAsk {
 }
 
 impl Model {
-    /// What of the draft's vocabulary is not as this one's, as the end of a sentence.
-    pub fn vocab_difference(&self, draft: &Model) -> Result<Option<String>, Error> {
+    /// Why `draft` can't make drafts of that kind for this model, as a clause. A context of the two must not be made then.
+    pub fn draft_mismatch(&self, draft: &Model, kind: DraftKind) -> Result<Option<String>, Error> {
         let mut text = std::ptr::null_mut();
         // SAFETY: both models live.
-        sys::call(|err| unsafe { sys::hearth_vocab_difference(self.as_ptr(), draft.as_ptr(), &raw mut text, err) })?;
+        sys::call(|err| unsafe {
+            sys::hearth_draft_mismatch(self.as_ptr(), draft.as_ptr(), kind.raw(), &raw mut text, err)
+        })?;
         // SAFETY: NULL, or a string of the shim.
         Ok((!text.is_null()).then(|| unsafe { sys::take(text) }))
     }
@@ -269,12 +271,16 @@ pub(super) mod tests {
         }
     }
 
-    /// Two sequences that heads draft for: the model's own, or of a file.
-    fn context(model: &Arc<Model>, heads: Option<&Arc<Model>>) -> Context {
-        let kind = if heads.is_none() { DraftKind::Mtp } else { DraftKind::Eagle3 };
-        context_for(model, heads.unwrap_or(model), kind)
-    }
+    /// Models, the heads that draft for them and of which kind those are.
+    const HEADS: [(&str, &str, DraftKind); 5] = [
+        ("tiny/tiny-glm4moe", "tiny/tiny-glm4moe", DraftKind::Mtp),
+        ("stories260K", "tiny/tiny-eagle3", DraftKind::Eagle3),
+        ("stories260K", "tiny/tiny-dflash", DraftKind::Dflash),
+        ("stories260K", "tiny/tiny-dflash2", DraftKind::Dflash),
+        ("stories260K", "tiny/tiny-dspark", DraftKind::Dspark),
+    ];
 
+    /// Two sequences that heads draft for.
     fn context_for(model: &Arc<Model>, draft: &Arc<Model>, kind: DraftKind) -> Context {
         let params = params();
         let mut context = Context::new(model, params, Arc::new(|| false)).expect("a context");
@@ -303,15 +309,15 @@ pub(super) mod tests {
 
     #[test]
     fn heads_begin_anew_wherever_they_left_off_and_keep_nothing_of_another() {
-        let (own, other) =
-            ((model("tiny/tiny-glm4moe"), None), (model("stories260K"), Some(model("tiny/tiny-eagle3"))));
-        for (model, heads) in [own, other] {
-            let mut fresh = context(&model, heads.as_ref());
+        for (name, heads, kind) in HEADS {
+            let target = model(name);
+            let heads = if heads == name { Arc::clone(&target) } else { model(heads) };
+            let mut fresh = context_for(&target, &heads, kind);
             assert!(step(&mut fresh, 0, 0, 60..80));
             let expected = draft(&mut fresh, 20);
             assert_eq!(expected.as_ref().map(Vec::len), Some(3));
 
-            let mut used = context(&model, heads.as_ref());
+            let mut used = context_for(&target, &heads, kind);
             assert!(step(&mut used, 0, 0, 100..140));
             assert!(draft(&mut used, 40).is_some());
             // Somebody else's, after what was there is gone.
@@ -325,7 +331,7 @@ pub(super) mod tests {
             // One row in the middle, behind which heads know no state: not in this step, but in the next.
             assert!(step(&mut used, 0, 17, 77..78));
             let n = draft(&mut used, 18).expect("room").len();
-            assert!(n == 0 || heads.is_some(), "{n}");
+            assert!(n == 0 || kind != DraftKind::Mtp, "{n}");
             assert!(step(&mut used, 0, 18, 78..79));
             assert_eq!(draft(&mut used, 19).map(|draft| draft.len()), Some(3));
             // A gap, and another position than what was told of last.
@@ -337,18 +343,26 @@ pub(super) mod tests {
 
     #[test]
     fn heads_share_what_they_hold_where_they_can() {
-        let model = model("tiny/tiny-glm4moe");
-        let mut used = context(&model, None);
-        assert!(step(&mut used, 1, 0, 60..80));
-        used.seq_cp(1, 0, 20).expect("a copy");
-        assert!(used.draft_share(1, 0, 20).expect("a copy"));
-        assert!(step(&mut used, 0, 20, 80..83));
-        assert_eq!(draft(&mut used, 23).map(|draft| draft.len()), Some(3));
-        assert!(!used.draft_share(1, 0, 21).expect("no copy"), "the other holds fewer");
-        // EAGLE-3 lacks the state behind what it would share.
-        let mut used = context(&self::model("stories260K"), Some(&self::model("tiny/tiny-eagle3")));
-        assert!(step(&mut used, 1, 0, 60..80));
-        assert!(!used.draft_share(1, 0, 10).expect("no copy"));
+        for (target, heads, kind) in HEADS {
+            let (target, heads) = (model(target), model(heads));
+            let mut used = context_for(&target, &heads, kind);
+            assert!(step(&mut used, 1, 0, 60..80));
+            if kind == DraftKind::Eagle3 {
+                // It lacks the state behind what it would share.
+                assert!(!used.draft_share(1, 0, 10).expect("no copy"));
+                continue;
+            }
+            used.seq_cp(1, 0, 20).expect("a copy");
+            assert!(used.draft_share(1, 0, 20).expect("a copy"), "{kind:?}");
+            assert!(step(&mut used, 0, 20, 80..83));
+            let shared = draft(&mut used, 23);
+            assert_eq!(shared.as_ref().map(Vec::len), Some(3));
+            assert!(!used.draft_share(1, 0, 21).expect("no copy"), "the other holds fewer");
+            // As if it had taken all of it in itself.
+            let mut alone = context_for(&target, &heads, kind);
+            assert!(step(&mut alone, 0, 0, 60..80) && step(&mut alone, 0, 20, 80..83));
+            assert_eq!(draft(&mut alone, 23), shared, "{kind:?}");
+        }
     }
 
     #[test]

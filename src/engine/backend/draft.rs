@@ -53,16 +53,11 @@ impl DraftSource {
         let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
         let params = params(kind, config);
         let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false };
-        if kind == DraftKind::Simple {
-            if source.model.is_recurrent() || source.model.is_hybrid() {
-                return Err(refuse("the memory of its architecture can't go back, so it can't draft"));
-            }
-            let difference = model.vocab_difference(&source.model).map_err(|error| refuse(&error.to_string()))?;
-            if let Some(difference) = difference {
-                return Err(refuse(&format!("its vocabulary is not the model's: {difference}")));
-            }
+        if kind == DraftKind::Simple && (source.model.is_recurrent() || source.model.is_hybrid()) {
+            return Err(refuse("the memory of its architecture can't go back, so it can't draft"));
         }
-        Ok(Some(source))
+        let mismatch = model.draft_mismatch(&source.model, kind).map_err(|error| refuse(&error.to_string()))?;
+        mismatch.map_or(Ok(Some(source)), |why| Err(refuse(&why)))
     }
 
     /// Lets it draft for a context of the model that it was loaded for.

@@ -139,8 +139,9 @@ typedef struct hearth_draft_ask {
     llama_token last; // the newest token, which neither context has computed
 } hearth_draft_ask;
 
-// What of a draft's vocabulary is not as the target's, as the end of a sentence; NULL where tokens mean the same.
-int32_t hearth_vocab_difference(const struct llama_model * target, const struct llama_model * draft, char ** text, char ** err);
+// Why `draft` can't make drafts of that kind for `target`, as a clause; NULL where it can. To be asked before a context is
+// made, which ends the process where widths differ.
+int32_t hearth_draft_mismatch(const struct llama_model * target, const struct llama_model * draft, int32_t kind, char ** text, char ** err);
 // The kind of drafts that a file's metadata names: one of HEARTH_DRAFT_*.
 int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err);
 // Heads for drafts that a model has, 0 without.

@@ -7,6 +7,7 @@
 #include "../src/llama-ext.h" // llama_get_ctx_other, llama_model_*: where common/speculative gets them too
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -51,6 +52,47 @@ std::string difference(const llama_vocab * target, const llama_vocab * draft) {
     for (int id = 5; id < std::min(n_target, n_draft); ++id) {
         if (std::strcmp(llama_vocab_get_text(target, id), llama_vocab_get_text(draft, id)) != 0) {
             return "token " + std::to_string(id) + " is another one";
+        }
+    }
+    return "";
+}
+
+// Why heads of a file can't read what a model's decodes leave behind. They take what they lack (embeddings, output) from the
+// model, which nothing but assertions checks.
+std::string misfit(const llama_model * target, const llama_model * heads, int32_t kind) {
+    const bool is_block = kind == HEARTH_DRAFT_DFLASH || kind == HEARTH_DRAFT_DSPARK;
+    int64_t width = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(heads) : llama_model_n_embd(heads);
+    if (kind == HEARTH_DRAFT_EAGLE3) {
+        char text[32] = {};
+        llama_model_meta_val_str(heads, "eagle3.target_hidden_size", text, sizeof(text));
+        width = std::atoll(text);
+    }
+    const int64_t own = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(target) : llama_model_n_embd(target);
+    if (width != own) {
+        return "it is made for a model of width " + std::to_string(width) + ", and this one's is " + std::to_string(own);
+    }
+    const int32_t n_tokens = llama_vocab_n_tokens(llama_model_get_vocab(heads));
+    const int32_t n_own = llama_vocab_n_tokens(llama_model_get_vocab(target));
+    if (n_tokens != n_own) {
+        return "it is made for a vocabulary of " + std::to_string(n_tokens) + " tokens, and the model's has " +
+               std::to_string(n_own);
+    }
+    if (kind == HEARTH_DRAFT_MTP) {
+        return "";
+    }
+    if (is_block && llama_vocab_mask(llama_model_get_vocab(heads)) == LLAMA_TOKEN_NULL) {
+        return "it names no mask token";
+    }
+    const int32_t * ids = llama_model_target_layer_ids(heads);
+    const uint32_t n = llama_model_target_layer_ids_n(heads);
+    if (n == 0) {
+        return "it does not say which layers of the model it reads";
+    }
+    const int32_t most = llama_model_n_layer(target) + (kind == HEARTH_DRAFT_EAGLE3 ? 1 : 0);
+    for (uint32_t i = 0; i < n; ++i) {
+        if (ids[i] < 0 || ids[i] >= most) {
+            return "it reads layer " + std::to_string(ids[i]) + " of a model with " +
+                   std::to_string(llama_model_n_layer(target));
         }
     }
     return "";
@@ -141,9 +183,15 @@ static bool can_draft(const hearth_speculator & s, const hearth_draft_ask & ask)
 
 extern "C" {
 
-int32_t hearth_vocab_difference(const llama_model * target, const llama_model * draft, char ** text, char ** err) {
+int32_t hearth_draft_mismatch(const llama_model * target, const llama_model * draft, int32_t kind, char ** text, char ** err) {
     return guard(err, [&] {
-        const std::string found = difference(llama_model_get_vocab(target), llama_model_get_vocab(draft));
+        std::string found;
+        if (kind == HEARTH_DRAFT_SIMPLE) {
+            found = difference(llama_model_get_vocab(target), llama_model_get_vocab(draft));
+            found = found.empty() ? "" : "its vocabulary is not the model's: " + found;
+        } else {
+            found = misfit(target, draft, kind);
+        }
         *text = found.empty() ? nullptr : dup(found);
     });
 }
@@ -202,26 +250,6 @@ int32_t hearth_speculator_new(llama_context * target, llama_context * draft, con
         p.ctx_tgt = target;
         p.ctx_dft = draft;
         p.backend_sampling = false; // its samplers would need places in the graph for each sequence
-        // Asserted on otherwise.
-        const llama_model * model = llama_get_model(target);
-        const llama_model * head = llama_get_model(draft);
-        if (params->kind == HEARTH_DRAFT_MTP && llama_model_n_embd_out(head) != llama_model_n_embd_out(model)) {
-            throw std::invalid_argument("its heads are of another width than the model");
-        }
-        if (params->kind != HEARTH_DRAFT_SIMPLE && params->kind != HEARTH_DRAFT_MTP) {
-            const int32_t * ids = llama_model_target_layer_ids(head);
-            const uint32_t n = llama_model_target_layer_ids_n(head);
-            const int32_t most = llama_model_n_layer(model) + (params->kind == HEARTH_DRAFT_EAGLE3 ? 1 : 0);
-            if (n == 0 || (params->kind == HEARTH_DRAFT_EAGLE3 && n != 3)) {
-                throw std::invalid_argument("it does not say which layers of the model it reads");
-            }
-            for (uint32_t i = 0; i < n; ++i) {
-                if (ids[i] < 0 || ids[i] >= most) {
-                    throw std::invalid_argument("it reads layer " + std::to_string(ids[i]) + " of a model with " +
-                                                std::to_string(llama_model_n_layer(model)));
-                }
-            }
-        }
         s->spec.reset(common_speculative_init(s->params, params->n_seq));
         if (!s->spec) {
             throw std::invalid_argument("llama.cpp made no drafts of it");

@@ -227,9 +227,9 @@ impl Store {
         &self.health
     }
 
-    /// Jobs that wait now.
+    /// Rows and acts that wait for a commit now, those in the spill with them.
     pub fn n_pending(&self) -> usize {
-        QUEUE_MAX - self.places.available_permits()
+        QUEUE_MAX - self.places.available_permits() + self.spill.len()
     }
 
     /// The key that checkpoints are signed with, to verify them elsewhere.

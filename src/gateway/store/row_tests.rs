@@ -199,6 +199,7 @@ fn what_a_row_takes_is_known_roughly() {
         RequestRow { model_req: some(), ..RequestRow::default() },
         RequestRow { model: some(), ..RequestRow::default() },
         RequestRow { tags: vec!["x".repeat(1_000); 50], ..RequestRow::default() },
+        RequestRow { tags: vec!["x".to_owned(); 2_000], ..RequestRow::default() },
         RequestRow { content: dek.seal("req", long.as_bytes()), ..RequestRow::default() },
     ];
     for (n, row) in large.iter().enumerate() {

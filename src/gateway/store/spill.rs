@@ -46,7 +46,11 @@ impl Spill {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().rows.is_empty()
+        self.len() == 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().rows.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {

@@ -250,6 +250,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_a_file_opens_until_it_expires_or_its_team_is_blocked() {
+        let opens = |expires, is_shut, now| {
+            let team = TeamRecord { id: "t".into(), spec: TeamSpec::default(), created: 0, blocked: is_shut };
+            let spec = KeySpec { expires, ..KeySpec::default() };
+            let record = Arc::new(KeyRecord::new("a".to_owned(), spec, Some(Arc::new(team)), 0, false));
+            let digest: [u8; 32] = Sha256::digest(b"sk-from-a-file").into();
+            let fixed = Fixed { keys: HashMap::from([(digest, record)]), teams: HashSet::new() };
+            let snapshot = Snapshot { fixed: Arc::new(fixed), ..Snapshot::default() };
+            Keyring::new(Pepper::new([7; 32]), snapshot, true).authenticate("sk-from-a-file", None, now).is_ok()
+        };
+        assert!(opens(None, false, 100) && opens(Some(100), false, 99));
+        assert!(!opens(Some(100), false, 100), "expired");
+        assert!(!opens(None, true, 0) && !opens(Some(100), true, 99), "blocked");
+    }
+
+    #[test]
     fn a_tenant_is_the_key_or_the_team_that_shares() {
         let team = |shares| {
             let spec = TeamSpec { shares, ..Default::default() };

@@ -323,6 +323,7 @@ async fn tries_are_written_where_there_was_more_than_one_model_here() {
         entry
     };
     let one = tried("one", &[("m", false, Class::Ok, false)]);
+    let twice = tried("twice", &[("a", false, Class::Transient, false), ("b", false, Class::Ok, false)]);
     let elsewhere = tried("elsewhere", &[("u", true, Class::Ok, false)]);
     let several = [
         ("a", false, Class::Transient, false),
@@ -343,6 +344,7 @@ async fn tries_are_written_where_there_was_more_than_one_model_here() {
         tries.iter().map(|(target, class, cost)| (String::from(*target), String::from(*class), *cost)).collect()
     };
     assert_eq!(said(&place.settled(elsewhere).await.attempts), expect(&[("u", "ok", 29)]));
+    assert_eq!(said(&place.settled(twice).await.attempts), expect(&[("a", "transient", 0), ("b", "ok", 29)]));
     // What a model here broke off is free; what an upstream sent is not.
     let tries = [("a", "transient", 0), ("b", "replaced", 29), ("u", "transient", 29), ("c", "ok", 29)];
     assert_eq!(said(&place.settled(several).await.attempts), expect(&tries));

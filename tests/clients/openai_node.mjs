@@ -183,7 +183,7 @@ check('a stream can be aborted', ['STRM-06'], async () => {
   }
   const started = Date.now();
   await client.chat.completions.create({ ...ask, max_tokens: 1 });
-  assert.ok(Date.now() - started < 5000, 'the slots of streams that were aborted are still in use');
+  assert.ok(Date.now() - started < 15000, 'the slots of streams that were aborted are still in use');
 });
 
 check('many at once do not mix', ['CHAT-18'], async (url) => {

@@ -179,6 +179,8 @@ async fn counts(house: &Governed) -> (u64, u64) {
         assert!(started.elapsed() < PATIENCE, "a request is still in flight");
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
+    // The worker tells of its slots, and counts a request's tokens, when it sees that the request is gone.
+    until(house, "idle", |stats| stats.slots.iter().all(|slot| slot.state == "idle")).await;
     let stats = house.server.engine.stats().await.expect("the engine lives");
     (stats.prompt_tokens_computed, stats.tokens_generated)
 }

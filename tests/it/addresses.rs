@@ -3,7 +3,8 @@
 use crate::support::{Answer, PATIENCE, Server, chat_body, read_quiet};
 use hearth::http::ClientRules;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -35,6 +36,10 @@ async fn get(server: &Server, path: &str, headers: &[(&str, &str)]) -> Answer {
         request = request.header(*name, *value);
     }
     Answer::of(request.send().await.expect("an answer")).await
+}
+
+fn retry_after(answer: &Answer, seconds: RangeInclusive<u32>) -> bool {
+    answer.header("retry-after").parse::<u32>().is_ok_and(|told| seconds.contains(&told))
 }
 
 fn nets(texts: &[&str]) -> Vec<ipnet::IpNet> {
@@ -125,7 +130,7 @@ async fn lists_of_addresses_admit_and_refuse() {
 #[tokio::test]
 async fn requests_of_one_address_have_a_rate() {
     let server = with(|rules| {
-        rules.requests_per_second = 0.5;
+        rules.requests_per_second = 0.1;
         rules.burst = 3;
         rules.trusted_proxies = nets(&["127.0.0.1/32"]);
     })
@@ -137,7 +142,8 @@ async fn requests_of_one_address_have_a_rate() {
     }
     let refused = ask("203.0.113.1").await;
     assert_eq!(refused.error().2.as_deref(), Some("rate_limit_exceeded"));
-    assert_eq!((refused.status, refused.header("retry-after")), (429, "2"));
+    assert_eq!(refused.status, 429);
+    assert!(retry_after(&refused, 9..=10), "{}", refused.text);
     assert_eq!(ask("203.0.113.2").await.status, 200);
     // Whoever watches the server's health is not held up.
     for _ in 0..10 {
@@ -145,12 +151,14 @@ async fn requests_of_one_address_have_a_rate() {
     }
 }
 
+const BAN: Duration = Duration::from_secs(3);
+
 /// ERR-01 and ANTH-14, of a caller over its own limit.
 #[tokio::test]
 async fn wrong_keys_lock_an_address_out_in_every_dialect() {
     let server = with(|rules| {
         rules.failures_max = 10;
-        rules.ban = Duration::from_millis(1500);
+        rules.ban = BAN;
         rules.trusted_proxies = nets(&["127.0.0.1/32"]);
     })
     .await;
@@ -165,6 +173,7 @@ async fn wrong_keys_lock_an_address_out_in_every_dialect() {
         assert_eq!(answer.status, 401, "{}", answer.text);
         refusals.push(answer.text);
     }
+    let banned = Instant::now();
     refusals.dedup();
     assert_eq!(refusals.len(), 1, "every wrong key gets the same answer");
     // From now on the address learns nothing, not even from the right key.
@@ -172,7 +181,7 @@ async fn wrong_keys_lock_an_address_out_in_every_dialect() {
         let openai = ask("203.0.113.7", "/v1/chat/completions", key).await;
         let (status, kind, code, _) = openai.error();
         assert_eq!((status, kind.as_str(), code.as_deref()), (429, "requests", Some("rate_limit_exceeded")));
-        assert_eq!(openai.header("retry-after"), "2");
+        assert!(retry_after(&openai, 1..=3), "{}", openai.text);
         let anthropic = ask("203.0.113.7", "/v1/messages", key).await;
         assert_eq!((anthropic.status, &anthropic.json()["error"]["type"]), (429, &json!("rate_limit_error")));
         let ollama = ask("203.0.113.7", "/api/chat", key).await;
@@ -181,7 +190,7 @@ async fn wrong_keys_lock_an_address_out_in_every_dialect() {
     }
     assert_eq!(ask("203.0.113.8", "/v1/chat/completions", "good").await.status, 200, "others are not meant");
     assert_eq!(get(&server, "/livez", &[("x-forwarded-for", "203.0.113.7")]).await.status, 200);
-    tokio::time::sleep(Duration::from_millis(1600)).await;
+    tokio::time::sleep((BAN + Duration::from_millis(100)).saturating_sub(banned.elapsed())).await;
     assert_eq!(ask("203.0.113.7", "/v1/chat/completions", "good").await.status, 200, "a ban ends");
     let page = server.metrics().await;
     assert!(page.contains("hearth_auth_failures_total{reason=\"wrong\"} 10"), "{page}");

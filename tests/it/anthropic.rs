@@ -315,7 +315,7 @@ async fn forced_calls_and_one_at_most() {
 async fn anth_14_loading_full_and_errors_of_every_kind() {
     let loading = Server::with(|setup| {
         setup.while_loading = true;
-        setup.scripted().load_ms = 600;
+        setup.scripted().load_ms = 60_000;
     })
     .await;
     for path in [PATH, COUNT] {
@@ -326,7 +326,7 @@ async fn anth_14_loading_full_and_errors_of_every_kind() {
     let server = Server::with(|setup| {
         setup.key("k");
         (setup.engine.n_slots, setup.engine.n_queue) = (1, 1);
-        setup.scripted().step_us = 500;
+        setup.scripted().step_us = 10_000;
     })
     .await;
     let ask = |path: &'static str, body: Value| {
@@ -406,7 +406,7 @@ async fn system_blocks_and_the_role_system() {
 
 #[tokio::test]
 async fn a_failure_in_a_stream_is_an_event_and_the_end() {
-    let server = Server::with(|setup| setup.scripted().step_us = 500).await;
+    let server = Server::with(|setup| setup.scripted().step_us = 10_000).await;
     let asking = async {
         let response = server.send(PATH, &body("/forever", json!({ "stream": true }))).await;
         parse(&response.text().await.expect("a whole stream"))

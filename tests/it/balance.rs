@@ -29,7 +29,7 @@ async fn equals(clouds: &[&Cloud], change: impl FnOnce(&mut Setup)) -> Routed {
 #[tokio::test]
 async fn the_faster_of_two_gets_nearly_all() {
     let (fast, slow) =
-        (Cloud::always(answering(Duration::ZERO)).await, Cloud::always(answering(Duration::from_millis(300))).await);
+        (Cloud::always(answering(Duration::ZERO)).await, Cloud::always(answering(Duration::from_secs(1))).await);
     let routed = equals(&[&slow, &fast], |_| {}).await;
     for _ in 0..40 {
         assert!(routed.ask(chat("a", "x")).await.is_done());
@@ -120,19 +120,21 @@ async fn a_probe_closes_a_breaker_when_it_is_time_to_try() {
     let routed = equals(&[&cloud], |setup| {
         let there = &mut setup.gateway.routing.upstreams[0];
         there.health = Some(HealthConfig { every: Duration::from_millis(20), ..Default::default() });
-        there.breaker.open_for = Duration::from_millis(200);
+        there.breaker.open_for = Duration::from_secs(1);
     })
     .await;
-    for _ in 0..n_bad {
+    for _ in 1..n_bad {
         assert!(!routed.ask(chat("a", "x")).await.is_done());
     }
-    assert_eq!(routed.gateway.upstreams()[0].breaker, BreakerState::Open);
     let since = Instant::now();
+    assert!(!routed.ask(chat("a", "x")).await.is_done());
+    assert_eq!(routed.gateway.upstreams()[0].breaker, BreakerState::Open);
     while routed.gateway.upstreams()[0].breaker != BreakerState::Closed {
         assert!(since.elapsed() < PATIENCE, "no request came, and the probes found it well");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(since.elapsed() >= Duration::from_millis(100), "not before its time");
+    // By chance up to a fifth less.
+    assert!(since.elapsed() >= Duration::from_millis(800), "not before its time");
 }
 
 const THERE: Price = Price { input: 3_000_000, cached_input: 0, output: 11_000_000 };
@@ -141,7 +143,7 @@ const THERE: Price = Price { input: 3_000_000, cached_input: 0, output: 11_000_0
 async fn an_answer_whose_client_has_left_is_read_on_for_its_count() {
     let script = vec![
         Act::Send((SSE.to_owned() + &text("x")).into()),
-        Act::Wait(Duration::from_millis(300)),
+        Act::Wait(Duration::from_secs(2)),
         Act::Send((text("yz") + &finish("stop") + &usage(7, 5) + DONE).into()),
     ];
     let cloud = Cloud::always(script).await;
@@ -165,7 +167,11 @@ async fn an_answer_whose_client_has_left_is_read_on_for_its_count() {
         assert_eq!((row.finish.as_str(), row.usage_source.as_str(), row.out_tok), ("aborted", source, out_tok));
         assert!(!drains || row.in_tok == in_tok, "{}", row.in_tok);
         assert_eq!(row.cost_nusd, THERE.cost(row.in_tok, 0, out_tok));
-        assert_eq!(cloud.n_left(), u64::from(!drains), "and the connection is closed at once where it isn't");
+        let since = Instant::now();
+        while cloud.n_left() != u64::from(!drains) {
+            assert!(since.elapsed() < PATIENCE, "where it isn't, the connection is closed before the answer ends");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         house.stop().await;
     }
 }

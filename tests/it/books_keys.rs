@@ -27,7 +27,7 @@ async fn litellms_call_makes_a_key_that_chats_and_is_gone_when_revoked() {
     let started = Instant::now();
     let refused = house.send(key, "/v1/chat/completions", body).await;
     assert_eq!((refused.status, refused.error().2.as_deref()), (401, Some("invalid_api_key")));
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(4));
     house.is_verified().await;
     house.stop().await;
 }
@@ -64,11 +64,12 @@ async fn every_refused_key_reads_the_same() {
 async fn a_rotated_key_has_its_grace() {
     let house = Governed::start().await;
     let (old, id) = house.key(json!({})).await;
-    let new = house.act(&format!("/key/{id}/regenerate"), json!({ "grace_period": "1s" })).await;
+    let new = house.act(&format!("/key/{id}/regenerate"), json!({ "grace_period": "3s" })).await;
+    let rotated = Instant::now();
     let new = new["key"].as_str().expect("a key").to_owned();
     assert_eq!(house.chat(&old, "a").await.status, 200);
     assert_eq!(house.chat(&new, "b").await.status, 200);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(3100).saturating_sub(rotated.elapsed())).await;
     assert_eq!(house.chat(&old, "a").await.status, 401);
     assert_eq!(house.chat(&new, "b").await.status, 200);
     let newest = house.act(&format!("/key/{id}/regenerate"), json!({})).await;
@@ -138,7 +139,7 @@ async fn a_revoked_key_cuts_its_stream_and_nobody_elses() {
     let started = Instant::now();
     house.act("/key/block", json!({ "key": id })).await;
     let text = String::from_utf8(read_until(cut, |_| false).await).expect("text");
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(4), "uncut it lasts six seconds");
     let last = text.trim_end().lines().last().unwrap_or_default().to_owned();
     let last: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap_or_default()).expect("an error event");
     assert_eq!(last["error"]["code"], "invalid_api_key");

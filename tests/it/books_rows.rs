@@ -149,7 +149,8 @@ async fn what_the_server_breaks_is_charged_where_the_operator_says_so() {
 #[tokio::test]
 async fn a_server_that_stops_leaves_no_request_without_its_row() {
     let house = Governed::with(|setup, _| {
-        setup.scripted().step_us = 1_000;
+        setup.scripted().step_us = 5_000;
+        setup.engine.n_ctx = Some(16_384);
         setup.http.drain_deadline = Duration::from_millis(100);
     })
     .await;
@@ -157,11 +158,16 @@ async fn a_server_that_stops_leaves_no_request_without_its_row() {
     let mut streams = Vec::new();
     for _ in 0..4 {
         let body = chat_body("/forever", json!({ "stream": true, "max_tokens": 3000 }));
-        streams.push(house.post(&key, "/v1/chat/completions", &body).send().await.expect("an answer"));
+        let mut stream = house.post(&key, "/v1/chat/completions", &body).send().await.expect("an answer");
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains("\"content\":\".") {
+            text.extend(stream.chunk().await.expect("it lives").expect("it goes on"));
+        }
+        streams.push((text, stream));
     }
-    house.server.busy(4).await;
     let Governed { server, books, .. } = house;
-    let reading = streams.into_iter().map(|stream| read_until(stream, |_| false));
+    let reading =
+        streams.into_iter().map(|(text, rest)| async move { [text, read_until(rest, |_| false).await].concat() });
     let (texts, ()) = tokio::join!(futures_util::future::join_all(reading), server.stop());
     for text in texts {
         let events = Events::parse(&text);

@@ -3,11 +3,12 @@
 use crate::support::cloud::{Act, Cloud, answer, head};
 use crate::support::governed::{Governed, PRICE};
 use crate::support::routed::{route, upstream};
-use crate::support::{MODEL, chat_body, with};
+use crate::support::{MODEL, PATIENCE, chat_body, with};
 use hearth::gateway::limits::LimitSets;
 use hearth::gateway::{LimitSpec, NUSD, Price};
 use serde_json::json;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 async fn spent(governed: &Governed, id: &str) -> (i64, u64) {
     let rows = governed.books.store().read({
@@ -150,6 +151,12 @@ async fn what_a_client_leaves_behind_is_counted_once() {
     let waiting = governed.post(&key, "/v1/chat/completions", &body).send().await.expect("an answer");
     assert_eq!(waiting.status(), 200);
     drop(waiting);
+    // Or it might have the slot for a moment.
+    let since = Instant::now();
+    while governed.server.engine.load().n_in_flight > 1 {
+        assert!(since.elapsed() < PATIENCE, "it still waits");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     drop(running);
     governed.server.idle().await;
     let rows = governed.rows(2).await;

@@ -152,7 +152,7 @@ async fn output_that_can_not_be_read_is_text() {
 #[tokio::test]
 async fn a_proxy_of_http_1_0_gets_each_event_at_once() {
     let server = Server::with(|setup| {
-        setup.scripted().step_us = 300;
+        setup.scripted().step_us = 2_000;
         setup.engine.n_ctx = Some(100_000);
     })
     .await;

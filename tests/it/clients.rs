@@ -2,6 +2,7 @@
 //!
 //! `make test` installs them and sets HEARTH_CLIENTS=1; without that, a client that is not installed is left out.
 
+use crate::support::free_address;
 use crate::support::served::{Served, root};
 use std::process::Command;
 
@@ -46,8 +47,7 @@ fn is_content_with(script: &str, first: &[&str], last: Option<&str>) {
         return;
     }
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    let admin = free.expect("a free port").to_string();
+    let admin = free_address().to_string();
     let folder = dir.path().to_str().expect("a path of text");
     let model = ["models/hearth-demo.gguf", "--alias", "hearth-demo"];
     let served = Served::of(&[&model[..], &["--data-dir", folder, "--admin-listen", &admin]].concat());

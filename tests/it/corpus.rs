@@ -32,8 +32,8 @@ fn tool(path: &str, name: &str, schema: &Value) -> Value {
 async fn post(server: &Server, path: &str, body: &Value) -> Answer {
     let answer = server.post(path, body.clone()).await;
     let ms: u64 = answer.header("openai-processing-ms").parse().unwrap_or_default();
-    // A second on a machine of its own; other tests share this one.
-    assert!(ms < 3000, "{path}: {ms} ms: {}", answer.text.chars().take(300).collect::<String>());
+    // A second on a machine of its own; other tests share this one, and what is kept out took minutes.
+    assert!(ms < 8000, "{path}: {ms} ms: {}", answer.text.chars().take(300).collect::<String>());
     answer
 }
 

@@ -9,6 +9,7 @@ async fn start() -> Server {
     Server::with(|setup| {
         setup.mode = EngineMode::child(env!("CARGO_BIN_EXE_hearth"));
         setup.scripted().step_us = 300;
+        setup.engine.n_ctx = Some(100_000);
     })
     .await
 }

@@ -39,10 +39,17 @@ fn ended(mut child: Child) {
     assert!(!was_there, "it does not end");
 }
 
+/// Waits until the process that was started last answers: by then it hears signals.
+async fn up(url: &str) {
+    let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+    let live = client.get(format!("{url}/livez")).send().await.expect("nobody is dropped");
+    assert_eq!(live.status(), 200);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_under_a_held_socket_fails_no_request() {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}/v1/completions", socket.local_addr().expect("bound"));
+    let url = format!("http://{}", socket.local_addr().expect("bound"));
     let stopping = Arc::new(AtomicBool::new(false));
     let mut child = start(&socket);
     let clients: Vec<_> = (0..8)
@@ -54,7 +61,8 @@ async fn a_restart_under_a_held_socket_fails_no_request() {
                     // A connection of its own for each request, as clients behind a balancer have.
                     let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
                     let body = json!({ "prompt": format!("/count {}", 3 + n), "model": "scripted" });
-                    let answer = client.post(&url).json(&body).send().await.expect("nobody is dropped");
+                    let sent = client.post(format!("{url}/v1/completions")).json(&body).send().await;
+                    let answer = sent.expect("nobody is dropped");
                     let (status, text) = (answer.status().as_u16(), answer.text().await.expect("a whole body"));
                     assert!(status == 200 || text.contains("model_loading"), "{status} {text}");
                     n_answers += u32::from(status == 200);
@@ -64,7 +72,8 @@ async fn a_restart_under_a_held_socket_fails_no_request() {
         })
         .collect();
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        up(&url).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         kill_process(Pid::from_child(&child), Signal::TERM).expect("it lives");
         let old = child;
         tokio::task::spawn_blocking(move || ended(old)).await.expect("it ended well");
@@ -72,7 +81,8 @@ async fn a_restart_under_a_held_socket_fails_no_request() {
         tokio::time::sleep(Duration::from_millis(300)).await;
         child = start(&socket);
     }
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    up(&url).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     stopping.store(true, Ordering::Relaxed);
     let mut n_answers = 0;
     for client in clients {

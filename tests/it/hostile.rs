@@ -22,8 +22,8 @@ async fn post(server: &Server, path: &str, body: impl Into<reqwest::Body>) -> An
     let request = server.client.post(server.url(path)).header("content-type", "application/json").body(body);
     let answer = Answer::of(request.send().await.expect("an answer")).await;
     if let Ok(ms) = answer.header("openai-processing-ms").parse::<u64>() {
-        // A second on a machine of its own; other tests share this one.
-        assert!(ms < 2000, "{path}: {ms} ms: {}", answer.text);
+        // A second on a machine of its own; other tests share this one, and what is kept out took minutes.
+        assert!(ms < 8000, "{path}: {ms} ms: {}", answer.text);
     }
     answer
 }

@@ -4,7 +4,6 @@ use crate::support::{Answer, PATIENCE, Server, chat_body, with};
 use hearth::gateway::LimitSpec;
 use hearth::gateway::limits::LimitSets;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 /// A server whose keys `one` and `two` have this set each.
 async fn limited(set: LimitSpec) -> Server {
@@ -19,6 +18,12 @@ async fn limited_with(set: LimitSpec, change: impl FnOnce(&mut crate::support::S
         change(setup);
     })
     .await
+}
+
+/// `/forever` takes longer than anybody waits.
+fn endless(setup: &mut crate::support::Setup) {
+    setup.engine.n_ctx = Some(1_000_000);
+    setup.scripted().step_us = 500;
 }
 
 async fn send(server: &Server, key: &str, path: &str, body: &Value) -> reqwest::Response {
@@ -165,7 +170,7 @@ async fn vectors_count_by_the_engines_own_count() {
 #[tokio::test]
 async fn places_come_back_whatever_ends_a_request() {
     let set = LimitSpec { parallel: Some(1), rpm: Some(100), ..Default::default() };
-    let server = limited_with(set, |setup| setup.scripted().step_us = 500).await;
+    let server = limited_with(set, endless).await;
     for round in 0..3 {
         let body = chat_body("/forever", json!({ "stream": true }));
         let mut response = send(&server, "one", "/v1/chat/completions", &body).await;
@@ -192,8 +197,8 @@ async fn places_come_back_whatever_ends_a_request() {
 async fn a_key_may_wait_with_so_many_requests_and_is_told_that_the_server_is_busy() {
     let set = LimitSpec { queue: Some(1), ..Default::default() };
     let server = limited_with(set, |setup| {
+        endless(setup);
         setup.engine.n_slots = 1;
-        setup.scripted().step_us = 500;
     })
     .await;
     let body = chat_body("/forever", json!({ "stream": true }));
@@ -294,11 +299,12 @@ async fn an_answer_from_the_cache_is_a_request_and_no_tokens() {
 #[tokio::test]
 async fn a_key_with_many_streams_does_not_slow_another() {
     let server = limited_with(LimitSpec::default(), |setup| {
+        endless(setup);
         setup.engine.n_slots = 4;
         setup.scripted().step_us = 1000;
     })
     .await;
-    let body = chat_body("/forever", json!({ "stream": true, "max_tokens": 2000 }));
+    let body = chat_body("/forever", json!({ "stream": true }));
     let mut many = Vec::new();
     for _ in 0..60 {
         many.push(send(&server, "one", "/v1/chat/completions", &body).await);
@@ -306,8 +312,9 @@ async fn a_key_with_many_streams_does_not_slow_another() {
     server.busy(60).await;
     for _ in 0..5 {
         let answer = chat(&server, "two", "/count 5", json!({}));
-        let answer = tokio::time::timeout(Duration::from_secs(2), answer).await;
-        assert_eq!(answer.expect("it does not wait for 2000 steps").content(), "1 2 3 4 5");
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        assert_eq!(answer.expect("it waits for none of them to end").content(), "1 2 3 4 5");
+        assert_eq!(server.engine.load().n_in_flight, 60);
     }
     drop(many);
     server.idle().await;

@@ -169,9 +169,9 @@ async fn mod_01_04_the_list_has_every_name_but_patterns_and_loads_nothing() {
 async fn concurrent_requests_share_one_load_and_one_that_leaves_leaves_it_to_the_others() {
     let mut slow = lazy("slow");
     scripted(&mut slow).load_ms = 400;
-    // A flag that no other test's engine has, so that this one's processes can be counted.
-    let mark = "error,shared_load=off";
-    let args = vec!["--log-level".to_owned(), mark.to_owned()];
+    // A flag that no other test's engine has, of this run or another's, so that this one's processes can be counted.
+    let mark = format!("error,shared_load_{}=off", std::process::id());
+    let args = vec!["--log-level".to_owned(), mark.clone()];
     let mode = EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into(), args };
     let house = House::with(vec![slow], LoadLimits::default(), mode).await;
     let leaving = tokio::time::timeout(Duration::from_millis(100), house.ask("slow")).await;
@@ -179,10 +179,10 @@ async fn concurrent_requests_share_one_load_and_one_that_leaves_leaves_it_to_the
     let asks = (0..8).map(|_| house.ask("slow"));
     let answers = futures_util::future::join_all(asks).await;
     assert!(answers.iter().all(|answer| answer.content() == "hi"));
-    assert_eq!(n_processes(mark), 1);
+    assert_eq!(n_processes(&mark), 1);
     assert!(house.server.get("/metrics").await.text.contains("hearth_engine_restarts_total{model=\"slow\"} 0"));
     house.gateway.close().await;
-    assert_eq!(n_processes(mark), 0);
+    assert_eq!(n_processes(&mark), 0);
 }
 
 /// Processes with `mark` as an argument.
@@ -195,17 +195,17 @@ fn n_processes(mark: &str) -> usize {
 #[tokio::test]
 async fn an_idle_model_is_unloaded_and_a_busy_one_is_not() {
     let (mut brief, mut kept) = (lazy("brief"), lazy("kept"));
-    brief.config.keep_alive = KeepAlive::For(Duration::from_millis(150));
+    brief.config.keep_alive = KeepAlive::For(Duration::from_secs(1));
     kept.config.keep_alive = KeepAlive::Forever;
     kept.config.is_lazy = false;
     let house = House::of(vec![brief, kept], LoadLimits::default()).await;
     let stream = house.forever("brief").await;
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(house.loaded().await, ["brief", "kept"], "a stream holds its model");
     let freed = Instant::now();
     drop(stream);
     house.until_loaded(&["kept"]).await;
-    assert!(freed.elapsed() >= Duration::from_millis(150));
+    assert!(freed.elapsed() >= Duration::from_secs(1));
     assert_eq!(house.ask("brief").await.content(), "hi");
     assert_eq!(house.loaded().await, ["brief", "kept"]);
     house.until_loaded(&["kept"]).await;
@@ -299,9 +299,9 @@ async fn a_lazy_model_that_cannot_be_loaded_answers_so_and_harms_nobody() {
 #[tokio::test]
 async fn a_load_is_waited_for_so_long_and_by_so_many() {
     let mut slow = lazy("slow");
-    scripted(&mut slow).load_ms = 1_500;
+    scripted(&mut slow).load_ms = 3_000;
     (slow.engine.n_slots, slow.engine.n_queue) = (1, 1);
-    let limits = LoadLimits { load_wait: Duration::from_millis(300), ..LoadLimits::default() };
+    let limits = LoadLimits { load_wait: Duration::from_secs(1), ..LoadLimits::default() };
     let house = House::of(vec![slow], limits).await;
     let answers = futures_util::future::join_all((0..5).map(|_| house.ask("slow"))).await;
     let code = |answer: &Answer| answer.error().2.unwrap_or_default();

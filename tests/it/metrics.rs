@@ -35,6 +35,8 @@ async fn busy(metrics: MetricsConfig) -> (Governed, String) {
     let dead = Cloud::always(vec![Act::Send(head(500, ""))]).await;
     let house = Governed::with(|setup, _| {
         setup.metrics = metrics;
+        // An answer without end would be at the end of its context before its client's leaving is seen.
+        setup.scripted().step_us = 500;
         setup.gateway.price = PRICE;
         setup.gateway.guardrails = guarded();
         let routing = &mut setup.gateway.routing;

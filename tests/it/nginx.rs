@@ -1,7 +1,7 @@
 //! Debian's nginx in front, with its defaults: tokens arrive as they are made, and a long prefill outlives its patience.
 //! Skipped where there is no nginx (`sh .ci/setup.sh test` installs it).
 
-use crate::support::{PATIENCE, Server, chat_body};
+use crate::support::{PATIENCE, Server, chat_body, free_address};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,7 @@ impl Nginx {
     async fn before(server: &Server, lines: &str) -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().display().to_string();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port");
+        let free = free_address();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|name| format!("{name}_temp_path {path}/{name};\n"))
@@ -88,9 +88,10 @@ async fn tokens_arrive_as_they_are_made() {
     let first = late[0];
     late.sort();
     eprintln!("behind nginx: the first token {first:?} later, the median one {:?}, the last {:?}", late[10], late[19]);
-    // On an idle machine these are a millisecond; what is buffered is as late as the rest of the answer takes.
-    assert!(late[10] < Duration::from_millis(100), "{late:?}");
-    assert!(first < Duration::from_millis(500), "{first:?}");
+    // On an idle machine these are a millisecond; what is buffered is as late as the rest of the answer takes: the median
+    // one by a second, the first by two.
+    assert!(late[10] < Duration::from_millis(500), "{late:?}");
+    assert!(first < Duration::from_secs(1), "{first:?}");
     let spread = proxied[19] - proxied[0];
     assert!(spread > Duration::from_millis(1200), "they came together, within {spread:?}");
 }

@@ -331,7 +331,7 @@ async fn any_content_type_without_an_origin_and_errors_as_texts() {
 async fn while_loading_and_full_the_text_says_so() {
     let server = Server::with(|setup| {
         setup.while_loading = true;
-        setup.scripted().load_ms = 600;
+        setup.scripted().load_ms = 600_000;
     })
     .await;
     for answer in [server.post(CHAT, chat("x", json!({}))).await, server.get("/api/tags").await] {

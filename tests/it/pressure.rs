@@ -61,7 +61,7 @@ async fn house(unit: &Unit) -> Governed {
         setup.gateway.routing.cache.enabled = true;
         let batch = LimitSpec { class: Some(Class::Batch), ..Default::default() };
         setup.gateway.limits = LimitSets::new([("slow".to_owned(), batch)].into());
-        (setup.engine.n_slots, setup.engine.n_ctx) = (1, Some(20_000));
+        (setup.engine.n_slots, setup.engine.n_ctx) = (1, Some(80_000));
         setup.engine.saved_bytes = Some(1 << 20);
         setup.scripted().step_us = 1_000;
     })
@@ -110,8 +110,10 @@ async fn what_waits_and_what_is_new_is_given_up_and_what_runs_is_not() {
     for text in ["first ", "other "] {
         assert_eq!(house.chat(&key, &text.repeat(40)).await.status, 200);
     }
-    let endless = chat_body("/forever", json!({ "stream": true, "max_tokens": 15_000 }));
-    let mut stream = house.post(&key, PATH, &endless).send().await.expect("an answer");
+    // It outlasts the test, and the client's limit for a whole answer.
+    let endless = chat_body("/forever", json!({ "stream": true, "max_tokens": 60_000 }));
+    let request = house.post(&key, PATH, &endless).timeout(12 * PATIENCE);
+    let mut stream = request.send().await.expect("an answer");
     assert!(stream.chunk().await.expect("it lives").is_some());
     let saved = house.server.engine.stats().await.expect("the engine lives").saved_bytes;
     assert!(saved > 0 && value(&house, "hearth_cache_bytes").await > 0.0);

@@ -1,7 +1,7 @@
 //! A real Prometheus reads the real binary. Skipped where there is none (`sh .ci/setup.sh test` installs it).
 
 use crate::support::served::Served;
-use crate::support::{PATIENCE, chat_body};
+use crate::support::{PATIENCE, chat_body, free_address};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -25,7 +25,7 @@ impl Prometheus {
         );
         let path = dir.path().join("prometheus.yml");
         std::fs::write(&path, settings).expect("a writable folder");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port");
+        let free = free_address();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", path.display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))

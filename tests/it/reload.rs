@@ -25,6 +25,8 @@ async fn a_hangup_takes_keys_names_and_rules_anew() {
     server.write("api_key = \"two\"\nstrict = true\nn_predict = 1\nany_model = true\n");
     server.hangup();
     server.until("two", json!({}), 200).await;
+    // Settings are taken first and counted then.
+    server.until_logged("were read anew").await;
     assert_eq!(server.chat("one", json!({})).await.status, 401);
     assert_eq!(server.chat("two", json!({"model": "whatever"})).await.status, 200);
     assert_eq!(server.chat("two", json!({"foo": 1})).await.status, 400);
@@ -182,9 +184,12 @@ impl Governed {
         let master = std::fs::read_to_string(books.path().join("master.key")).expect("a key").trim().to_owned();
         let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
         let ready = format!("http://{}/readyz", server.address);
-        while client.get(&ready).send().await.expect("an answer").status() != 200 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let is_ready = async {
+            while client.get(&ready).send().await.expect("an answer").status() != 200 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_ready).await.expect("ready in time");
         Self { admin: format!("http://{address}"), server, master, client, _books: books, base }
     }
 

@@ -375,7 +375,7 @@ async fn what_is_not_to_be_stored_is_not() {
 
 #[tokio::test]
 async fn a_stream_is_stored_when_it_completes_and_only_then() {
-    let server = Server::start().await;
+    let server = Server::with(|setup| (setup.scripted().step_us, setup.engine.n_ctx) = (500, Some(1_000_000))).await;
     let events = stream(&server, json!("stream"), json!({})).await;
     let response = &events[events.len() - 1]["response"];
     assert_eq!(server.get(&format!("{PATH}/{}", id(response))).await.json(), *response);
@@ -514,17 +514,17 @@ async fn log_probabilities_come_where_they_are_asked_for() {
 #[tokio::test]
 async fn resp_11_a_failure_is_the_last_event() {
     let server = Server::with(|setup| {
-        setup.scripted().step_us = 2000;
-        setup.http.drain_deadline = std::time::Duration::from_millis(100);
+        (setup.scripted().step_us, setup.http.drain_deadline) = (2000, std::time::Duration::from_millis(100));
     })
     .await;
-    let response = server.send(PATH, &json!({"input": "/forever", "stream": true})).await;
-    server.busy(1).await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let mut response = server.send(PATH, &json!({"input": "/forever", "stream": true})).await;
+    let mut text = String::new();
+    while !text.contains("response.output_text.delta") {
+        text += &String::from_utf8_lossy(&response.chunk().await.expect("it lives").expect("a chunk"));
+    }
     server.shutdown.cancel();
-    let text = tokio::time::timeout(PATIENCE, response.text()).await.expect("an end").expect("a whole stream");
-    let events = parse(&text);
-    let last = &events[events.len() - 1];
+    text += &tokio::time::timeout(PATIENCE, response.text()).await.expect("an end").expect("a whole stream");
+    let last = parse(&text).pop().expect("events");
     assert_eq!((&last["type"], &last["response"]["status"]), (&json!("response.failed"), &json!("failed")));
     assert_eq!(last["response"]["error"]["code"], "server_error");
     assert_eq!(last["response"]["output"][0]["status"], "incomplete");

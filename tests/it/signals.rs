@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 /// OPS-01: SIGTERM with three open streams: nothing new is taken, they finish, and then the process ends.
 #[tokio::test]
 async fn ops_01_sigterm_lets_three_streams_finish() {
-    let mut served = Served::of(&["scripted:step_us=3000"]);
-    let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+    let mut served = Served::of(&["scripted:step_us=3000", "--draft-max", "0"]);
+    let client = reqwest::Client::builder().timeout(6 * PATIENCE).build().expect("a client");
     let url = format!("{}/v1/chat/completions", served.url);
-    let body = chat_body("/count 150", json!({ "model": "default", "stream": true }));
+    let body = chat_body("/count 400", json!({ "model": "default", "stream": true }));
     let mut streams = Vec::new();
     for _ in 0..3 {
         let mut stream = client.post(&url).json(&body).send().await.expect("an answer");
@@ -31,7 +31,7 @@ async fn ops_01_sigterm_lets_three_streams_finish() {
     assert_eq!((refused.status, refused.header("connection")), (503, "close"), "{}", refused.text);
     for stream in streams {
         let events = Events::parse(&read_until(stream, |_| false).await);
-        assert!(events.is_done && events.text(0, "content").ends_with("149 150"));
+        assert!(events.is_done && events.text(0, "content").ends_with("399 400"));
     }
     assert!(served.ended(PATIENCE), "the process ends by itself");
 }

@@ -1,9 +1,10 @@
 //! Clients that are slow on purpose, many at once: each is cut at its limit, and everybody else is served meanwhile.
 
-use crate::support::{PATIENCE, Server, chat_body};
-use hearth::engine::EngineMode;
+use crate::support::served::Served;
+use crate::support::{Answer, MODEL, PATIENCE, Server, chat_body};
 use serde_json::json;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -33,6 +34,8 @@ async fn drip(address: SocketAddr, at_once: String, drops: &'static [u8], pause:
 /// Asks for something ordinary all the while; returns how often it was answered.
 async fn others(server: &Server, slow: &mut JoinSet<(String, Duration)>) -> (Vec<(String, Duration)>, usize) {
     let (mut ended, mut n_served) = (Vec::new(), 0);
+    // Kept from turn to turn: a client that is cut must not end it.
+    let mut running = pin!(server.chat("hello", json!({})));
     loop {
         tokio::select! {
             biased;
@@ -40,9 +43,10 @@ async fn others(server: &Server, slow: &mut JoinSet<(String, Duration)>) -> (Vec
                 Some(one) => ended.push(one.expect("no panic")),
                 None => return (ended, n_served),
             },
-            answer = server.chat("hello", json!({})) => {
+            answer = &mut running => {
                 assert_eq!(answer.content(), "hello");
                 n_served += 1;
+                running.set(server.chat("hello", json!({})));
             }
         }
     }
@@ -89,7 +93,7 @@ async fn bodies_that_drip_are_cut_and_others_are_served() {
 async fn a_connection_without_requests_is_closed_and_one_with_a_long_answer_is_not() {
     let server = Server::with(|setup| {
         setup.http.idle_timeout = Duration::from_millis(400);
-        setup.http.header_timeout = Duration::from_millis(300);
+        setup.http.header_timeout = Duration::from_millis(1500);
         setup.scripted().step_us = 20_000;
     })
     .await;
@@ -101,9 +105,9 @@ async fn a_connection_without_requests_is_closed_and_one_with_a_long_answer_is_n
     read.expect("closed in time").expect("closed well");
     assert!(said.starts_with("HTTP/1.1 200 "));
     assert!(started.elapsed() >= Duration::from_millis(350), "closed after {:?}", started.elapsed());
-    // A whole second of answer, in silence from the client.
-    let long = server.stream_chat("/count 20", json!({})).await;
-    assert!(long.text(0, "content").ends_with(" 20"));
+    // Longer than any of these limits, in silence from the client.
+    let long = server.stream_chat("/count 45", json!({})).await;
+    assert!(long.text(0, "content").ends_with(" 45"));
 
     let (client, connection) = h2::client::handshake(server.connect().await).await.expect("a handshake");
     let mut client = client.ready().await.expect("a connection");
@@ -140,30 +144,39 @@ async fn streams_taken_back_at_once_hold_nothing() {
     assert_eq!(server.chat("hello", json!({})).await.content(), "hello");
 }
 
-/// Resident memory of this process, in bytes; the server and the clients are part of it.
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let n_pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();
+/// Resident memory of a process, in bytes.
+fn resident_bytes(pid: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the process lives");
+    let n_pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
     n_pages * 4096
+}
+
+/// Requests that have a slot, by the server's own page.
+async fn n_running(client: &reqwest::Client, url: &str) -> usize {
+    let page = client.get(format!("{url}/metrics")).send().await.expect("an answer").text().await.expect("a page");
+    let series = format!("hearth_requests_running{{model=\"{MODEL}\"}} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&series));
+    line.unwrap_or_else(|| unreachable!("{series}\n{page}")).parse().expect("a number")
 }
 
 /// T-P9, scaled: clients that read a byte now and then.
 #[tokio::test]
 async fn slow_readers_cost_little_and_are_cut() {
     const N: usize = 32;
-    let server = Server::with(|setup| {
-        setup.http.stall_timeout = Duration::from_millis(700);
-        setup.engine.n_ctx = Some(16_000_000);
-        setup.engine.n_slots = N as u32;
-        // In a process of its own, so that what is measured is the front.
-        setup.mode = EngineMode::Process { exe: env!("CARGO_BIN_EXE_hearth").into(), args: Vec::new() };
-        setup.scripted().step_us = 1000;
-    })
-    .await;
-    let before = resident_bytes();
+    // The real binary, whose engine is another process: what is measured is the front, and nothing of the tests beside it.
+    let model = ["scripted:step_us=1000", "--alias", MODEL, "--draft-max", "0", "-c", "16000000"];
+    let served = Served::of(&[&model[..], &["-np", &N.to_string(), "--write-stall-timeout", "700ms"]].concat());
+    let client = reqwest::Client::builder().timeout(PATIENCE).build().expect("a client");
+    let hello = async || {
+        let request = client.post(format!("{}/v1/chat/completions", served.url)).json(&chat_body("hello", json!({})));
+        Answer::of(request.send().await.expect("an answer")).await.content()
+    };
+    // What is there from the first request on is nobody's alone.
+    assert_eq!((hello().await.as_str(), n_running(&client, &served.url).await), ("hello", 0));
+    let before = resident_bytes(served.pid());
+    let address: SocketAddr = served.url.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("an address");
     let mut readers = JoinSet::new();
     for _ in 0..N {
-        let address = server.address;
         readers.spawn(async move {
             let socket = TcpSocket::new_v4().expect("a socket");
             socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -180,19 +193,25 @@ async fn slow_readers_cost_little_and_are_cut() {
             }
         });
     }
-    server.busy(N as u32).await;
-    let mut most = 0;
-    let freed = async {
-        while server.engine.load().n_in_flight > 0 {
-            most = most.max(resident_bytes());
+    let busy = async {
+        while n_running(&client, &served.url).await < N {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let freed = tokio::time::timeout(Duration::from_secs(40), freed).await;
-    freed.unwrap_or_else(|_| unreachable!("{} of {N} slots are still held", server.engine.load().n_in_flight));
+    tokio::time::timeout(PATIENCE, busy).await.expect("a slot for each reader");
+    let (mut most, mut n_held) = (0, N);
+    let freed = async {
+        while n_held > 0 {
+            most = most.max(resident_bytes(served.pid()));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            n_held = n_running(&client, &served.url).await;
+        }
+    };
+    let is_freed = tokio::time::timeout(Duration::from_secs(40), freed).await.is_ok();
+    assert!(is_freed, "{n_held} of {N} slots are still held");
     let each = most.saturating_sub(before) / N;
     eprintln!("{N} slow readers: {each} bytes each, cut and their slots freed");
     assert!(each < 1 << 20, "{each} bytes for each reader");
-    assert_eq!(server.chat("hello", json!({})).await.content(), "hello");
+    assert_eq!(hello().await, "hello");
     readers.abort_all();
 }

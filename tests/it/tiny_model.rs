@@ -6,6 +6,7 @@ use hearth::chat::{
 use hearth::engine::config::{KvLayout, ModelSource};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, Event, Failure, GenerateRequest, TokenizeRequest};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Models that generate, by the kind of their memory.
 pub const GENERATORS: [&str; 6] =
@@ -279,19 +280,27 @@ async fn an_embedding_encoder_says_that_it_does_not_generate() {
 }
 
 #[tokio::test]
-async fn hostile_texts_are_answered_or_refused_within_a_second() {
+async fn hostile_texts_are_answered_or_refused_soon() {
     let engine = start("hearth-demo", |config| config.n_ctx = Some(2048)).await;
     let texts =
         ["Z".repeat(131_072), " ".repeat(1 << 20), "👨‍👩‍👧‍👦".repeat(40_000), "Z".repeat(3000), "\0\u{FFFF}".repeat(50)];
+    let timed = async |prompt: Prompt| {
+        let start = Instant::now();
+        match answer(&engine, greedy(prompt, 1)).await {
+            Ok(_) | Err(Failure::ContextExceeded { .. } | Failure::Invalid { .. }) => start.elapsed(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    const PLAIN: &str = "the river and the house ";
     for text in texts {
+        // What this machine needs for as many bytes without malice: what grows faster than the text shows against it.
+        let mut plain = PLAIN.repeat(text.len() / PLAIN.len() + 1);
+        plain.truncate(text.len());
+        let plain = timed(Prompt::Text(plain)).await;
         for prompt in [Prompt::Text(text.clone()), chat(&text)] {
-            let start = std::time::Instant::now();
-            match answer(&engine, greedy(prompt, 1)).await {
-                Ok(_) | Err(Failure::ContextExceeded { .. } | Failure::Invalid { .. }) => {}
-                Err(other) => panic!("{other}"),
-            }
-            // A second on a machine of its own; other tests share this one.
-            assert!(start.elapsed().as_secs_f64() < 2.0, "{} bytes took {:?}", text.len(), start.elapsed());
+            let took = timed(prompt).await;
+            let most = plain * 20 + Duration::from_secs(2);
+            assert!(took < most, "{} bytes took {took:?}, plain ones {plain:?}", text.len());
         }
     }
 }

@@ -293,7 +293,7 @@ async fn hostile_tools_are_refused_or_answered_soon() {
             let said = call(&engine, request(vec![tool("t", &schema)], choice, 4, 1)).await;
             assert!(!matches!(said, Err(Failure::Internal(_))), "{said:?}");
             assert!(
-                started.elapsed() < Duration::from_secs(5),
+                started.elapsed() < Duration::from_secs(30),
                 "{:?} for {:.80}",
                 started.elapsed(),
                 schema.to_string()

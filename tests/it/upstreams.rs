@@ -134,22 +134,30 @@ async fn the_breaker_opens_at_the_fifth_failure_and_lets_one_probe_through() {
     let spare = Cloud::always(good()).await;
     let routed = Routed::of(|setup| {
         let mut first = upstream("dead", &dead.base_url());
-        first.breaker.open_for = Duration::from_millis(300);
+        first.breaker.open_for = Duration::from_secs(2);
         setup.gateway.routing.upstreams = vec![first, upstream("spare", &spare.base_url())];
         setup.gateway.routing.routes = vec![route("a", &["dead", "spare"])];
     })
     .await;
     let state = || routed.gateway.upstreams()[0].breaker;
+    let mut since = Instant::now();
     for n in 0..5 {
         assert_eq!((state(), dead.n_requests()), (BreakerState::Closed, n));
+        since = Instant::now();
         assert_eq!(routed.ask(chat("a", "x")).await.attempts(), ["dead:transient", "spare:ok"]);
     }
     assert_eq!(state(), BreakerState::Open);
-    for _ in 0..20 {
-        assert_eq!(routed.ask(chat("a", "x")).await.served_by(), "spare");
+    // Open for 1.6 s to 2.4 s: what is asked later than that may be a try.
+    for n in 0..20 {
+        let came = routed.ask(chat("a", "x")).await;
+        if since.elapsed() >= Duration::from_millis(1600) {
+            assert!(n > 0, "no answer within {:?}", since.elapsed());
+            break;
+        }
+        assert_eq!(came.served_by(), "spare");
+        assert_eq!(dead.n_requests(), 5, "nothing reaches a target that is taken to be dead");
     }
-    assert_eq!(dead.n_requests(), 5, "nothing reaches a target that is taken to be dead");
-    // Open for 0.24 s to 0.36 s; then one try, which fails, and twice as long.
+    // Then one try, which fails, and twice as long.
     let since = Instant::now();
     while dead.n_requests() == 5 && since.elapsed() < PATIENCE {
         routed.ask(chat("a", "x")).await;
@@ -187,7 +195,8 @@ async fn retries_of_a_dead_target_stay_within_their_budget() {
     }
     let sent = dead.n_requests();
     println!("{sent} attempts for {REQUESTS} requests");
-    assert!(sent > REQUESTS && sent * 10 <= REQUESTS * 12, "{sent}");
+    // One retry a second is always allowed, so a slow machine has some more.
+    assert!(sent > REQUESTS && sent <= REQUESTS * 12 / 10 + 10, "{sent}");
     assert_eq!(n_most, 3);
     // At the same target again, and well.
     let shaky = Cloud::of(|n, _| if n == 0 { vec![Act::Reset] } else { good() }).await;
@@ -225,17 +234,17 @@ async fn the_clients_patience_is_the_deadline_of_all_attempts() {
     let routed = Routed::of(|setup| {
         let mut first = upstream("slow", &slow.base_url());
         first.retry.attempts = 5;
-        first.timeouts.first_byte = Duration::from_millis(70);
+        first.timeouts.first_byte = Duration::from_millis(350);
         setup.gateway.routing.upstreams = vec![first];
         setup.gateway.routing.routes = vec![route("a", &["slow"])];
     })
     .await;
     let since = Instant::now();
-    let patience = Some(Duration::from_millis(200));
+    let patience = Some(Duration::from_secs(1));
     let came = routed.ask_as(hinted(Hints { patience, ..Default::default() }), chat("a", "x")).await;
     assert!(matches!(came.end, End::Refused(Error::Upstream { .. })), "{came:?}");
     assert!((2..=3).contains(&slow.n_requests()), "{}", slow.n_requests());
-    assert!(since.elapsed() < Duration::from_millis(1500), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     // Also of a stream that has begun.
     let forever: Vec<Act> = std::iter::once(Act::Send(SSE.into()))
         .chain((0..400).flat_map(|_| [Act::Send(text("x").into()), Act::Wait(Duration::from_millis(10))]))

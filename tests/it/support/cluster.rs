@@ -1,5 +1,6 @@
 //! A PostgreSQL server of a test's own, in a folder of its own, as a user that may nothing.
 
+use super::free_address;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,7 @@ impl Cluster {
         let bin = programs()?;
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("our folder");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
-        let cluster = Self { bin, dir, port, child: None };
+        let cluster = Self { bin, dir, port: free_address().port(), child: None };
         let made = cluster
             .command("initdb")
             .args(["--auth=trust", "--username=hearth", "--no-sync", "--encoding=UTF8", "--locale=C"])

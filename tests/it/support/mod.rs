@@ -28,6 +28,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -246,7 +247,10 @@ impl Server {
 
     /// Opens a stream and reads until the first event has come; the rest is for the caller.
     pub async fn open_stream(&self, text: &str) -> reqwest::Response {
-        let mut response = self.send("/v1/chat/completions", &chat_body(text, json!({ "stream": true }))).await;
+        let body = chat_body(text, json!({ "stream": true }));
+        // The client's limit is for a whole answer; this one is held open.
+        let request = self.client.post(self.url("/v1/chat/completions")).json(&body).timeout(6 * PATIENCE);
+        let mut response = request.send().await.expect("an answer");
         assert_eq!(response.status(), 200);
         let first = response.chunk().await.expect("the stream lives").expect("a first chunk");
         assert!(first.starts_with(b"data: "));
@@ -267,13 +271,7 @@ impl Server {
 
     /// Waits until the engine has no request in flight.
     pub async fn idle(&self) {
-        let all_gone = async {
-            while self.engine.load().n_in_flight > 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let patience = Duration::from_secs(1);
-        assert!(tokio::time::timeout(patience, all_gone).await.is_ok(), "a request is still in flight after 1 s");
+        idle(&self.engine).await;
     }
 
     /// Waits until `n` requests are in flight.
@@ -317,6 +315,30 @@ pub async fn ready(engine: &Engine) {
     tokio::time::timeout(PATIENCE, is_ready).await.expect("ready in time").expect("the engine lives");
 }
 
+/// Waits until it has no request in flight.
+pub async fn idle(engine: &Engine) {
+    let all_gone = async {
+        while engine.load().n_in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, all_gone).await.is_ok(), "a request is still in flight after {PATIENCE:?}");
+}
+
+/// For a program that can't say which port it took: free now, and below those that the kernel gives to outgoing connections,
+/// so that nobody takes it meanwhile. Begins elsewhere in each process, and no test is given another's.
+pub fn free_address() -> SocketAddr {
+    const FIRST: u32 = 15_000;
+    const N: u32 = 17_000;
+    static N_GIVEN: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id() % N * 64;
+    let next = |_| {
+        let port = FIRST + (start + N_GIVEN.fetch_add(1, Ordering::Relaxed)) % N;
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("below 32000")))
+    };
+    (0..N).map(next).find(|address| std::net::TcpListener::bind(address).is_ok()).expect("a free port")
+}
+
 pub fn chat_body(text: &str, more: Value) -> Value {
     with(json!({ "model": MODEL, "messages": [{ "role": "user", "content": text }] }), more)
 }
@@ -329,11 +351,13 @@ pub fn with(mut body: Value, more: Value) -> Value {
     body
 }
 
-/// What comes until the peer closes, or is silent for a second.
+/// What comes until the peer closes, or is silent: for five seconds before it says anything, then for one.
 pub async fn read_quiet(socket: &mut TcpStream) -> String {
     let (mut bytes, mut buffer) = (Vec::new(), vec![0; 65_536]);
-    while let Ok(Ok(n @ 1..)) = tokio::time::timeout(Duration::from_secs(1), socket.read(&mut buffer)).await {
+    let mut silence = Duration::from_secs(5);
+    while let Ok(Ok(n @ 1..)) = tokio::time::timeout(silence, socket.read(&mut buffer)).await {
         bytes.extend_from_slice(&buffer[..n]);
+        silence = Duration::from_secs(1);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -135,9 +135,10 @@ impl Process {
         }
     }
 
+    /// Waits until a whole line of the log has these words.
     pub async fn until_logged(&self, words: &str) {
         let started = Instant::now();
-        while !self.log().contains(words) {
+        while !self.log().rsplit_once('\n').is_some_and(|(lines, _)| lines.contains(words)) {
             assert!(started.elapsed() < PATIENCE, "{words:?} is not in\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

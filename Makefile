@@ -48,7 +48,7 @@ endif
 # Tests decode with one thread each; more of them than cores only wait for each other.
 export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
 
-.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist sbom clean
+.PHONY: help setup run build test check bench bench-parts bench-gateway bench-load bench-soak bench-timing fuzz mutants coverage fmt vendor vendor-test dist test-dist deny sbom clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -120,6 +120,10 @@ dist: setup ## pack target/dist/hearth-VERSION-linux-ARCH.tar.gz, fast on any CP
 test-dist: dist ## unpack that archive elsewhere and try it (under qemu where it is another kind's: CPUS=cortex-a76:max for some)
 	@sh .ci/setup.sh test-dist $(ARCH)
 	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*-linux-$(ARCH).tar.gz $(MODEL)
+
+deny: setup ## hold all crates to deny.toml: terms, sources, known faults (ARGS="bans licenses sources" where RustSec's list is out of reach)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --quiet --locked --version 0.20.2 --root $(TARGET)/tools cargo-deny
+	PATH="$(abspath $(TARGET))/tools/bin:$$PATH" $(CARGO) deny check $(ARGS)
 
 sbom: ## write target/hearth.cdx.json: all that is compiled in, with checksums and terms (CycloneDX)
 	@mkdir -p $(TARGET)

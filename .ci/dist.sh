@@ -12,6 +12,19 @@ root=$(pwd)
 cargo_home=$(cd "${CARGO_HOME:-$HOME/.cargo}" && pwd)
 build=$target/dist-build
 
+# The binary carries the list of its crates, for those who look for known faults in what they were given (`cargo audit bin`,
+# Trivy, Grype, Syft). AUDITABLE=no leaves it out, where the tool can't be had.
+auditable=auditable
+if [ "${AUDITABLE:-yes}" = no ]; then
+    auditable=
+elif ! command -v cargo-auditable >/dev/null; then
+    PATH=$(mkdir -p "$target/tools/bin" && cd "$target/tools/bin" && pwd):$PATH
+    export PATH
+    command -v cargo-auditable >/dev/null \
+        || ${CARGO:-cargo} install --quiet --locked --version 0.7.7 --root "$target/tools" cargo-auditable \
+        || { echo "dist: cargo-auditable can't be installed; AUDITABLE=no builds without it" >&2; exit 1; }
+fi
+
 # No path of this machine goes into the archive: not by debug information, not by `file!()` and `__FILE__`, not by the folder
 # that ggml would look for its variants in if it weren't told where they are. Libraries find their own beside them.
 maps="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/hearth"
@@ -48,8 +61,8 @@ case $cxx in
     clang*) export "CC_$words=clang${cxx#clang++}" "CXX_$words=$cxx" ;;
 esac
 build() {
-    # shellcheck disable=SC2086 # one word or none
-    ${CARGO:-cargo} build --release --locked $for_triple --features dynamic-backends --target-dir "$build" "$@"
+    # shellcheck disable=SC2086 # one word or none, each
+    ${CARGO:-cargo} $auditable build --release --locked $for_triple --features dynamic-backends --target-dir "$build" "$@"
 }
 build "$@"
 

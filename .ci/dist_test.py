@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import foreign
@@ -206,6 +207,17 @@ def parts_are_listed(top):
     bare = [part["name"] for part in listed["components"] if "hashes" not in part]
     assert not bare, f"without a checksum: {bare}"
     print(f"hearth.cdx.json lists {len(names)} packages")
+    if os.environ.get("AUDITABLE") == "no":
+        return
+    # As cargo-auditable has it: https://github.com/rust-secure-code/cargo-auditable/blob/master/PARSING.md
+    exe = top / "bin/hearth"
+    sections = subprocess.run(["readelf", "-SW", exe], capture_output=True, text=True, check=True).stdout
+    at, size = (int(n, 16) for n in re.search(r"\.dep-v0 +PROGBITS +\w+ (\w+) (\w+)", sections).groups())
+    carried = json.loads(zlib.decompress(exe.read_bytes()[at : at + size]))["packages"]
+    carried = {(part["name"], part["version"]) for part in carried if part.get("kind") != "build"}
+    known = {(part["name"], part["version"]) for part in (*listed["components"], listed["metadata"]["component"])}
+    assert carried <= known and {"axum", "hearth", "rusqlite"} <= {name for name, _ in carried}, carried - known
+    print(f"bin/hearth carries the names of its {len(carried)} crates")
 
 
 def main():

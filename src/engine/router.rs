@@ -266,7 +266,14 @@ impl State {
     /// their turn.
     fn promise(&mut self, n_slots: u32, owner: u64, which: Option<u64>, now: Instant) -> u32 {
         if let Some(due) = which.and_then(|which| self.promises.due(owner, which)) {
-            return whole_seconds(due.saturating_duration_since(now));
+            // It comes too early, and keeps its turn unless others that did not mind waiting fill the line meanwhile.
+            let wait = self.wait(n_slots, owner, now, std::iter::empty());
+            if now + wait <= due {
+                return whole_seconds(due.saturating_duration_since(now));
+            }
+        }
+        if let Some(which) = which {
+            self.promises.forget(owner, which);
         }
         let seconds = whole_seconds(self.wait(n_slots, owner, now, self.promises.owners()));
         if let Some(which) = which {
@@ -426,6 +433,37 @@ mod tests {
                 .is_ok(),
             "it was only waiting"
         );
+    }
+
+    #[test]
+    fn who_comes_too_early_is_told_its_time_or_how_long_the_line_has_become() {
+        let router = Router::new(100, 1);
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let run = |fingerprint: u64, now: Instant| {
+            let owner = fingerprint;
+            let place = Place::Generate { fingerprint, owner, class: Class::Interactive, comes_back: true };
+            let (id, _) = router.admit_at(place, now).expect("a place");
+            router.dispatch_at(vec![(id, Event::Accepted { n_prompt: 1 })], now);
+            id
+        };
+        let begin = |id, now| {
+            let progress = Event::Progress { n_prompt: 1, n_computed: 0, n_cached: 0 };
+            router.dispatch_at(vec![(id, progress)], now);
+        };
+        let asks = |now| match router.refuse_longer(7, Some(9), Duration::from_millis(1), now) {
+            Err(Failure::Overloaded { retry_after_s, .. }) => retry_after_s,
+            other => unreachable!("{other:?}"),
+        };
+        // An answer takes two seconds.
+        let first = run(1, at(0));
+        begin(first, at(0));
+        router.dispatch_at(vec![(first, Event::Failed(Failure::Cancelled))], at(2000));
+        begin(run(2, at(2000)), at(2000));
+        assert_eq!(asks(at(2000)), 2);
+        assert_eq!((asks(at(2500)), asks(at(3500))), (2, 1), "its time is told again");
+        (3..8).for_each(|n| drop(run(n, at(3600))));
+        assert_eq!(asks(at(3700)), 11, "five others have a place by now, and it has none");
     }
 
     #[test]

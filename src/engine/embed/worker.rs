@@ -7,6 +7,9 @@
 //! Requests take turns: each batch starts with another one and takes one input of each in turn, so that two thousand
 //! inputs of one client delay another's single one by at most the batch that runs. Where the model lets an input come in
 //! parts, at most one is in the middle of that; it goes on first, which bounds the cells it needs.
+//!
+//! A text takes several times less in a full pass than alone, and clients that were answered together ask again within
+//! moments of each other: the next pass waits for as many as there were, briefly (see `gather`).
 
 use super::Job;
 use crate::engine::backend::{DecodeError, Encoder, Row};
@@ -18,6 +21,13 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A pass waits so much of the last one's time for those who were answered with it, and no longer than `GATHER_MAX`.
+const GATHER_SHARE: u32 = 4;
+const GATHER_MAX: Duration = Duration::from_millis(5);
+/// Where they did not come, so many passes at most go by before they are waited for again.
+const VAIN_MAX: u32 = 64;
 
 /// A request that is being worked on.
 struct Task {
@@ -66,11 +76,40 @@ pub(in crate::engine) struct Worker<E> {
     partial: Option<Partial>,
     rows: Vec<Row>,
     swept: u64,
+    company: Company,
+}
+
+/// Whether those who were answered together come back together.
+#[derive(Debug, Default)]
+struct Company {
+    /// Requests that there were when the last pass ended, those that it answered with them.
+    n: usize,
+    /// How long they are waited for, once one is there.
+    patience: Option<Duration>,
+    /// Passes that go by without a wait, and how many did after the last wait in vain.
+    n_skipped: u32,
+    n_vain: u32,
+}
+
+impl Company {
+    /// A pass ended after `time`, of `n` requests that are here.
+    fn ended(&mut self, n: usize, time: Duration) {
+        self.n = n;
+        self.patience = (n > 1 && self.n_skipped == 0).then(|| (time / GATHER_SHARE).min(GATHER_MAX));
+        self.n_skipped = self.n_skipped.saturating_sub(1);
+    }
+
+    /// All of them were there in time, or not.
+    fn came(&mut self, all: bool) {
+        self.n_vain = if all { 0 } else { (2 * self.n_vain).clamp(1, VAIN_MAX) };
+        self.n_skipped = self.n_vain;
+    }
 }
 
 impl<E: Encoder> Worker<E> {
     pub(in crate::engine) fn new(parts: Parts<E>) -> Self {
-        Self { parts, tasks: VecDeque::new(), partial: None, rows: Vec::new(), swept: 0 }
+        let company = Company::default();
+        Self { parts, tasks: VecDeque::new(), partial: None, rows: Vec::new(), swept: 0, company }
     }
 
     /// Until the service drops its end, or the context can't be made anew (the error says why).
@@ -101,15 +140,42 @@ impl<E: Encoder> Worker<E> {
                 Err(_) => return false,
             }
         }
+        if !self.take_waiting() {
+            return false;
+        }
+        self.gather();
+        self.parts.cancels.step();
+        !self.parts.cancels.stopping.load(Ordering::Relaxed)
+    }
+
+    /// False: nobody will ever send another.
+    fn take_waiting(&mut self) -> bool {
         loop {
             match self.parts.incoming.try_recv() {
                 Ok(job) => self.enqueue(job),
-                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
-        self.parts.cancels.step();
-        !self.parts.cancels.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Waits for those who were here when the last pass ended, where the next one has room for them.
+    fn gather(&mut self) {
+        let Some(patience) = self.company.patience.take() else { return };
+        let until = Instant::now() + patience;
+        let n_aim = self.parts.encoder.n_rows_aim() as usize;
+        let is_full = |tasks: &VecDeque<Task>| {
+            let inputs = |task: &Task| task.job.inputs[task.next..].iter().map(Vec::len).sum::<usize>();
+            tasks.iter().map(inputs).sum::<usize>() >= n_aim
+        };
+        while self.tasks.len() < self.company.n && !is_full(&self.tasks) {
+            match self.parts.incoming.recv_deadline(until) {
+                Ok(job) => self.enqueue(job),
+                // A lost sender is found by who looks next.
+                Err(_) => return self.company.came(false),
+            }
+        }
+        self.company.came(true);
     }
 
     fn enqueue(&mut self, job: Job) {
@@ -194,9 +260,13 @@ impl<E: Encoder> Worker<E> {
         }
         let lives = pieces.iter().map(|piece| &self.tasks[piece.task].job.live);
         self.parts.cancels.begin_batch(lives, self.swept);
+        let start = Instant::now();
         match self.parts.encoder.encode(&self.rows) {
             Ok(()) => {
                 self.count();
+                // Before anybody is answered: those who come again are not here yet.
+                self.take_waiting();
+                self.company.ended(self.tasks.len(), start.elapsed());
                 self.collect(pieces);
                 Ok(())
             }
@@ -324,4 +394,36 @@ pub(in crate::engine) fn warm_up(encoder: &mut impl Encoder) -> Result<(), Strin
     }
     encoder.forget(0);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_back_is_waited_for_and_who_does_not_seldom() {
+        let mut company = Company::default();
+        let ms = Duration::from_millis;
+        company.ended(1, ms(8));
+        assert_eq!(company.patience, None, "one alone waits for nobody");
+        company.ended(8, ms(8));
+        assert_eq!(company.patience, Some(ms(2)));
+        company.ended(8, ms(1000));
+        assert_eq!(company.patience, Some(GATHER_MAX));
+        company.came(true);
+        // In vain: one pass goes by, then two, and never more than the bound.
+        let mut waits = Vec::new();
+        for n_pass in 0..1000 {
+            company.ended(8, ms(8));
+            if company.patience.take().is_some() {
+                waits.push(n_pass);
+                company.came(false);
+            }
+        }
+        assert_eq!(waits[..5], [0, 2, 5, 10, 19]);
+        assert!(waits.windows(2).all(|pair| pair[1] - pair[0] <= VAIN_MAX as usize + 1) && waits.len() > 12);
+        company.came(true);
+        company.ended(8, ms(8));
+        assert!(company.patience.is_some());
+    }
 }

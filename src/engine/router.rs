@@ -462,7 +462,9 @@ mod tests {
         begin(run(2, at(2000)), at(2000));
         assert_eq!(asks(at(2000)), 2);
         assert_eq!((asks(at(2500)), asks(at(3500))), (2, 1), "its time is told again");
-        (3..8).for_each(|n| drop(run(n, at(3600))));
+        for n in 3..8 {
+            run(n, at(3600));
+        }
         assert_eq!(asks(at(3700)), 11, "five others have a place by now, and it has none");
     }
 

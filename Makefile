@@ -122,8 +122,10 @@ test-dist: dist ## unpack that archive elsewhere and try it (under qemu where it
 	$(PYTHON) .ci/dist_test.py $(TARGET)/dist/hearth-*-linux-$(ARCH).tar.gz $(MODEL)
 
 deny: setup ## hold all crates to .ci/deny.toml: terms, sources, known faults (ARGS="bans licenses sources" where RustSec's list is out of reach)
-	@command -v cargo-deny >/dev/null || $(CARGO) install --quiet --locked --version 0.20.2 --root $(TARGET)/tools cargo-deny
-	PATH="$(abspath $(TARGET))/tools/bin:$$PATH" $(CARGO) deny --config .ci/deny.toml check $(ARGS)
+	@PATH="$(abspath $(TARGET))/tools/bin:$$PATH"; export PATH; \
+		command -v cargo-deny >/dev/null \
+		|| $(CARGO) install --quiet --locked --version 0.20.2 --root $(TARGET)/tools cargo-deny; \
+		$(CARGO) deny --config .ci/deny.toml check $(ARGS)
 
 sbom: ## write target/hearth.cdx.json: all that is compiled in, with checksums and terms (CycloneDX)
 	@mkdir -p $(TARGET)

@@ -304,6 +304,7 @@ def eagle3(out):
     m.ffn(b, 64)
     m.close()
 
+
 # What ../stories260K.gguf says most often after a token.
 NEXT = {
     268: 388, 337: 335, 267: 337, 388: 426, 266: 267, 391: 266, 265: 268, 426: 346, 286: 399, 399: 393, 261: 370, 370: 268,

@@ -1,7 +1,6 @@
 """A key that the admin API made, in OpenAI's Python client; then it is revoked."""
 
 import sys
-import time
 
 import httpx
 import openai
@@ -44,12 +43,11 @@ spent = httpx.get(f"{admin}/key/info", params={"key": made["key"]}, headers={"Au
 check("tokens are counted", spent["info"]["spent_tokens"] > answer.usage.total_tokens)
 
 act("/key/delete", {"keys": [made["key"]]})
-started = time.monotonic()
+# At once: not the next call after a while, but this one.
 try:
     client.chat.completions.create(**chat)
     check("a revoked key is refused", False)
 except openai.AuthenticationError as error:
     check("a revoked key is refused", error.status_code == 401 and error.code == "invalid_api_key")
-check("soon", time.monotonic() - started < 10)
 print(passed, "passed,", failed, "failed")
 sys.exit(failed > 0)

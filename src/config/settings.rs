@@ -169,7 +169,7 @@ settings! {
         max_gap_ms: u32 = Some("500"), "MS";
         /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, or where something
         /// drafts them, and where that is measured to pay; 0: none
-        draft_max: u32 = Some("16"), "N";
+        draft_max: u32 = Some("63"), "N";
         /// What drafts: auto is what the draft's file is made for, or the model's own heads (MTP), if it has some;
         /// none: only texts do
         spec_type: DraftMode = Some("auto"), "auto|none|draft-simple|draft-eagle3|draft-mtp|draft-dflash|draft-dspark";

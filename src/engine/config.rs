@@ -282,7 +282,8 @@ impl EngineConfig {
     /// Largest context chosen without being asked: more is a memory decision the operator makes.
     pub const DEFAULT_CTX_MAX: u32 = 8192;
     pub const SLOTS_MAX: u32 = 256;
-    pub const DRAFT_MAX: u32 = 48;
+    /// A step of 64 rows, which is what flash attention on CPUs takes in one tile (ggml-cpu/common.h, `ggml_fa_tile_config`).
+    pub const DRAFT_MAX: u32 = 63;
     pub const LORA_MAX: usize = 64;
     /// Beyond it an adapter leaves nothing of the model, and floats overflow.
     pub const LORA_SCALE_MAX: f32 = 100.0;
@@ -397,7 +398,7 @@ impl EngineConfig {
             prefix_store_bytes: 8 << 30,
             saved_bytes: None,
             max_gap: Duration::from_millis(500),
-            n_draft_max: 16,
+            n_draft_max: Self::DRAFT_MAX,
             draft: DraftConfig::default(),
             n_queue: 256,
             max_wait: None,

@@ -29,17 +29,29 @@ pub struct StepCost {
     detour: f64,
     /// Rows of the last step, and how many before it had as many, one after another.
     last: (usize, u32),
+    /// Seconds that a step with a draft may take; see [`within`](Self::within).
+    longest: f64,
 }
 
 impl Default for StepCost {
     fn default() -> Self {
-        Self { times: [0.0; ROWS_MAX + 1], detour: 0.0, last: (0, 0) }
+        Self { times: [0.0; ROWS_MAX + 1], detour: 0.0, last: (0, 0), longest: f64::INFINITY }
     }
 }
 
 impl StepCost {
     /// Numbers of rows that a warm-up should measure; what lies between is interpolated.
     pub const PROBES: [u32; 4] = [1, 4, 16, 64];
+
+    /// Drafts make no step longer than `max_gap`, or than two without where that is more: what is right comes in one piece, and
+    /// what is wrong has held up all streams for nothing.
+    pub fn within(max_gap: Duration) -> Self {
+        Self { longest: max_gap.as_secs_f64(), ..Self::default() }
+    }
+
+    fn fits(&self, time: f64, plain: f64) -> bool {
+        time <= self.longest.max(2.0 * plain)
+    }
 
     /// Takes the time of a step into account.
     pub fn observe(&mut self, n_rows: u32, time: Duration) {
@@ -125,7 +137,7 @@ impl StepCost {
         for n in 1..=most {
             right *= odds;
             expected += right;
-            let Some(time) = time(n_rows + n) else { break };
+            let Some(time) = time(n_rows + n).filter(|time| self.fits(*time, plain)) else { break };
             let rate = (n_useful + expected) / (time + self.detour(right));
             if rate > best_rate {
                 (best, best_rate) = ((n, expected), rate);
@@ -232,7 +244,8 @@ impl DraftCost {
                 let apart = if is_apart { step.time(n_rows) } else { Some(0.0) };
                 let n_beside = if is_apart { 0 } else { n_rows };
                 let verified = self.time_with(step, n_beside + n_drafted, n_seqs, len);
-                let Some(time) = verified.zip(apart).map(|(a, b)| a + b) else { break };
+                let time = verified.zip(apart).map(|(a, b)| a + b);
+                let Some(time) = time.filter(|time| step.fits(*time, plain)) else { break };
                 let rate = (n_useful + bids.iter().map(|bid| bid.right(len)).sum::<f64>()) / time;
                 if rate > best_rate {
                     best_rate = rate;
@@ -323,6 +336,20 @@ mod tests {
         let cost = cost(|n| 1.0 + 0.3 * f64::from(n));
         assert_eq!(cost.worth((1, 0.0), 1.0, 0.15, 12).0, 0);
         assert_eq!(cost.worth((12, 0.0), 12.0, 0.7, 4).0, 0, "twelve streams use the step already");
+    }
+
+    #[test]
+    fn a_draft_makes_no_step_longer_than_the_gap_between_tokens_may_be() {
+        let steps = |max_gap: u64| {
+            let mut cost = StepCost::within(Duration::from_secs(max_gap));
+            StepCost::PROBES.iter().for_each(|n| cost.observe(*n, Duration::from_secs_f64(1.0 + 0.1 * f64::from(*n))));
+            cost
+        };
+        assert_eq!(steps(60).worth((1, 0.0), 1.0, 0.99, 30).0, 30);
+        assert_eq!(steps(3).worth((1, 0.0), 1.0, 0.99, 30).0, 19, "20 rows take 3 s");
+        assert_eq!(steps(0).worth((1, 0.0), 1.0, 0.99, 30).0, 11, "a step is longer by itself: twice its 1.1 s");
+        let bid = [Bid { odds: 0.99, most: 30 }];
+        assert!((1..20).contains(&draft_cost(0.01).choose(&steps(3), (1, false), &bid).len));
     }
 
     #[test]

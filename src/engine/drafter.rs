@@ -406,7 +406,7 @@ mod tests {
                 tokens.push(token.max(0));
                 drafter.follow(&tokens, prompt.len());
                 if let Some(proposal) = drafter.propose(&tokens) {
-                    prop_assert!(!proposal.text.is_empty() && (0.0..=0.98).contains(&proposal.odds));
+                    prop_assert!(!proposal.text.is_empty() && (0.0..=Odds::MOST).contains(&proposal.odds));
                     let at = tokens.len() - proposal.text.len();
                     prop_assert!(at >= 1 && tokens[at..] == *proposal.text);
                     prop_assert_eq!(tokens[at - 1], tokens[tokens.len() - 1], "it follows the token that was said");

@@ -477,7 +477,7 @@ impl Loading {
         let mut context = model.context(&self.config, Arc::clone(&interrupt))?;
         let n_ctx_seq = context.n_ctx_seq();
         let mut pace = Pace::new(self.config.max_gap, context.n_batch(), self.config.n_ubatch);
-        let mut cost = StepCost::default();
+        let mut cost = StepCost::within(self.config.max_gap);
         worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
         let speculation = worker::warm_up_drafts(&mut context, 0, self.config.n_slots, self.config.draft.always)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));

@@ -278,7 +278,7 @@ impl Context for LlamaContext {
 mod tests {
     use super::super::{Grammar, Model as _, Trigger, llama::LlamaModel};
     use super::*;
-    use crate::chat::{Mirostat, SamplingParams};
+    use crate::chat::{Mirostat, SamplerKind, SamplingParams};
     use crate::engine::EngineConfig;
     use crate::engine::config::ModelSource;
     use std::path::Path;
@@ -299,7 +299,25 @@ mod tests {
                 SamplingParams { logit_bias: (280..310).map(|id| (id, (id - 295) as f32)).collect(), top_k: 5, ..plain }
             }
             // EOS has two biases.
-            _ => SamplingParams { logit_bias: vec![(2, 9.0), (300, 2.0)], ignore_eos: true, top_k: 5, ..plain },
+            7 => SamplingParams { logit_bias: vec![(2, 9.0), (300, 2.0)], ignore_eos: true, top_k: 5, ..plain },
+            _ => greedy(SamplingParams { temperature: 0.0, ..plain }, kind - 8),
+        }
+    }
+
+    /// Chains of temperature 0 that end with the greatest logit, and such as don't.
+    fn greedy(plain: SamplingParams, kind: u32) -> SamplingParams {
+        use SamplerKind::{Penalties, Temperature, TopK};
+        match kind {
+            0 => SamplingParams { top_n_sigma: 1.0, logit_bias: vec![(300, 4.0), (301, -2.0)], ..plain },
+            1 => SamplingParams { typical_p: 0.3, ..plain },
+            2 => SamplingParams { xtc_probability: 0.7, xtc_threshold: 0.05, ..plain },
+            3 => {
+                SamplingParams { samplers: vec![TopK, Penalties, Temperature], repeat_penalty: 1.8, top_k: 3, ..plain }
+            }
+            4 => SamplingParams { dynatemp_range: 1.5, ..plain },
+            5 => SamplingParams { dry_multiplier: 2.0, dry_allowed_length: 1, ..plain },
+            6 => SamplingParams { samplers: vec![TopK], top_k: 4, ..plain },
+            _ => SamplingParams { samplers: vec![Temperature, TopK], ignore_eos: true, ..plain },
         }
     }
 
@@ -387,7 +405,7 @@ mod tests {
     fn slots_that_choose_together_choose_what_each_would_alone() {
         let (model, mut context) = loaded(1);
         let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
-        (0..8).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
+        (0..16).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
     }
 
     /// Grammars that hold from the first token on, from a word on, from a token on, and from a word on outside of thinking.

@@ -489,6 +489,9 @@ impl<M: Model> Worker<M> {
         let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
         let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
         let most = n_extra.min(left.min(room).min(self.n_draft_max) as usize).min(proposal.text.len());
+        // With a token that ends the answer nothing is left to compute.
+        let end = proposal.text[..most].iter().position(|token| self.model.is_end(*token));
+        let most = end.unwrap_or(most);
         let (n, n_right) = self.cost.worth(beside, n_useful, proposal.odds, most);
         (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
     }

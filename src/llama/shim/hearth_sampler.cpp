@@ -23,7 +23,7 @@ struct hearth_sampler {
     const llama_vocab * vocab = nullptr;
     common_params_sampling params;
     common_sampler_ptr ptr; // the chain
-    size_t n_best = 0; // it first keeps so many of the best candidates; 0: it does something else
+    size_t n_best = 0; // it chooses from so many of the best candidates; 0: from any
     std::vector<llama_token> biased; // after these have got their bias
     llama_sampler_ptr grammar;
     // The grammar holds behind the first of these texts; empty: it knows itself when it does.
@@ -139,31 +139,84 @@ std::vector<llama_token> biased_tokens(const common_params_sampling & p, const l
     return tokens;
 }
 
-// How many candidates the first step of the chain that does anything but bias keeps, where that is top-k; else 0. Steps that
-// do nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
+// Steps that do nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
+bool penalties_rest(const common_params_sampling & p) {
+    return p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0);
+}
+
+bool dry_rests(const common_params_sampling & p) {
+    return p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0;
+}
+
+// Whether the chain takes the greatest logit, biases added: one step keeps nothing else, and none drops it or moves another
+// before it.
+bool is_greedy(const common_params_sampling & p) {
+    bool is_tempered = false;
+    for (const common_sampler_type kind : p.samplers) {
+        switch (kind) {
+            case COMMON_SAMPLER_TYPE_TEMPERATURE:
+                is_tempered = p.temp <= 0 && p.dynatemp_range <= 0;
+                break;
+            case COMMON_SAMPLER_TYPE_TOP_K:
+            case COMMON_SAMPLER_TYPE_TOP_P:
+            case COMMON_SAMPLER_TYPE_MIN_P:
+            case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
+                break;
+            case COMMON_SAMPLER_TYPE_TYPICAL_P: // drops what is too likely
+                if (p.typ_p < 1) {
+                    return false;
+                }
+                break;
+            case COMMON_SAMPLER_TYPE_XTC: // drops the likeliest now and then
+                if (p.xtc_probability > 0) {
+                    return false;
+                }
+                break;
+            case COMMON_SAMPLER_TYPE_PENALTIES:
+                if (!penalties_rest(p)) {
+                    return false;
+                }
+                break;
+            case COMMON_SAMPLER_TYPE_DRY:
+                if (!dry_rests(p)) {
+                    return false;
+                }
+                break;
+            default:
+                return false;
+        }
+    }
+    return is_tempered;
+}
+
+// How many of the best candidates are all that the chain can choose from: of a greedy one the best, else what its first step
+// that does anything but bias keeps, where that is top-k; 0: any.
 size_t best_first(const common_params_sampling & p) {
     if (p.mirostat != 0) {
         return 0;
+    }
+    if (is_greedy(p)) {
+        return 1;
     }
     for (const common_sampler_type kind : p.samplers) {
         switch (kind) {
             case COMMON_SAMPLER_TYPE_TOP_K:
                 return p.top_k > 0 && p.top_k <= BEST_MAX ? p.top_k : 0;
             case COMMON_SAMPLER_TYPE_PENALTIES:
-                if (p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0)) {
-                    continue;
+                if (!penalties_rest(p)) {
+                    return 0;
                 }
-                return 0;
+                break;
             case COMMON_SAMPLER_TYPE_DRY:
-                if (p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0) {
-                    continue;
+                if (!dry_rests(p)) {
+                    return 0;
                 }
-                return 0;
+                break;
             case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
-                if (p.top_n_sigma <= 0) {
-                    continue;
+                if (p.top_n_sigma > 0) {
+                    return 0;
                 }
-                return 0;
+                break;
             default:
                 return 0;
         }

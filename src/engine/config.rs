@@ -267,7 +267,7 @@ pub struct EngineConfig {
     /// Target for the longest gap between two tokens of a running stream while prompts are computed beside it; half of it
     /// where 128 rows of them take no longer.
     pub max_gap: Duration,
-    /// Most tokens that are tried ahead at once where it pays; 0: none. At most `DRAFT_MAX`.
+    /// Most tokens that are tried ahead at once where it pays, of a model or heads fewer; 0: none. At most `DRAFT_MAX`.
     pub n_draft_max: u32,
     pub draft: DraftConfig,
     /// Requests that may wait for a slot, over all workers; one more is refused.

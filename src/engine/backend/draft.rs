@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 /// Most tokens of a draft by heads that always make as many as they may; llama-server's default.
 const HEADS_MAX: u32 = 3;
+/// Most tokens of a draft by a model or a block of heads. Each costs a pass, or rows of a batch that has to hold a block for
+/// every slot; a text's cost nothing.
+const MODEL_MAX: u32 = 16;
 
 /// A loaded draft.
 pub(super) struct DraftSource {
@@ -125,10 +128,11 @@ fn name(kind: DraftKind) -> &'static str {
 }
 
 fn params(kind: DraftKind, config: &EngineConfig) -> DraftParams {
-    let n_max = match kind {
-        DraftKind::Eagle3 | DraftKind::Mtp => config.n_draft_max.min(HEADS_MAX),
-        _ => config.n_draft_max,
+    let most = match kind {
+        DraftKind::Eagle3 | DraftKind::Mtp => HEADS_MAX,
+        DraftKind::Simple | DraftKind::Dflash | DraftKind::Dspark => MODEL_MAX,
     };
+    let n_max = config.n_draft_max.min(most);
     DraftParams { kind, n_max, n_min: config.draft.n_min.min(n_max), p_min: config.draft.p_min }
 }
 

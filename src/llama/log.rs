@@ -93,6 +93,10 @@ impl Lines {
                 tracing::trace!(target: "llama", "{line}");
             }
             sys::GGML_LOG_LEVEL_ERROR => {
+                // The last words of a process that nobody logs for, such as a test's.
+                if !tracing::dispatcher::has_been_set() {
+                    eprintln!("{line}");
+                }
                 tracing::warn!(target: "llama", "{line}");
                 if self.errors.len() >= ERRORS_MAX {
                     self.errors.remove(0);

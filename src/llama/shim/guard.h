@@ -27,7 +27,14 @@ inline void on_abort(const char * message) {
     if (guard_depth > 0) {
         throw assertion(message ? message : "GGML_ABORT");
     }
-    // Returning lets ggml abort the process, which is right: nobody could catch.
+    // Returning lets ggml abort the process, which is right: nobody could catch. It says no more than what is said here.
+    ggml_log_callback log = nullptr;
+    void * user = nullptr;
+    llama_log_get(&log, &user);
+    if (log) {
+        log(GGML_LOG_LEVEL_ERROR, message ? message : "GGML_ABORT", user);
+        log(GGML_LOG_LEVEL_CONT, "\n", user);
+    }
 }
 
 // While other threads may wait for this one at a barrier, an assertion must end the process (which is restarted): unwinding

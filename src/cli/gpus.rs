@@ -12,9 +12,6 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Whether this build can keep layers on a GPU.
-const BUILT_FOR_GPUS: bool =
-    cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "rocm", feature = "opencl"));
 /// A driver that has not answered by then will not; the first start of one may take some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Left free on each GPU, as llama.cpp does (`--fit-target`), but no more than an eighth of its memory: for what matrix
@@ -43,7 +40,7 @@ impl Gpus {
         for fault in engine::unloadable().map_err(|reason| anyhow!(reason))? {
             say!("can't be loaded: {fault}");
         }
-        if gpus.is_empty() && BUILT_FOR_GPUS {
+        if gpus.is_empty() && engine::has_gpu_code() {
             say!("no GPU that this build can use; models run on the CPU");
         } else if gpus.is_empty() {
             say!("this build runs models on the CPU only; README.md tells how to build for GPUs");
@@ -130,7 +127,7 @@ impl GpuMemory {
 fn found() -> &'static [Gpu] {
     static FOUND: OnceLock<Vec<Gpu>> = OnceLock::new();
     FOUND.get_or_init(|| {
-        if !BUILT_FOR_GPUS {
+        if !engine::has_gpu_code() {
             return Vec::new();
         }
         look().unwrap_or_else(|error| {

@@ -50,7 +50,7 @@ mod wait;
 mod worker;
 
 pub use adapters::chosen as choose_adapters;
-pub use backend::llama::{Gpu, gpus, ground, unloadable};
+pub use backend::llama::{Gpu, gpus, ground, has_gpu_code, unloadable};
 pub use config::EngineConfig;
 pub use error::Failure;
 pub use event::{Adapter, Description, Done, Event, Pooling, SlotStats, Stats, Timings, Vectors};

@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::{cpu, sys};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A device that layers can be kept on.
@@ -58,20 +59,34 @@ pub fn gpus() -> Result<Vec<Gpu>, Error> {
     Ok(gpus)
 }
 
-/// Libraries of ggml for GPUs that are beside the executable and can't be loaded, with what the loader says.
+/// Libraries of ggml for GPUs that are beside the executable: their names, and where they are.
+/// Errors: the executable doesn't know where it is.
+fn libraries() -> Result<Vec<(String, PathBuf)>, Error> {
+    let Some(dir) = cpu::folder()? else { return Ok(Vec::new()) };
+    let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+    let named = entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    let is_for_gpus = |name: &str| {
+        let kind = name.strip_prefix("libggml-").and_then(|rest| rest.strip_suffix(".so"));
+        kind.is_some_and(|kind| kind != "base" && !kind.starts_with("cpu"))
+    };
+    let mut libraries: Vec<_> = named.filter(|(name, _)| is_for_gpus(name)).collect();
+    libraries.sort();
+    Ok(libraries)
+}
+
+/// Whether this build, or a library beside it, has code for GPUs, whatever is here to run it. Starts nothing.
+pub fn has_gpu_code() -> bool {
+    cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "rocm", feature = "opencl"))
+        || libraries().is_ok_and(|libraries| !libraries.is_empty())
+}
+
+/// Libraries of ggml for GPUs that can't be loaded, with what the loader says.
 /// Errors: ggml was not started.
 pub fn unloadable() -> Result<Vec<String>, Error> {
     super::init()?;
-    let Some(dir) = cpu::folder()? else { return Ok(Vec::new()) };
     let mut faults = Vec::new();
-    for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let kind = name.strip_prefix("libggml-").and_then(|rest| rest.strip_suffix(".so")).unwrap_or("base");
-        if kind == "base" || kind.starts_with("cpu") {
-            continue;
-        }
-        let path = cpu::as_c(&entry.path())?;
+    for (name, path) in libraries()? {
+        let path = cpu::as_c(&path)?;
         let mut fault = std::ptr::null_mut();
         // SAFETY: a C string that lives during the call, and a place for a string, which is taken over below.
         sys::call(|err| unsafe { sys::hearth_library_fault(path.as_ptr(), &raw mut fault, err) })?;
@@ -81,7 +96,6 @@ pub fn unloadable() -> Result<Vec<String>, Error> {
             faults.push(format!("{name}: {fault}"));
         }
     }
-    faults.sort();
     Ok(faults)
 }
 

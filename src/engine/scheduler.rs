@@ -154,7 +154,8 @@ pub struct Pace {
 impl Pace {
     /// Rows below which a step is dominated by reading the weights: smaller chunks only waste time.
     const ROWS_MIN: u32 = 16;
-    /// How much longer a step may take when no stream waits for a token: arrivals and cancels still do.
+    /// How much longer a step may take when no stream waits for a token: arrivals and cancels still do. As much longer may
+    /// streams that have their first token only wait for those they came with.
     const ALONE: u32 = 4;
     /// Of more rows than these a step takes only those of half the gap target: on CPU they cost no less each. Behind 2,560
     /// tokens of the 0.5B model 64 rows took 4.1 ms each, 128 3.6, 256 3.5, 512 3.7.
@@ -215,9 +216,10 @@ impl Pace {
     }
 
     /// Prompt rows, in whole tiles, that can be computed before streams that have waited for `waited` get their tokens too
-    /// late; 0: not one tile.
-    pub fn rows_before(&self, waited: Duration) -> u32 {
-        let left = self.max_gap.as_secs_f64() - waited.as_secs_f64() - self.decode_s;
+    /// late; 0: not one tile. `have_begun`: not all of them have their first token only.
+    pub fn rows_before(&self, waited: Duration, have_begun: bool) -> u32 {
+        let target = self.max_gap * if have_begun { 1 } else { Self::ALONE };
+        let left = target.as_secs_f64() - waited.as_secs_f64() - self.decode_s;
         if left < self.row_s * f64::from(TILE) {
             return 0;
         }
@@ -386,9 +388,11 @@ mod tests {
             pace.observe(0, 128, Duration::from_millis(192));
             pace.observe(4, 0, Duration::from_millis(20));
         }
-        let rows = |waited| pace.rows_before(Duration::from_millis(waited));
+        let rows = |waited| pace.rows_before(Duration::from_millis(waited), true);
         // 1.5 ms a row: half the target is 166 rows; what is left after 20 ms for the streams.
         assert_eq!((rows(0), rows(250), rows(380), rows(390), rows(600)), (128, 128, 64, 0, 0));
+        let first = |waited| pace.rows_before(Duration::from_millis(waited), false);
+        assert_eq!((first(0), first(600), first(1900), first(2000)), (128, 128, 0, 0), "four times the target");
     }
 
     proptest! {

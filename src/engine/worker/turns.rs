@@ -10,7 +10,9 @@
 //! **Streams wait for those about to join them.** A step of few streams takes nearly as long as one of many: two that begin
 //! a moment before fourteen others would run ahead of them, at the full price of a step for two tokens, and at the end the
 //! fourteen without them. So whole prompts go first as long as the streams' next tokens stay within the gap target, where
-//! the measured times of steps say that it pays.
+//! the measured times of steps say that it pays; within four times that for streams that all have their first token only:
+//! what comes at once begins at once, a moment later and then faster. (Sixteen prompts that took 1.9 s had steps of 6, 9, 12
+//! and 15 streams between them, and of 10, 7, 4 and 1 at the end.)
 //!
 //! **The worker waits for those about to come.** Who asks again as soon as it is answered (an agent, a loop over documents)
 //! would find that the step just begun is somebody else's long prompt. Before such a step the worker stands still for a
@@ -87,7 +89,11 @@ impl<M: Model> Worker<M> {
             return;
         }
         if self.turns.is_prompts {
-            let n_rows = self.pace.rows_before(since.elapsed());
+            let has_begun = |want: &Want| {
+                let run = self.slots[want.slot].run.as_ref();
+                want.is_decode && run.is_some_and(|run| run.n_generated() > 1)
+            };
+            let n_rows = self.pace.rows_before(since.elapsed(), wants.iter().any(has_begun));
             if self.pays_to_join(wants, n_rows) {
                 wants.retain(|want| !want.is_decode && want.gap <= n_rows.min(want.cap));
                 budget.n_prefill_alone = n_rows;

@@ -325,15 +325,16 @@ impl<M: Model> Worker<M> {
             Ok(()) => {
                 self.pace.observe(n_decode, n_prefill, time);
                 self.end_turn(shares, n_decode, n_prefill);
-                if n_prefill == 0 && is_one_pass {
-                    self.cost.observe(self.rows.len() as u32, time);
-                } else {
-                    self.cost.interrupt();
-                }
                 self.count(n_decode, n_prefill);
                 self.follow(shares);
                 let start = Instant::now();
                 let choosing = self.advance(shares);
+                if n_prefill == 0 && is_one_pass {
+                    // With what follows a decode: many steps of few rows pay it more often.
+                    self.cost.observe(self.rows.len() as u32, time + start.elapsed());
+                } else {
+                    self.cost.interrupt();
+                }
                 tracing::trace!(
                     n_decode,
                     n_prefill,

@@ -8,6 +8,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// Longest that a message may wait where the service manager does not read: it would hold up a thread that serves.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// The service manager's ear.
 pub(super) struct Notify {
     socket: Option<(UnixDatagram, SocketAddr)>,
@@ -25,7 +28,11 @@ impl Notify {
             Some(_) => None,
             None => SocketAddr::from_pathname(path).ok(),
         });
-        let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
+        let socket = address.and_then(|address| {
+            let socket = UnixDatagram::unbound().ok()?;
+            socket.set_write_timeout(Some(PATIENCE)).ok()?;
+            Some((socket, address))
+        });
         let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
         let watchdog = variable("WATCHDOG_USEC").filter(|_| is_ours).and_then(|us| us.parse().ok());
         let watchdog = watchdog.filter(|us| *us > 0).map(Duration::from_micros);
@@ -94,5 +101,20 @@ mod tests {
         let other = Notify::from(|name| if name == "WATCHDOG_PID" { Some("1".to_owned()) } else { variable(name) });
         assert_eq!(other.watchdog, None);
         Notify::from(|_| None).ready();
+    }
+
+    #[test]
+    fn a_manager_that_does_not_read_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let _ear = UnixDatagram::bind(&path).unwrap();
+        let notify = Notify::from(|name| (name == "NOTIFY_SOCKET").then(|| path.to_str().unwrap().to_owned()));
+        // Its queue is full at some point (net.unix.max_dgram_qlen, or the sender's buffer), which would be for ever.
+        let waited = (0..20_000).find(|_| {
+            let start = std::time::Instant::now();
+            notify.ready();
+            start.elapsed() >= PATIENCE / 2
+        });
+        assert!(waited.is_some(), "the queue never filled");
     }
 }

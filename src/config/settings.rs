@@ -165,7 +165,7 @@ settings! {
         /// Keep the weights from being swapped out
         mlock: Switch = Some("false"), "BOOL";
         /// Longest gap between two tokens of a stream to aim at while prompts are computed beside it; half of it where 128
-        /// rows take no longer
+        /// rows take no longer; up to four times it between the first two of streams that came at once
         max_gap_ms: u32 = Some("500"), "MS";
         /// Most tokens tried ahead at once, where an answer repeats its prompt, itself or a prediction, or where something
         /// drafts them, and where that is measured to pay; 0: none

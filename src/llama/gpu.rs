@@ -77,7 +77,7 @@ fn libraries() -> Result<Vec<(String, PathBuf)>, Error> {
 /// Whether this build, or a library beside it, has code for GPUs, whatever is here to run it. Starts nothing.
 pub fn has_gpu_code() -> bool {
     cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan", feature = "rocm", feature = "opencl"))
-        || libraries().is_ok_and(|libraries| !libraries.is_empty())
+        || (cfg!(feature = "dynamic-backends") && libraries().is_ok_and(|libraries| !libraries.is_empty()))
 }
 
 /// Libraries of ggml for GPUs that can't be loaded, with what the loader says.

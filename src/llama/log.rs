@@ -47,9 +47,11 @@ pub fn init() -> Result<(), Error> {
 }
 
 fn start(backends: *const c_char) -> Result<(), Error> {
-    // SAFETY: the callback is a static function that never unwinds and ignores its user pointer; `backends` is NULL or a
-    // C string that lives during the call.
-    sys::call(|err| unsafe { sys::hearth_init(Some(on_line), std::ptr::null_mut(), backends, err) })
+    // SAFETY: the callbacks are static functions that never unwind, and the first ignores its user pointer; `backends` is NULL
+    // or a C string that lives during the call.
+    sys::call(|err| unsafe {
+        sys::hearth_init(Some(on_line), std::ptr::null_mut(), Some(on_last_words), backends, err)
+    })
 }
 
 /// The last error lines logged on this thread, joined; forgets them.
@@ -68,6 +70,19 @@ unsafe extern "C" fn on_line(level: sys::ggml_log_level, text: *const c_char, _u
                 lines.push(level, &text);
             }
         });
+    });
+}
+
+/// The assertion that ends this process.
+unsafe extern "C" fn on_last_words(text: *const c_char) {
+    let _ = std::panic::catch_unwind(|| {
+        // SAFETY: ggml passes a NUL-terminated string that lives during the call.
+        let text = unsafe { sys::text(text) };
+        tracing::error!(target: "llama", "{text}");
+        // Where nobody logs, as in a test.
+        if !tracing::dispatcher::has_been_set() {
+            eprintln!("{text}");
+        }
     });
 }
 
@@ -93,10 +108,6 @@ impl Lines {
                 tracing::trace!(target: "llama", "{line}");
             }
             sys::GGML_LOG_LEVEL_ERROR => {
-                // The last words of a process that nobody logs for, such as a test's.
-                if !tracing::dispatcher::has_been_set() {
-                    eprintln!("{line}");
-                }
                 tracing::warn!(target: "llama", "{line}");
                 if self.errors.len() >= ERRORS_MAX {
                     self.errors.remove(0);

@@ -23,17 +23,16 @@ struct assertion : std::runtime_error {
 // Depth of guarded calls on this thread: only below one of them may the abort callback throw.
 inline thread_local int guard_depth = 0;
 
+// Told why the process is about to end.
+inline hearth_last_words last_words = nullptr;
+
 inline void on_abort(const char * message) {
     if (guard_depth > 0) {
         throw assertion(message ? message : "GGML_ABORT");
     }
     // Returning lets ggml abort the process, which is right: nobody could catch. It says no more than what is said here.
-    ggml_log_callback log = nullptr;
-    void * user = nullptr;
-    llama_log_get(&log, &user);
-    if (log) {
-        log(GGML_LOG_LEVEL_ERROR, message ? message : "GGML_ABORT", user);
-        log(GGML_LOG_LEVEL_CONT, "\n", user);
+    if (last_words) {
+        last_words(message ? message : "GGML_ABORT");
     }
 }
 

@@ -116,11 +116,12 @@ bool round_keys_and_values(ggml_tensor * t, bool ask, void *) {
 
 extern "C" {
 
-int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, char ** err) {
+int32_t hearth_init(ggml_log_callback log, void * user, hearth_last_words said, const char * backends, char ** err) {
     return guard(err, [&] {
         llama_log_set(log, user);
         // common/ has a logger of its own that would write answers it can't parse to stderr.
         common_log_set_verbosity_thold(-1);
+        last_words = said;
         ggml_set_abort_callback(on_abort);
         if (backends) {
             // Never ggml_backend_load_all: it would also load what lies in the current directory.

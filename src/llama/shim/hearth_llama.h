@@ -24,9 +24,12 @@ typedef struct hearth_parser hearth_parser;
 typedef struct hearth_sampler hearth_sampler;
 typedef struct hearth_pool hearth_pool;
 
-// Once per process, before anything else. `log` may be called from any thread. `backends` is the folder with ggml's backends
+// Told of the assertion that ends the process, from the thread that it failed on; it must return.
+typedef void (*hearth_last_words)(const char * message);
+
+// Once per process, before anything else. `log` and `said` may be called from any thread. `backends` is the folder with ggml's backends
 // where they are libraries of their own; NULL: they are linked in, and no library is looked for.
-int32_t hearth_init(ggml_log_callback log, void * user, const char * backends, char ** err);
+int32_t hearth_init(ggml_log_callback log, void * user, hearth_last_words said, const char * backends, char ** err);
 // The file that the code for the CPU is in (a library of its own, or this executable), and what it was compiled to use
 // ("AVX2 FMA"); both owned by the caller.
 int32_t hearth_cpu(char ** file, char ** features, char ** err);

@@ -10,8 +10,8 @@
 //! **Streams wait for those about to join them.** A step of few streams takes nearly as long as one of many: two that begin
 //! a moment before fourteen others would run ahead of them, at the full price of a step for two tokens, and at the end the
 //! fourteen without them. So whole prompts go first as long as the streams' next tokens stay within the gap target, where
-//! the measured times of steps say that it pays; within four times that for streams that all have their first token only:
-//! what comes at once begins at once, a moment later and then faster. (Sixteen prompts that took 1.9 s had steps of 6, 9, 12
+//! the measured times of steps say that it pays; within four times that for streams that all have their first token only,
+//! and prompts that were there before it: what comes at once begins at once, a moment later and then faster. (Sixteen prompts that took 1.9 s had steps of 6, 9, 12
 //! and 15 streams between them, and of 10, 7, 4 and 1 at the end.)
 //!
 //! **The worker waits for those about to come.** Who asks again as soon as it is answered (an agent, a loop over documents)
@@ -89,19 +89,34 @@ impl<M: Model> Worker<M> {
             return;
         }
         if self.turns.is_prompts {
-            let has_begun = |want: &Want| {
-                let run = self.slots[want.slot].run.as_ref();
-                want.is_decode && run.is_some_and(|run| run.n_generated() > 1)
-            };
-            let n_rows = self.pace.rows_before(since.elapsed(), wants.iter().any(has_begun));
-            if self.pays_to_join(wants, n_rows) {
-                wants.retain(|want| !want.is_decode && want.gap <= n_rows.min(want.cap));
+            let (mut joined, mut n_rows) = (wants.clone(), self.pace.rows_before(since.elapsed(), true));
+            if let Some(begun) = self.began_together(wants).filter(|_| !self.pays_to_join(wants, n_rows)) {
+                joined.retain(|want| want.is_decode || self.accepted(want).is_some_and(|accepted| accepted <= begun));
+                n_rows = self.pace.rows_before(since.elapsed(), false);
+            }
+            if self.pays_to_join(&joined, n_rows) {
+                joined.retain(|want| !want.is_decode && want.gap <= n_rows.min(want.cap));
+                *wants = joined;
                 budget.n_prefill_alone = n_rows;
                 return;
             }
         }
         self.turns.is_prompts = !self.turns.is_prompts;
         wants.retain(|want| want.is_decode != self.turns.is_prompts);
+    }
+
+    fn accepted(&self, want: &Want) -> Option<Instant> {
+        self.slots[want.slot].run.as_ref().map(|run| run.clock.accepted)
+    }
+
+    /// When the first of the streams had its first token, where none has another.
+    fn began_together(&self, wants: &[Want]) -> Option<Instant> {
+        let streams = wants.iter().filter(|want| want.is_decode);
+        let begun = streams.map(|want| {
+            let run = self.slots[want.slot].run.as_ref().filter(|run| run.n_generated() == 1)?;
+            run.clock.first_token
+        });
+        begun.collect::<Option<Vec<_>>>()?.into_iter().min()
     }
 
     /// Whether the streams had better wait while whole prompts of `n_rows` in all are computed. What counts is the price of a

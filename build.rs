@@ -40,6 +40,7 @@ fn compile_shim(source: &Path) {
         .files(
             [
                 "hearth_llama.cpp",
+                "hearth_graph.cpp",
                 "hearth_sampler.cpp",
                 "hearth_reference.cpp",
                 "hearth_chat.cpp",

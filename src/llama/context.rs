@@ -2,6 +2,7 @@
 
 use super::error::Error;
 use super::model::Model;
+use super::product::Products;
 use super::speculator::Speculator;
 use super::team::Team;
 use super::{gpu, log, sys};
@@ -94,6 +95,8 @@ pub struct ContextParams {
     /// Keys and values that no cache keeps are rounded to F16 before attention, as flash attention rounds them, so that a
     /// context without it agrees with one that has it. On a CPU, for models whose encoders attend without a bias of their own.
     pub rounds_kv: bool,
+    /// Products with matrices of F32 are computed by [`super::product`], where the CPU is one of its kinds.
+    pub own_products: bool,
 }
 
 /// Rows of one decode: tokens with their places.
@@ -181,6 +184,8 @@ pub struct Context {
     speculator: Option<Speculator>,
     /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
     _interrupt: Box<Interrupt>,
+    /// As with the interrupt.
+    _products: Option<Products>,
     model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
@@ -239,6 +244,7 @@ impl Context {
     ) -> Result<Self, Error> {
         let interrupt = Box::new(interrupt);
         let user: *const Interrupt = &raw const *interrupt;
+        let products = params.own_products.then(Products::new).flatten();
         let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         let raw_params = sys::hearth_context_params {
             n_ctx: params.n_ctx,
@@ -258,6 +264,7 @@ impl Context {
             mtp: params.mtp,
             n_rs_seq: params.n_rs_seq,
             rounds_kv: params.rounds_kv,
+            products: products.as_ref().map_or(std::ptr::null(), Products::as_ptr),
             other,
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),
@@ -278,6 +285,7 @@ impl Context {
             pool: None,
             speculator: None,
             _interrupt: interrupt,
+            _products: products,
             model: Arc::clone(model),
             params,
             n_vocab,

@@ -22,6 +22,7 @@ mod heap;
 mod log;
 mod model;
 mod mtmd;
+mod product;
 mod sampler;
 mod specials;
 mod speculator;

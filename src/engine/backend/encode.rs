@@ -216,6 +216,7 @@ impl LlamaEncoder {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
+            own_products: !is_offloaded,
             pooling: Some(pooling),
             poll: POLL,
         };

@@ -435,6 +435,7 @@ impl Model for LlamaModel {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
+            own_products: false,
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };

@@ -1,3 +1,4 @@
+#include "graph.h"
 #include "guard.h"
 
 #include "common.h"
@@ -53,63 +54,6 @@ struct errand {
 void run_errand(ggml_tensor *, int, int, void * user) {
     const errand * e = static_cast<const errand *>(user);
     e->body(e->user);
-}
-
-// As F16 holds it (IEEE 754, to nearest, ties to even). Not ggml's conversion there and back: that takes elements one by one.
-// Without branches, so that a compiler makes vectors of it.
-float as_f16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof(bits));
-    const uint32_t size = bits & 0x7FFFFFFF;
-    const uint32_t normal = (bits + 0xFFF + (bits >> 13 & 1)) & ~uint32_t(0x1FFF);
-    // Below 2^-14 they are multiples of 2^-24, which is what a float between 1/2 and 1 counts in.
-    const float shifted = (x + 0.75f) - 0.75f;
-    uint32_t subnormal;
-    memcpy(&subnormal, &shifted, sizeof(subnormal));
-    uint32_t out = size < 0x38800000 ? subnormal : normal;
-    out = size < 0x477FF000 ? out : (bits & 0x80000000) | 0x7F800000; // from 65520 on: infinite
-    out = size > 0x7F800000 ? bits : out;                             // not a number
-    memcpy(&x, &out, sizeof(x));
-    return x;
-}
-
-// Rounds what a tensor of F32 shows, in place.
-void round_to_f16(const ggml_tensor * t) {
-    for (int64_t i3 = 0; i3 < t->ne[3]; i3++) {
-        for (int64_t i2 = 0; i2 < t->ne[2]; i2++) {
-            for (int64_t i1 = 0; i1 < t->ne[1]; i1++) {
-                auto * row = reinterpret_cast<float *>(static_cast<char *>(t->data) + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]);
-                for (int64_t i0 = 0; i0 < t->ne[0]; i0++) {
-                    row[i0] = as_f16(row[i0]);
-                }
-            }
-        }
-    }
-}
-
-// The keys of the layer that is being computed.
-thread_local const ggml_tensor * keys = nullptr;
-
-// A ggml_backend_sched_eval_callback: stops once a layer, where attention has its keys and is about to read its values
-// (llm_graph_context::build_attn expands both, and build_attn_mha reads values through a view that is permuted).
-bool round_keys_and_values(ggml_tensor * t, bool ask, void *) {
-    const auto rounds = [](const ggml_tensor * t) {
-        const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-        return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float) && ggml_backend_buffer_is_host(buffer);
-    };
-    const bool reads_values = t->op == GGML_OP_PERMUTE && strncmp(t->name, "Vcur", 4) == 0;
-    if (ask) {
-        if (t->op != GGML_OP_PERMUTE && strncmp(t->name, "Kcur", 4) == 0) {
-            keys = t;
-        }
-        return reads_values;
-    }
-    if (reads_values && keys && rounds(keys) && rounds(t)) {
-        round_to_f16(keys);
-        round_to_f16(t);
-    }
-    keys = nullptr; // never those of a layer before, or of a graph that is gone
-    return true;
 }
 
 } // namespace
@@ -269,8 +213,9 @@ int32_t hearth_context_new(llama_model * model, const hearth_context_params * pa
         p.ctx_type = params->mtp ? LLAMA_CONTEXT_TYPE_MTP : LLAMA_CONTEXT_TYPE_DEFAULT;
         p.n_rs_seq = params->n_rs_seq;
         p.ctx_other = params->other;
-        if (params->rounds_kv) {
-            p.cb_eval = round_keys_and_values;
+        if (params->rounds_kv || params->products) {
+            p.cb_eval = params->rounds_kv ? change_and_round : change_products;
+            p.cb_eval_user_data = const_cast<hearth_products *>(params->products);
         }
         p.abort_callback = params->abort;
         p.abort_callback_data = params->abort_user;

@@ -65,6 +65,26 @@ int32_t hearth_model_meta(const struct llama_model * model, const char * key, ch
 // Loads a LoRA adapter; it lives as long as the model. Before any context is made, since contexts size their graphs by it.
 int32_t hearth_model_add_adapter(struct llama_model * model, const char * path, struct llama_adapter_lora ** out, char ** err);
 
+// A product with a matrix of weights, all in F32: out[r][o] = sum over i of rows[r][i] * weights[o][i]. Strides are numbers from one row to
+// the next.
+typedef struct hearth_product {
+    const float * weights; // n_out rows of n_in
+    const float * rows;    // n_rows rows of n_in
+    float * out;           // n_rows rows of n_out, overwritten
+    size_t n_in;
+    size_t n_out;
+    size_t n_rows;
+    size_t weights_stride;
+    size_t rows_stride;
+    size_t out_stride;
+} hearth_product;
+
+// What computes products: called by each of a context's threads, of which there are n_threads, with the same product.
+typedef struct hearth_products {
+    void (*multiply)(const hearth_product * product, int32_t n_threads, void * user);
+    void * user;
+} hearth_products;
+
 typedef struct hearth_context_params {
     uint32_t n_ctx;
     uint32_t n_batch;
@@ -83,6 +103,7 @@ typedef struct hearth_context_params {
     bool mtp;        // runs the model's heads for drafts, not the model itself
     uint32_t n_rs_seq;            // rows that a recurrent state can go back, where the architecture can
     bool rounds_kv; // where no cache keeps them, keys and values are rounded to F16 as flash attention rounds them
+    const hearth_products * products; // for weights in F32 on the CPU, outlives the context; NULL: ggml computes them
     struct llama_context * other; // the context that this one drafts for; NULL: none
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;

@@ -1,8 +1,8 @@
 //! The KV cache and the forward pass.
 
 use super::error::Error;
+use super::kernels::{KernelChoice, Kernels};
 use super::model::Model;
-use super::product::Products;
 use super::speculator::Speculator;
 use super::team::Team;
 use super::{gpu, log, sys};
@@ -95,8 +95,8 @@ pub struct ContextParams {
     /// Keys and values that no cache keeps are rounded to F16 before attention, as flash attention rounds them, so that a
     /// context without it agrees with one that has it. On a CPU, for models whose encoders attend without a bias of their own.
     pub rounds_kv: bool,
-    /// Products with matrices of F32 are computed by [`super::product`], where the CPU is one of its kinds.
-    pub own_products: bool,
+    /// What is computed by [`super::kernels`], where the CPU is one of their kinds; `None`: nothing.
+    pub kernels: Option<KernelChoice>,
 }
 
 /// Rows of one decode: tokens with their places.
@@ -185,7 +185,7 @@ pub struct Context {
     /// llama.cpp holds a pointer to it: boxed, and dropped after the context.
     _interrupt: Box<Interrupt>,
     /// As with the interrupt.
-    _products: Option<Products>,
+    _kernels: Option<Kernels>,
     model: Arc<Model>,
     params: ContextParams,
     n_vocab: usize,
@@ -244,7 +244,7 @@ impl Context {
     ) -> Result<Self, Error> {
         let interrupt = Box::new(interrupt);
         let user: *const Interrupt = &raw const *interrupt;
-        let products = params.own_products.then(Products::new).flatten();
+        let kernels = params.kernels.and_then(Kernels::new);
         let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
         let raw_params = sys::hearth_context_params {
             n_ctx: params.n_ctx,
@@ -264,7 +264,7 @@ impl Context {
             mtp: params.mtp,
             n_rs_seq: params.n_rs_seq,
             rounds_kv: params.rounds_kv,
-            products: products.as_ref().map_or(std::ptr::null(), Products::as_ptr),
+            kernels: kernels.as_ref().map_or(std::ptr::null(), Kernels::as_ptr),
             other,
             abort: Some(on_abort_query),
             abort_user: user.cast_mut().cast(),
@@ -285,7 +285,7 @@ impl Context {
             pool: None,
             speculator: None,
             _interrupt: interrupt,
-            _products: products,
+            _kernels: kernels,
             model: Arc::clone(model),
             params,
             n_vocab,

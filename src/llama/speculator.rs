@@ -268,7 +268,7 @@ pub(super) mod tests {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
-            own_products: false,
+            kernels: None,
         }
     }
 

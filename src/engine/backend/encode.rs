@@ -8,7 +8,7 @@ use super::llama_context::{decode, signed};
 use super::{DecodeError, Encoder, Interrupt, PairLayout, Row, Token};
 use crate::engine::config::{EmbedMode, EngineConfig, FlashAttn};
 use crate::engine::event::Pooling;
-use crate::llama::{self, Batch, ContextParams, KvElement, PoolingType};
+use crate::llama::{self, Batch, ContextParams, KernelChoice, KvElement, PoolingType};
 use crate::model::ModelFile;
 use std::borrow::Cow;
 use std::path::Path;
@@ -216,7 +216,7 @@ impl LlamaEncoder {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
-            own_products: !is_offloaded,
+            kernels: (!is_offloaded).then_some(KernelChoice { products: true, attention: true }),
             pooling: Some(pooling),
             poll: POLL,
         };

@@ -16,7 +16,7 @@ use crate::engine::config::{EngineConfig, FlashAttn};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
 use crate::engine::media::Bitmap;
-use crate::llama::{self, ContextParams, ModelParams, Shape, Templates, ToolFormat, Trigger};
+use crate::llama::{self, ContextParams, KernelChoice, ModelParams, Shape, Templates, ToolFormat, Trigger};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -411,6 +411,7 @@ impl Model for LlamaModel {
     fn context(self: &Arc<Self>, config: &EngineConfig, interrupt: Interrupt) -> Result<LlamaContext, String> {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (n_threads, n_threads_batch) = self.threads();
+        let is_offloaded = llama::offloads() && config.gpu_layers.is_some();
         let params = ContextParams {
             n_ctx: self.n_ctx(),
             n_batch: config.n_batch,
@@ -435,14 +436,13 @@ impl Model for LlamaModel {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
-            own_products: false,
+            kernels: (!is_offloaded).then_some(KernelChoice { products: false, attention: true }),
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };
         let shares_cells = params.kv_unified && !self.model.is_recurrent();
         let is_mrope = self.projector.as_ref().is_some_and(Projector::is_mrope);
         let can_cut = !self.model.is_recurrent() && !self.model.is_hybrid();
-        let is_offloaded = llama::offloads() && config.gpu_layers.is_some();
         draft::with_drafts(
             context,
             Traits { n_swa, shares_cells, can_cut, is_mrope, n_threads, is_offloaded },

@@ -10,9 +10,14 @@ namespace hearth {
 
 namespace {
 
+// Rows of a stream from which ggml's attention works in tiles with sums in F32, too. Source: GGML_FA_TILE_Q, ggml-cpu/common.h.
+constexpr int64_t ATTENTION_ROWS_MIN = 64;
+// Where the scale is kept of an attention that was made a custom operation: its last parameter.
+constexpr size_t ATTENTION_SCALE = GGML_MAX_OP_PARAMS / sizeof(int32_t) - 1;
+
 // Source: ggml_custom_op_t, ggml.h.
 void run_product(ggml_tensor * t, int, int n_threads, void * user) {
-    const hearth_products * products = static_cast<const hearth_products *>(user);
+    const hearth_kernels * kernels = static_cast<const hearth_kernels *>(user);
     const ggml_tensor * weights = t->src[0];
     const ggml_tensor * rows = t->src[1];
     const hearth_product p = {
@@ -26,7 +31,49 @@ void run_product(ggml_tensor * t, int, int n_threads, void * user) {
         /*.rows_stride    =*/ rows->nb[1] / rows->nb[0],
         /*.out_stride     =*/ t->nb[1] / t->nb[0],
     };
-    products->multiply(&p, n_threads, products->user);
+    kernels->multiply(&p, n_threads, kernels->user);
+}
+
+float parameter(const ggml_tensor * t, size_t i) {
+    float x;
+    memcpy(&x, t->op_params + i, sizeof(x));
+    return x;
+}
+
+// Source: ggml_custom_op_t, ggml.h. The scale is where ATTENTION_SCALE says: this operation's own parameters lie before it.
+void run_attention(ggml_tensor * t, int, int n_threads, void * user) {
+    const hearth_kernels * kernels = static_cast<const hearth_kernels *>(user);
+    const ggml_tensor * q = t->src[0];
+    const ggml_tensor * k = t->src[1];
+    const ggml_tensor * v = t->src[2];
+    const ggml_tensor * mask = t->src[3];
+    const hearth_attention a = {
+        /*.queries        =*/ static_cast<const float *>(q->data),
+        /*.queries_row    =*/ q->nb[1] / q->nb[0],
+        /*.queries_head   =*/ q->nb[2] / q->nb[0],
+        /*.queries_stream =*/ q->nb[3] / q->nb[0],
+        /*.keys           =*/ static_cast<const uint16_t *>(k->data),
+        /*.keys_row       =*/ k->nb[1] / k->nb[0],
+        /*.keys_head      =*/ k->nb[2] / k->nb[0],
+        /*.keys_stream    =*/ k->nb[3] / k->nb[0],
+        /*.values         =*/ static_cast<const uint16_t *>(v->data),
+        /*.values_row     =*/ v->nb[1] / v->nb[0],
+        /*.values_head    =*/ v->nb[2] / v->nb[0],
+        /*.values_stream  =*/ v->nb[3] / v->nb[0],
+        /*.mask           =*/ mask ? static_cast<const uint16_t *>(mask->data) : nullptr,
+        /*.mask_row       =*/ mask ? mask->nb[1] / mask->nb[0] : 0,
+        /*.mask_stream    =*/ mask && mask->ne[3] > 1 ? mask->nb[3] / mask->nb[0] : 0,
+        /*.out            =*/ static_cast<float *>(t->data),
+        /*.scale          =*/ parameter(t, ATTENTION_SCALE),
+        /*.n_in           =*/ static_cast<size_t>(q->ne[0]),
+        /*.n_out          =*/ static_cast<size_t>(v->ne[0]),
+        /*.n_rows         =*/ static_cast<size_t>(q->ne[1]),
+        /*.n_cells        =*/ static_cast<size_t>(k->ne[1]),
+        /*.n_heads        =*/ static_cast<size_t>(q->ne[2]),
+        /*.n_kv_heads     =*/ static_cast<size_t>(k->ne[2]),
+        /*.n_streams      =*/ static_cast<size_t>(q->ne[3]),
+    };
+    kernels->attend(&a, n_threads, kernels->user);
 }
 
 // As F16 holds it (IEEE 754, to nearest, ties to even). Not ggml's conversion there and back: that takes elements one by one.
@@ -64,25 +111,50 @@ void round_to_f16(const ggml_tensor * t) {
 // The keys of the layer that is being computed.
 thread_local const ggml_tensor * keys = nullptr;
 
-bool is_matrix_on_host(const ggml_tensor * t) {
+bool is_on_host(const ggml_tensor * t, ggml_type type) {
     const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    return t->type == GGML_TYPE_F32 && t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == sizeof(float) &&
-           t->nb[1] % sizeof(float) == 0 && buffer && ggml_backend_buffer_is_host(buffer);
+    return t->type == type && t->nb[0] == ggml_type_size(type) && buffer && ggml_backend_buffer_is_host(buffer);
 }
 
-// A node that multiplies by a matrix of F32 does it by `products` from now on. Nothing else of the node changes: a graph that llama.cpp
-// uses again stays as it is.
-void change_product(ggml_tensor * t, const hearth_products * products) {
-    if (t->op != GGML_OP_MUL_MAT || !is_matrix_on_host(t->src[0]) || !is_matrix_on_host(t->src[1]) || !is_matrix_on_host(t)) {
-        return;
-    }
+bool is_matrix(const ggml_tensor * t) {
+    return is_on_host(t, GGML_TYPE_F32) && t->ne[2] == 1 && t->ne[3] == 1 && t->nb[1] % t->nb[0] == 0;
+}
+
+// Attention without a bias of positions, a cap of scores, or sinks. Source: ggml_flash_attn_ext, ggml.c.
+bool is_plain_attention(const ggml_tensor * t) {
+    const ggml_tensor * q = t->src[0];
+    const ggml_tensor * k = t->src[1];
+    const ggml_tensor * v = t->src[2];
+    const ggml_tensor * mask = t->src[3];
+    const auto is_plain = [](const ggml_tensor * t, ggml_type type) {
+        return is_on_host(t, type) && t->nb[1] % t->nb[0] == 0 && t->nb[2] % t->nb[0] == 0 && t->nb[3] % t->nb[0] == 0;
+    };
+    return parameter(t, 1) == 0.0f && parameter(t, 2) == 0.0f && !t->src[4] && is_plain(q, GGML_TYPE_F32) &&
+           is_plain(k, GGML_TYPE_F16) && is_plain(v, GGML_TYPE_F16) && is_on_host(t, GGML_TYPE_F32) && ggml_is_contiguous(t) &&
+           (!mask || (is_plain(mask, GGML_TYPE_F16) && mask->ne[2] == 1 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]))) &&
+           k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && v->ne[2] == k->ne[2] && q->ne[2] % k->ne[2] == 0;
+}
+
+// Nothing else of the node changes: a graph that llama.cpp uses again stays as it is.
+void make_custom(ggml_tensor * t, ggml_custom_op_t run, const hearth_kernels * kernels) {
     ggml_init_params p = { 2 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
     std::unique_ptr<ggml_context, decltype(&ggml_free)> ctx(ggml_init(p), ggml_free);
     // The layout of an operation's parameters is ggml's own affair: made by it, and copied.
-    const ggml_tensor * made = ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, run_product, GGML_N_TASKS_MAX,
-                                              const_cast<hearth_products *>(products));
+    const ggml_tensor * made = ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, run, GGML_N_TASKS_MAX,
+                                              const_cast<hearth_kernels *>(kernels));
+    const float scale = parameter(t, 0);
     t->op = made->op;
     memcpy(t->op_params, made->op_params, sizeof(t->op_params));
+    memcpy(t->op_params + ATTENTION_SCALE, &scale, sizeof(scale));
+}
+
+void change_node(ggml_tensor * t, const hearth_kernels * kernels) {
+    if (kernels->multiply && t->op == GGML_OP_MUL_MAT && is_matrix(t->src[0]) && is_matrix(t->src[1]) && is_matrix(t)) {
+        make_custom(t, run_product, kernels);
+    } else if (kernels->attend && t->op == GGML_OP_FLASH_ATTN_EXT && t->src[0]->ne[1] >= ATTENTION_ROWS_MIN &&
+               is_plain_attention(t)) {
+        make_custom(t, run_attention, kernels);
+    }
 }
 
 // A ggml_backend_sched_eval_callback: stops once a layer, where attention has its keys and is about to read its values
@@ -109,15 +181,15 @@ bool round_keys_and_values(ggml_tensor * t, bool ask) {
 
 } // namespace
 
-bool change_products(ggml_tensor * t, bool ask, void * products) {
-    if (ask && products) {
-        change_product(t, static_cast<const hearth_products *>(products));
+bool change_nodes(ggml_tensor * t, bool ask, void * kernels) {
+    if (ask && kernels) {
+        change_node(t, static_cast<const hearth_kernels *>(kernels));
     }
     return !ask;
 }
 
-bool change_and_round(ggml_tensor * t, bool ask, void * products) {
-    change_products(t, ask, products);
+bool change_and_round(ggml_tensor * t, bool ask, void * kernels) {
+    change_nodes(t, ask, kernels);
     return round_keys_and_values(t, ask);
 }
 

@@ -213,9 +213,9 @@ int32_t hearth_context_new(llama_model * model, const hearth_context_params * pa
         p.ctx_type = params->mtp ? LLAMA_CONTEXT_TYPE_MTP : LLAMA_CONTEXT_TYPE_DEFAULT;
         p.n_rs_seq = params->n_rs_seq;
         p.ctx_other = params->other;
-        if (params->rounds_kv || params->products) {
-            p.cb_eval = params->rounds_kv ? change_and_round : change_products;
-            p.cb_eval_user_data = const_cast<hearth_products *>(params->products);
+        if (params->rounds_kv || params->kernels) {
+            p.cb_eval = params->rounds_kv ? change_and_round : change_nodes;
+            p.cb_eval_user_data = const_cast<hearth_kernels *>(params->kernels);
         }
         p.abort_callback = params->abort;
         p.abort_callback_data = params->abort_user;

@@ -79,11 +79,34 @@ typedef struct hearth_product {
     size_t out_stride;
 } hearth_product;
 
-// What computes products: called by each of a context's threads, of which there are n_threads, with the same product.
-typedef struct hearth_products {
-    void (*multiply)(const hearth_product * product, int32_t n_threads, void * user);
+// Attention: for each row and head of queries, the values of the cells that it sees, weighted by the softmax of its products with
+// their keys, times scale. Strides are numbers.
+typedef struct hearth_attention {
+    const float * queries; // n_in numbers of a row
+    size_t queries_row, queries_head, queries_stream;
+    const uint16_t * keys; // F16, n_in of a cell
+    size_t keys_row, keys_head, keys_stream;
+    const uint16_t * values; // F16, n_out of a cell
+    size_t values_row, values_head, values_stream;
+    const uint16_t * mask; // F16, n_cells of a row: 0 or negative infinity, or what is added to a score; NULL: all is seen
+    size_t mask_row, mask_stream;
+    float * out; // [n_streams][n_rows][n_heads][n_out], overwritten
+    float scale;
+    size_t n_in;
+    size_t n_out;
+    size_t n_rows;
+    size_t n_cells;
+    size_t n_heads;
+    size_t n_kv_heads; // of which n_heads is a multiple
+    size_t n_streams;
+} hearth_attention;
+
+// What computes operations in ggml's place: called by each of a context's threads, of which there are n_threads, with the same one.
+typedef struct hearth_kernels {
+    void (*multiply)(const hearth_product * product, int32_t n_threads, void * user);      // NULL: ggml does
+    void (*attend)(const hearth_attention * attention, int32_t n_threads, void * user); // NULL: ggml does
     void * user;
-} hearth_products;
+} hearth_kernels;
 
 typedef struct hearth_context_params {
     uint32_t n_ctx;
@@ -103,7 +126,7 @@ typedef struct hearth_context_params {
     bool mtp;        // runs the model's heads for drafts, not the model itself
     uint32_t n_rs_seq;            // rows that a recurrent state can go back, where the architecture can
     bool rounds_kv; // where no cache keeps them, keys and values are rounded to F16 as flash attention rounds them
-    const hearth_products * products; // for weights in F32 on the CPU, outlives the context; NULL: ggml computes them
+    const hearth_kernels * kernels; // on the CPU; they outlive the context; NULL: none
     struct llama_context * other; // the context that this one drafts for; NULL: none
     ggml_abort_callback abort; // asked during a decode; may be NULL
     void * abort_user;

@@ -1,22 +1,12 @@
-//! Products of rows with a matrix of weights in F32, on a CPU.
-//!
-//! # Design
-//! ggml computes an output as the sum of a vector's lanes, and comes to two thirds of what a core can do. Here lanes are rows:
-//! a tile of them by a few outputs stays in registers while weights are read as they lie, one number for all lanes (the
-//! microkernel of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with the roles such that
-//! only rows are copied, which are fewer than weights). So a product needs no copy of the weights, and is as quick with few
-//! rows. An output is summed up in the order of its inputs, in parts of [`DEPTH`], however many rows there are.
-//!
-//! A context's threads take outputs by turns, since one may have less of its core than another. Figures in benches/README.md.
+//! Products of rows with a matrix of weights in F32. No copy of the weights is made, and few rows are as quick as many. An output
+//! is summed up in the order of its inputs, in parts of [`DEPTH`], however many rows there are.
 
-mod cpu;
-
-use super::sys;
-use cpu::Cpu;
+use super::Turns;
+use super::cpu::{self, Cpu};
+use super::tile::{accumulate, transpose};
+use crate::llama::sys;
 use std::cell::RefCell;
-use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows that a thread copies at once, with all their inputs.
 const ROWS: usize = 144;
@@ -26,71 +16,11 @@ const DEPTH: usize = 512;
 const TURN: usize = 48;
 /// Most lanes of a tile.
 const TILE_LANES: usize = 48;
-/// Numbers of a cache line.
-const LINE: usize = 16;
-
-/// What computes a context's products; it outlives the context.
-pub(super) struct Products {
-    raw: Box<sys::hearth_products>,
-    _turns: Box<Turns>,
-}
-
-// SAFETY: the pointers are to what it owns, which any thread may use.
-unsafe impl Send for Products {}
-
-impl Products {
-    /// `None` where the CPU is none of the kinds that products are written for.
-    pub(super) fn new() -> Option<Self> {
-        if !is_supported() {
-            return None;
-        }
-        let turns = Box::<Turns>::default();
-        let user: *const Turns = &raw const *turns;
-        let raw = Box::new(sys::hearth_products { multiply: Some(multiply), user: user.cast_mut().cast() });
-        Some(Self { raw, _turns: turns })
-    }
-
-    pub(super) fn as_ptr(&self) -> *const sys::hearth_products {
-        &raw const *self.raw
-    }
-}
-
-fn is_supported() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return cpu::x86::Avx2::detect().is_some();
-    #[cfg(target_arch = "aarch64")]
-    return true;
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
-}
-
-/// Whose turn it is, for one product after another: all threads are through with one before any begins the next (the barrier
-/// after each node of a graph, ggml-cpu.c).
-#[derive(Default)]
-struct Turns {
-    next: AtomicUsize,
-    n_done: AtomicUsize,
-}
-
-impl Turns {
-    fn take(&self) -> usize {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// This thread takes no more; the last one lays out the turns of the next product.
-    fn end(&self, n_threads: usize) {
-        if self.n_done.fetch_add(1, Ordering::AcqRel) + 1 == n_threads {
-            self.n_done.store(0, Ordering::Relaxed);
-            self.next.store(0, Ordering::Release);
-        }
-    }
-}
-
+/// A thread's share of a product.
+///
 /// # Safety
-/// The shapes and strides are those of memory that lives during the call, `out` is no one else's, and `user` is a [`Turns`].
-unsafe extern "C" fn multiply(product: *const sys::hearth_product, n_threads: i32, user: *mut c_void) {
-    // SAFETY: as the caller vouches.
-    let (p, turns) = unsafe { (&*product, &*user.cast::<Turns>()) };
+/// The shapes and strides are those of memory that lives during the call, and `out` is no one else's.
+pub unsafe fn share(p: &sys::hearth_product, turns: &Turns) {
     let span = |n: usize, stride: usize| n.saturating_sub(1) * stride + p.n_in;
     // SAFETY: as the caller vouches: the last row ends with its width.
     let (weights, rows) = unsafe {
@@ -106,7 +36,6 @@ unsafe extern "C" fn multiply(product: *const sys::hearth_product, n_threads: i3
         n_in: p.n_in,
     };
     COPIED.with_borrow_mut(|copied| product.compute(turns, copied));
-    turns.end(usize::try_from(n_threads).unwrap_or(1));
 }
 
 thread_local! {
@@ -299,36 +228,6 @@ impl Product<'_> {
     }
 }
 
-/// Copies lines of `depth` numbers, `width` at most, so that the first ones of all lie side by side, then the second ones and so
-/// on; lines that are missing are zeros.
-#[inline(always)]
-fn transpose<'a>(lines: impl Iterator<Item = &'a [f32]>, to: &mut [f32], width: usize, depth: usize) {
-    const SIDE: usize = LINE;
-    let mut all: [&[f32]; TILE_LANES] = [&[]; TILE_LANES];
-    let n_lines = all.iter_mut().zip(lines).map(|(to, line)| *to = line).count();
-    for first in (0..width).step_by(SIDE) {
-        let n = SIDE.min(width - first);
-        let lines = &all[first..][..n];
-        // Squares of whole lines of the cache, where there are as many.
-        let in_squares = if n == SIDE && first + n <= n_lines { depth / SIDE * SIDE } else { 0 };
-        for at in (0..in_squares).step_by(SIDE) {
-            let mut square = [[0.0; SIDE]; SIDE];
-            for (to, line) in square.iter_mut().zip(lines) {
-                to.copy_from_slice(&line[at..][..SIDE]);
-            }
-            for k in 0..SIDE {
-                let side: [f32; SIDE] = std::array::from_fn(|i| square[i][k]);
-                to[(at + k) * width + first..][..SIDE].copy_from_slice(&side);
-            }
-        }
-        for at in in_squares..depth {
-            for (to, line) in to[at * width + first..][..n].iter_mut().zip(lines) {
-                *to = line.get(at).copied().unwrap_or(0.0);
-            }
-        }
-    }
-}
-
 /// Outputs of a panel of VECTORS vectors; meanwhile the weights of the `next` ones are asked for.
 #[inline(always)]
 fn tile<C: Cpu, const VECTORS: usize, const OUTPUTS: usize>(
@@ -339,22 +238,7 @@ fn tile<C: Cpu, const VECTORS: usize, const OUTPUTS: usize>(
     place: Place,
     out: Out,
 ) {
-    let depth = panel.len() / (VECTORS * C::LANES);
-    let weights = weights.map(|line| &line[..depth]);
-    let mut sums = [[cpu.zero(); VECTORS]; OUTPUTS];
-    for (input, lanes) in panel.chunks_exact(VECTORS * C::LANES).enumerate() {
-        let rows: [C::Vector; VECTORS] = std::array::from_fn(|v| cpu.load(&lanes[v * C::LANES..]));
-        if let Some(next) = next.as_ref().filter(|_| input % LINE == 0) {
-            next.iter().filter_map(|line| line.get(input)).for_each(|number| cpu.prefetch(number));
-        }
-        for o in 0..OUTPUTS {
-            // SAFETY: every line is as long as the depth, which is how many chunks the panel has.
-            let weight = unsafe { *weights[o].get_unchecked(input) };
-            for v in 0..VECTORS {
-                sums[o][v] = cpu.add_product(sums[o][v], rows[v], weight);
-            }
-        }
-    }
+    let sums = accumulate(cpu, panel, weights, next, [[cpu.all(0.0); VECTORS]; OUTPUTS]);
     let mut columns = [[0.0; TILE_LANES]; OUTPUTS];
     for (column, sums) in columns.iter_mut().zip(sums) {
         for (v, sum) in sums.into_iter().enumerate() {
@@ -447,48 +331,6 @@ mod tests {
             // SAFETY: detected.
             unsafe { case.product(&mut out).avx2(cpu, &Turns::default(), &mut Vec::new()) };
             case.check(&out, case.n_out);
-        }
-    }
-
-    /// As a graph calls it: every thread for every node, with a barrier between nodes; rows of `out` lie apart.
-    #[test]
-    fn threads_share_one_product_after_another() {
-        const N_THREADS: i32 = 3;
-        struct Shared(*const sys::hearth_products, *mut f32);
-        // SAFETY: threads write different columns, and read nothing before all are done.
-        unsafe impl Sync for Shared {}
-        let Some(products) = Products::new() else { return };
-        let barrier = std::sync::Barrier::new(N_THREADS as usize);
-        for case in SHAPES.map(Case::new) {
-            let stride = case.n_out + 5;
-            let mut out = vec![f32::NAN; case.n_rows * stride];
-            let shared = Shared(products.as_ptr(), out.as_mut_ptr());
-            std::thread::scope(|scope| {
-                for _ in 0..N_THREADS {
-                    scope.spawn(|| {
-                        let shared = &shared;
-                        let product = sys::hearth_product {
-                            weights: case.weights.as_ptr(),
-                            rows: case.rows.as_ptr(),
-                            out: shared.1,
-                            n_in: case.n_in,
-                            n_out: case.n_out,
-                            n_rows: case.n_rows,
-                            weights_stride: case.n_in,
-                            rows_stride: case.n_in,
-                            out_stride: stride,
-                        };
-                        for _ in 0..3 {
-                            // SAFETY: all of it lives, and has these shapes; the products are there.
-                            unsafe { multiply(&raw const product, N_THREADS, (*shared.0).user) };
-                            barrier.wait();
-                        }
-                    });
-                }
-            });
-            case.check(&out, stride);
-            let is_untouched = |i: &f32| i.is_nan();
-            assert!(out.chunks(stride).all(|row| row[case.n_out..].iter().all(is_untouched)), "{case}");
         }
     }
 }

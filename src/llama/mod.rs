@@ -8,6 +8,8 @@
 //! Plain getters are called in the sys crate directly. The safe crate `llama-cpp-2` is not used: its contexts borrow the
 //! model, and it lacks the abort callback, thread pools, chat templates and llama.cpp's sampler chain.
 //!
+//! Some operations of a graph are computed by [`kernels`] instead of ggml, on its threads.
+//!
 //! Samplers read rows of logits and never a context, so that several choose at once, those with grammars too; tests hold them
 //! to llama.cpp's own, which reads its row in the context.
 

@@ -16,6 +16,7 @@ const DEPTH: usize = 512;
 const TURN: usize = 48;
 /// Most lanes of a tile.
 const TILE_LANES: usize = 48;
+
 /// A thread's share of a product.
 ///
 /// # Safety

@@ -216,7 +216,8 @@ impl LlamaEncoder {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
-            kernels: (!is_offloaded).then_some(KernelChoice { products: true, attention: true }),
+            // Its attention is no nearer to that of small passes than ggml's, which was held to them.
+            kernels: (!is_offloaded).then_some(KernelChoice { products: true, attention: false }),
             pooling: Some(pooling),
             poll: POLL,
         };

@@ -11,8 +11,8 @@
 //! a moment before fourteen others would run ahead of them, at the full price of a step for two tokens, and at the end the
 //! fourteen without them. So whole prompts go first as long as the streams' next tokens stay within the gap target, where
 //! the measured times of steps say that it pays; within four times that for streams that all have their first token only,
-//! and prompts that were there before it: what comes at once begins at once, a moment later and then faster. (Sixteen prompts that took 1.9 s had steps of 6, 9, 12
-//! and 15 streams between them, and of 10, 7, 4 and 1 at the end.)
+//! and prompts that were there before it: what comes at once begins at once, a moment later and then faster. (Sixteen
+//! prompts that took 1.9 s had steps of 6, 9, 12 and 15 streams between them, and of 10, 7, 4 and 1 at the end.)
 //!
 //! **The worker waits for those about to come.** Who asks again as soon as it is answered (an agent, a loop over documents)
 //! would find that the step just begun is somebody else's long prompt. Before such a step the worker stands still for a

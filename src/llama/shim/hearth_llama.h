@@ -27,8 +27,8 @@ typedef struct hearth_pool hearth_pool;
 // Told of the assertion that ends the process, from the thread that it failed on; it must return.
 typedef void (*hearth_last_words)(const char * message);
 
-// Once per process, before anything else. `log` and `said` may be called from any thread. `backends` is the folder with ggml's backends
-// where they are libraries of their own; NULL: they are linked in, and no library is looked for.
+// Once per process, before anything else. `log` and `said` may be called from any thread. `backends` is the folder with ggml's
+// backends where they are libraries of their own; NULL: they are linked in, and no library is looked for.
 int32_t hearth_init(ggml_log_callback log, void * user, hearth_last_words said, const char * backends, char ** err);
 // The file that the code for the CPU is in (a library of its own, or this executable), and what it was compiled to use
 // ("AVX2 FMA"); both owned by the caller.
@@ -65,8 +65,8 @@ int32_t hearth_model_meta(const struct llama_model * model, const char * key, ch
 // Loads a LoRA adapter; it lives as long as the model. Before any context is made, since contexts size their graphs by it.
 int32_t hearth_model_add_adapter(struct llama_model * model, const char * path, struct llama_adapter_lora ** out, char ** err);
 
-// A product with a matrix of weights, all in F32: out[r][o] = sum over i of rows[r][i] * weights[o][i]. Strides are numbers from one row to
-// the next.
+// A product with a matrix of weights, all in F32: out[r][o] = sum over i of rows[r][i] * weights[o][i]. Strides are numbers from
+// one row to the next.
 typedef struct hearth_product {
     const float * weights; // n_out rows of n_in
     const float * rows;    // n_rows rows of n_in
@@ -101,9 +101,10 @@ typedef struct hearth_attention {
     size_t n_streams;
 } hearth_attention;
 
-// What computes operations in ggml's place: called by each of a context's threads, of which there are n_threads, with the same one.
+// What computes operations in ggml's place: called by each of a context's threads, of which there are n_threads, with the same
+// one.
 typedef struct hearth_kernels {
-    void (*multiply)(const hearth_product * product, int32_t n_threads, void * user);      // NULL: ggml does
+    void (*multiply)(const hearth_product * product, int32_t n_threads, void * user); // NULL: ggml does
     void (*attend)(const hearth_attention * attention, int32_t n_threads, void * user); // NULL: ggml does
     void * user;
 } hearth_kernels;

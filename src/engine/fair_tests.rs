@@ -271,6 +271,7 @@ impl Engine {
                 let gap = held.n_prompt + held.n_generated - held.n_held;
                 Some(Want {
                     slot,
+                    depth: held.n_held,
                     gap,
                     is_decode: gap == 1 && held.n_generated > 0,
                     cap: u32::MAX,

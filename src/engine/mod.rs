@@ -31,6 +31,7 @@ mod logprobs;
 mod mailbox;
 pub mod media;
 mod output;
+mod pace;
 mod prefix;
 mod prepare;
 mod pressure;
@@ -46,6 +47,7 @@ mod speculation;
 mod text;
 mod transport;
 mod trust;
+mod turns;
 mod wait;
 mod worker;
 
@@ -63,5 +65,7 @@ pub use transport::{EngineMode, run_child};
 mod fuzz_tests;
 #[cfg(test)]
 mod honesty_tests;
+#[cfg(test)]
+mod simulation_tests;
 #[cfg(test)]
 mod tests;

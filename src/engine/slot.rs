@@ -48,7 +48,8 @@ impl<S> Slot<S> {
         let is_decode = gap <= Want::FEW && run.n_generated() > 0;
         let cap = if run.wants_prompt_logits() { EXTRA_OUTPUTS } else { u32::MAX };
         let turn = (false, 0);
-        (text > 0).then_some(Want { slot, gap: text, is_decode, cap, served_at: self.served_at, turn })
+        let depth = self.kept.len() as u32;
+        (text > 0).then_some(Want { slot, depth, gap: text, is_decode, cap, served_at: self.served_at, turn })
     }
 
     /// The position that follows the first `n` tokens; differs from `n` behind images of M-RoPE models.

@@ -287,7 +287,7 @@ impl<M: Model> Worker<M> {
         self.charge(index);
         let Some(mut run) = self.slots[index].run.take() else { return };
         self.fair.end(run.class, run.owner);
-        self.turns.ended();
+        self.n_ended += 1;
         if let Some(drafter) = &run.drafter {
             self.texts.learn(drafter);
         }

@@ -34,13 +34,15 @@ use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
 use super::output::Item;
+use super::pace::{Pace, Prefill};
 use super::prefix::{Prefixes, Saved};
 use super::run::Run;
-use super::scheduler::{self, Pace, Share, Want};
+use super::scheduler::{self, Share, Want};
 use super::service::{Cancels, WorkerStats};
 use super::slot::Slot;
 use super::speculation::Speculation;
 use super::trust::Trust;
+use super::turns::Turns;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -81,7 +83,9 @@ pub(super) struct Worker<M: Model> {
     /// What drafts from texts came to.
     texts: Lately,
     step: u64,
-    turns: turns::Turns,
+    turns: Turns,
+    /// Requests that ended since the worker last waited for new ones.
+    n_ended: u32,
     rows: Vec<Row>,
     /// Draft tokens behind a share's rows, in the order of the shares.
     drafts: Vec<Draft>,
@@ -155,7 +159,8 @@ impl<M: Model> Worker<M> {
             speculation: parts.speculation,
             texts: Lately::default(),
             step: 0,
-            turns: turns::Turns::default(),
+            turns: Turns::default(),
+            n_ended: 0,
             rows: Vec::new(),
             stats: parts.stats,
         }
@@ -289,7 +294,8 @@ impl<M: Model> Worker<M> {
             // Cells of idle slots count as free for prompts: they are emptied when needed (see `compute`).
             self.cells.n_free() + self.n_cells_idle()
         };
-        let mut budget = self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX));
+        let depth = wants.iter().filter(|want| !want.is_decode).map(|want| want.depth).max().unwrap_or(0);
+        let mut budget = self.pace.budget(u32::try_from(free).unwrap_or(u32::MAX), depth);
         self.take_turns(&mut wants, &mut budget);
         scheduler::plan(&wants, budget)
     }
@@ -316,6 +322,7 @@ impl<M: Model> Worker<M> {
         let runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
         self.cancels.begin_batch(runs.map(|run| &run.live), self.swept);
         self.begin_masks(shares);
+        let prefill = Prefill { n_rows: n_prefill, depth: self.prefill_depth(shares) };
         let start = Instant::now();
         let result = self.context.decode(&self.rows);
         let time = start.elapsed();
@@ -323,7 +330,7 @@ impl<M: Model> Worker<M> {
         let waited = start.elapsed() - time;
         match result {
             Ok(()) => {
-                self.pace.observe(n_decode, n_prefill, time);
+                self.pace.observe(n_decode, prefill, time);
                 self.end_turn(shares, n_decode, n_prefill);
                 self.count(n_decode, n_prefill);
                 self.follow(shares);
@@ -351,6 +358,19 @@ impl<M: Model> Worker<M> {
             }
             Err(error) => self.not_computed(shares, error),
         }
+    }
+
+    /// Tokens before the middle row of the prompts in `shares`; 0 without any.
+    fn prefill_depth(&self, shares: &[Share]) -> u32 {
+        let (mut n_rows, mut sum) = (0, 0);
+        for share in shares {
+            let slot = &self.slots[share.slot];
+            if slot.run.as_ref().is_some_and(|run| run.n_generated() == 0) {
+                n_rows += u64::from(share.n_rows);
+                sum += u64::from(share.n_rows) * (slot.kept.len() as u64 + u64::from(share.n_rows) / 2);
+            }
+        }
+        sum.checked_div(n_rows).map_or(0, |depth| depth as u32)
     }
 
     /// Nothing of `shares` was computed.

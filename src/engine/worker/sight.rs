@@ -47,7 +47,7 @@ impl<M: Model> Worker<M> {
         self.collect_masks();
         match result {
             Ok(()) => {
-                self.pace.observe(0, n_rows, time);
+                self.pace.observe(0, Prefill { n_rows, depth: span.start + done + n_rows / 2 }, time);
                 self.rows.clear();
                 self.count(0, n_rows);
                 self.drafts.clear();
@@ -63,7 +63,7 @@ impl<M: Model> Worker<M> {
     fn room_for_media(&mut self, index: usize, span: &media::Span, done: u32) -> u32 {
         let left = span.shape.n_tokens - done;
         let beside = self.slots.iter().any(|slot| slot.run.as_ref().is_some_and(|run| run.n_generated() > 0));
-        let budget = self.pace.budget(u32::MAX);
+        let budget = self.pace.budget(u32::MAX, span.start + done);
         let step = if beside { budget.n_prefill_shared } else { budget.n_prefill_alone };
         let most = left.min(self.context.n_batch());
         let wanted = if span.shape.is_non_causal { most } else { most.min(step.max(1)) };

@@ -2,7 +2,7 @@
 
 use super::super::backend::{Context, DecodeError, Row, Token};
 use super::super::cost::StepCost;
-use super::super::scheduler::Pace;
+use super::super::pace::{Pace, Prefill};
 use std::time::{Duration, Instant};
 
 /// Copies that take less are told apart from nothing by chance only.
@@ -27,7 +27,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
     for round in 0..2u32 {
         let time = time_of_rows(context, token, n_rows, |pos| pos + 1 == n_rows)?;
         if round > 0 {
-            (0..4).for_each(|_| pace.observe(0, n_rows, time));
+            (0..4).for_each(|_| pace.observe(0, Prefill { n_rows, depth: n_rows / 2 }, time));
         }
     }
     for n in probes(n_rows) {

@@ -54,11 +54,24 @@ impl Measured {
     /// Tokens per second from the first on.
     pub fn decode_rate(&self) -> f64 {
         match (self.first, self.last) {
-            (Some(first), Some(last)) if last > first => {
-                (self.n_completion as f64 - 1.0) / (last - first).as_secs_f64()
-            }
+            (Some(first), Some(last)) if last > first => (self.n_generated() - 1.0) / (last - first).as_secs_f64(),
             _ => f64::NAN,
         }
+    }
+
+    /// Tokens of the answer; NaN: the server does not tell (it sends no `usage` with a stream).
+    pub fn n_generated(&self) -> f64 {
+        if self.n_prompt + self.n_completion == 0 { f64::NAN } else { self.n_completion as f64 }
+    }
+
+    /// Tokens of the prompt that were not in a cache.
+    pub fn n_new_prompt(&self) -> u64 {
+        self.n_prompt.saturating_sub(self.n_cached)
+    }
+
+    /// Tokens computed for it, prompt and answer; NaN: the server does not tell.
+    pub fn n_computed(&self) -> f64 {
+        self.n_generated() + self.n_new_prompt() as f64
     }
 }
 
@@ -296,6 +309,15 @@ mod tests {
         assert!(read(r#"data: {"error":{"message":"no"}}"#, 9).is_err());
         assert_eq!((measured.n_prompt, measured.n_cached, measured.n_completion), (9, 4, 3));
         assert!((measured.decode_rate() - 500.0).abs() < 1e-9, "two more tokens in 4 ms");
+    }
+
+    #[test]
+    fn without_usage_there_is_a_time_and_no_rate() {
+        let at = |ms| Some(Duration::from_millis(ms));
+        let silent = Measured { first: at(3), last: at(7), ..Measured::default() };
+        assert!(silent.decode_rate().is_nan() && silent.n_computed().is_nan());
+        let told = Measured { n_prompt: 9, n_cached: 12, n_completion: 3, ..silent };
+        assert_eq!((told.n_new_prompt(), told.n_computed()), (0, 3.0), "a count that can't be is none");
     }
 
     #[test]

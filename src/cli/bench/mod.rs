@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 use client::Dialect;
 use report::{Entry, Report};
 use scenario::{Load, Scenario};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use target::{Launch, Target};
 
 #[derive(Debug, Args)]
@@ -87,12 +87,19 @@ impl Bench {
     }
 
     async fn measure(self) -> Result<()> {
-        let targets = self.open().await?;
+        let mut targets = self.open().await?;
         let load = Load { words: self.words as usize, tokens: self.tokens, streams: self.streams.clone() };
         let scenarios = if self.only.is_empty() { Scenario::value_variants().to_vec() } else { self.only.clone() };
         let mut report = Report::new(&targets, self.rounds);
         say!("{}", report.head());
         for scenario in scenarios {
+            if scenario == Scenario::Embeddings && self.only != [Scenario::Embeddings] && self.llama_server.is_some() {
+                // It serves embeddings where it was told to, and then nothing else.
+                if let Some(generating) = targets.pop() {
+                    generating.close().await;
+                }
+                targets.push(self.peer(&["--embeddings".into()]).await?);
+            }
             let entry = self.entry(scenario, &targets, &load).await;
             say!("{}", report.rows(&entry));
             report.add(entry);
@@ -122,7 +129,7 @@ impl Bench {
                     continue;
                 }
                 // No two processes make the same texts, so that a server that stays up has none of them in its cache.
-                let seed = u64::from(std::process::id()) << 32 | u64::from(round) << 16 | scenario as u64;
+                let seed = text::mixed(u64::from(std::process::id()) << 32 | u64::from(round) << 16 | scenario as u64);
                 match scenario.run(target, load, seed).await {
                     Ok(figures) => entry.add(at, figures),
                     Err(error) => entry.leave(at, format!("{error:#}")),
@@ -133,6 +140,19 @@ impl Bench {
     }
 
     async fn open(&self) -> Result<Vec<Target>> {
+        let launch = self.launch()?;
+        let mut targets = Vec::new();
+        for text in &self.targets {
+            targets.push(launch.open(text, &self.serve_arg).await?);
+        }
+        if self.llama_server.is_some() {
+            let args = if self.only == [Scenario::Embeddings] { &["--embeddings".to_owned()][..] } else { &[] };
+            targets.push(self.peer(args).await?);
+        }
+        Ok(targets)
+    }
+
+    fn launch(&self) -> Result<Launch> {
         let key = match &self.api_key_file {
             Some(path) => {
                 let text =
@@ -141,7 +161,7 @@ impl Bench {
             }
             None => None,
         };
-        let launch = Launch {
+        Ok(Launch {
             threads: self.threads,
             parallel: self.parallel,
             ctx_size: self.ctx_size,
@@ -149,22 +169,16 @@ impl Bench {
             model: self.model.clone(),
             key,
             is_plain: self.plain,
+        })
+    }
+
+    /// The llama-server of `--llama-server`, with further arguments.
+    async fn peer(&self, args: &[String]) -> Result<Target> {
+        let Some(file) = self.targets.iter().find_map(|text| target::file(text)) else {
+            bail!("--llama-server needs a GGUF file among the targets, to serve the same");
         };
-        let mut targets = Vec::new();
-        for text in &self.targets {
-            targets.push(launch.open(text, &self.serve_arg).await?);
-        }
-        if let Some(binary) = &self.llama_server {
-            let Some(file) = self.targets.iter().find_map(|text| target::file(text)) else {
-                bail!("--llama-server needs a GGUF file among the targets, to serve the same");
-            };
-            let mut args = self.peer_arg.clone();
-            // It serves embeddings where it was told to, and then nothing else.
-            if self.only == [Scenario::Embeddings] {
-                args.push("--embeddings".into());
-            }
-            targets.push(launch.peer(binary, &file, &args).await?);
-        }
-        Ok(targets)
+        let binary = self.llama_server.as_deref().unwrap_or(Path::new("llama-server"));
+        let args: Vec<String> = self.peer_arg.iter().chain(args).cloned().collect();
+        self.launch()?.peer(binary, &file, &args).await
     }
 }

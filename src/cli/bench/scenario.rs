@@ -129,8 +129,7 @@ async fn sweep(target: &Target, load: &Load, seed: u64) -> Result<Vec<Figure>> {
             time += took;
             wave += 1;
         }
-        let n_tokens: u64 = all.iter().map(|one| one.n_prompt - one.n_cached + one.n_completion).sum();
-        let rate = n_tokens as f64 / time.as_secs_f64();
+        let rate = all.iter().map(Measured::n_computed).sum::<f64>() / time.as_secs_f64();
         figures.push(Figure::of(*n, "computed: prompt + generated", "token/s", Sense::More, rate));
         figures.push(Figure::of(*n, "first token, median", "ms", Sense::Less, quantile(firsts(&all), 0.5)));
         figures.push(Figure::of(*n, "first token, 95 %", "ms", Sense::Less, quantile(firsts(&all), 0.95)));
@@ -149,8 +148,10 @@ async fn prefix(target: &Target, seed: u64) -> Result<Vec<Figure>> {
         (0..CLIENTS).map(|i| Ask { system: Some(system.clone()), ..ask(n_own, 64, seed ^ (i + 1) << 20) }).collect();
     let (measured, took) = together(target, &asks).await?;
     let n_prompt: u64 = measured.iter().map(|one| one.n_prompt).sum();
-    let n_computed: u64 = measured.iter().map(|one| one.n_prompt - one.n_cached).sum();
-    let n_distinct = n_prompt - (CLIENTS - 1) * SHARED as u64;
+    let n_computed: u64 = measured.iter().map(Measured::n_new_prompt).sum();
+    let Some(n_distinct) = n_prompt.checked_sub((CLIENTS - 1) * SHARED as u64) else {
+        bail!("the server counts {n_prompt} prompt tokens where {CLIENTS} times {SHARED} were sent: it cuts prompts");
+    };
     Ok(vec![
         Figure::new("requests", "1/s", Sense::More, CLIENTS as f64 / took.as_secs_f64()),
         Figure::new("first token, 95 %", "ms", Sense::Less, quantile(firsts(&measured), 0.95)),
@@ -188,16 +189,10 @@ async fn beside(target: &Target, seed: u64) -> Result<Vec<Figure>> {
     let chats = try_join_all((0..CHATS).map(chat));
     let (prompts, chats): (Result<Vec<Measured>>, _) = futures_util::future::join(prompts, chats).await;
     let (prompts, chats) = (prompts?, chats?.concat());
-    let computed = |one: &Measured| one.n_prompt - one.n_cached + one.n_completion;
-    let n_tokens: u64 = prompts.iter().chain(&chats).map(computed).sum();
+    let n_tokens: f64 = prompts.iter().chain(&chats).map(Measured::n_computed).sum();
     Ok(vec![
         Figure::new("chats: first token, 95 %", "ms", Sense::Less, quantile(firsts(&chats), 0.95)),
-        Figure::new(
-            "all: prompt + generated",
-            "token/s",
-            Sense::More,
-            n_tokens as f64 / started.elapsed().as_secs_f64(),
-        ),
+        Figure::new("all: prompt + generated", "token/s", Sense::More, n_tokens / started.elapsed().as_secs_f64()),
     ])
 }
 
@@ -247,7 +242,7 @@ async fn schema(target: &Target, seed: u64) -> Result<Vec<Figure>> {
         // The first answer compiles the schema.
         together(target, &asks[..1]).await?;
         let (measured, took) = together(target, &asks).await?;
-        rates.push(measured.iter().map(|one| one.n_completion).sum::<u64>() as f64 / took.as_secs_f64());
+        rates.push(measured.iter().map(Measured::n_generated).sum::<f64>() / took.as_secs_f64());
     }
     Ok(vec![
         Figure::new("no schema", "token/s", Sense::More, rates[0]),

@@ -6,15 +6,19 @@ const WORDS: [&str; 16] = [
     "machine", "paper", "forest", "music",
 ];
 
+/// A number of which every bit depends on every bit of `n`: what is added to such seeds of two rounds never meets.
+pub(super) fn mixed(n: u64) -> u64 {
+    let n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    n ^ (n >> 31)
+}
+
 /// `n` words by `seed` (splitmix64: near seeds give unlike texts from the first word on).
 pub(super) fn words(n: usize, seed: u64) -> String {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        WORDS[((mixed ^ (mixed >> 31)) % WORDS.len() as u64) as usize]
+        WORDS[(mixed(state) % WORDS.len() as u64) as usize]
     };
     let words: Vec<&str> = (0..n).map(|_| next()).collect();
     words.join(" ")

@@ -8,6 +8,7 @@
 //! before clap sees them, since clap has no flags of several letters behind one dash.
 
 mod bench;
+mod cache;
 mod chat;
 mod desk;
 mod engine;

@@ -1,5 +1,6 @@
 //! The memory plan of a configuration: shown before loading, refused when it cannot fit.
 
+use super::cache;
 use super::gpus::GpuMemory;
 use crate::config::{Config, ConfigError, ServedModel};
 use crate::engine::config::{FlashAttn, GpuLayers, KvLayout, KvType, ModelSource};
@@ -74,7 +75,7 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
         let served = &mut config.models[idx];
         let Some(model) = model(&served.engine)? else { continue };
         heads[idx] = has_head(&served.engine, &model);
-        let settled = settle(served, &model, &gpus)?;
+        let settled = settle(served, &model, &gpus, if served.config.is_lazy { 0 } else { taken })?;
         if let Some(cap) = config.limits.loaded_bytes_max
             && settled.total() > cap
         {
@@ -99,16 +100,20 @@ pub(super) fn settle_all(config: &mut Config) -> Result<Option<Model>> {
     Ok(first)
 }
 
-/// Settles the context where it follows from the model, logs the plan and notes what the model will take.
-pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory) -> Result<Settled> {
+/// Settles the context where it follows from the model, logs the plan and notes what the model will take, beside `taken` bytes
+/// of others that are loaded with it.
+pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory, taken: u64) -> Result<Settled> {
     let n_ctx_train = u32::try_from(model.shape.n_ctx_train).unwrap_or(u32::MAX);
     if served.ctx_from_model && n_ctx_train > 0 {
         served.engine.n_ctx = Some(n_ctx_train);
     }
-    let n_ctx = ask(&served.engine, &model.shape).n_ctx;
     if !served.says_ubatch {
         settle_ubatch(&mut served.engine, model, gpus);
     }
+    // What a GPU holds is settled by layers.
+    let machine = Memory::now().filter(|_| gpus.free().is_none());
+    cache::settle(served, model, machine.map(|memory| memory.available.saturating_sub(taken)));
+    let n_ctx = ask(&served.engine, &model.shape).n_ctx;
     settle_layout(&mut served.engine, model, gpus);
     let mut plan = Plan::new(&model.file, &model.shape, ask(&served.engine, &model.shape));
     // The projector is small beside a model; what it computes with is smaller still.

@@ -32,7 +32,7 @@ impl Session {
     /// Loads the model; must be called inside a runtime.
     pub async fn open(mut served: ServedModel) -> Result<Self> {
         if let Some(model) = plan::model(&served.engine)? {
-            plan::settle(&mut served, &model, &GpuMemory::now())?.check(&model, 0)?;
+            plan::settle(&mut served, &model, &GpuMemory::now(), 0)?.check(&model, 0)?;
         }
         let engine = Engine::start(served.engine, EngineMode::InProcess);
         let description = progress::ready(&mut engine.watch(), progress::Show::Bar).await?;

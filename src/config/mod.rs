@@ -76,6 +76,8 @@ pub struct ServedModel {
     pub ctx_from_model: bool,
     /// `--ubatch-size` was given.
     pub says_ubatch: bool,
+    /// An element type of the KV cache was given.
+    pub says_cache: bool,
 }
 
 impl Config {

@@ -71,7 +71,9 @@ impl Raw {
         };
         let (ctx_from_model, says_ubatch) =
             (self.ctx_size.value == Some(0), self.ubatch_size.origin != Origin::Default);
-        Ok(ServedModel { config, engine, ctx_from_model, says_ubatch })
+        let says_cache =
+            [&self.cache_type_k, &self.cache_type_v].iter().any(|said| said.value.is_some_and(|said| said.0.is_some()));
+        Ok(ServedModel { config, engine, ctx_from_model, says_ubatch, says_cache })
     }
 
     /// The model's name and its other names. Without a table the first alias is the name, unless it is a pattern.

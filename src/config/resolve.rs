@@ -231,8 +231,8 @@ impl Raw {
             n_threads_batch: threads(&self.threads_batch)?,
             gpu_layers: self.n_gpu_layers.value.unwrap_or(default.gpu_layers),
             flash_attn: self.flash_attn.value.unwrap_or(default.flash_attn),
-            cache_type_k: self.cache_type_k.value.unwrap_or(default.cache_type_k),
-            cache_type_v: self.cache_type_v.value.unwrap_or(default.cache_type_v),
+            cache_type_k: self.cache_type_k.value.and_then(|said| said.0).unwrap_or(default.cache_type_k),
+            cache_type_v: self.cache_type_v.value.and_then(|said| said.0).unwrap_or(default.cache_type_v),
             kv_layout: match self.kv_unified.value {
                 None => KvLayout::Auto,
                 Some(Switch(true)) => KvLayout::Unified,

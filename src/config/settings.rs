@@ -6,10 +6,10 @@
 use super::money::{Days, Usd};
 use super::raw::{ConfigError, Origin, Said, Setting};
 use super::tables::Tables;
-use super::value::{ByteSize, Egress, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
+use super::value::{ByteSize, CacheElement, Egress, LoadWhen, Lora, Reasoning, Seconds, Sha256Hex, Switch, Written};
 use crate::chat::{Mirostat, SamplerKind};
 use crate::engine::Pooling;
-use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, GpuLayers, KvType};
+use crate::engine::config::{DraftMode, EmbedMode, FlashAttn, GpuLayers};
 use crate::gateway::store::{Durability, OnFailure};
 use crate::gateway::{CacheScope, KeepAlive};
 use crate::telemetry::LogFormat;
@@ -115,7 +115,7 @@ settings! {
     }
     "Engine": {
         /// KV cells of each worker, so tokens of all its requests together; 0: as many as the model was trained with
-        /// [default: that, at most 8192]
+        /// [default: that, at most 8192, and less where no more fits into the memory that is free]
         ctx_size('c'): u32 = None, "N";
         /// Requests answered at once by each worker (-np)
         parallel: u32 = Some("4"), "N";
@@ -144,10 +144,10 @@ settings! {
         /// Flash attention (-fa). Vectors of encoders on a CPU: auto is on, which is 1.3 times as fast for many texts (a text
         /// alone and in company: up to 7.5e-5 apart, 3e-5 with off); other vectors: auto is off
         flash_attn: FlashAttn = Some("auto"), "on|off|auto";
-        /// Element type of the K cache (-ctk)
-        cache_type_k: KvType = Some("f16"), "TYPE";
+        /// Element type of the K cache (-ctk); auto: f16, or q8_0 where f16 does not fit into the memory that is free
+        cache_type_k: CacheElement = Some("auto"), "TYPE";
         /// Element type of the V cache (-ctv)
-        cache_type_v: KvType = Some("f16"), "TYPE";
+        cache_type_v: CacheElement = Some("auto"), "TYPE";
         /// One pool of KV cells for all slots, so that one request may use all of them; off: an equal share for each.
         /// Not said: a whole context for each slot where that takes at most a sixth of the free memory, else one pool
         kv_unified: Switch = None, "BOOL";

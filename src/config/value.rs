@@ -313,6 +313,10 @@ impl Written for GpuLayers {
 }
 
 /// Types that are one word of a few.
+/// `--cache-type-k`: `None`: as the memory allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheElement(pub Option<KvType>);
+
 macro_rules! words {
     ($($kind:ty, $expects:literal, [$($word:literal => $value:expr),* $(,)?];)*) => {$(
         impl Written for $kind {
@@ -334,10 +338,13 @@ macro_rules! words {
 }
 
 words! {
-    KvType, "one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1", [
-        "f32" => KvType::F32, "f16" => KvType::F16, "bf16" => KvType::Bf16, "q8_0" => KvType::Q8_0,
-        "q4_0" => KvType::Q4_0, "q4_1" => KvType::Q4_1, "iq4_nl" => KvType::Iq4Nl, "q5_0" => KvType::Q5_0,
-        "q5_1" => KvType::Q5_1,
+    CacheElement, "one of auto, f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1", [
+        "auto" => CacheElement(None),
+        "f32" => CacheElement(Some(KvType::F32)), "f16" => CacheElement(Some(KvType::F16)),
+        "bf16" => CacheElement(Some(KvType::Bf16)), "q8_0" => CacheElement(Some(KvType::Q8_0)),
+        "q4_0" => CacheElement(Some(KvType::Q4_0)), "q4_1" => CacheElement(Some(KvType::Q4_1)),
+        "iq4_nl" => CacheElement(Some(KvType::Iq4Nl)), "q5_0" => CacheElement(Some(KvType::Q5_0)),
+        "q5_1" => CacheElement(Some(KvType::Q5_1)),
     ];
     FlashAttn, "one of auto, on, off", [
         "auto" => FlashAttn::Auto, "on" => FlashAttn::On, "off" => FlashAttn::Off,
@@ -475,7 +482,8 @@ mod tests {
         round(Seconds(Duration::from_millis(150)));
         round(GpuLayers::All);
         round(GpuLayers::Count(7));
-        round(KvType::Iq4Nl);
+        round(CacheElement(Some(KvType::Iq4Nl)));
+        round(CacheElement(None));
         round(vec![SamplerKind::TopK, SamplerKind::Temperature]);
         round(vec!["a".to_owned(), "b".to_owned()]);
         round(Switch(false));

@@ -538,11 +538,7 @@ impl Loading {
         context: &mut C,
         named: &[Named],
     ) -> Result<Vec<Saved>, String> {
-        let folder = self.config.prefix_store.as_deref().filter(|_| !named.is_empty()).and_then(|dir| {
-            let shape = format!("{} {}", self.config.state_shape(context.n_ctx_seq()), model.cpu);
-            let folder = Folder::open(dir, &self.config, &model.build, &shape);
-            folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
-        });
+        let folder = if named.is_empty() { None } else { Folder::of(&self.config, model, context.n_ctx_seq()) };
         let scales: Vec<f32> = model.adapters.iter().map(|adapter| adapter.scale).collect();
         let adapters = super::adapters::chosen(&scales, None).map_err(|failure| failure.to_string())?;
         prefix::warm(context, named, folder.as_ref(), &adapters)

@@ -88,6 +88,11 @@ impl Prefixes {
         self.store.touch(id);
     }
 
+    /// This state is being loaded from now on, or none: it stays, whatever is saved meanwhile.
+    pub fn set_loading(&mut self, id: Option<u32>) {
+        self.store.set_loading(id);
+    }
+
     /// Largest state that can be saved.
     pub fn n_bytes_max(&self) -> usize {
         self.store.n_bytes_max()
@@ -112,7 +117,7 @@ impl Prefixes {
                     .store
                     .get(id)
                     .is_some_and(|other| other.tokens.len() == found.n && other.family == family && !other.is_pinned);
-                if is_prefix {
+                if is_prefix && !self.store.is_loading(id) {
                     self.forget(id);
                 }
             }
@@ -176,6 +181,20 @@ mod tests {
         assert_eq!(prefixes.matches(0, &[1, 2, 3]).len(), 2);
         assert!(prefixes.save(saved(0, &[1, 2]), false), "a checkpoint before it");
         assert_eq!(prefixes.matches(0, &[1, 2, 3]).len(), 3);
+    }
+
+    #[test]
+    fn what_is_being_loaded_stays_though_a_longer_one_is_saved() {
+        let mut prefixes = Prefixes::new(6);
+        assert!(prefixes.save(saved(0, &[1, 2]), true));
+        let Holder::Saved(id) = prefixes.matches(0, &[1, 2])[0].holder else { panic!("it is saved") };
+        prefixes.set_loading(Some(id));
+        assert!(prefixes.save(saved(0, &[1, 2, 3, 4]), true), "it goes on from the same tokens");
+        assert!(prefixes.save(saved(0, &[5, 6, 7]), true), "the other one made room");
+        assert_eq!(prefixes.saved(id).map(|saved| saved.tokens.len()), Some(2));
+        prefixes.set_loading(None);
+        assert!(prefixes.save(saved(0, &[1, 2, 8]), true));
+        assert!(prefixes.saved(id).is_none());
     }
 
     #[test]

@@ -257,6 +257,14 @@ impl<M: Model> Worker<M> {
 
     /// Slot `index` holds the first `n` tokens of a saved state and nothing else; false (and empty) where that can't be.
     fn load(&mut self, index: usize, run: &Run<M::Sampler>, id: u32, n: usize) -> bool {
+        // What gives up its place for it is saved, and would take that of the state itself.
+        self.prefixes.set_loading(Some(id));
+        let is_loaded = self.load_held(index, run, id, n);
+        self.prefixes.set_loading(None);
+        is_loaded
+    }
+
+    fn load_held(&mut self, index: usize, run: &Run<M::Sampler>, id: u32, n: usize) -> bool {
         self.give_up(index, 0);
         self.cut(index, 0);
         let Some(saved) = self.prefixes.saved(id) else { return false };

@@ -145,6 +145,7 @@ pub(super) struct WorkerStats {
     pub prompt_tokens_loaded: u64,
     pub n_awaited: u64,
     pub saved_bytes: u64,
+    pub named_bytes: u64,
     pub n_drafted: u64,
     pub n_drafted_right: u64,
 }
@@ -294,7 +295,7 @@ impl Service {
             total.n_parked += worker.n_parked;
             total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
             total.n_awaited += worker.n_awaited;
-            total.saved_bytes += worker.saved_bytes;
+            total.saved_bytes += worker.saved_bytes + worker.named_bytes;
             total.n_drafted += worker.n_drafted;
             total.n_drafted_right += worker.n_drafted_right;
         }
@@ -481,15 +482,18 @@ impl Loading {
         worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
         let speculation = worker::warm_up_drafts(&mut context, 0, self.config.n_slots, self.config.draft.always)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
-        // The first worker computes them, the others take copies.
-        let named = match states {
-            Some(states) => states.clone(),
-            None => states.insert(self.warm_named(&model.describe(), &mut context, named)?).clone(),
+        // The first worker computes them and counts their memory; the others have the same.
+        let (named, named_bytes) = match states {
+            Some(states) => (states.clone(), 0),
+            None => {
+                let states = states.insert(self.warm_named(&model.describe(), &mut context, named)?);
+                (states.clone(), prefix::n_bytes(states))
+            }
         };
         // There before the worker's thread first runs: whoever asks for the slots at once sees them all.
         let idle = |slot| SlotStats { slot, state: "idle".to_owned(), ..Default::default() };
         let slots = (0..self.config.n_slots).map(idle).collect();
-        let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), ..Default::default() };
+        let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), named_bytes, ..Default::default() };
         let stats = Arc::new(Mutex::new(stats));
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
         // The front's places bound what can come in.

@@ -1,6 +1,6 @@
 //! The engine's promises, on the scripted backend and threads of this process.
 
-use super::config::{KvLayout, ModelSource, ScriptedConfig};
+use super::config::{KvLayout, ModelSource, PrefixConfig, PrefixText, ScriptedConfig};
 use super::*;
 use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Usage};
 use std::time::Duration;
@@ -99,6 +99,22 @@ async fn another_partition_never_reuses_a_prefix() {
         request.partition = partition;
         let usage = collect(engine.generate(request).expect("a place")).await.2.expect("well").1;
         assert_eq!(usage.cached_tokens > 0, hits, "partition {partition}: {usage:?}");
+    }
+}
+
+#[tokio::test]
+async fn named_prefixes_take_their_memory_once_and_are_counted() {
+    let text = "a beginning that many prompts have, long enough to be worth a state of its own".to_owned();
+    let n_tokens = text.len() as u64;
+    for n_workers in [1, 3] {
+        let engine = start(ScriptedConfig::default(), |config| {
+            let text = PrefixText::Prompt(text.clone());
+            config.prefixes = vec![PrefixConfig { name: "one".into(), text }];
+            (config.n_workers, config.saved_bytes) = (n_workers, Some(0));
+        })
+        .await;
+        let n_bytes = engine.stats().await.expect("stats").saved_bytes;
+        assert!((2 * n_tokens - 4..=2 * n_tokens + 4).contains(&n_bytes), "{n_workers} workers: {n_bytes}");
     }
 }
 

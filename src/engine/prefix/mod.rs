@@ -21,7 +21,7 @@ mod store;
 mod tree;
 
 pub use disk::Folder;
-pub use named::{Named, SHARED, warm};
+pub use named::{Named, SHARED, n_bytes, warm};
 pub use store::Saved;
 pub use tree::{Holder, Match};
 
@@ -155,7 +155,7 @@ mod tests {
     use std::sync::Arc;
 
     fn saved(partition: u64, tokens: &[Token]) -> Saved {
-        let state = vec![0; tokens.len()];
+        let state = Arc::new(vec![0; tokens.len()]);
         Saved { partition, tokens: tokens.to_vec(), media: Arc::new([]), state, family: 0, is_pinned: false }
     }
 

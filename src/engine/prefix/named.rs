@@ -106,12 +106,17 @@ pub fn warm<C: Context>(
         {
             tracing::warn!(prefix = name, "it could not be kept for the next start: {error}");
         }
-        let (partition, tokens) = (adapters::partition(SHARED, adapters), tokens.clone());
+        let (partition, tokens, state) = (adapters::partition(SHARED, adapters), tokens.clone(), Arc::new(state));
         states.push(Saved { partition, tokens, media: Arc::new([]), state, family: 0, is_pinned: true });
     }
     // As a worker finds it.
     context.set_adapters(&[])?;
     Ok(states)
+}
+
+/// The memory that these states take, however many workers have them.
+pub fn n_bytes(states: &[Saved]) -> u64 {
+    states.iter().map(|saved| saved.state.len() as u64).sum()
 }
 
 /// Computes tokens on the empty sequence 0 and copies the state out; `None` when they don't fit, or the engine stops.

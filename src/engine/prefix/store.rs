@@ -13,8 +13,8 @@ pub struct Saved {
     pub tokens: Vec<Token>,
     /// Chunks of media among the tokens.
     pub media: Arc<[Span]>,
-    /// As `Context::save` made it.
-    pub state: Vec<u8>,
+    /// As `Context::save` made it; all workers have the same of what is pinned.
+    pub state: Arc<Vec<u8>>,
     /// Not 0: only for choices of this family, whose requests said that nothing is to be kept.
     pub family: u64,
     /// Stays whatever else is to be kept.
@@ -140,7 +140,7 @@ mod tests {
             partition: 0,
             tokens: vec![1; n_tokens],
             media: Arc::new([]),
-            state: vec![0; n_bytes],
+            state: Arc::new(vec![0; n_bytes]),
             family: 0,
             is_pinned,
         }

@@ -237,6 +237,7 @@ impl<M: Model> Worker<M> {
         let slot = &self.slots[index];
         self.save_cost.observe(slot.kept.len(), start.elapsed());
         let (partition, tokens, media) = (slot.partition, slot.kept.clone(), Arc::clone(&slot.media));
+        let state = Arc::new(state);
         let supersedes = self.context.goes_back();
         self.prefixes.save(Saved { partition, tokens, media, state, family, is_pinned: false }, supersedes)
     }

@@ -118,6 +118,37 @@ async fn named_prefixes_take_their_memory_once_and_are_counted() {
     }
 }
 
+/// Of a memory that can't go back, the first choice's state is saved for the others.
+#[tokio::test]
+async fn choices_of_which_nothing_is_to_be_kept_leave_nothing() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-mamba.gguf");
+    let mut config = EngineConfig::new(ModelSource::Gguf(path));
+    (config.n_threads, config.n_ctx, config.saved_bytes) = (Some(1), Some(2048), Some(64 << 20));
+    let engine = Engine::start(config, EngineMode::InProcess);
+    engine.watch().wait_for(|state| matches!(state, EngineState::Ready(_))).await.expect("it loads");
+    let prompt = "Once upon a time there was a house. ".repeat(12);
+    for (cache_prompt, leaves) in [(false, false), (true, true)] {
+        let family = fresh_family();
+        let request = || {
+            let mut request = GenerateRequest::new(Prompt::Text(prompt.clone()));
+            (request.cache_prompt, request.family) = (cache_prompt, family);
+            (request.output.max_tokens, request.sampling.ignore_eos) = (Some(8), true);
+            collect(engine.generate(request).expect("a place"))
+        };
+        let ((.., one), (.., other)) = tokio::join!(request(), request());
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+        // The worker tells a moment after the ending went out.
+        let saved = async || engine.stats().await.expect("stats").saved_bytes;
+        for _ in 0..100 {
+            if (saved().await > 0) == leaves {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(saved().await > 0, leaves, "kept: {cache_prompt}");
+    }
+}
+
 #[tokio::test]
 async fn dropping_the_receiver_frees_the_slot() {
     let engine = start(ScriptedConfig { step_us: 1000, ..Default::default() }, |config| config.n_slots = 1).await;

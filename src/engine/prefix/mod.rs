@@ -142,6 +142,15 @@ impl Prefixes {
         }
     }
 
+    /// Families that have ended leave nothing: nobody else may go on from what was saved for them.
+    pub fn drop_families(&mut self, is_there: impl Fn(u64) -> bool) {
+        for (id, family) in self.store.of_families() {
+            if !is_there(family) {
+                self.forget(id);
+            }
+        }
+    }
+
     /// A saved state turned out to be of no use.
     pub fn forget(&mut self, id: u32) {
         self.store.remove(id);
@@ -195,6 +204,21 @@ mod tests {
         prefixes.set_loading(None);
         assert!(prefixes.save(saved(0, &[1, 2, 8]), true));
         assert!(prefixes.saved(id).is_none());
+    }
+
+    #[test]
+    fn what_was_saved_for_a_family_goes_with_it() {
+        let mut prefixes = Prefixes::new(100);
+        for family in [0, 7, 8] {
+            assert!(prefixes.save(Saved { family, ..saved(0, &[1, 2, 3]) }, false));
+        }
+        let n_left = |prefixes: &Prefixes| (prefixes.n_bytes(), prefixes.matches(0, &[1, 2, 3]).len());
+        prefixes.drop_families(|_| true);
+        assert_eq!(n_left(&prefixes), (9, 3));
+        prefixes.drop_families(|family| family == 8);
+        assert_eq!(n_left(&prefixes), (6, 2));
+        prefixes.drop_families(|_| false);
+        assert_eq!(n_left(&prefixes), (3, 1), "what is everybody's stays");
     }
 
     #[test]

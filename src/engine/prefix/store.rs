@@ -38,6 +38,8 @@ pub struct Store {
     /// What isn't pinned.
     n_bytes: usize,
     n_movable: usize,
+    /// What only a family's choices may go on from.
+    n_of_families: usize,
     n_bytes_max: usize,
     next: u32,
     clock: u64,
@@ -47,7 +49,16 @@ pub struct Store {
 
 impl Store {
     pub fn new(n_bytes_max: usize) -> Self {
-        Self { kept: FxHashMap::default(), n_bytes: 0, n_movable: 0, n_bytes_max, next: 0, clock: 0, loading: None }
+        Self {
+            kept: FxHashMap::default(),
+            n_bytes: 0,
+            n_movable: 0,
+            n_of_families: 0,
+            n_bytes_max,
+            next: 0,
+            clock: 0,
+            loading: None,
+        }
     }
 
     /// Bytes of what isn't pinned.
@@ -79,6 +90,7 @@ impl Store {
             self.n_movable += 1;
         }
         self.clock += 1;
+        self.n_of_families += usize::from(saved.family != 0);
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         self.kept.insert(id, Kept { saved, used_at: self.clock });
@@ -108,6 +120,7 @@ impl Store {
 
     pub fn remove(&mut self, id: u32) -> Option<Saved> {
         let Kept { saved, .. } = self.kept.remove(&id)?;
+        self.n_of_families -= usize::from(saved.family != 0);
         if !saved.is_pinned {
             self.n_bytes -= saved.state.len();
             self.n_movable -= 1;
@@ -118,6 +131,16 @@ impl Store {
     /// What isn't pinned.
     pub fn movable(&self) -> Vec<u32> {
         self.kept.iter().filter(|(_, kept)| !kept.saved.is_pinned).map(|(id, _)| *id).collect()
+    }
+
+    /// What only a family's choices may go on from, and the family.
+    pub fn of_families(&self) -> Vec<(u32, u64)> {
+        // Asked at each step, and seldom of use.
+        if self.n_of_families == 0 {
+            return Vec::new();
+        }
+        let of_families = self.kept.iter().filter(|(_, kept)| kept.saved.family != 0);
+        of_families.map(|(id, kept)| (*id, kept.saved.family)).collect()
     }
 
     fn least_worth(&self) -> Option<u32> {

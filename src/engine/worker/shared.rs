@@ -226,6 +226,15 @@ impl<M: Model> Worker<M> {
         }
     }
 
+    /// Lets go what was saved for the choices of requests that have ended.
+    pub(super) fn drop_families(&mut self) {
+        let (slots, waiting) = (&self.slots, &self.waiting);
+        self.prefixes.drop_families(|family| {
+            let running = slots.iter().filter_map(|slot| slot.run.as_ref());
+            running.chain(waiting).any(|run| run.family == family)
+        });
+    }
+
     /// Saves what the slot holds; false where that can't be.
     fn save(&mut self, index: usize, family: u64) -> bool {
         let most = self.prefixes.n_bytes_max();

@@ -29,6 +29,10 @@ use super::backend::Token;
 use store::Store;
 use tree::Tree;
 
+/// Tokens that a saved state must have beyond what can be shared, for loading it to be worth more than computing them. It
+/// comes in cells of its own.
+pub const LOAD_MIN: usize = 64;
+
 /// What keeping something is worth: rows that would be computed again, by its size and by how long nobody asked for it.
 pub fn worth(n_rows: usize, size: usize, age: u64) -> f64 {
     (n_rows as f64 + 1.0) / (size.max(1) as f64 * age.max(1) as f64)

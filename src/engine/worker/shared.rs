@@ -1,6 +1,6 @@
 //! Where a run begins: at the longest prefix of its tokens that somebody holds, has saved, or is about to hold.
 
-use super::super::prefix::{Holder, Match, SHARED, Saved};
+use super::super::prefix::{Holder, LOAD_MIN, Match, SHARED, Saved};
 use super::super::run::Await;
 use super::super::{adapters, media};
 use super::*;
@@ -10,8 +10,6 @@ use super::*;
 /// eight times. Where each sequence has its own cells, llama.cpp copies all of them, used or not (llama-kv-cache.cpp,
 /// `seq_cp`): that many more tokens as could be computed meanwhile, as measured at the start.
 const SHARE_MIN: usize = 16;
-/// Tokens that a saved state must have beyond what can be shared. It comes in cells of its own.
-const LOAD_MIN: usize = 64;
 /// Part of a saved state that must be of use.
 const LOAD_PART: usize = 8;
 /// Tokens that only a sequence has, for its state to be saved when it gives them up.

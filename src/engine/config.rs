@@ -299,10 +299,14 @@ impl EngineConfig {
     }
 
     /// What must be the same of two contexts for the state of one to fit the other, besides model and build.
+    ///
+    /// A state that a GPU computed is good on a CPU too, but for its last bits: so it is the number of layers asked for that
+    /// counts, as in [`Self::arithmetic_mark`], not the devices that are there. Where those lay out a state otherwise (with
+    /// and without flash attention), llama.cpp refuses the other's, and it is computed anew.
     pub fn state_shape(&self, n_ctx_seq: u32) -> String {
         let (k, v) = (self.cache_type_k.name(), self.cache_type_v.name());
-        let (layout, attention) = (self.kv_layout.is_unified(), self.flash_attn);
-        format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={}", self.swa_full)
+        let (layout, attention, gpu) = (self.kv_layout.is_unified(), self.flash_attn, self.gpu_layers.count());
+        format!("{n_ctx_seq} {k} {v} unified={layout} {attention:?} swa_full={} gpu={gpu}", self.swa_full)
     }
 
     /// A number of the files that make up the model, all parts of a split one among them, as they lie on disk now: their paths
@@ -413,11 +417,11 @@ impl EngineConfig {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A header without tensors, of a model of so many parts.
-    fn header(n_parts: u16) -> Vec<u8> {
+    pub(in crate::engine) fn header(n_parts: u16) -> Vec<u8> {
         let key = "split.count";
         let mut bytes = b"GGUF\x03\0\0\0".to_vec();
         bytes.extend(0u64.to_le_bytes());

@@ -172,7 +172,7 @@ pub struct Stats {
     pub prompt_tokens_loaded: u64,
     /// Times a request waited for a prefix that another one was computing.
     pub n_awaited: u64,
-    /// Bytes of saved states.
+    /// Bytes of saved states, those of named prefixes among them.
     pub saved_bytes: u64,
     /// Tokens that a model or heads drafted and that were tried, and those that were right.
     pub n_drafted: u64,

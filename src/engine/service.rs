@@ -145,6 +145,7 @@ pub(super) struct WorkerStats {
     pub prompt_tokens_loaded: u64,
     pub n_awaited: u64,
     pub saved_bytes: u64,
+    pub named_bytes: u64,
     pub n_drafted: u64,
     pub n_drafted_right: u64,
 }
@@ -294,7 +295,7 @@ impl Service {
             total.n_parked += worker.n_parked;
             total.prompt_tokens_loaded += worker.prompt_tokens_loaded;
             total.n_awaited += worker.n_awaited;
-            total.saved_bytes += worker.saved_bytes;
+            total.saved_bytes += worker.saved_bytes + worker.named_bytes;
             total.n_drafted += worker.n_drafted;
             total.n_drafted_right += worker.n_drafted_right;
         }
@@ -481,15 +482,18 @@ impl Loading {
         worker::warm_up(&mut context, 0, &mut pace, &mut cost)?;
         let speculation = worker::warm_up_drafts(&mut context, 0, self.config.n_slots, self.config.draft.always)?;
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&cancels));
-        // The first worker computes them, the others take copies.
-        let named = match states {
-            Some(states) => states.clone(),
-            None => states.insert(self.warm_named(&model.describe(), &mut context, named)?).clone(),
+        // The first worker computes them and counts their memory; the others have the same.
+        let (named, named_bytes) = match states {
+            Some(states) => (states.clone(), 0),
+            None => {
+                let states = states.insert(self.warm_named(&model.describe(), &mut context, named)?);
+                (states.clone(), prefix::n_bytes(states))
+            }
         };
         // There before the worker's thread first runs: whoever asks for the slots at once sees them all.
         let idle = |slot| SlotStats { slot, state: "idle".to_owned(), ..Default::default() };
         let slots = (0..self.config.n_slots).map(idle).collect();
-        let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), ..Default::default() };
+        let stats = WorkerStats { slots, kv_cells_total: context.n_cells(), named_bytes, ..Default::default() };
         let stats = Arc::new(Mutex::new(stats));
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&stats));
         // The front's places bound what can come in.
@@ -538,11 +542,7 @@ impl Loading {
         context: &mut C,
         named: &[Named],
     ) -> Result<Vec<Saved>, String> {
-        let folder = self.config.prefix_store.as_deref().filter(|_| !named.is_empty()).and_then(|dir| {
-            let shape = format!("{} {}", self.config.state_shape(context.n_ctx_seq()), model.cpu);
-            let folder = Folder::open(dir, &self.config, &model.build, &shape);
-            folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
-        });
+        let folder = if named.is_empty() { None } else { Folder::of(&self.config, model, context.n_ctx_seq()) };
         let scales: Vec<f32> = model.adapters.iter().map(|adapter| adapter.scale).collect();
         let adapters = super::adapters::chosen(&scales, None).map_err(|failure| failure.to_string())?;
         prefix::warm(context, named, folder.as_ref(), &adapters)

@@ -5,6 +5,7 @@ use super::cells::CellId;
 use super::media::{self, Span};
 use super::run::Run;
 use super::scheduler::Want;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 /// A place in a context's batch. Its index is its sequence id.
@@ -73,13 +74,17 @@ impl<S> Slot<S> {
     }
 }
 
-/// The idle slot to run `tokens` on: the one that holds the longest useful prefix, else the one idle longest.
+/// The idle slot to run `tokens` on: the one that holds the longest useful prefix, else the one idle longest. Of slots that
+/// hold the same prefix, one that holds nothing else, else the one idle longest.
 ///
 /// A prefix is useful when most of what the slot holds is that prefix (a conversation that goes on), or when no slot is
 /// empty and it is a tenth of the prompt or 64 tokens: a template's first words are not worth losing what another
-/// conversation left behind.
+/// conversation left behind. Where a slot is empty, a beginning that others have too (a system text) is no conversation
+/// that goes on: the empty one takes it over from them, and nobody loses anything.
 ///
-/// With `beside`, sequences are computed together that follow one another: a slot that leaves no gap goes first.
+/// With `beside`, sequences are computed together that follow one another: a slot that leaves no gap goes first, also
+/// before an empty one farther off. A gap costs each step of the whole run another pass, or rows for nothing (see
+/// `worker::pads`); what the slot held is saved when it gives it up, where there is room, and comes back in milliseconds.
 pub(super) fn choose<S>(
     slots: &[Slot<S>],
     tokens: &[Token],
@@ -89,14 +94,21 @@ pub(super) fn choose<S>(
 ) -> Option<usize> {
     let idle = || slots.iter().enumerate().filter(|(_, slot)| slot.run.is_none());
     let has_empty = idle().any(|(_, slot)| slot.kept.is_empty());
-    let best = idle()
-        .map(|(index, slot)| (slot.common_prefix(tokens, partition), index))
-        .max_by_key(|(prefix, index)| (*prefix, std::cmp::Reverse(*index)));
-    let is_useful = |prefix: usize, index: usize| {
-        prefix * 2 >= slots[index].kept.len() || (!has_empty && (prefix >= 64 || prefix * 10 >= tokens.len()))
+    let prefixes: Vec<usize> = slots.iter().map(|slot| slot.common_prefix(tokens, partition)).collect();
+    let best = idle().max_by_key(|(index, slot)| {
+        let is_all = prefixes[*index] == slot.kept.len();
+        (prefixes[*index], is_all, Reverse((slot.served_at, *index)))
+    });
+    let is_useful = |index: usize| {
+        let (prefix, held) = (prefixes[index], slots[index].kept.len());
+        if !has_empty {
+            return prefix * 2 >= held || prefix >= 64 || prefix * 10 >= tokens.len();
+        }
+        let is_common = prefixes.iter().enumerate().any(|(other, n)| other != index && *n >= prefix);
+        prefix == held || (prefix * 2 >= held && !is_common)
     };
     match best {
-        Some((prefix, index)) if cache_prompt && prefix > 0 && is_useful(prefix, index) => Some(index),
+        Some((index, _)) if cache_prompt && prefixes[index] > 0 && is_useful(index) => Some(index),
         _ => {
             let gap = |index: usize| if beside { gap(slots, index) } else { 0 };
             let key = |(index, slot): &(usize, &Slot<S>)| (gap(*index), !slot.kept.is_empty(), slot.served_at, *index);
@@ -131,5 +143,32 @@ mod tests {
         assert_eq!(choose(&slots, &[1, 8, 8, 8], 0, true, false), Some(2), "one token in common is no conversation");
         assert_eq!(choose(&slots[..2], &[7, 7, 7], 0, true, false), Some(1), "the one idle longest");
         assert_eq!(choose(&slots, &[1, 2, 3, 4, 5], 1, true, false), Some(2), "another tenant's tokens don't count");
+    }
+
+    #[test]
+    fn of_slots_with_the_same_beginning_the_one_idle_longest_is_taken() {
+        let slots = [slot(&[1, 2, 5], 9), slot(&[1, 2, 6], 3), slot(&[1, 2, 7], 5)];
+        assert_eq!(choose(&slots, &[1, 2, 8], 0, true, false), Some(1));
+        let slots = [slot(&[1, 2, 5], 3), slot(&[1, 2], 9), slot(&[1, 2, 7], 3)];
+        assert_eq!(choose(&slots, &[1, 2, 8], 0, true, false), Some(1), "it loses nothing");
+        assert_eq!(choose(&[slot(&[1, 2, 5], 3), slot(&[1, 2, 6], 3)], &[1, 2, 8], 0, true, false), Some(0));
+    }
+
+    #[test]
+    fn a_beginning_that_others_have_too_takes_an_empty_slot() {
+        let slots = [slot(&[1, 2, 3, 5], 9), slot(&[1, 2, 3, 6], 3), slot(&[], 0)];
+        assert_eq!(choose(&slots, &[1, 2, 3, 8], 0, true, false), Some(2));
+        assert_eq!(choose(&slots, &[1, 2, 3, 6, 8], 0, true, false), Some(1), "the conversation goes on");
+        assert_eq!(choose(&slots[1..], &[1, 2, 3, 8], 0, true, false), Some(0), "an answer that is told otherwise");
+        let slots = [slot(&[1, 2, 3], 9), slot(&[1, 2, 3, 6], 3), slot(&[], 0)];
+        assert_eq!(choose(&slots, &[1, 2, 3, 8], 0, true, false), Some(0), "it loses nothing");
+    }
+
+    #[test]
+    fn an_empty_slot_goes_first_where_none_leaves_a_gap() {
+        let slots = [slot(&[1, 2], 9), slot(&[3, 4], 3), slot(&[], 0)];
+        assert!((0..3).all(|index| gap(&slots, index) == 0), "nobody runs that it could be apart from");
+        assert_eq!(choose(&slots, &[7, 7], 0, true, true), Some(2), "an empty one before an idle conversation");
+        assert_eq!(choose(&slots[..2], &[7, 7], 0, true, true), Some(1), "the one idle longest");
     }
 }

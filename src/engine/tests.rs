@@ -1,6 +1,6 @@
 //! The engine's promises, on the scripted backend and threads of this process.
 
-use super::config::{KvLayout, ModelSource, ScriptedConfig};
+use super::config::{KvLayout, ModelSource, PrefixConfig, PrefixText, ScriptedConfig};
 use super::*;
 use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Usage};
 use std::time::Duration;
@@ -99,6 +99,53 @@ async fn another_partition_never_reuses_a_prefix() {
         request.partition = partition;
         let usage = collect(engine.generate(request).expect("a place")).await.2.expect("well").1;
         assert_eq!(usage.cached_tokens > 0, hits, "partition {partition}: {usage:?}");
+    }
+}
+
+#[tokio::test]
+async fn named_prefixes_take_their_memory_once_and_are_counted() {
+    let text = "a beginning that many prompts have, long enough to be worth a state of its own".to_owned();
+    let n_tokens = text.len() as u64;
+    for n_workers in [1, 3] {
+        let engine = start(ScriptedConfig::default(), |config| {
+            let text = PrefixText::Prompt(text.clone());
+            config.prefixes = vec![PrefixConfig { name: "one".into(), text }];
+            (config.n_workers, config.saved_bytes) = (n_workers, Some(0));
+        })
+        .await;
+        let n_bytes = engine.stats().await.expect("stats").saved_bytes;
+        assert!((2 * n_tokens - 4..=2 * n_tokens + 4).contains(&n_bytes), "{n_workers} workers: {n_bytes}");
+    }
+}
+
+/// Of a memory that can't go back, the first choice's state is saved for the others.
+#[tokio::test]
+async fn choices_of_which_nothing_is_to_be_kept_leave_nothing() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-mamba.gguf");
+    let mut config = EngineConfig::new(ModelSource::Gguf(path));
+    (config.n_threads, config.n_ctx, config.saved_bytes) = (Some(1), Some(2048), Some(64 << 20));
+    let engine = Engine::start(config, EngineMode::InProcess);
+    engine.watch().wait_for(|state| matches!(state, EngineState::Ready(_))).await.expect("it loads");
+    let prompt = "Once upon a time there was a house. ".repeat(12);
+    for (cache_prompt, leaves) in [(false, false), (true, true)] {
+        let family = fresh_family();
+        let request = || {
+            let mut request = GenerateRequest::new(Prompt::Text(prompt.clone()));
+            (request.cache_prompt, request.family) = (cache_prompt, family);
+            (request.output.max_tokens, request.sampling.ignore_eos) = (Some(8), true);
+            collect(engine.generate(request).expect("a place"))
+        };
+        let ((.., one), (.., other)) = tokio::join!(request(), request());
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+        // The worker tells a moment after the ending went out.
+        let saved = async || engine.stats().await.expect("stats").saved_bytes;
+        for _ in 0..100 {
+            if (saved().await > 0) == leaves {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(saved().await > 0, leaves, "kept: {cache_prompt}");
     }
 }
 

@@ -83,6 +83,13 @@ impl Mark {
     pub fn of(file: &Metadata) -> Self {
         Self { n_bytes: file.len(), inode: [0; 2], modified: file.modified().ok(), changed: [0; 2] }
     }
+
+    /// What of it is the same at the next start, as text: without the device, whose number may be another once its volume
+    /// was mounted again.
+    pub fn lasting(&self) -> String {
+        let Self { n_bytes, inode: [_device, inode], modified, changed } = self;
+        format!("{n_bytes} {inode} {modified:?} {changed:?}")
+    }
 }
 
 fn look(path: &Path) -> io::Result<Found> {

@@ -108,7 +108,7 @@ impl Scraped {
                 "hearth_prefix_waits",
                 "Times a request waited for a prefix that another one was computing, since the model was loaded.",
             ),
-            prefix_bytes: gauge(r, "hearth_prefix_store_bytes", "Memory that saved prefixes take."),
+            prefix_bytes: gauge(r, "hearth_prefix_store_bytes", "Memory that saved and named prefixes take."),
             restarts: counter(r, "hearth_engine_restarts_total", "Times the engine died and was started again."),
             up: gauge(r, "hearth_engine_up", "Whether the engine answers, 0 or 1."),
             loaded: gauge(r, "hearth_model_loaded", "Whether the model is loaded, 0 or 1."),

@@ -1,8 +1,9 @@
 //! States of named prefixes in a folder, for the next start.
 //!
 //! # Design
-//! One file for each prefix, named after all that must be the same for its state to be of use: the model's and the adapters'
-//! digests, llama.cpp's build and its code for the CPU (another's last bits are others), the shape of the context, and the tokens.
+//! One file for each prefix, named after all that must be the same for its state to be of use: the digests of all the model's
+//! files and of the adapters, hearth's version (which tokens a prefix has, how a state is written), llama.cpp's build, its
+//! code for the CPU and the layers on a GPU (another's last bits are others), the shape of the context, and the tokens.
 //! A file is written beside its name and renamed, so it is there as a whole or not at all; its last 32 bytes are the SHA-256 of all before, so damage is noticed before
 //! llama.cpp reads any of it. What can't be read is computed anew, with a line in the log.
 //!
@@ -12,7 +13,9 @@
 
 use super::super::backend::Token;
 use crate::engine::config::{EngineConfig, ModelSource};
-use crate::model::lock::{self, hex};
+use crate::engine::event::Description;
+use crate::model::ModelFile;
+use crate::model::lock::{self, Mark, hex};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -39,17 +42,30 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// The folder of the settings for a model whose sequences have so many cells; `None`: there is none, or, with a line in
+    /// the log, it can't be used.
+    pub fn of(config: &EngineConfig, model: &Description, n_ctx_seq: u32) -> Option<Self> {
+        let dir = config.prefix_store.as_deref()?;
+        let shape = format!("{} {}", config.state_shape(n_ctx_seq), model.cpu);
+        let folder = Self::open(dir, config, &model.build, &shape);
+        folder.map_err(|error| tracing::warn!("prefixes are not kept in {}: {error}", dir.display())).ok()
+    }
+
     /// Opens the folder for a model and the shape of its contexts, and makes it if it is missing. Reads all of the model's
-    /// file, once: its digest is remembered in the folder. Errors: the folder can't be used.
-    pub fn open(dir: &Path, config: &EngineConfig, build: &str, shape: &str) -> io::Result<Self> {
+    /// files, once: their digests are remembered in the folder. Errors: the folder or the model can't be used.
+    fn open(dir: &Path, config: &EngineConfig, build: &str, shape: &str) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let mut hasher = Sha256::new();
-        for part in ["1", build, shape] {
+        for part in ["1", env!("CARGO_PKG_VERSION"), build, shape] {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
         if let ModelSource::Gguf(path) = &config.source {
-            hasher.update(digest(dir, path)?);
+            let parts = ModelFile::open(path).map_err(io::Error::other)?.paths();
+            hasher.update((parts.len() as u64).to_le_bytes());
+            for part in parts {
+                hasher.update(digest(dir, &part)?);
+            }
         }
         for lora in &config.lora {
             hasher.update(digest(dir, &lora.path)?);
@@ -209,13 +225,8 @@ impl Kept {
 /// read than to load.
 fn digest(dir: &Path, path: &Path) -> io::Result<String> {
     let metadata = std::fs::metadata(path)?;
-    let mut hasher = Sha256::new();
-    hasher.update(path.canonicalize()?.as_os_str().as_encoded_bytes());
-    hasher.update(metadata.len().to_le_bytes());
-    let changed = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    hasher.update(changed.as_nanos().to_le_bytes());
-    #[cfg(unix)]
-    hasher.update(std::os::unix::fs::MetadataExt::ino(&metadata).to_le_bytes());
+    let mut hasher = Sha256::new_with_prefix(path.canonicalize()?.as_os_str().as_encoded_bytes());
+    hasher.update(Mark::of(&metadata).lasting());
     let note = dir.join(format!("{}.sha256", hex(&hasher.finalize()[..16])));
     let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if let Some(known) = std::fs::read_to_string(&note).ok().filter(is_digest) {
@@ -232,6 +243,7 @@ fn digest(dir: &Path, path: &Path) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::engine::config::ScriptedConfig;
+    use crate::engine::config::tests::header;
 
     fn config() -> EngineConfig {
         EngineConfig::new(ModelSource::Scripted(ScriptedConfig::default()))
@@ -337,5 +349,45 @@ mod tests {
         let one = digest_of("one");
         assert_eq!(digest(dir.path(), &model).expect("remembered"), one);
         assert_ne!(digest_of("three"), one);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_change_that_hides_behind_an_old_time_is_noticed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let model = dir.path().join("m.gguf");
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let digest_of = |text: &str| {
+            std::fs::write(&model, text).expect("written");
+            File::options().write(true).open(&model).and_then(|file| file.set_modified(time)).expect("a time");
+            digest(dir.path(), &model).expect("a digest")
+        };
+        let one = digest_of("one");
+        // More than a tick of the clock that inodes are stamped by.
+        std::thread::sleep(Duration::from_millis(30));
+        assert_ne!(digest_of("two"), one);
+    }
+
+    #[test]
+    fn every_part_of_a_split_model_counts() {
+        let (store, models) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let part = |n: u32| models.path().join(format!("m-{n:05}-of-00002.gguf"));
+        let bytes = |n: u8| [header(2), vec![n]].concat();
+        for n in [1, 2] {
+            std::fs::write(part(n), bytes(0)).expect("written");
+        }
+        let config = EngineConfig::new(ModelSource::Gguf(part(1)));
+        let mark = || Folder::open(store.path(), &config, "b", "s").expect("a folder").mark;
+        let mut marks = vec![mark()];
+        assert_eq!(mark(), marks[0]);
+        for n in [1, 2] {
+            // Another file, so that no clock's tick hides the change.
+            let fresh = models.path().join("fresh");
+            std::fs::write(&fresh, bytes(n as u8)).expect("written");
+            std::fs::rename(&fresh, part(n)).expect("in its place");
+            let mark = mark();
+            assert!(!marks.contains(&mark), "part {n}");
+            marks.push(mark);
+        }
     }
 }

@@ -21,13 +21,17 @@ mod store;
 mod tree;
 
 pub use disk::Folder;
-pub use named::{Named, SHARED, warm};
+pub use named::{Named, SHARED, n_bytes, warm};
 pub use store::Saved;
 pub use tree::{Holder, Match};
 
 use super::backend::Token;
 use store::Store;
 use tree::Tree;
+
+/// Tokens that a saved state must have beyond what can be shared, for loading it to be worth more than computing them. It
+/// comes in cells of its own.
+pub const LOAD_MIN: usize = 64;
 
 /// What keeping something is worth: rows that would be computed again, by its size and by how long nobody asked for it.
 pub fn worth(n_rows: usize, size: usize, age: u64) -> f64 {
@@ -88,6 +92,11 @@ impl Prefixes {
         self.store.touch(id);
     }
 
+    /// This state is being loaded from now on, or none: it stays, whatever is saved meanwhile.
+    pub fn set_loading(&mut self, id: Option<u32>) {
+        self.store.set_loading(id);
+    }
+
     /// Largest state that can be saved.
     pub fn n_bytes_max(&self) -> usize {
         self.store.n_bytes_max()
@@ -112,7 +121,7 @@ impl Prefixes {
                     .store
                     .get(id)
                     .is_some_and(|other| other.tokens.len() == found.n && other.family == family && !other.is_pinned);
-                if is_prefix {
+                if is_prefix && !self.store.is_loading(id) {
                     self.forget(id);
                 }
             }
@@ -137,6 +146,15 @@ impl Prefixes {
         }
     }
 
+    /// Families that have ended leave nothing: nobody else may go on from what was saved for them.
+    pub fn drop_families(&mut self, is_there: impl Fn(u64) -> bool) {
+        for (id, family) in self.store.of_families() {
+            if !is_there(family) {
+                self.forget(id);
+            }
+        }
+    }
+
     /// A saved state turned out to be of no use.
     pub fn forget(&mut self, id: u32) {
         self.store.remove(id);
@@ -150,7 +168,7 @@ mod tests {
     use std::sync::Arc;
 
     fn saved(partition: u64, tokens: &[Token]) -> Saved {
-        let state = vec![0; tokens.len()];
+        let state = Arc::new(vec![0; tokens.len()]);
         Saved { partition, tokens: tokens.to_vec(), media: Arc::new([]), state, family: 0, is_pinned: false }
     }
 
@@ -176,6 +194,35 @@ mod tests {
         assert_eq!(prefixes.matches(0, &[1, 2, 3]).len(), 2);
         assert!(prefixes.save(saved(0, &[1, 2]), false), "a checkpoint before it");
         assert_eq!(prefixes.matches(0, &[1, 2, 3]).len(), 3);
+    }
+
+    #[test]
+    fn what_is_being_loaded_stays_though_a_longer_one_is_saved() {
+        let mut prefixes = Prefixes::new(6);
+        assert!(prefixes.save(saved(0, &[1, 2]), true));
+        let Holder::Saved(id) = prefixes.matches(0, &[1, 2])[0].holder else { panic!("it is saved") };
+        prefixes.set_loading(Some(id));
+        assert!(prefixes.save(saved(0, &[1, 2, 3, 4]), true), "it goes on from the same tokens");
+        assert!(prefixes.save(saved(0, &[5, 6, 7]), true), "the other one made room");
+        assert_eq!(prefixes.saved(id).map(|saved| saved.tokens.len()), Some(2));
+        prefixes.set_loading(None);
+        assert!(prefixes.save(saved(0, &[1, 2, 8]), true));
+        assert!(prefixes.saved(id).is_none());
+    }
+
+    #[test]
+    fn what_was_saved_for_a_family_goes_with_it() {
+        let mut prefixes = Prefixes::new(100);
+        for family in [0, 7, 8] {
+            assert!(prefixes.save(Saved { family, ..saved(0, &[1, 2, 3]) }, false));
+        }
+        let n_left = |prefixes: &Prefixes| (prefixes.n_bytes(), prefixes.matches(0, &[1, 2, 3]).len());
+        prefixes.drop_families(|_| true);
+        assert_eq!(n_left(&prefixes), (9, 3));
+        prefixes.drop_families(|family| family == 8);
+        assert_eq!(n_left(&prefixes), (6, 2));
+        prefixes.drop_families(|_| false);
+        assert_eq!(n_left(&prefixes), (3, 1), "what is everybody's stays");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::super::backend::{Context, DecodeError, Model, Row, Token};
 use super::super::prepare::Preparer;
-use super::{Saved, disk::Folder};
+use super::{LOAD_MIN, Saved, disk::Folder};
 use crate::chat::{Message, Prompt, Role};
 use crate::engine::adapters;
 use crate::engine::config::{PrefixConfig, PrefixText};
@@ -11,8 +11,8 @@ use std::time::Instant;
 
 /// The tenant of what all share. Tenants of keys are hashes; that one is this number is no likelier than two that are one.
 pub const SHARED: u64 = u64::MAX;
-/// Fewer tokens are not worth a state.
-const TOKENS_MIN: usize = 16;
+/// Fewer tokens are not worth a state: they are not loaded either, see `LOAD_MIN`.
+const TOKENS_MIN: usize = LOAD_MIN;
 
 /// A named prefix as tokens.
 #[derive(Debug)]
@@ -49,7 +49,10 @@ impl<M: Model> Preparer<M> {
             Ok(tokens) if tokens.len() >= TOKENS_MIN => Some(Named { name: prefix.name.clone(), tokens }),
             Ok(tokens) => {
                 let n = tokens.len();
-                tracing::warn!(prefix = prefix.name, "prompts with it have {n} tokens in common, too few to keep");
+                tracing::warn!(
+                    prefix = prefix.name,
+                    "prompts with it have {n} tokens in common: fewer than {TOKENS_MIN} are soon computed, and not kept"
+                );
                 None
             }
             Err(failure) => {
@@ -106,12 +109,17 @@ pub fn warm<C: Context>(
         {
             tracing::warn!(prefix = name, "it could not be kept for the next start: {error}");
         }
-        let (partition, tokens) = (adapters::partition(SHARED, adapters), tokens.clone());
+        let (partition, tokens, state) = (adapters::partition(SHARED, adapters), tokens.clone(), Arc::new(state));
         states.push(Saved { partition, tokens, media: Arc::new([]), state, family: 0, is_pinned: true });
     }
     // As a worker finds it.
     context.set_adapters(&[])?;
     Ok(states)
+}
+
+/// The memory that these states take, however many workers have them.
+pub fn n_bytes(states: &[Saved]) -> u64 {
+    states.iter().map(|saved| saved.state.len() as u64).sum()
 }
 
 /// Computes tokens on the empty sequence 0 and copies the state out; `None` when they don't fit, or the engine stops.

@@ -13,8 +13,8 @@ pub struct Saved {
     pub tokens: Vec<Token>,
     /// Chunks of media among the tokens.
     pub media: Arc<[Span]>,
-    /// As `Context::save` made it.
-    pub state: Vec<u8>,
+    /// As `Context::save` made it; all workers have the same of what is pinned.
+    pub state: Arc<Vec<u8>>,
     /// Not 0: only for choices of this family, whose requests said that nothing is to be kept.
     pub family: u64,
     /// Stays whatever else is to be kept.
@@ -38,14 +38,27 @@ pub struct Store {
     /// What isn't pinned.
     n_bytes: usize,
     n_movable: usize,
+    /// What only a family's choices may go on from.
+    n_of_families: usize,
     n_bytes_max: usize,
     next: u32,
     clock: u64,
+    /// What is being loaded, and stays as what is pinned does.
+    loading: Option<u32>,
 }
 
 impl Store {
     pub fn new(n_bytes_max: usize) -> Self {
-        Self { kept: FxHashMap::default(), n_bytes: 0, n_movable: 0, n_bytes_max, next: 0, clock: 0 }
+        Self {
+            kept: FxHashMap::default(),
+            n_bytes: 0,
+            n_movable: 0,
+            n_of_families: 0,
+            n_bytes_max,
+            next: 0,
+            clock: 0,
+            loading: None,
+        }
     }
 
     /// Bytes of what isn't pinned.
@@ -58,11 +71,14 @@ impl Store {
         self.n_bytes_max
     }
 
-    /// Keeps a state; `None` when it is larger than the whole store. Also returns which ones made room for it.
+    /// Keeps a state; `None` when it is larger than what may make room for it. Also returns which ones did.
     pub fn put(&mut self, saved: Saved) -> (Option<u32>, Vec<u32>) {
         let mut evicted = Vec::new();
         if !saved.is_pinned {
-            if saved.state.len() > self.n_bytes_max {
+            // Looked at first: nothing goes for what then has no room.
+            let stays = self.loading.and_then(|id| self.get(id)).filter(|saved| !saved.is_pinned);
+            let n_bytes_stay = stays.map_or(0, |saved| saved.state.len());
+            if saved.state.len() > self.n_bytes_max - n_bytes_stay {
                 return (None, evicted);
             }
             while self.n_bytes + saved.state.len() > self.n_bytes_max || self.n_movable >= STATES_MAX {
@@ -74,6 +90,7 @@ impl Store {
             self.n_movable += 1;
         }
         self.clock += 1;
+        self.n_of_families += usize::from(saved.family != 0);
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         self.kept.insert(id, Kept { saved, used_at: self.clock });
@@ -82,6 +99,15 @@ impl Store {
 
     pub fn get(&self, id: u32) -> Option<&Saved> {
         self.kept.get(&id).map(|kept| &kept.saved)
+    }
+
+    /// This one is being loaded from now on, or none: what is saved meanwhile does not take its place.
+    pub fn set_loading(&mut self, id: Option<u32>) {
+        self.loading = id;
+    }
+
+    pub fn is_loading(&self, id: u32) -> bool {
+        self.loading == Some(id)
     }
 
     /// Somebody asked for it.
@@ -94,6 +120,7 @@ impl Store {
 
     pub fn remove(&mut self, id: u32) -> Option<Saved> {
         let Kept { saved, .. } = self.kept.remove(&id)?;
+        self.n_of_families -= usize::from(saved.family != 0);
         if !saved.is_pinned {
             self.n_bytes -= saved.state.len();
             self.n_movable -= 1;
@@ -106,8 +133,18 @@ impl Store {
         self.kept.iter().filter(|(_, kept)| !kept.saved.is_pinned).map(|(id, _)| *id).collect()
     }
 
+    /// What only a family's choices may go on from, and the family.
+    pub fn of_families(&self) -> Vec<(u32, u64)> {
+        // Asked at each step, and seldom of use.
+        if self.n_of_families == 0 {
+            return Vec::new();
+        }
+        let of_families = self.kept.iter().filter(|(_, kept)| kept.saved.family != 0);
+        of_families.map(|(id, kept)| (*id, kept.saved.family)).collect()
+    }
+
     fn least_worth(&self) -> Option<u32> {
-        let movable = self.kept.iter().filter(|(_, kept)| !kept.saved.is_pinned);
+        let movable = self.kept.iter().filter(|(id, kept)| !kept.saved.is_pinned && !self.is_loading(**id));
         let ranked = movable.map(|(id, kept)| {
             let worth = worth(kept.saved.tokens.len(), kept.saved.state.len(), self.clock - kept.used_at + 1);
             (worth, kept.used_at, *id)
@@ -126,7 +163,7 @@ mod tests {
             partition: 0,
             tokens: vec![1; n_tokens],
             media: Arc::new([]),
-            state: vec![0; n_bytes],
+            state: Arc::new(vec![0; n_bytes]),
             family: 0,
             is_pinned,
         }
@@ -139,6 +176,17 @@ mod tests {
         store.touch(ids[0]);
         assert_eq!(store.put(saved(10, 10, false)).1, [ids[1]]);
         assert_eq!(store.put(saved(10, 31, false)), (None, vec![]), "more than the store holds");
+    }
+
+    #[test]
+    fn what_is_being_loaded_makes_no_room() {
+        let mut store = Store::new(30);
+        let ids: Vec<_> = (0..3).map(|_| store.put(saved(10, 10, false)).0.expect("room")).collect();
+        store.set_loading(Some(ids[0]));
+        assert_eq!(store.put(saved(10, 21, false)), (None, vec![]), "nothing goes for what has no room beside it");
+        assert_eq!(store.put(saved(1000, 20, false)).1, [ids[1], ids[2]]);
+        store.set_loading(None);
+        assert_eq!(store.put(saved(10, 10, false)).1, [ids[0]]);
     }
 
     #[test]

@@ -175,6 +175,7 @@ impl<M: Model> Worker<M> {
                 return Ok(());
             }
             self.sweep_cancelled();
+            self.drop_families();
             if self.cancels.spare.is_on() {
                 self.prefixes.drop_saved();
             }
@@ -207,6 +208,9 @@ impl<M: Model> Worker<M> {
     fn take_incoming(&mut self) -> bool {
         let idle = self.waiting.is_empty() && self.slots.iter().all(|slot| slot.run.is_none());
         if idle {
+            if self.incoming.is_empty() {
+                self.drop_families();
+            }
             self.publish();
             self.flush();
             self.cancels.rest();

@@ -1,6 +1,6 @@
 //! Where a run begins: at the longest prefix of its tokens that somebody holds, has saved, or is about to hold.
 
-use super::super::prefix::{Holder, Match, SHARED, Saved};
+use super::super::prefix::{Holder, LOAD_MIN, Match, SHARED, Saved};
 use super::super::run::Await;
 use super::super::{adapters, media};
 use super::*;
@@ -10,8 +10,6 @@ use super::*;
 /// eight times. Where each sequence has its own cells, llama.cpp copies all of them, used or not (llama-kv-cache.cpp,
 /// `seq_cp`): that many more tokens as could be computed meanwhile, as measured at the start.
 const SHARE_MIN: usize = 16;
-/// Tokens that a saved state must have beyond what can be shared. It comes in cells of its own.
-const LOAD_MIN: usize = 64;
 /// Part of a saved state that must be of use.
 const LOAD_PART: usize = 8;
 /// Tokens that only a sequence has, for its state to be saved when it gives them up.
@@ -226,6 +224,15 @@ impl<M: Model> Worker<M> {
         }
     }
 
+    /// Lets go what was saved for the choices of requests that have ended.
+    pub(super) fn drop_families(&mut self) {
+        let (slots, waiting) = (&self.slots, &self.waiting);
+        self.prefixes.drop_families(|family| {
+            let running = slots.iter().filter_map(|slot| slot.run.as_ref());
+            running.chain(waiting).any(|run| run.family == family)
+        });
+    }
+
     /// Saves what the slot holds; false where that can't be.
     fn save(&mut self, index: usize, family: u64) -> bool {
         let most = self.prefixes.n_bytes_max();
@@ -237,6 +244,7 @@ impl<M: Model> Worker<M> {
         let slot = &self.slots[index];
         self.save_cost.observe(slot.kept.len(), start.elapsed());
         let (partition, tokens, media) = (slot.partition, slot.kept.clone(), Arc::clone(&slot.media));
+        let state = Arc::new(state);
         let supersedes = self.context.goes_back();
         self.prefixes.save(Saved { partition, tokens, media, state, family, is_pinned: false }, supersedes)
     }
@@ -257,6 +265,14 @@ impl<M: Model> Worker<M> {
 
     /// Slot `index` holds the first `n` tokens of a saved state and nothing else; false (and empty) where that can't be.
     fn load(&mut self, index: usize, run: &Run<M::Sampler>, id: u32, n: usize) -> bool {
+        // What gives up its place for it is saved, and would take that of the state itself.
+        self.prefixes.set_loading(Some(id));
+        let is_loaded = self.load_held(index, run, id, n);
+        self.prefixes.set_loading(None);
+        is_loaded
+    }
+
+    fn load_held(&mut self, index: usize, run: &Run<M::Sampler>, id: u32, n: usize) -> bool {
         self.give_up(index, 0);
         self.cut(index, 0);
         let Some(saved) = self.prefixes.saved(id) else { return false };

@@ -192,7 +192,7 @@ impl Gateway {
             caller.trace.attempt(target.id(), false, target.config.price).failed(Class::Throttled, None);
             return Err(failure.into());
         }
-        if cut_to_what_is_left(&mut work, &target, permit).await? {
+        if cut_to_what_is_left(caller, &mut work, &target, permit).await? {
             // Another request's answer may be longer.
             recorder.take();
         }
@@ -201,7 +201,7 @@ impl Gateway {
         let (keep, output) = (work.keep(), work.output.clone());
         let reserve = |most: Spend| self.reserve(permit, target.id(), most);
         let started = match work.output.max_tokens {
-            Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
+            Some(0) if !work.output.echo => work::count_only(caller, work, &target, reserve).await,
             _ => work::generate(caller, share, is_last, work, &target, reserve).await,
         };
         if let Err(Error::Engine(failure)) = &started {

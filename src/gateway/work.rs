@@ -25,6 +25,8 @@ pub(super) struct Work {
     pub n_kept: u32,
     pub cache_prompt: bool,
     pub lora: Option<Vec<(u32, f32)>>,
+    /// The queue that the client is content with.
+    pub class: Class,
 }
 
 impl Work {

@@ -242,6 +242,13 @@ pub enum Class {
     Batch,
 }
 
+impl Class {
+    /// The one of two that waits longer.
+    pub fn or(self, other: Self) -> Self {
+        if self == Class::Batch { self } else { other }
+    }
+}
+
 /// A chat as every dialect delivers it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
@@ -260,6 +267,8 @@ pub struct ChatRequest {
     /// The person or program that the client acts for, in the client's words.
     pub end_user: Option<String>,
     pub cache: CacheAsk,
+    /// The queue that it is content with; what its key is held to comes first.
+    pub class: Class,
 }
 
 /// A text completion: one or more prompts, `n` choices of each.

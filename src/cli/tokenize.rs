@@ -44,6 +44,7 @@ impl Tokenize {
                 add_special: !self.no_bos,
                 parse_special: !self.no_parse_special,
                 with_pieces: !self.ids,
+                partition: 0,
             };
             let tokenized = session.engine.tokenize(request).await?;
             session.engine.close().await;

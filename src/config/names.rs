@@ -32,9 +32,7 @@ impl Raw {
         }
         self.add_aliases(&mut models)?;
         check_names(&models)?;
-        let mut models: Vec<ServedModel> = models.into_iter().map(|(model, _)| model).collect();
-        self.add_prefixes(&mut models)?;
-        Ok(models)
+        Ok(models.into_iter().map(|(model, _)| model).collect())
     }
 
     /// What is said of the top-level model has no meaning where there is none.

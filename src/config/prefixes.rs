@@ -7,7 +7,8 @@
 //! model = "chat"                # only for this one
 //! ```
 //!
-//! `request_file` is the body of an OpenAI chat: its messages and tools are the prefix.
+//! `request_file` is the body of an OpenAI chat: its messages and tools are the prefix. What guardrails put in front of every chat
+//! with a model comes before them, or no chat would begin as they do.
 
 use super::ServedModel;
 use super::raw::ConfigError;
@@ -70,8 +71,16 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, String> {
 
 impl Raw {
     /// Gives each model its prefixes.
-    pub(super) fn add_prefixes(&self, models: &mut [ServedModel]) -> Result<(), ConfigError> {
+    pub(super) fn add_prefixes(
+        &self,
+        models: &mut [ServedModel],
+        warnings: &mut Vec<String>,
+    ) -> Result<(), ConfigError> {
         let most = EngineConfig::PREFIXES_MAX;
+        if self.tables.prefixes.is_empty() && self.prefix_store.value.is_none() {
+            return Ok(());
+        }
+        let guardrails = self.guardrails(models)?;
         for (at, table) in self.tables.prefixes.iter().enumerate() {
             if at >= most {
                 return Err(table.place.fault(&format!("more than {most} [[prefix]]")));
@@ -84,8 +93,18 @@ impl Raw {
             };
             let mut n = 0;
             for model in models.iter_mut().filter(is_meant) {
-                let prefix = PrefixConfig { name: table.name.clone(), text: table.text.clone() };
-                model.engine.prefixes.push(prefix);
+                let mut text = table.text.clone();
+                if let PrefixText::Chat(chat) = &mut text {
+                    guardrails.instruct(&model.config.guardrails, chat);
+                    if guardrails.may_instruct_more(&model.config.guardrails) {
+                        warnings.push(format!(
+                            "[[prefix]] {:?}: chats with {:?} whose alias, team or key has guardrails with a system of \
+                             their own don't begin with it",
+                            table.name, model.config.id
+                        ));
+                    }
+                }
+                model.engine.prefixes.push(PrefixConfig { name: table.name.clone(), text });
                 n += 1;
             }
             if n == 0 {
@@ -135,6 +154,23 @@ mod tests {
         assert_eq!((names(0), names(1)), (vec!["s"], vec!["s", "f"]));
         let PrefixText::Chat(chat) = &config.models[1].engine.prefixes[1].text else { panic!("a chat") };
         assert_eq!((chat.messages.len(), chat.tools.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_chat_begins_with_what_guardrails_put_in_front_of_all_of_them() {
+        let text = "[guardrails.default]\nsystem = \"D\"\n[guardrails.b]\nsystem = \"B\"\n\
+            [[model]]\nname = \"a\"\nfile = \"scripted\"\n\
+            [[model]]\nname = \"b\"\nfile = \"scripted\"\nguardrails = [\"b\"]\n\
+            [[prefix]]\nname = \"s\"\nsystem = \"You are\"\n[[prefix]]\nname = \"p\"\nprompt = \"You are\"\n";
+        let config = resolve(text).expect("a good file");
+        for (n, wanted) in [(0, "D\n\nYou are"), (1, "D\n\nB\n\nYou are")] {
+            let prefixes = &config.models[n].engine.prefixes;
+            let PrefixText::Chat(chat) = &prefixes[0].text else { panic!("a chat") };
+            assert_eq!((chat.messages.len(), chat.messages[0].content.as_deref()), (1, Some(wanted)));
+            assert_eq!(prefixes[1].text, PrefixText::Prompt("You are".into()), "raw completions have no place for it");
+        }
+        let warned: Vec<_> = config.warnings.iter().filter(|warning| warning.starts_with("[[prefix]] \"s\"")).collect();
+        assert!(warned.len() == 1 && warned[0].contains("chats with \"a\""), "a key may name b: {warned:?}");
     }
 
     #[test]

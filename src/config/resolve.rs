@@ -39,7 +39,8 @@ impl Raw {
         let has_keys = !api_keys.is_empty() || self.data_dir.value.is_some();
         let http = self.http(has_keys, &mut warnings)?;
         let (books, admin_listen) = (self.books()?, self.admin_listen(&mut warnings)?);
-        let models = self.models()?;
+        let mut models = self.models()?;
+        self.add_prefixes(&mut models, &mut warnings)?;
         let first = &models[0].config;
         let gateway = GatewayConfig {
             model_id: first.id.clone(),

@@ -8,6 +8,9 @@
 //! Classes share in the same way, above the owners: batch counts twenty times as much, so it gets a twentieth while
 //! interactive requests wait and everything while none does.
 //!
+//! The deadline of a first token, as far as slots go: an interactive request waits an eighth of the time that its prompt takes
+//! ([`PATIENCE`]) before one is taken from batch, or from an owner with more than its part. Batch has no deadline, only its floor.
+//!
 //! A slot is held until its request ends, so owners that hold more than their part may have to give one back: see
 //! [`Fair::overdrawn`]. What computing the parked request again costs is charged to whom it was parked for, so nobody can
 //! make others lose more than their own part.

@@ -39,6 +39,8 @@ pub(super) struct Hold {
 pub(super) struct Gates<'a, M: Model> {
     pub model: &'a M,
     pub constraints: &'a Constraints<M>,
+    /// Whose answers they hold: nobody else's compiled constraints are used.
+    pub partition: u64,
 }
 
 impl<M: Model> Gates<'_, M> {
@@ -63,6 +65,10 @@ impl<M: Model> Gates<'_, M> {
             (Some(Constraint::Gbnf(text)), _) => self.gbnf(text, &terms),
             (Some(constraint), calls) => self.constrained(constraint, &terms, calls),
         }
+    }
+
+    fn compile_lark(&self, lark: String) -> Result<Matcher, String> {
+        self.constraints.compile_lark(self.partition, lark)
     }
 
     /// Rules without an answer.
@@ -108,7 +114,7 @@ impl<M: Model> Gates<'_, M> {
     /// Errors: `Invalid`, naming the first strict tool whose schema can't be expressed.
     fn matchers(&self, grammar: &CallGrammar) -> Result<Vec<Matcher>, Failure> {
         let all = |levels: &[Level]| -> Result<Vec<Matcher>, String> {
-            grammar.starts.iter().map(|start| self.constraints.compile_lark(grammar.lark(start, levels))).collect()
+            grammar.starts.iter().map(|start| self.compile_lark(grammar.lark(start, levels))).collect()
         };
         let n = grammar.tools.len();
         if let Ok(matchers) = all(&vec![Level::Closed; n]) {
@@ -118,7 +124,7 @@ impl<M: Model> Gates<'_, M> {
         for tool in &grammar.tools {
             let mut refused = None;
             let fits = |level: &Level| {
-                let alone = self.constraints.compile_lark(format!("start: %json {}", tool.schema(*level)));
+                let alone = self.compile_lark(format!("start: %json {}", tool.schema(*level)));
                 let reason = alone.err();
                 let fits = reason.is_none();
                 refused = refused.take().or(reason);
@@ -170,7 +176,10 @@ impl<M: Model> Gates<'_, M> {
             rules.openings_after_thought.push(open(&format!("{between}{start}"))?);
         }
         let literal = |text: &str| lark_literal(text, &controls_in(self.model, text));
-        let framed = |head: &str| self.constraints.compile_framed(literal(head), constraint, literal(&frame.tail));
+        let framed = |head: &str| {
+            let around = [literal(head), literal(&frame.tail)];
+            self.constraints.compile_framed(self.partition, around, constraint)
+        };
         rules.answer = Some(framed(head)?);
         if let Some(head) = &frame.after_thought {
             rules.answer_after_thought = Some(framed(head)?);
@@ -208,10 +217,7 @@ impl<M: Model> Gates<'_, M> {
         }
         let controls = controls_in(self.model, head);
         let lark = format!("start: {}", lark_literal(head, &controls));
-        let before = self
-            .constraints
-            .compile_lark(lark)
-            .map_err(|reason| Failure::invalid("grammar", "invalid_value", reason))?;
+        let before = self.compile_lark(lark).map_err(|reason| Failure::invalid("grammar", "invalid_value", reason))?;
         let rules = Rules { answer: Some(before), is_prologue: true, ..self.rules(terms)? };
         grammar.triggers = vec![Trigger::behind(head)];
         grammar.preserved = controls.iter().map(|(_, token)| *token).collect();

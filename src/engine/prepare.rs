@@ -10,7 +10,8 @@ use super::error::Failure;
 use super::event::{Event, Pooling};
 use super::fence::{fence, message_texts};
 use super::gates::{Gates, Terms};
-use super::media::{self, Cache, Laid, Pending, Span};
+use super::media::{self, Cache, Laid, Pending, Shelf, Span};
+use super::prefix::SHARED;
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
@@ -205,7 +206,7 @@ impl<M: Model> Preparer<M> {
             Prompt::Infill(_) | Prompt::Mixed(_) => {} // bounded by the context
         }
         let mut tokens = match &request.prompt {
-            Prompt::Chat(chat) => self.chat_tokens(chat)?.0.tokens,
+            Prompt::Chat(chat) => self.chat_tokens(chat, request.partition)?.0.tokens,
             Prompt::Text(text) => self.model.tokenize(text, request.add_special, request.parse_special)?,
             Prompt::Tokens(tokens) => self.checked(tokens.clone())?,
             Prompt::Infill(infill) => self.infill(infill)?,
@@ -240,7 +241,7 @@ impl<M: Model> Preparer<M> {
         let adapters = adapters::chosen(&self.adapter_scales, request.lora.as_deref())?;
         let mut ready = match request.prompt {
             Prompt::Chat(chat) => {
-                let (ready, lacking) = self.chat_tokens(&chat)?;
+                let (ready, lacking) = self.chat_tokens(&chat, request.partition)?;
                 pending = lacking;
                 ready
             }
@@ -265,7 +266,7 @@ impl<M: Model> Preparer<M> {
         // Nothing is generated only where the prompt itself is wanted.
         let least = u32::from(!request.output.echo);
         let n_generate_max = request.output.max_tokens.unwrap_or(room).clamp(least, room);
-        let gates = Gates { model: self.model.as_ref(), constraints: &self.constraints };
+        let gates = Gates { model: self.model.as_ref(), constraints: &self.constraints, partition: request.partition };
         let hold = gates.hold(Terms {
             constraint: request.output.constraint.as_ref(),
             reading: &ready.reading,
@@ -396,7 +397,7 @@ impl<M: Model> Preparer<M> {
     pub(super) fn lead_tokens(&self, prompt: &Prompt) -> Result<Vec<Token>, Failure> {
         let (tokens, lacks_media) = match prompt {
             Prompt::Chat(chat) => {
-                let (ready, pending) = self.chat_tokens(chat)?;
+                let (ready, pending) = self.chat_tokens(chat, SHARED)?;
                 (ready.tokens, pending.is_empty() && ready.media.is_empty())
             }
             Prompt::Text(text) => (self.model.tokenize(text, true, true)?, true),
@@ -408,8 +409,8 @@ impl<M: Model> Preparer<M> {
         Ok(tokens)
     }
 
-    /// The chat's tokens, and the chunks among them that are not encoded yet.
-    fn chat_tokens(&self, chat: &ChatPrompt) -> Result<Read<M>, Failure> {
+    /// The chat's tokens, and the chunks among them that are not encoded yet, as far as the partition knows.
+    fn chat_tokens(&self, chat: &ChatPrompt, partition: u64) -> Result<Read<M>, Failure> {
         let n_bytes: usize = chat.messages.iter().filter_map(|message| message.content.as_ref()).map(String::len).sum();
         self.refuse_hopeless(n_bytes)?;
         // Thinking, calls and arguments may be left out by the template, but each choice carries a copy of them.
@@ -428,14 +429,10 @@ impl<M: Model> Preparer<M> {
             if is_fenced { self.tokenize_fenced(text, is_first) } else { self.model.tokenize(text, is_first, true) }
         };
         let laid = match (&marked, &self.sight) {
-            (Some(marked), Some(sight)) => media::lay_out(
-                self.model.as_ref(),
-                &sight.cache,
-                sight.n_at_once_max,
-                &rendered.text,
-                &marked.media,
-                tokenize,
-            )?,
+            (Some(marked), Some(sight)) => {
+                let shelf = Shelf { cache: &sight.cache, partition, n_at_once_max: sight.n_at_once_max };
+                media::lay_out(self.model.as_ref(), &shelf, &rendered.text, &marked.media, tokenize)?
+            }
             _ => Laid::plain(tokenize(&rendered.text, true)?),
         };
         let ready = Ready {

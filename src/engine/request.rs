@@ -61,6 +61,8 @@ pub struct TokenizeRequest {
     pub parse_special: bool,
     /// Answer with each token's bytes as well.
     pub with_pieces: bool,
+    /// Whose: what is known of images is known to this partition only. The gateway says it.
+    pub partition: u64,
 }
 
 /// Vectors of several inputs.

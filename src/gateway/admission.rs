@@ -222,7 +222,12 @@ impl Gateway {
 
 /// Cuts an answer whose client named no length to what limits and budgets leave; whether it was cut. What a client asks for
 /// is never cut to what is left: it is refused instead.
-pub(super) async fn cut_to_what_is_left(work: &mut Work, target: &Target, permit: &Permit) -> Result<bool, Error> {
+pub(super) async fn cut_to_what_is_left(
+    caller: &Caller,
+    work: &mut Work,
+    target: &Target,
+    permit: &Permit,
+) -> Result<bool, Error> {
     let Some(left) = permit.tokens_left().filter(|_| !work.is_length_said) else { return Ok(false) };
     let n_choices = work.n_choices() as u64;
     if left >= u64::from(target.description.n_ctx).saturating_mul(n_choices) {
@@ -230,7 +235,7 @@ pub(super) async fn cut_to_what_is_left(work: &mut Work, target: &Target, permit
     }
     let mut n_prompts = 0;
     for prompt in &work.prompts {
-        n_prompts += work::count(prompt.clone(), target).await? as u64;
+        n_prompts += work::count(caller, prompt.clone(), target).await? as u64;
     }
     let each = left.saturating_sub(n_prompts) / n_choices.max(1);
     let each = u32::try_from(each).unwrap_or(u32::MAX).max(1);

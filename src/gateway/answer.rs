@@ -16,7 +16,7 @@ use super::upstream::Class;
 use super::walk::{Missed, Way, With};
 use super::work::{self, Work};
 use super::{Caller, Error, Gateway, Running, Target};
-use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Prompt};
+use crate::chat::{self, CacheAsk, ChatRequest, CompletionRequest, Prompt};
 use crate::engine::{Failure, choose_adapters};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -75,8 +75,9 @@ impl Gateway {
         caller.of_model(asked.model(), &config.id, config.price);
         let border = live.border(caller, alias, &config.guardrails)?;
         let asked = self.enter_border(caller, &border, asked, wants_logprobs).await?;
+        let class = self.share_of(caller).0.or(asked.class());
         if self.cache.is_none() {
-            let target = self.opened(idx, self.share_of(caller).0).await?;
+            let target = self.opened(idx, class).await?;
             let work = self.work(permit, asked, &target.known()).await?;
             self.capture(caller, || work.prompts.clone()).await?;
             return self.start((caller, permit, &border), work, target, None, is_last).await;
@@ -85,7 +86,7 @@ impl Gateway {
         let (known, target) = match self.models.known(idx) {
             Some(known) => (known, None),
             None => {
-                let target = self.opened(idx, self.share_of(caller).0).await?;
+                let target = self.opened(idx, class).await?;
                 (target.known(), Some(target))
             }
         };
@@ -103,7 +104,7 @@ impl Gateway {
         };
         let target = match target {
             Some(target) => target,
-            None => self.opened(idx, self.share_of(caller).0).await?,
+            None => self.opened(idx, class).await?,
         };
         let now = target.known();
         if now == known {
@@ -136,12 +137,13 @@ impl Gateway {
                     lora,
                     end_user: _,
                     cache: _,
+                    class,
                 } = request;
                 self.admit_media(&mut prompt, n, description).await?;
                 settle_chat(&mut prompt, config);
                 let sampling = settle(sampling, config, description);
                 let prompts = vec![Prompt::Chat(prompt)];
-                Work { sampling, prompts, output, is_length_said: false, n, n_kept: n, cache_prompt, lora }
+                Work { sampling, prompts, output, is_length_said: false, n, n_kept: n, cache_prompt, lora, class }
             }
             Asked::Text(request) => {
                 let CompletionRequest {
@@ -164,7 +166,8 @@ impl Gateway {
                 }
                 let sampling = settle(sampling, config, description);
                 let (n, n_kept) = (best_of.max(n), n);
-                Work { sampling, prompts, output, is_length_said: false, n, n_kept, cache_prompt, lora }
+                let class = chat::Class::default();
+                Work { sampling, prompts, output, is_length_said: false, n, n_kept, cache_prompt, lora, class }
             }
         };
         if work.lora.is_some() || !description.adapters.is_empty() {
@@ -186,13 +189,14 @@ impl Gateway {
         border.expect(&self.judge).await?;
         let n_choices = work.n_choices();
         work::refuse_more_than_fits(n_choices, &work, &target.engine)?;
-        let share = self.share_of(caller);
+        let (class, owner) = self.share_of(caller);
+        let share = (class.or(work.class), owner);
         let which = is_last.then(|| work.mark());
         if let Err(failure) = target.engine.refuse_long_wait(share.1, which, caller.hints.patience) {
             caller.trace.attempt(target.id(), false, target.config.price).failed(Class::Throttled, None);
             return Err(failure.into());
         }
-        if cut_to_what_is_left(&mut work, &target, permit).await? {
+        if cut_to_what_is_left(caller, &mut work, &target, permit).await? {
             // Another request's answer may be longer.
             recorder.take();
         }
@@ -201,7 +205,7 @@ impl Gateway {
         let (keep, output) = (work.keep(), work.output.clone());
         let reserve = |most: Spend| self.reserve(permit, target.id(), most);
         let started = match work.output.max_tokens {
-            Some(0) if !work.output.echo => work::count_only(work, &target, reserve).await,
+            Some(0) if !work.output.echo => work::count_only(caller, work, &target, reserve).await,
             _ => work::generate(caller, share, is_last, work, &target, reserve).await,
         };
         if let Err(Error::Engine(failure)) = &started {

@@ -2,7 +2,7 @@
 
 use super::running::Keep;
 use super::trace::AskedFor;
-use crate::chat::{CacheAsk, ChatRequest, CompletionRequest, Output, Prompt, PromptPart, Sampling};
+use crate::chat::{CacheAsk, ChatRequest, Class, CompletionRequest, Output, Prompt, PromptPart, Sampling};
 use crate::dialect::remote::{Outgoing, Unsupported, Wire};
 
 #[derive(Clone)]
@@ -37,6 +37,14 @@ impl Asked {
         match self {
             Asked::Chat(request) => &request.output,
             Asked::Text(request) => &request.output,
+        }
+    }
+
+    /// The queue that the client is content with.
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Asked::Chat(request) => request.class,
+            Asked::Text(_) => Class::default(),
         }
     }
 

@@ -266,6 +266,7 @@ impl Gateway {
         mut request: TokenizeRequest,
     ) -> Result<(Tokenized, u32), Error> {
         let target = self.target(caller, model).await?;
+        request.partition = caller.principal.partition();
         if let Prompt::Chat(prompt) = &mut request.prompt {
             self.admit_media(prompt, 1, &target.description).await?;
             settle_chat(prompt, &target.config);
@@ -283,7 +284,8 @@ impl Gateway {
         let tenant = caller.principal.partition();
         border.judge(&self.judge, (tenant, None), || border.texts_of_chat(&prompt)).await?;
         let prompt = Prompt::Chat(prompt);
-        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+        let request =
+            TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false, partition: tenant };
         Ok(self.tokenize(caller, model, request).await?.0.tokens.len())
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Work {
     pub n_kept: u32,
     pub cache_prompt: bool,
     pub lora: Option<Vec<(u32, f32)>>,
+    /// The queue that the client is content with.
+    pub class: Class,
 }
 
 impl Work {
@@ -128,13 +130,14 @@ pub(super) async fn generate(
 
 /// `max_tokens: 0` asks for nothing but the prompt's token count, which needs no slot.
 pub(super) async fn count_only(
+    caller: &Caller,
     work: Work,
     target: &Target,
     reserve: impl Fn(Spend) -> Result<Reservation, Error>,
 ) -> Result<Begun, Error> {
     let (mut accepted, mut ends) = (Vec::new(), Vec::new());
     for prompt in work.prompts {
-        let n_prompt = count(prompt, target).await?;
+        let n_prompt = count(caller, prompt, target).await?;
         if n_prompt >= target.description.n_ctx as usize {
             let (n_prompt, n_ctx) = (n_prompt as u64, target.description.n_ctx);
             return Err(Failure::ContextExceeded { n_prompt, n_ctx, at_least: false }.into());
@@ -152,8 +155,9 @@ pub(super) async fn count_only(
 }
 
 /// Tokens of a prompt.
-pub(super) async fn count(prompt: Prompt, target: &Target) -> Result<usize, Error> {
-    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+pub(super) async fn count(caller: &Caller, prompt: Prompt, target: &Target) -> Result<usize, Error> {
+    let partition = caller.principal.partition();
+    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false, partition };
     Ok(target.engine.tokenize(request).await?.tokens.len())
 }
 

@@ -65,7 +65,7 @@ async fn bias(
 ) -> Result<(), ApiError> {
     for (text, bias) in texts {
         let prompt = Prompt::Text(text);
-        let ask = TokenizeRequest { prompt, add_special: false, parse_special: true, with_pieces: false };
+        let ask = TokenizeRequest { prompt, add_special: false, parse_special: true, with_pieces: false, partition: 0 };
         let read = until_cut(app, app.gateway.tokenize(caller, request.model.as_deref(), ask)).await?;
         let (read, _) =
             read.map_err(|error| ApiError::of(error, Asked::Nothing).renamed(|_| "logit_bias".to_owned()))?;

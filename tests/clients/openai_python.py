@@ -201,7 +201,7 @@ def what_is_not_known_is_listed(url):
     assert raw.headers["x-hearth-ignored"] == "no_such_field", dict(raw.headers)
     assert raw.headers["x-request-id"] == raw.headers["request-id"] and int(raw.headers["openai-processing-ms"]) >= 0
     answer = raw.parse()
-    assert answer.choices[0].message.content == chat().choices[0].message.content and answer.service_tier == "default"
+    assert answer.choices[0].message.content == chat().choices[0].message.content and answer.service_tier == "flex"
 
 
 @check("STRM-06", "OPS-06", "STRM-14")

@@ -310,7 +310,8 @@ async fn the_middle_is_filled_with_the_models_own_tokens() {
         Prompt::Infill(Infill { prefix: "fn a() {".into(), suffix: "}".into(), prompt: "let".into(), extra })
     };
     let count = |prompt: Prompt| {
-        let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: true };
+        let request =
+            TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: true, partition: 0 };
         engine.tokenize(request)
     };
     let plain = count(infill(Vec::new())).await.unwrap();

@@ -175,6 +175,7 @@ async fn responses() {
     for key in ["metadata", "user", "truncation", "max_tool_calls"] {
         assert_eq!(answer[key], many[key], "{key} is echoed");
     }
+    assert_eq!(answer["service_tier"], "flex");
     let hosted =
         ["web_search", "file_search", "code_interpreter", "mcp", "local_shell", "apply_patch", "image_generation"];
     let hosted: Vec<Value> = hosted.iter().map(|kind| json!({ "type": kind })).collect();

@@ -60,7 +60,11 @@ async fn chat_03_accepted_fields_have_no_effect_and_vendor_fields_are_listed() {
     });
     let answer = server.chat("hi", more).await;
     assert_eq!(answer.content(), "hi");
-    assert_eq!(answer.json()["service_tier"], "default");
+    assert_eq!(
+        answer.json()["service_tier"],
+        "flex",
+        "the one field here that has an effect: on its place in the queue"
+    );
     assert_eq!(
         answer.header("x-hearth-ignored").split(", ").collect::<HashSet<_>>(),
         ["provider", "extra_body"].into()

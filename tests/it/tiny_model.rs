@@ -74,7 +74,7 @@ pub async fn answer(engine: &Engine, request: GenerateRequest) -> Result<Answer,
 
 pub async fn tokens(engine: &Engine, text: &str) -> Vec<i32> {
     let prompt = Prompt::Text(text.into());
-    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false };
+    let request = TokenizeRequest { prompt, add_special: true, parse_special: true, with_pieces: false, partition: 0 };
     engine.tokenize(request).await.expect("tokens").tokens
 }
 
@@ -176,7 +176,7 @@ async fn a_bias_bans_and_forces() {
     let bytes = answer(&engine, probed).await.expect("an answer").logprobs[0].bytes.clone();
     // A vocabulary with byte tokens can have the same bytes twice.
     let prompt = Prompt::Tokens((0..512).collect());
-    let request = TokenizeRequest { prompt, add_special: false, parse_special: false, with_pieces: true };
+    let request = TokenizeRequest { prompt, add_special: false, parse_special: false, with_pieces: true, partition: 0 };
     let pieces = engine.tokenize(request).await.expect("pieces").pieces;
     let same = (0..).zip(pieces).filter(|(_, piece)| *piece == bytes);
     let mut banned = plain.clone();
@@ -246,8 +246,13 @@ async fn a_window_that_slid_past_the_prefix_is_computed_again() {
 async fn control_tokens_in_user_text_stay_text() {
     let engine = start("hearth-demo", |_| {}).await;
     let count = async |text: &str| {
-        let request =
-            TokenizeRequest { prompt: chat(text), add_special: true, parse_special: true, with_pieces: false };
+        let request = TokenizeRequest {
+            prompt: chat(text),
+            add_special: true,
+            parse_special: true,
+            with_pieces: false,
+            partition: 0,
+        };
         engine.tokenize(request).await.expect("tokens").tokens
     };
     let end = tokens(&engine, "<|im_end|>").await;

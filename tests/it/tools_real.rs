@@ -126,7 +126,7 @@ async fn a_required_call_comes_and_validates() {
 /// The token that begins a call of the demo model's.
 async fn mark(engine: &Engine) -> i32 {
     let prompt = Prompt::Text("<tool_call>".into());
-    let request = TokenizeRequest { prompt, add_special: false, parse_special: true, with_pieces: false };
+    let request = TokenizeRequest { prompt, add_special: false, parse_special: true, with_pieces: false, partition: 0 };
     let tokens = engine.tokenize(request).await.expect("tokens").tokens;
     assert_eq!(tokens.len(), 1, "the test needs a token of its own");
     tokens[0]

@@ -3,7 +3,7 @@
 use super::messages::{Found, conversation};
 use super::tools::tools;
 use crate::chat::check;
-use crate::chat::{ChatPrompt, ChatRequest, Constraint, Output, Role, Sampling, ToolChoice};
+use crate::chat::{ChatPrompt, ChatRequest, Class, Constraint, Output, Role, Sampling, ToolChoice};
 use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, name_of, too_many};
 use crate::dialect::media::MediaPlaces;
@@ -82,6 +82,8 @@ fn read(body: &[u8], needs_limit: bool) -> Result<Read<Messages>, Fault> {
         lora: None,
         end_user,
         cache: cache(&mut body, &mut ignored)?,
+        // None of its tiers may wait: `auto` and `standard_only` are what all have.
+        class: Class::default(),
     };
     body.finish(&mut ignored);
     Ok(Read { request: Messages { request, media }, ignored })

@@ -89,7 +89,7 @@ pub struct Platform {
     prompt_cache_options: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     cache_control: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// `flex`, of a chat: the request may wait, in the queue of batches. Others have no effect.
     service_tier: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     verbosity: Any,

@@ -73,7 +73,7 @@ pub struct ResponseRequest {
     prompt_cache_retention: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     prompt_cache_options: Any,
-    #[schemars(extend("x-hearth" = "no effect"))]
+    /// `flex`: the request may wait, in the queue of batches. Others have no effect.
     service_tier: Any,
     #[schemars(extend("x-hearth" = "no effect"))]
     stream_options: Any,

@@ -2,7 +2,7 @@
 
 use super::keep_alive::{KeepAlive, keep_alive};
 use super::options::{images, settings, think};
-use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Message, Role, Tool, ToolCall};
+use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Class, Message, Role, Tool, ToolCall};
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::tools::{self, TOOLS_MAX};
@@ -41,6 +41,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         lora: None,
         end_user: None,
         cache: CacheAsk::default(),
+        class: Class::default(),
     };
     let keep_alive = keep_alive(&mut body)?;
     overflow(&mut body)?;

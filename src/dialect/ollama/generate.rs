@@ -3,7 +3,7 @@
 use super::chat::overflow;
 use super::keep_alive::{KeepAlive, keep_alive};
 use super::options::{images, settings, think};
-use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, CompletionRequest, Infill, Message, Prompt, Role};
+use crate::chat::{CacheAsk, ChatPrompt, ChatRequest, Class, CompletionRequest, Infill, Message, Prompt, Role};
 use crate::dialect::fields::Object;
 use crate::dialect::media::MediaPlaces;
 use crate::dialect::{Fault, Ignored, Read};
@@ -76,6 +76,7 @@ pub fn generate_request(body: &[u8]) -> Result<Read<Generate>, Fault> {
             lora: None,
             end_user: None,
             cache: CacheAsk::default(),
+            class: Class::default(),
         }))
     } else {
         let prompt = match suffix.is_empty() {

@@ -4,10 +4,10 @@ use super::format::{constraint, constraint_name};
 use super::lora::lora;
 use super::messages::messages;
 use super::parts::Found;
-use super::sampling::{Limit, accept_or_refuse, choices, prediction, sampling, stop, stream, token_limit};
+use super::sampling::{Limit, accept_or_refuse, choices, class, prediction, sampling, stop, stream, token_limit};
 use super::tools::{CallStyle, tools};
 use crate::chat::check::{self, TOP_LOGPROBS_MAX};
-use crate::chat::{ChatPrompt, ChatRequest, Output, ReasoningFormat, Role, ToolChoice};
+use crate::chat::{ChatPrompt, ChatRequest, Class, Output, ReasoningFormat, Role, ToolChoice};
 use crate::dialect::caching::cache;
 use crate::dialect::fields::{Object, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored, Read, Wanted};
@@ -35,6 +35,7 @@ pub struct ChatStyle {
     /// The answer is a call, so its content is null from the start.
     pub is_forced: bool,
     pub wanted: Wanted,
+    pub class: Class,
 }
 
 /// Paths in the body of what only the engine or the model can judge.
@@ -87,8 +88,8 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
     let with_logprobs = output.top_logprobs.is_some();
-    let style =
-        ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced, wanted: Wanted::read(&mut body)? };
+    let (class, wanted) = (class(&mut body), Wanted::read(&mut body)?);
+    let style = ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced, wanted, class };
     let request = ChatRequest {
         model: body.string("model")?,
         prompt,
@@ -101,6 +102,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
         lora: lora(&mut body, &mut ignored)?,
         end_user: body.end_user(),
         cache: cache(&mut body, &mut ignored)?,
+        class,
     };
     body.finish(&mut ignored);
     Ok(Read { request: Chat { request, style, places }, ignored })
@@ -364,6 +366,16 @@ mod tests {
             assert!(!read.request.include_usage && read.ignored.header().is_none());
             assert_eq!(read.request.output, Output::default());
         }
+    }
+
+    #[test]
+    fn a_tier_that_may_wait_is_the_batch_class() {
+        for tier in ["auto", "default", "priority", "scale"] {
+            assert_eq!(read(json!({"service_tier":tier})).unwrap().request.class, Class::Interactive, "{tier}");
+        }
+        assert_eq!(read(json!({})).unwrap().request.class, Class::Interactive);
+        let flex = read_chat(json!({"service_tier":"flex"})).unwrap().request;
+        assert_eq!((flex.request.class, flex.style.class), (Class::Batch, Class::Batch));
     }
 
     #[test]

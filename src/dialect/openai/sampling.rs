@@ -2,7 +2,7 @@
 
 use super::format::asks;
 use crate::chat::check;
-use crate::chat::{Mirostat, SamplerKind, Sampling};
+use crate::chat::{Class, Mirostat, SamplerKind, Sampling};
 use crate::dialect::fields::{Object, integer, invalid_type, invalid_value, too_many};
 use crate::dialect::{Fault, Ignored};
 use serde_json::Value;
@@ -18,6 +18,24 @@ const ACCEPTED: [&str; 8] = [
     "service_tier",
     "verbosity",
 ];
+
+/// The queue that `service_tier` asks for: `flex` is OpenAI's word for what may wait. All other tiers are the one that all have.
+pub(in crate::dialect) fn class(body: &mut Object) -> Class {
+    match body.take("service_tier") {
+        Some(Value::String(tier)) if tier == FLEX => Class::Batch,
+        _ => Class::Interactive,
+    }
+}
+
+/// The tier that an answer says it had.
+pub(in crate::dialect) fn tier(class: Class) -> &'static str {
+    match class {
+        Class::Interactive => "default",
+        Class::Batch => FLEX,
+    }
+}
+
+const FLEX: &str = "flex";
 
 /// Bytes of a prediction that are kept: it is a hint, and no answer is longer.
 const PREDICTION_BYTES_MAX: usize = 1 << 20;

@@ -4,6 +4,7 @@ use super::calls::{self, Called};
 use super::chat::ChatStyle;
 use super::completion::{Echo, TextStyle};
 use super::logprobs::{self, TextArrays};
+use super::sampling::tier;
 use super::tools::CallStyle;
 use super::wire;
 use crate::chat::{TokenLogprob, Usage};
@@ -47,7 +48,7 @@ pub fn chat_response(head: &Head, answers: &[Answer], usage: &Usage, style: Chat
         })
     };
     let choices = answers.iter().enumerate().map(choice).collect();
-    completion(head, "chat.completion", Some("default"), choices, usage, watch::whole(answers, usage))
+    completion(head, "chat.completion", Some(tier(style.class)), choices, usage, watch::whole(answers, usage))
 }
 
 pub fn completion_response(head: &Head, answers: &[Answer], usage: &Usage, style: &TextStyle) -> Vec<u8> {

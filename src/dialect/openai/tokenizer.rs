@@ -53,6 +53,7 @@ pub fn tokenize_request(body: &[u8]) -> Result<Read<Tokenize>, Fault> {
         add_special: plain.or(long).unwrap_or(special_default),
         parse_special: body.bool("parse_special")?.unwrap_or(true),
         with_pieces: body.bool("with_pieces")?.unwrap_or(false),
+        partition: 0,
     };
     let model = body.string("model")?;
     body.finish(&mut ignored);

@@ -25,6 +25,8 @@ pub(super) fn chat(wire: &Wire, request: &ChatRequest) -> Result<Outgoing, Unsup
         // Who it is stays here.
         end_user: _,
         cache: _,
+        // The queue is ours; not every upstream has such a tier.
+        class: _,
     } = request;
     let Output { max_tokens, stop, top_logprobs, echo: _, with_tokens: _, constraint, prediction: _ } = output;
     let unsupported = [

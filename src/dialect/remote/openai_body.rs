@@ -62,6 +62,8 @@ pub(super) fn chat(wire: &Wire, request: &ChatRequest) -> Result<Outgoing, Unsup
         // Who it is stays here.
         end_user: _,
         cache: _,
+        // The queue is ours; not every upstream has such a tier.
+        class: _,
     } = request;
     if lora.is_some() {
         return Err(Unsupported("lora"));

@@ -1,10 +1,11 @@
 //! The response object, lists of items, and the small answers.
 
 use super::items::Item;
-use crate::chat::Usage;
+use crate::chat::{Class, Usage};
 use crate::dialect::Fault;
 use crate::dialect::fields::{integer, invalid_type, invalid_value};
 use crate::dialect::openai::logprobs::number;
+use crate::dialect::openai::sampling::tier;
 use crate::dialect::openai::to_wire::json;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -52,6 +53,7 @@ pub struct Echo {
     pub metadata: Map<String, Value>,
     pub top_logprobs: u8,
     pub user: Option<String>,
+    pub class: Class,
 }
 
 /// How far a response is.
@@ -126,7 +128,7 @@ pub(super) fn object(head: &Head, echo: &Echo, state: &State) -> Vec<u8> {
         truncation: &echo.truncation,
         store: echo.store,
         background: false,
-        service_tier: "default",
+        service_tier: tier(echo.class),
         top_logprobs: echo.top_logprobs,
         user: echo.user.as_deref(),
         completed_at: (state.status == "completed").then(head.clock),

@@ -11,7 +11,7 @@ use crate::dialect::openai::chat::EFFORTS;
 use crate::dialect::openai::format::{asks, constraint_name};
 use crate::dialect::openai::lora::lora;
 use crate::dialect::openai::parts::Found;
-use crate::dialect::openai::sampling::{Limit, sampling, stop, token_limit};
+use crate::dialect::openai::sampling::{Limit, class, sampling, stop, token_limit};
 use crate::dialect::{Fault, Ignored, Read, Wanted};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -25,11 +25,10 @@ const METADATA_KEY_MAX: usize = 64;
 const METADATA_VALUE_MAX: usize = 512;
 const LOGPROBS: &str = "message.output_text.logprobs";
 /// Bookkeeping of OpenAI's own platform, and hints.
-const ACCEPTED: [&str; 7] = [
+const ACCEPTED: [&str; 6] = [
     "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",
-    "service_tier",
     "stream_options",
     "context_management",
     "cache_control",
@@ -146,6 +145,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         metadata: metadata(&mut body)?,
         top_logprobs: top,
         user,
+        class: class(&mut body),
     };
     let chat = ChatRequest {
         model: body.string("model")?.filter(|name| !name.is_empty()),
@@ -159,6 +159,7 @@ pub fn request(body: &[u8]) -> Result<Read<Asked>, Fault> {
         lora: lora(&mut body, &mut ignored)?,
         end_user,
         cache: cache(&mut body, &mut ignored)?,
+        class: echo.class,
     };
     let wanted = Wanted::read(&mut body)?;
     body.accept(&ACCEPTED);

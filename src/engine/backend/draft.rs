@@ -19,6 +19,8 @@ pub(super) struct DraftSource {
     params: DraftParams,
     /// Nobody asked for it, so it may be missing where it can't be used.
     is_optional: bool,
+    /// Layers of it may be on a GPU, whatever the model's are.
+    is_offloaded: bool,
 }
 
 impl DraftSource {
@@ -37,10 +39,15 @@ impl DraftSource {
         let can_cut = !model.is_recurrent() && !model.is_hybrid();
         let Some(path) = &draft.model else {
             let has_heads = model.n_mtp().map_err(|error| error.to_string())? > 0;
-            let params = params(DraftKind::Mtp, config);
+            let own = |is_optional| Self {
+                model: Arc::clone(model),
+                params: params(DraftKind::Mtp, config),
+                is_optional,
+                is_offloaded: llama::offloads() && config.gpu_layers.is_some(),
+            };
             return match (draft.mode, has_heads, can_cut) {
-                (DraftMode::Auto, true, true) => Ok(Some(Self { model: Arc::clone(model), params, is_optional: true })),
-                (DraftMode::Mtp, true, true) => Ok(Some(Self { model: Arc::clone(model), params, is_optional: false })),
+                (DraftMode::Auto, true, true) => Ok(Some(own(true))),
+                (DraftMode::Mtp, true, true) => Ok(Some(own(false))),
                 (DraftMode::Mtp, false, _) => {
                     Err("--spec-type draft-mtp: the model has no heads for several tokens".into())
                 }
@@ -55,7 +62,8 @@ impl DraftSource {
         let found = DraftKind::of_file(path).map_err(|error| refuse(&error.to_string()))?;
         let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
         let params = params(kind, config);
-        let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false };
+        let is_offloaded = llama::offloads() && draft.gpu_layers.is_some();
+        let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false, is_offloaded };
         if kind == DraftKind::Simple && (source.model.is_recurrent() || source.model.is_hybrid()) {
             return Err(refuse("the memory of its architecture can't go back, so it can't draft"));
         }
@@ -82,6 +90,7 @@ impl DraftSource {
             swa_full: true,
             mtp: self.params.kind == DraftKind::Mtp,
             n_rs_seq: 0,
+            kernels: LlamaContext::kernels(self.is_offloaded),
             ..params
         };
         let beside = context.beside(&self.model, params).map_err(|error| error.to_string())?;

@@ -300,7 +300,7 @@ impl<'a> Walk<'a> {
 
 fn hold(model: &Arc<LlamaModel>, rendered: &mut Rendered, constraint: Option<&Constraint>, may_think: bool) -> Hold {
     let constraints = Constraints::new(Arc::clone(model));
-    let gates = Gates { model: model.as_ref(), constraints: &constraints };
+    let gates = Gates { model: model.as_ref(), constraints: &constraints, partition: 0 };
     let calls = std::mem::replace(&mut rendered.calls, Calls::Never(Vec::new()));
     let (reading, thinking, frame) = (&rendered.reading, &rendered.thinking, rendered.frame.as_ref());
     let terms = Terms { constraint, reading, calls, thinking, frame, may_think, forces: true };
@@ -461,7 +461,7 @@ fn hostile_schemas_are_prepared_soon() {
     for (name, template) in families().into_iter().filter(|(name, _)| wanted.contains(&name.as_str())) {
         let model = Arc::new(load(&template));
         let constraints = Constraints::new(Arc::clone(&model));
-        let gates = Gates { model: model.as_ref(), constraints: &constraints };
+        let gates = Gates { model: model.as_ref(), constraints: &constraints, partition: 0 };
         for schema in &schemas {
             for (choice, strict) in [(ToolChoice::Auto, false), (ToolChoice::Auto, true), (ToolChoice::Required, false)]
             {

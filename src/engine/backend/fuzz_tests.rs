@@ -85,7 +85,7 @@ fn templates_on_it() {
                 let calls = std::mem::replace(&mut rendered.calls, Calls::Never(Vec::new()));
                 let (reading, thinking, frame) = (&rendered.reading, &rendered.thinking, rendered.frame.as_ref());
                 let terms = Terms { constraint: None, reading, calls, thinking, frame, may_think: true, forces: true };
-                let hold = Gates { model: model.as_ref(), constraints }.hold(terms)?;
+                let hold = Gates { model: model.as_ref(), constraints, partition: 0 }.hold(terms)?;
                 model.sampler(&Default::default(), &[], hold.grammar.as_deref()).map(|_| rendered.text.len())
             });
             all = all.wrapping_mul(31)

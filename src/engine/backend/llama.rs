@@ -16,7 +16,7 @@ use crate::engine::config::{EngineConfig, FlashAttn};
 use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
 use crate::engine::media::Bitmap;
-use crate::llama::{self, ContextParams, KernelChoice, ModelParams, Shape, Templates, ToolFormat, Trigger};
+use crate::llama::{self, ContextParams, ModelParams, Shape, Templates, ToolFormat, Trigger};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -436,7 +436,7 @@ impl Model for LlamaModel {
             mtp: false,
             n_rs_seq: 0,
             rounds_kv: false,
-            kernels: (!is_offloaded).then_some(KernelChoice { products: false, attention: true }),
+            kernels: LlamaContext::kernels(is_offloaded),
         };
         let context = llama::Context::new(&self.model, params, interrupt).map_err(|error| error.to_string())?;
         let n_swa = if config.swa_full { 0 } else { self.model.n_swa() };

@@ -4,7 +4,7 @@
 use super::projector;
 use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
 use crate::engine::logprobs;
-use crate::llama::{self, Batch, Decoded, EmbeddingRows};
+use crate::llama::{self, Batch, Decoded, EmbeddingRows, KernelChoice};
 use std::time::{Duration, Instant};
 
 /// What a thread must have to do in a step to be worth asking.
@@ -39,6 +39,11 @@ pub(super) struct Traits {
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
         Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None, per_pick: Duration::ZERO }
+    }
+
+    /// What is computed by kernels of our own; with layers on a GPU nothing, since each node would then be waited for alone.
+    pub(super) fn kernels(is_offloaded: bool) -> Option<KernelChoice> {
+        (!is_offloaded).then_some(KernelChoice { products: false, attention: true })
     }
 
     /// Rows by their sequences: where each has its own cells, llama.cpp computes together only those whose ids follow one

@@ -51,8 +51,8 @@ pub(super) struct Constraints<M: Model> {
     /// Made at the first constraint: the trie of a large vocabulary takes a moment and some megabytes.
     factory: OnceLock<Result<Tools, String>>,
     /// Newest last, what can't be used too: it comes again. Copies of one compiled constraint share what its lexer has
-    /// learnt.
-    kept: Mutex<VecDeque<(Framed, Result<Matcher, String>)>>,
+    /// learnt. By partition: what another tenant has had compiled would be there sooner, and tell that it was asked for.
+    kept: Mutex<VecDeque<Kept>>,
     /// Tokens that hold a text, by the text; newest last.
     spelled: Mutex<VecDeque<(String, Arc<Spelled>)>>,
 }
@@ -70,6 +70,9 @@ impl Framed {
         self.before.len() + text_bytes(&self.constraint) + self.after.len()
     }
 }
+
+/// Whose constraint, which, and what it came to.
+type Kept = ((u64, Framed), Result<Matcher, String>);
 
 /// Tokens, and what each says behind a text that it holds.
 type Spelled = Vec<(u32, Vec<u8>)>;
@@ -90,28 +93,33 @@ impl<M: Model> Constraints<M> {
     /// Errors: `Invalid`, with what is wrong with the constraint.
     #[cfg(test)]
     pub fn compile(&self, constraint: &Constraint) -> Result<Matcher, Failure> {
-        self.compile_framed(String::new(), constraint, String::new())
+        self.compile_framed(0, [String::new(), String::new()], constraint)
     }
 
     /// A matcher of what the frame says and, in it, what `constraint` says.
     ///
     /// Errors: `Invalid`, with what is wrong with the constraint.
-    pub fn compile_framed(&self, before: String, constraint: &Constraint, after: String) -> Result<Matcher, Failure> {
+    pub fn compile_framed(
+        &self,
+        partition: u64,
+        [before, after]: [String; 2],
+        constraint: &Constraint,
+    ) -> Result<Matcher, Failure> {
         let framed = Framed { before, constraint: constraint.clone(), after };
-        self.matcher(framed).map_err(|reason| refusal(constraint, &reason))
+        self.matcher(partition, framed).map_err(|reason| refusal(constraint, &reason))
     }
 
-    /// A matcher of a grammar of our own.
+    /// A matcher of a grammar of our own, which may hold a client's schemas.
     ///
     /// Errors: the bare reason.
-    pub fn compile_lark(&self, lark: String) -> Result<Matcher, String> {
+    pub fn compile_lark(&self, partition: u64, lark: String) -> Result<Matcher, String> {
         let none = String::new;
-        self.matcher(Framed { before: none(), constraint: Constraint::Lark(lark), after: none() })
+        self.matcher(partition, Framed { before: none(), constraint: Constraint::Lark(lark), after: none() })
     }
 
-    fn matcher(&self, framed: Framed) -> Result<Matcher, String> {
+    fn matcher(&self, partition: u64, framed: Framed) -> Result<Matcher, String> {
         let mut kept = self.lock();
-        if let Some(at) = kept.iter().position(|(known, _)| *known == framed)
+        if let Some(at) = kept.iter().position(|((whose, known), _)| *whose == partition && *known == framed)
             && let Some(found) = kept.remove(at)
         {
             let matcher = found.1.clone();
@@ -126,8 +134,8 @@ impl<M: Model> Constraints<M> {
         let made = self.compile_anew(&framed);
         let copy = made.clone();
         let mut kept = self.lock();
-        kept.push_back((framed, made));
-        let n_bytes = |kept: &VecDeque<(Framed, _)>| kept.iter().map(|(known, _)| known.n_bytes()).sum::<usize>();
+        kept.push_back(((partition, framed), made));
+        let n_bytes = |kept: &VecDeque<Kept>| kept.iter().map(|((_, known), _)| known.n_bytes()).sum::<usize>();
         while kept.len() > KEPT_MAX || n_bytes(&kept) > KEPT_BYTES_MAX {
             kept.pop_front();
         }
@@ -234,7 +242,7 @@ impl<M: Model> Constraints<M> {
         Ok(matcher)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<(Framed, Result<Matcher, String>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -140,6 +140,16 @@ fn constraints_are_kept_and_bounded() {
     assert_eq!(constraints.lock().len(), KEPT_MAX);
 }
 
+#[test]
+fn a_constraint_of_another_partition_is_compiled_again() {
+    let constraints = constraints();
+    let compile = |partition| constraints.compile_lark(partition, "start: \"a\"".into()).unwrap();
+    for (partition, n_kept) in [(1, 1), (1, 1), (2, 2), (1, 2)] {
+        compile(partition);
+        assert_eq!(constraints.lock().len(), n_kept, "partition {partition}");
+    }
+}
+
 mod gates {
     use super::super::gate::Step;
     use super::*;

@@ -1,4 +1,7 @@
 //! Embeddings of images and sounds that were seen before: a conversation sends them again with every turn.
+//!
+//! **Invariant:** nothing is found across partitions, as in the prefix tree: what another tenant sent would come sooner, and
+//! whoever sends a guess could tell by it.
 
 use super::ContentHash;
 use crate::engine::backend::{ChunkShape, Token};
@@ -49,6 +52,13 @@ impl Encoded {
     }
 }
 
+/// Whose image or sound, and which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::engine) struct Key {
+    pub partition: u64,
+    pub hash: ContentHash,
+}
+
 /// **Bound:** `KEPT_BYTES_MAX`, the least recently used go first.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Cache {
@@ -59,22 +69,22 @@ pub(in crate::engine) struct Cache {
 
 #[derive(Debug, Default)]
 struct Kept {
-    entries: FxHashMap<ContentHash, (u64, Arc<Encoded>)>,
+    entries: FxHashMap<Key, (u64, Arc<Encoded>)>,
     n_bytes: usize,
     clock: u64,
 }
 
 impl Cache {
-    pub fn get(&self, hash: &ContentHash) -> Option<Arc<Encoded>> {
+    pub fn get(&self, key: &Key) -> Option<Arc<Encoded>> {
         let mut kept = self.lock();
         kept.clock += 1;
         let now = kept.clock;
-        let (used, encoded) = kept.entries.get_mut(hash)?;
+        let (used, encoded) = kept.entries.get_mut(key)?;
         *used = now;
         Some(Arc::clone(encoded))
     }
 
-    pub fn put(&self, hash: ContentHash, encoded: &Arc<Encoded>) {
+    pub fn put(&self, key: Key, encoded: &Arc<Encoded>) {
         let n_bytes = encoded.n_bytes();
         if n_bytes > KEPT_BYTES_MAX / 2 {
             return; // it would push out everything else
@@ -82,12 +92,12 @@ impl Cache {
         let mut kept = self.lock();
         kept.clock += 1;
         let now = kept.clock;
-        if let Some((_, old)) = kept.entries.insert(hash, (now, Arc::clone(encoded))) {
+        if let Some((_, old)) = kept.entries.insert(key, (now, Arc::clone(encoded))) {
             kept.n_bytes -= old.n_bytes();
         }
         kept.n_bytes += n_bytes;
         while kept.n_bytes > KEPT_BYTES_MAX {
-            let Some(oldest) = kept.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(hash, _)| *hash) else {
+            let Some(oldest) = kept.entries.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key) else {
                 break;
             };
             if let Some((_, old)) = kept.entries.remove(&oldest) {
@@ -122,24 +132,36 @@ mod tests {
         Arc::new(Encoded { pieces: vec![EncodedPiece::Chunk(rows)] })
     }
 
+    fn key(name: u8) -> Key {
+        Key { partition: 0, hash: [name; 32] }
+    }
+
+    #[test]
+    fn what_one_partition_sent_no_other_finds() {
+        let cache = Cache::default();
+        cache.put(key(1), &encoded(&cache, 64));
+        assert!(cache.get(&key(1)).is_some());
+        assert!(cache.get(&Key { partition: 7, ..key(1) }).is_none());
+    }
+
     #[test]
     fn the_least_recently_used_go_first_and_bytes_are_counted() {
         let cache = Cache::default();
         let third = KEPT_BYTES_MAX / 3;
         for name in 0..3u8 {
             let one = encoded(&cache, third - 1024);
-            cache.put([name; 32], &one);
+            cache.put(key(name), &one);
         }
-        assert!(cache.get(&[0; 32]).is_some());
+        assert!(cache.get(&key(0)).is_some());
         let one = encoded(&cache, third - 1024);
-        cache.put([3; 32], &one);
+        cache.put(key(3), &one);
         drop(one);
-        assert!(cache.get(&[1; 32]).is_none(), "the one used longest ago");
-        assert!([0, 2, 3].iter().all(|name| cache.get(&[*name; 32]).is_some()));
+        assert!(cache.get(&key(1)).is_none(), "the one used longest ago");
+        assert!([0, 2, 3].iter().all(|name| cache.get(&key(*name)).is_some()));
         assert!(cache.n_alive.load(Ordering::Relaxed) <= KEPT_BYTES_MAX);
         let held = encoded(&cache, HELD_BYTES_MAX + third);
-        cache.put([4; 32], &held);
-        assert!(cache.get(&[4; 32]).is_none(), "too large to keep");
+        cache.put(key(4), &held);
+        assert!(cache.get(&key(4)).is_none(), "too large to keep");
         assert!(cache.is_full());
         drop(held);
         assert!(!cache.is_full());

@@ -1,6 +1,6 @@
 //! The thread that turns chunks into embeddings, between the preparers and the workers.
 
-use super::{Cache, Encoded, EncodedPiece, Pending};
+use super::{Cache, Encoded, EncodedPiece, Key, Pending};
 use crate::engine::backend::{Model, Piece};
 use crate::engine::error::Failure;
 use crate::engine::event::Event;
@@ -52,10 +52,10 @@ impl<M: Model> Encoder<M> {
     fn encode(&self, job: &mut Job<M>) -> Result<(), Failure> {
         let mut spans = job.run.media.to_vec();
         for pending in job.pending.drain(..) {
-            let encoded = match self.cache.get(&pending.hash) {
-                // Another request had the same meanwhile.
+            let encoded = match self.cache.get(&pending.key) {
+                // Another request of the same partition had the same meanwhile.
                 Some(known) => known,
-                None => self.encode_pieces(&job.run, pending.hash, pending.pieces)?,
+                None => self.encode_pieces(&job.run, pending.key, pending.pieces)?,
             };
             let chunks = encoded.pieces.iter().filter_map(|piece| match piece {
                 EncodedPiece::Chunk(rows) => Some(rows),
@@ -72,7 +72,7 @@ impl<M: Model> Encoder<M> {
     fn encode_pieces(
         &self,
         run: &Run<M::Sampler>,
-        hash: super::ContentHash,
+        key: Key,
         pieces: Vec<Piece<M::Chunk>>,
     ) -> Result<Arc<Encoded>, Failure> {
         let mut encoded = Vec::with_capacity(pieces.len());
@@ -90,7 +90,7 @@ impl<M: Model> Encoder<M> {
             });
         }
         let encoded = Arc::new(Encoded { pieces: encoded });
-        self.cache.put(hash, &encoded);
+        self.cache.put(key, &encoded);
         Ok(encoded)
     }
 

@@ -11,7 +11,7 @@ mod cache;
 mod decode;
 pub(super) mod encoder;
 
-pub(super) use cache::{Cache, Encoded, EncodedPiece, Rows};
+pub(super) use cache::{Cache, Encoded, EncodedPiece, Key, Rows};
 pub use decode::Bitmap;
 
 use super::backend::{ChunkShape, Model, Piece, Token};
@@ -84,7 +84,7 @@ pub(super) fn position(spans: &[Span], at: usize) -> u32 {
 
 /// An image or sound that the cache doesn't know: its pieces, and the run's spans that belong to them.
 pub(super) struct Pending<C> {
-    pub hash: ContentHash,
+    pub key: Key,
     pub pieces: Vec<Piece<C>>,
     pub first_span: usize,
 }
@@ -209,13 +209,20 @@ pub(super) fn show(rendered: &str) -> String {
     cut(rendered).iter().map(text).collect()
 }
 
+/// Where a prompt's media are looked up, and for whom.
+pub(super) struct Shelf<'a> {
+    pub cache: &'a Cache,
+    pub partition: u64,
+    /// Most rows of a chunk that must be computed at once.
+    pub n_at_once_max: u32,
+}
+
 /// Lays media between the texts of a rendered prompt; `tokenize` is told whether the text is the first.
 ///
 /// Errors: media that the template left out or that can't be decoded.
 pub(super) fn lay_out<M: Model>(
     model: &M,
-    cache: &Cache,
-    n_at_once_max: u32,
+    shelf: &Shelf<'_>,
     rendered: &str,
     media: &[Placed],
     mut tokenize: impl FnMut(&str, bool) -> Result<Vec<Token>, Failure>,
@@ -234,22 +241,17 @@ pub(super) fn lay_out<M: Model>(
             Part::Text(_) => {}
             Part::Media(number) => {
                 let placed = media.get(*number).ok_or_else(|| Failure::Internal("a marker without media".into()))?;
-                add(model, cache, n_at_once_max, placed, &mut laid)?;
+                add(model, shelf, placed, &mut laid)?;
             }
         }
     }
     Ok(laid)
 }
 
-fn add<M: Model>(
-    model: &M,
-    cache: &Cache,
-    n_at_once_max: u32,
-    placed: &Placed,
-    laid: &mut Laid<M::Chunk>,
-) -> Result<(), Failure> {
-    let hash = hash_of(&placed.media);
-    if let Some(known) = cache.get(&hash) {
+fn add<M: Model>(model: &M, shelf: &Shelf<'_>, placed: &Placed, laid: &mut Laid<M::Chunk>) -> Result<(), Failure> {
+    let (hash, n_at_once_max) = (hash_of(&placed.media), shelf.n_at_once_max);
+    let key = Key { partition: shelf.partition, hash };
+    if let Some(known) = shelf.cache.get(&key) {
         let mut index = 0;
         for piece in &known.pieces {
             match piece {
@@ -283,7 +285,7 @@ fn add<M: Model>(
             }
         }
     }
-    laid.pending.push(Pending { hash, pieces, first_span });
+    laid.pending.push(Pending { key, pieces, first_span });
     Ok(())
 }
 

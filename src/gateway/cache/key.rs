@@ -95,7 +95,7 @@ struct Remote<'a> {
 /// Of a request that a model here answers.
 pub(in crate::gateway) fn local(tenant: &Tenant, model: &str, identity: Identity, work: &Work) -> Key {
     // Named one by one: a new field has to be thought of here.
-    let Work { prompts, sampling, output, n, n_kept, cache_prompt: _, lora, is_length_said: _ } = work;
+    let Work { prompts, sampling, output, n, n_kept, cache_prompt: _, lora, is_length_said: _, class: _ } = work;
     let digest = digest(&Local {
         version: VERSION,
         tenant,
@@ -195,6 +195,7 @@ mod tests {
             n_kept: 1,
             cache_prompt: true,
             lora: Some(vec![(0, 0.5)]),
+            class: Default::default(),
         }
     }
 

@@ -117,7 +117,7 @@ impl Border {
 
     /// The operator's texts come first, in a message of their own or at the head of the client's system message: many
     /// templates know only one, and it is the first.
-    fn instruct(&self, prompt: &mut ChatPrompt) {
+    pub(super) fn instruct(&self, prompt: &mut ChatPrompt) {
         let system = self.system();
         if system.is_empty() {
             return;

@@ -288,7 +288,13 @@ impl Frame {
 }
 
 async fn tokens(target: &Target, text: String, add_special: bool) -> Result<Vec<i32>, Failure> {
-    let request = TokenizeRequest { prompt: Prompt::Text(text), add_special, parse_special: false, with_pieces: false };
+    let request = TokenizeRequest {
+        prompt: Prompt::Text(text),
+        add_special,
+        parse_special: false,
+        with_pieces: false,
+        partition: 0,
+    };
     Ok(target.engine.tokenize(request).await?.tokens)
 }
 

@@ -31,7 +31,7 @@ pub(super) use screen::Screen;
 pub(super) use texts::texts_of;
 
 use super::Error;
-use crate::chat::{Constraint, Output};
+use crate::chat::{ChatPrompt, Constraint, Output};
 use crate::telemetry::Metrics;
 use check::Check;
 use patterns::{Patterns, Source};
@@ -154,6 +154,20 @@ impl Guardrails {
     pub fn classifiers(&self) -> impl Iterator<Item = &str> {
         let checks = self.sets.values().flat_map(|set| [&set.input.check, &set.output.check]);
         checks.flatten().map(|check| check.spec.model.as_str())
+    }
+
+    /// Puts in front of a chat what all requests have there that name a target with these sets, as [`Border::enter`] does.
+    pub fn instruct(&self, target: &[String], prompt: &mut ChatPrompt) {
+        // A set that is missing is refused where it is named; classifiers have no part in this.
+        if let Ok(border) = self.border(target.iter(), |_| Some(0)) {
+            border.instruct(prompt);
+        }
+    }
+
+    /// Whether an alias, a team or a key may put more in front of a target with these sets.
+    pub fn may_instruct_more(&self, target: &[String]) -> bool {
+        let is_more = |name: &String| name != Self::DEFAULT && !target.contains(name);
+        self.sets.iter().any(|(name, set)| set.system.is_some() && is_more(name))
     }
 
     /// What holds where these sets are named, beside the one for all. `find`: a model's place by its name. Errors: one of

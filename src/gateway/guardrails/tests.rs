@@ -358,6 +358,7 @@ fn chat(prompt: ChatPrompt) -> Asked {
         lora: None,
         end_user: None,
         cache: Default::default(),
+        class: Default::default(),
     })
 }
 

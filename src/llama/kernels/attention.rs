@@ -4,7 +4,8 @@
 //! Lanes are rows of queries, of all heads that share a head of keys and values, so that these are converted once for all of them;
 //! both products of a block of cells are tiles of [`accumulate`]. The softmax is taken block by block (Milakov and Gimelshein,
 //! "Online normalizer calculation for softmax", 2018). What ggml does from 64 rows on, with the same roundings: keys and values
-//! in F16, all sums in F32.
+//! in F16, all sums in F32. Also as there, a row that sees a score that is infinite or not a number has outputs that are no
+//! numbers: its weight is none, and all sums take it in. A model whose keys overflow F16 must not seem to answer.
 
 use super::Turns;
 use super::cpu::{self, Cpu};
@@ -338,7 +339,11 @@ fn panel<C: Cpu, const VECTORS: usize, const OUTPUTS: usize>(
                 let at = (cell + o) * width + v * C::LANES;
                 let score = match hides {
                     _ if cell + o >= n_cells => cpu.all(f32::NEG_INFINITY),
-                    true => cpu.add_product(score, cpu.load(&b.mask[at..]), cpu.all(1.0)),
+                    true => {
+                        // A hidden cell may be another sequence's, so whatever its score is must not count.
+                        let mask = cpu.load(&b.mask[at..]);
+                        cpu.add_product(cpu.where_not_below(mask, cpu.all(LOW), score), mask, cpu.all(1.0))
+                    }
                     false => score,
                 };
                 high[v] = cpu.max(high[v], score);
@@ -531,6 +536,40 @@ mod tests {
             Attention { raw: &case.raw(&mut out) }.compute(&Turns::default(), &mut buffers);
             case.check(&out);
         }
+    }
+
+    /// Bits of F16's infinity and of one that is not a number.
+    const NO_NUMBERS: [u16; 2] = [0x7C00, 0x7E00];
+
+    /// Scores that are no finite numbers spoil the rows that see them, in whichever block, and no others.
+    fn spoils_rows_that_see_it(compute: impl Fn(&Attention<'_>)) {
+        for (bits, spoilt) in NO_NUMBERS.into_iter().flat_map(|bits| [3, 63, 64, 130, 190].map(|cell| (bits, cell))) {
+            let mut case = Case::new(1, 70, 200, (4, 2), (16, 24), 0);
+            // One that is positive in every row: the sum of the others is finite.
+            case.queries.iter_mut().for_each(|number| *number = number.abs());
+            case.keys[(spoilt * case.n_kv_heads + 1) * case.n_in] = bits;
+            let mut out = case.new_out();
+            compute(&Attention { raw: &case.raw(&mut out) });
+            for (i, out) in out.chunks(case.n_out).enumerate() {
+                let (row, head) = (i / case.n_heads, i % case.n_heads);
+                let sees = spoilt <= case.n_cells - case.n_rows + row && head >= 2;
+                let is_as_it_should = |number: &f32| if sees { number.is_nan() } else { number.is_finite() };
+                assert!(out.iter().all(is_as_it_should), "{bits:#x}, cell {spoilt}, row {row}, head {head}: {out:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_hidden_from_rows_that_see_it() {
+        spoils_rows_that_see_it(|attention| attention.compute(&Turns::default(), &mut Buffers::default()));
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn nor_is_it_on_cpus_without_avx512() {
+        let Some(cpu) = cpu::x86::Avx2::detect() else { return };
+        // SAFETY: detected.
+        spoils_rows_that_see_it(|it| unsafe { it.avx2(cpu, &Turns::default(), &mut Buffers::default()) });
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -13,17 +13,18 @@ pub trait Cpu: Copy {
     fn store(self, vector: Self::Vector, to: &mut [f32]);
     fn subtract(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn multiply(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `b` where it is not a number.
     fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// sum + a × b, rounded once.
     fn add_product(self, sum: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// The lowest nine bits of each lane as sign and exponent.
     fn as_exponent(self, vector: Self::Vector) -> Self::Vector;
-    /// `number` where `x` is at least `lowest`, or else 0.
-    fn where_at_least(self, x: Self::Vector, lowest: Self::Vector, number: Self::Vector) -> Self::Vector;
+    /// 0 where `x` is below `lowest`, or else `number`: also where `x` is not a number.
+    fn where_not_below(self, x: Self::Vector, lowest: Self::Vector, number: Self::Vector) -> Self::Vector;
     /// Asks for the line of the cache that holds it, where Rust has a way to.
     fn prefetch<T>(self, _at: &T) {}
 
-    /// e^x of numbers that are not above 0, within 3e-7 of it; 0 below -87.
+    /// e^x of numbers that are not above 0, within 3e-7 of it; 0 below -87. Of what is not a number it is none either.
     ///
     /// e^x = 2^n × e^r with a whole n and |r| <= ln(2)/2, which is taken off in two steps so that it is exact (Cody and Waite,
     /// "Software Manual for the Elementary Functions", 1980), and a Taylor series for e^r.
@@ -35,7 +36,7 @@ pub trait Cpu: Copy {
         // Added to a number, it leaves a whole one in the lowest bits; 127 more are the exponent's bias.
         const WHOLE: f32 = 12_582_912.0;
         let lowest = self.all(LOWEST);
-        let bounded = self.max(x, lowest);
+        let bounded = self.max(lowest, x);
         let shifted = self.add_product(self.all(WHOLE + 127.0), bounded, self.all(std::f32::consts::LOG2_E));
         let n = self.subtract(shifted, self.all(WHOLE + 127.0));
         let r = self.add_product(bounded, n, self.all(-LN_2_HIGH));
@@ -44,7 +45,7 @@ pub trait Cpu: Copy {
         for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             sum = self.add_product(self.all(coefficient), sum, r);
         }
-        self.where_at_least(x, lowest, self.multiply(sum, self.as_exponent(shifted)))
+        self.where_not_below(x, lowest, self.multiply(sum, self.as_exponent(shifted)))
     }
 }
 
@@ -88,8 +89,8 @@ pub mod x86 {
             add_product(sum: __m512, a: __m512, b: __m512) -> __m512 = _mm512_fmadd_ps(a, b, sum);
             as_exponent(vector: __m512) -> __m512 =
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(vector)));
-            where_at_least(x: __m512, lowest: __m512, number: __m512) -> __m512 =
-                _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, lowest), number);
+            where_not_below(x: __m512, lowest: __m512, number: __m512) -> __m512 =
+                _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, lowest), number);
         }
 
         #[inline(always)]
@@ -121,8 +122,8 @@ pub mod x86 {
             add_product(sum: __m256, a: __m256, b: __m256) -> __m256 = _mm256_fmadd_ps(a, b, sum);
             as_exponent(vector: __m256) -> __m256 =
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(vector)));
-            where_at_least(x: __m256, lowest: __m256, number: __m256) -> __m256 =
-                _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, lowest), number);
+            where_not_below(x: __m256, lowest: __m256, number: __m256) -> __m256 =
+                _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, lowest), number);
         }
 
         #[inline(always)]
@@ -155,8 +156,8 @@ pub mod arm {
             add_product(sum: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t = vfmaq_f32(sum, a, b);
             as_exponent(vector: float32x4_t) -> float32x4_t =
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(vector)));
-            where_at_least(x: float32x4_t, lowest: float32x4_t, number: float32x4_t) -> float32x4_t =
-                vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, lowest), vreinterpretq_u32_f32(number)));
+            where_not_below(x: float32x4_t, lowest: float32x4_t, number: float32x4_t) -> float32x4_t =
+                vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(number), vcltq_f32(x, lowest)));
         }
     }
 }

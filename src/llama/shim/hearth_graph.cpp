@@ -3,6 +3,7 @@
 
 #include "ggml-backend.h"
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
 
@@ -111,13 +112,22 @@ void round_to_f16(const ggml_tensor * t) {
 // The keys of the layer that is being computed.
 thread_local const ggml_tensor * keys = nullptr;
 
+// All of a kernel's reads and writes are of whole numbers, in memory that the CPU has.
 bool is_on_host(const ggml_tensor * t, ggml_type type) {
     const ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    return t->type == type && t->nb[0] == ggml_type_size(type) && buffer && ggml_backend_buffer_is_host(buffer);
+    return t->type == type && t->nb[0] == ggml_type_size(type) && buffer && ggml_backend_buffer_is_host(buffer) &&
+           reinterpret_cast<uintptr_t>(t->data) % ggml_type_size(type) == 0;
 }
 
 bool is_matrix(const ggml_tensor * t) {
     return is_on_host(t, GGML_TYPE_F32) && t->ne[2] == 1 && t->ne[3] == 1 && t->nb[1] % t->nb[0] == 0;
+}
+
+// A product that is read as it stands: with a hint its weights may stand for something that is computed in another way.
+// Source: ggml_mul_mat_set_hint, ggml.c.
+bool is_plain_product(const ggml_tensor * t) {
+    return t->op_params[1] == GGML_HINT_NONE && is_matrix(t->src[0]) && is_matrix(t->src[1]) && is_matrix(t) &&
+           t->src[0]->ne[0] == t->src[1]->ne[0] && t->ne[0] == t->src[0]->ne[1] && t->ne[1] == t->src[1]->ne[1];
 }
 
 // Attention without a bias of positions, a cap of scores, or sinks. Source: ggml_flash_attn_ext, ggml.c.
@@ -131,8 +141,23 @@ bool is_plain_attention(const ggml_tensor * t) {
     };
     return parameter(t, 1) == 0.0f && parameter(t, 2) == 0.0f && !t->src[4] && is_plain(q, GGML_TYPE_F32) &&
            is_plain(k, GGML_TYPE_F16) && is_plain(v, GGML_TYPE_F16) && is_on_host(t, GGML_TYPE_F32) && ggml_is_contiguous(t) &&
-           (!mask || (is_plain(mask, GGML_TYPE_F16) && mask->ne[2] == 1 && (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]))) &&
-           k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && v->ne[2] == k->ne[2] && q->ne[2] % k->ne[2] == 0;
+           (!mask || (is_plain(mask, GGML_TYPE_F16) && mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1] && mask->ne[2] == 1 &&
+                      (mask->ne[3] == 1 || mask->ne[3] == q->ne[3]))) &&
+           k->ne[0] == q->ne[0] && v->ne[1] >= k->ne[1] && k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] && v->ne[2] == k->ne[2] && q->ne[2] % k->ne[2] == 0;
+}
+
+// Whether a backend such as BLAS takes products from the CPU's: which nodes it has was settled before they are handed over here, and
+// of a custom operation it would abort. Source: ggml_backend_blas_graph_compute, ggml-blas.cpp. Backends are loaded once, before this.
+bool has_accelerator() {
+    static const bool found = [] {
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            if (ggml_backend_dev_type(ggml_backend_dev_get(i)) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
+                return true;
+            }
+        }
+        return false;
+    }();
+    return found;
 }
 
 // Nothing else of the node changes: a graph that llama.cpp uses again stays as it is.
@@ -149,7 +174,7 @@ void make_custom(ggml_tensor * t, ggml_custom_op_t run, const hearth_kernels * k
 }
 
 void change_node(ggml_tensor * t, const hearth_kernels * kernels) {
-    if (kernels->multiply && t->op == GGML_OP_MUL_MAT && is_matrix(t->src[0]) && is_matrix(t->src[1]) && is_matrix(t)) {
+    if (kernels->multiply && t->op == GGML_OP_MUL_MAT && !has_accelerator() && is_plain_product(t)) {
         make_custom(t, run_product, kernels);
     } else if (kernels->attend && t->op == GGML_OP_FLASH_ATTN_EXT && t->src[0]->ne[1] >= ATTENTION_ROWS_MIN &&
                is_plain_attention(t)) {

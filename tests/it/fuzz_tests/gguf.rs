@@ -86,6 +86,7 @@ async fn load(path: &Path) -> Result<String, String> {
                 add_special: true,
                 parse_special: true,
                 with_pieces: true,
+                partition: 0,
             };
             let tokens = tokio::time::timeout(PATIENCE, engine.tokenize(asked)).await.expect("the tokenizer hangs");
             let mut request = GenerateRequest::new(Prompt::Text("hello".into()));

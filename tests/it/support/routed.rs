@@ -141,5 +141,6 @@ pub fn chat(model: &str, text: &str) -> ChatRequest {
         lora: None,
         end_user: None,
         cache: Default::default(),
+        class: Default::default(),
     }
 }

@@ -103,6 +103,23 @@ async fn another_partition_never_reuses_a_prefix() {
 }
 
 #[tokio::test]
+async fn an_answer_is_drafted_from_what_the_same_partition_was_told_before() {
+    let slow = ScriptedConfig { step_us: 300, ..Default::default() };
+    let engine = start(slow, |config| config.n_slots = 1).await;
+    let ask = async |partition: u64, cache_prompt: bool| {
+        let mut request = chat("/count 150");
+        (request.partition, request.cache_prompt) = (partition, cache_prompt);
+        let (content, _, ending) = collect(engine.generate(request).expect("a place")).await;
+        assert!(content.ends_with("149 150"));
+        ending.expect("well").1.accepted_draft_tokens
+    };
+    // What it says repeats itself a little.
+    let alone = [ask(1, false).await, ask(1, true).await, ask(2, true).await, ask(1, false).await];
+    let again = ask(1, true).await;
+    assert!(alone.iter().all(|n| *n + 50 < again), "{alone:?}, {again}");
+}
+
+#[tokio::test]
 async fn dropping_the_receiver_frees_the_slot() {
     let engine = start(ScriptedConfig { step_us: 1000, ..Default::default() }, |config| config.n_slots = 1).await;
     let mut hog = engine.generate(chat("/forever")).expect("a place");

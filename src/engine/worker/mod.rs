@@ -29,7 +29,7 @@ use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::{SaveCost, StepCost};
-use super::drafter::{Draft, Lately, Source};
+use super::drafter::{Draft, Lately, Pools, Source};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -80,6 +80,8 @@ pub(super) struct Worker<M: Model> {
     speculation: Option<Speculation>,
     /// What drafts from texts came to.
     texts: Lately,
+    /// What was said in answers.
+    answers: Pools,
     step: u64,
     turns: turns::Turns,
     rows: Vec<Row>,
@@ -154,6 +156,7 @@ impl<M: Model> Worker<M> {
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             texts: Lately::default(),
+            answers: Pools::default(),
             step: 0,
             turns: turns::Turns::default(),
             rows: Vec::new(),

@@ -52,7 +52,7 @@ impl<M: Model> Worker<M> {
     /// to be right.
     fn draft(&self, run: &Run<M::Sampler>, beside: Beside, n_useful: f64) -> (Draft, f64) {
         let Beside { n_planned, n_drafted, is_apart, n_extra } = beside;
-        let drafter = run.drafter.as_ref().filter(|_| run.gate.is_none() && n_extra > 0);
+        let drafter = run.drafter.as_ref().filter(|_| n_extra > 0);
         let Some(proposal) = drafter.and_then(|drafter| drafter.propose(&run.tokens)) else {
             return (Draft::none(), 0.0);
         };
@@ -63,12 +63,20 @@ impl<M: Model> Worker<M> {
         // With a token that ends the answer nothing is left to compute.
         let end = proposal.text[..most].iter().position(|token| self.model.is_end(*token));
         let most = end.unwrap_or(most);
+        // Behind a token that the run's constraint has something to say about, it would have to be asked.
+        let most = self.n_steady(run, &proposal.text[..most]);
         let beside = match is_apart {
             true => (0, self.cost.pass(n_planned)),
             false => (n_planned + n_drafted, 0.0),
         };
         let (n, n_right) = self.cost.worth(beside, n_useful, proposal.odds, most);
         (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
+    }
+
+    /// How many tokens of a draft leave the run's constraint as it is.
+    pub(super) fn n_steady(&self, run: &Run<M::Sampler>, draft: &[Token]) -> usize {
+        let pieces = draft.iter().map(|token| self.model.piece(*token));
+        run.gate.as_ref().map_or(draft.len(), |gate| gate.n_steady(pieces))
     }
 }
 

@@ -8,6 +8,7 @@ use super::media::Span;
 use super::output::Item;
 use super::reading::Reader;
 use super::request::RequestId;
+use super::scheduler::{Share, Want};
 use super::service::{Live, Ticket};
 use super::text::TextBuilder;
 use crate::chat::{Class, Finish, TokenLogprob, Usage};
@@ -122,6 +123,11 @@ impl<S> Run<S> {
         let news = (n_input - self.charged.0, n_output.saturating_sub(self.charged.1));
         self.charged = (n_input, n_output);
         news
+    }
+
+    /// Whether its share of a step is that of a running stream.
+    pub fn is_decoded(&self, share: &Share) -> bool {
+        share.n_rows <= Want::FEW && self.n_generated() > 0
     }
 
     pub fn n_generated(&self) -> u32 {

@@ -25,6 +25,8 @@ pub(super) struct Slot<S> {
     pub shared: u64,
     /// Step at which the slot last computed something; idle slots are emptied least recent first.
     pub served_at: u64,
+    /// Step at which a text was last drafted from for it; see `Worker::text_drafts`.
+    pub drafted_at: u64,
 }
 
 impl<S> Slot<S> {
@@ -37,6 +39,7 @@ impl<S> Slot<S> {
             partition: 0,
             shared: 0,
             served_at: 0,
+            drafted_at: 0,
         }
     }
 

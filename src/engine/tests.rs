@@ -2,7 +2,7 @@
 
 use super::config::{KvLayout, ModelSource, PrefixConfig, PrefixText, ScriptedConfig};
 use super::*;
-use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Usage};
+use crate::chat::{ChatPrompt, Delta, Finish, Message, Output, Prompt, Role, Tool, ToolChoice, Usage};
 use std::time::Duration;
 
 async fn start(scripted: ScriptedConfig, change: impl FnOnce(&mut EngineConfig)) -> Engine {
@@ -146,6 +146,48 @@ async fn choices_of_which_nothing_is_to_be_kept_leave_nothing() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(saved().await > 0, leaves, "kept: {cache_prompt}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_drafted_from_what_the_same_partition_was_told_before() {
+    let slow = ScriptedConfig { step_us: 300, ..Default::default() };
+    let engine = start(slow, |config| config.n_slots = 1).await;
+    let ask = async |partition: u64, cache_prompt: bool| {
+        let mut request = chat("/count 150");
+        (request.partition, request.cache_prompt) = (partition, cache_prompt);
+        let (content, _, ending) = collect(engine.generate(request).expect("a place")).await;
+        assert!(content.ends_with("149 150"));
+        ending.expect("well").1.accepted_draft_tokens
+    };
+    // What it says repeats itself a little.
+    let alone = [ask(1, false).await, ask(1, true).await, ask(2, true).await, ask(1, false).await];
+    let again = ask(1, true).await;
+    assert!(alone.iter().all(|n| *n + 50 < again), "{alone:?}, {again}");
+}
+
+#[tokio::test]
+async fn text_that_is_only_watched_is_drafted_for_and_stays_the_same() {
+    let slow = || ScriptedConfig { step_us: 300, ..Default::default() };
+    let plain = start(slow(), |config| config.n_draft_max = 0).await;
+    let drafted = start(slow(), |_| {}).await;
+    let count = (1..60).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+    let tag = format!("{count} <tool <b> <tool_call> {count} <tool_call>");
+    for (text, answer) in [("/count 59", &count), (tag.as_str(), &tag)] {
+        let request = || {
+            let mut prompt = ChatPrompt::new(vec![Message::new(Role::User, text)]);
+            let (name, parameters) = ("f".into(), "{}".into());
+            prompt.tools = vec![Tool { name, description: None, parameters, strict: false }];
+            prompt.tool_choice = ToolChoice::None;
+            let mut request = GenerateRequest::new(Prompt::Chat(prompt));
+            request.output.prediction = Some(answer.clone());
+            request
+        };
+        let (expected, _, _) = collect(plain.generate(request()).expect("a place")).await;
+        let (content, _, ending) = collect(drafted.generate(request()).expect("a place")).await;
+        assert_eq!(content, expected);
+        let usage = ending.expect("well").1;
+        assert!(usage.accepted_draft_tokens > 100, "{usage:?}");
     }
 }
 

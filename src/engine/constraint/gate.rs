@@ -159,6 +159,38 @@ impl Gate {
         self.mask.as_ref().map(SimpleVob::as_slice)
     }
 
+    /// Whether the next token is text or a thought that is not just about to become something else.
+    pub fn is_steady(&self) -> bool {
+        match &self.place {
+            Place::Free | Place::Thinking => true,
+            Place::Watched => self.rules.watch.as_ref().is_none_or(Watch::is_steady),
+            Place::Start { .. } | Place::Bound => false,
+        }
+    }
+
+    /// Whether it may be so at all before the answer ends.
+    pub fn may_be_steady(&self) -> bool {
+        let openings = self.rules.openings.iter().chain(&self.rules.openings_after_thought);
+        let may_think = openings.into_iter().any(|opening| matches!(opening, Opening::Thinking(_)));
+        matches!(self.place, Place::Free | Place::Thinking | Place::Watched) || may_think || self.rules.is_prologue
+    }
+
+    /// How many of these tokens, given by their bytes, may come one after another without a change: the mask of the first holds
+    /// for each of them and for the one behind, nothing is forced and nothing complete.
+    pub fn n_steady<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> usize {
+        if !self.is_steady() {
+            return 0;
+        }
+        match (&self.place, &self.rules.watch) {
+            (Place::Thinking, _) => {
+                let mut tail = self.tail.clone();
+                pieces.take_while(|piece| self.goes_on_thinking(&mut tail, piece)).count()
+            }
+            (Place::Watched, Some(watch)) => watch.n_steady(pieces),
+            _ => pieces.count(),
+        }
+    }
+
     /// Takes the token that was chosen, whose bytes are `piece`.
     pub fn take(&mut self, token: Token, piece: &[u8]) -> Result<Step, String> {
         self.mask = None;
@@ -268,25 +300,40 @@ impl Gate {
     }
 
     fn think(&mut self, piece: &[u8]) {
-        self.tail.extend_from_slice(piece);
-        let ends = &self.rules.thinking_ends;
-        let found = ends.iter().filter_map(|end| Some((memchr::memmem::find(&self.tail, end.as_bytes())?, end)));
-        if let Some((_, end)) = found.min() {
-            // In some formats a call may end a thought.
-            let call = self.rules.watch.as_ref().and_then(|watch| watch.call_of(end));
-            self.tail.clear();
-            self.rules.openings = std::mem::take(&mut self.rules.openings_after_thought);
-            if let Some(after) = self.rules.answer_after_thought.take() {
-                self.rules.answer = Some(after);
-            }
-            match call {
-                Some(which) => self.begin_call(which),
-                None => self.place = self.beginning(),
-            }
+        let mut tail = std::mem::take(&mut self.tail);
+        if self.goes_on_thinking(&mut tail, piece) {
+            self.tail = tail;
             return;
         }
-        let longest = ends.iter().map(String::len).max().unwrap_or(0);
-        let n_old = self.tail.len().saturating_sub(longest);
-        self.tail.drain(..n_old);
+        let Some(end) = self.end_of_thought(&tail) else { return };
+        // In some formats a call may end a thought.
+        let call = self.rules.watch.as_ref().and_then(|watch| watch.call_of(end));
+        self.rules.openings = std::mem::take(&mut self.rules.openings_after_thought);
+        if let Some(after) = self.rules.answer_after_thought.take() {
+            self.rules.answer = Some(after);
+        }
+        match call {
+            Some(which) => self.begin_call(which),
+            None => self.place = self.beginning(),
+        }
+    }
+
+    /// Takes the bytes in behind `tail`, which stays as long as the longest tag; false when they end the thought.
+    fn goes_on_thinking(&self, tail: &mut Vec<u8>, piece: &[u8]) -> bool {
+        tail.extend_from_slice(piece);
+        if self.end_of_thought(tail).is_some() {
+            return false;
+        }
+        let longest = self.rules.thinking_ends.iter().map(String::len).max().unwrap_or(0);
+        let n_old = tail.len().saturating_sub(longest);
+        tail.drain(..n_old);
+        true
+    }
+
+    /// The tag that ends the thought first.
+    fn end_of_thought(&self, tail: &[u8]) -> Option<&str> {
+        let ends = self.rules.thinking_ends.iter();
+        let found = ends.filter_map(|end| Some((memchr::memmem::find(tail, end.as_bytes())?, end.as_str())));
+        found.min().map(|(_, end)| end)
     }
 }

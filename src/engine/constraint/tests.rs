@@ -211,6 +211,47 @@ mod gates {
     }
 
     #[test]
+    fn drafts_end_where_something_may_begin() {
+        let watch = || {
+            let mut calls = vec![choice(&["{yes}", "{no}"])];
+            let watch = constraints().watch(&["<call>"], &mut calls, &["<other>".into()], "<think>").unwrap();
+            Rules { calls, watch: Some(watch), thoughts: None, ..rules() }
+        };
+        let thought = || Rules { answer: Some(choice(&["[yes]"])), is_thinking: true, ..rules() };
+        let texts = ["<think>a <call> in a thought</think>some <cal text <call>", "a <b> c <<other> <call>"];
+        let cases = [(true, texts[0]), (true, texts[1]), (false, "hm </thin </think>[")];
+        for (is_watched, text) in cases {
+            let new = || Gate::new(if is_watched { watch() } else { thought() });
+            let mut gate = new();
+            assert!(gate.may_be_steady());
+            for at in 0..text.len() {
+                let rest = &text.as_bytes()[at..];
+                let n_steady = gate.n_steady(rest.iter().map(std::slice::from_ref));
+                let mask = allowed(&mut gate);
+                // The mask of its first token is that of all.
+                let mut ahead = new();
+                text.as_bytes()[..at].iter().for_each(|byte| _ = ahead.take(i32::from(*byte), &[*byte]).unwrap());
+                for byte in &rest[..n_steady] {
+                    let step = ahead.take(i32::from(*byte), &[*byte]).unwrap();
+                    assert!(step.forced.is_empty() && !step.is_complete);
+                    assert_eq!(allowed(&mut ahead), mask, "{text} from {at}");
+                }
+                if !gate.is_steady() {
+                    assert_eq!(n_steady, 0);
+                }
+                gate.take(i32::from(rest[0]), &rest[..1]).unwrap();
+            }
+            assert!(!gate.is_steady(), "a call or the answer has begun");
+        }
+        let mut plain = Gate::new(watch());
+        assert_eq!(plain.n_steady(b"no tags, <no call>, <othe".chunks(1)), 9);
+        plain.take(i32::from(b'x'), b"x").unwrap();
+        assert_eq!(plain.n_steady(b"no tags".chunks(1)), 7);
+        let bound = Gate::new(Rules { answer: Some(choice(&["[yes]"])), ..rules() });
+        assert!(!bound.may_be_steady() && !bound.is_steady());
+    }
+
+    #[test]
     fn what_is_banned_is_never_said() {
         let watch = constraints().watch(&[], &mut [], &["<call>".into(), "<<x".into()], "").unwrap();
         let mut gate = Gate::new(Rules { watch: Some(watch), thoughts: None, ..rules() });

@@ -12,6 +12,7 @@ const LEAD_SPACE_MAX: usize = 64;
 ///
 /// A text may be one token or be spelled by several; the last of these may say more than the text. So, while the text so
 /// far ends with the beginning of one, tokens that would complete it are looked at one by one.
+#[derive(Clone)]
 pub struct Watch {
     words: Arc<Words>,
     /// Texts of which each begins a call.
@@ -65,8 +66,18 @@ impl Watch {
 
     /// Whether some token may complete a text that matters.
     pub(super) fn is_close(&self) -> bool {
-        let mut texts = self.banned.iter().chain(&self.calls);
-        !self.never.is_empty() || texts.any(|text| self.rests(text).next().is_some())
+        !self.never.is_empty() || !self.is_steady()
+    }
+
+    /// Whether no text that matters has begun: `mask` is the same wherever it is so.
+    pub(super) fn is_steady(&self) -> bool {
+        !self.banned.iter().chain(&self.calls).any(|text| self.rests(text).next().is_some())
+    }
+
+    /// Behind how many of these tokens, given by their bytes, the text goes on and stays steady.
+    pub(super) fn n_steady<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> usize {
+        let mut ahead = self.clone();
+        pieces.take_while(|piece| ahead.take(piece) == Seen::Text && ahead.is_steady()).count()
     }
 
     /// Which call `text` begins.

@@ -93,7 +93,9 @@ impl<M: Model> Worker<M> {
             self.is_urgent = true;
             run.clock.started = Some(Instant::now());
             if let Some(drafter) = &mut run.drafter {
-                drafter.begin(&self.texts);
+                // As with the cells, whoever shares nothing learns nothing.
+                let pool = run.cache_prompt.then(|| self.answers.open(run.partition));
+                drafter.begin(&self.texts, pool.as_deref());
             }
             run.n_cached = (keep as u32).min(run.n_prompt);
             if let Some(reader) = run.reader.take() {

@@ -199,7 +199,7 @@ impl<M: Model> Worker<M> {
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
         let piece = if is_shown { self.model.piece(token) } else { &[] };
         if let Some(drafter) = &mut run.drafter {
-            drafter.follow(&run.tokens, run.n_prompt as usize);
+            drafter.follow(&run.tokens, run.n_prompt as usize, self.answers.of(run.partition));
         }
         let mut released = run.text.push(piece, entry);
         let stop = released.stop.take();
@@ -290,6 +290,9 @@ impl<M: Model> Worker<M> {
         self.n_ended += 1;
         if let Some(drafter) = &run.drafter {
             self.texts.learn(drafter);
+            if let Some(pool) = self.answers.of(run.partition) {
+                drafter.end(pool);
+            }
         }
         self.lock_stats().tokens_generated += u64::from(run.n_generated());
         self.is_urgent = true;

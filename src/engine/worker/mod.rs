@@ -19,6 +19,7 @@ mod pads;
 mod shared;
 mod sight;
 mod speculate;
+mod text_drafts;
 mod turns;
 mod warm;
 
@@ -29,7 +30,7 @@ use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::{SaveCost, StepCost};
-use super::drafter::{Draft, Lately, Source};
+use super::drafter::{Draft, Lately, Pools, Source};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -48,6 +49,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use text_drafts::Beside;
 
 /// How long a token may wait for the next ones.
 const COALESCE: Duration = Duration::from_millis(4);
@@ -82,6 +84,8 @@ pub(super) struct Worker<M: Model> {
     speculation: Option<Speculation>,
     /// What drafts from texts came to.
     texts: Lately,
+    /// What was said in answers.
+    answers: Pools,
     step: u64,
     turns: Turns,
     /// Requests that ended since the worker last waited for new ones.
@@ -158,6 +162,7 @@ impl<M: Model> Worker<M> {
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
             texts: Lately::default(),
+            answers: Pools::default(),
             step: 0,
             turns: Turns::default(),
             n_ended: 0,
@@ -442,7 +447,6 @@ impl<M: Model> Worker<M> {
     /// Fills `rows`; returns (rows of running streams, rows of prompts).
     fn lay_out(&mut self, shares: &[Share]) -> (u32, u32) {
         self.rows.clear();
-        self.drafts.clear();
         let (mut n_decode, mut n_prefill) = (0, 0);
         let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
         let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
@@ -458,67 +462,31 @@ impl<M: Model> Worker<M> {
         let is_apart = !self.context.shares_cells() && shares.len() > 1;
         let mut by_model = self.model_drafts(shares, (n_planned as usize, is_apart), n_extra as usize);
         by_model.resize(shares.len(), Vec::new());
-        let mut n_drafted: usize = by_model.iter().map(Vec::len).sum();
+        let n_drafted: usize = by_model.iter().map(Vec::len).sum();
         n_extra = n_extra.saturating_sub(n_drafted as u32);
-        let mut n_useful = f64::from(n_planned);
-        for (share, by_model) in shares.iter().zip(by_model) {
+        let beside = Beside { n_planned: n_planned as usize, n_drafted, is_apart, n_extra: n_extra as usize };
+        self.drafts = self.text_drafts(shares, by_model, beside);
+        for (share, draft) in shares.iter().zip(&self.drafts) {
             self.slots[share.slot].served_at = self.step;
             let slot = &self.slots[share.slot];
-            let Some(run) = &slot.run else {
-                self.drafts.push(Draft::none());
-                continue;
-            };
+            let Some(run) = &slot.run else { continue };
             let from = slot.kept.len();
             let to = from + share.n_rows as usize;
-            let is_decode = share.n_rows <= Want::FEW && run.n_generated() > 0;
             let all_are_outputs = run.wants_prompt_logits();
             for at in from..to {
                 let output = at + 1 == run.tokens.len() || all_are_outputs;
                 self.rows.push(Row { token: run.tokens[at], pos: slot.position(at), seq: share.slot as u32, output });
             }
-            let draft = if !by_model.is_empty() {
-                // Counted already.
-                Draft { tokens: by_model, source: Source::Model }
-            } else if is_decode && to == run.tokens.len() {
-                let n_rows = if is_apart { 0 } else { n_planned as usize + n_drafted };
-                let apart = if is_apart { self.cost.pass(n_planned as usize) } else { 0.0 };
-                let (draft, n_right) = self.draft(run, (n_rows, apart), n_useful, n_extra as usize);
-                n_useful += n_right;
-                n_drafted += draft.tokens.len();
-                n_extra = if is_apart && !draft.tokens.is_empty() { 0 } else { n_extra - draft.tokens.len() as u32 };
-                draft
-            } else {
-                Draft::none()
-            };
             for (i, token) in draft.tokens.iter().enumerate() {
                 self.rows.push(Row { token: *token, pos: slot.position(to + i), seq: share.slot as u32, output: true });
             }
-            if is_decode {
+            if run.is_decoded(share) {
                 n_decode += share.n_rows + draft.tokens.len() as u32;
             } else {
                 n_prefill += share.n_rows;
             }
-            self.drafts.push(draft);
         }
         (n_decode, n_prefill)
-    }
-
-    /// Tokens to try behind the run's last one, in a step of `beside.0` rows, and `beside.1` seconds apart from them, that
-    /// gets `n_useful` tokens on; and how many of them are expected to be right.
-    fn draft(&self, run: &Run<M::Sampler>, beside: (usize, f64), n_useful: f64, n_extra: usize) -> (Draft, f64) {
-        let drafter = run.drafter.as_ref().filter(|_| run.gate.is_none() && n_extra > 0);
-        let Some(proposal) = drafter.and_then(|drafter| drafter.propose(&run.tokens)) else {
-            return (Draft::none(), 0.0);
-        };
-        // The last token is chosen, not drafted.
-        let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
-        let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
-        let most = n_extra.min(left.min(room).min(self.n_draft_max) as usize).min(proposal.text.len());
-        // With a token that ends the answer nothing is left to compute.
-        let end = proposal.text[..most].iter().position(|token| self.model.is_end(*token));
-        let most = end.unwrap_or(most);
-        let (n, n_right) = self.cost.worth(beside, n_useful, proposal.odds, most);
-        (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
     }
 
     fn count(&self, n_decode: u32, n_prefill: u32) {

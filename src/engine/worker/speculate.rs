@@ -113,10 +113,10 @@ impl<M: Model> Worker<M> {
         for (at, share) in shares.iter().enumerate() {
             let slot = &self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
-            let is_decode = share.n_rows <= Want::FEW && run.n_generated() > 0;
             let ends = slot.kept.len() + share.n_rows as usize == run.tokens.len();
             let Some(trust) = run.drafter.as_ref().and_then(|drafter| drafter.model) else { continue };
-            if !is_decode || !ends || run.gate.is_some() || !run.media.is_empty() || !trust.is_awake() {
+            let is_held = run.gate.as_ref().is_some_and(|gate| !gate.is_steady());
+            if !run.is_decoded(share) || !ends || is_held || !run.media.is_empty() || !trust.is_awake() {
                 continue;
             }
             // A text that was right for a while costs nothing to draft from.
@@ -283,6 +283,8 @@ impl<M: Model> Worker<M> {
                 self.with_trust(slot, |trust| trust.take(0, 0));
                 speculation.learn(0, 0);
             }
+            let n_steady = self.slots[slot].run.as_ref().map_or(0, |run| self.n_steady(run, &draft));
+            draft.truncate(n_steady);
             drafts.push(draft);
         }
         if !failed.is_empty() {

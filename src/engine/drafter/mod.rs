@@ -1,16 +1,30 @@
-//! Drafts of the next tokens: from a text that the answer probably repeats, and from what the request itself said before
-//! (prompt lookup: Saxena 2023; Yang et al. 2023, arXiv:2304.04487). Those of a model are `speculation`'s.
+//! Drafts of the next tokens: from a text that the answer probably repeats, from what the request itself said before
+//! (prompt lookup: Saxena 2023; Yang et al. 2023, arXiv:2304.04487), and from other answers. Those of a model are
+//! `speculation`'s.
 //!
 //! A draft costs rows in a decode that happens anyway; what the model says about them decides, so the answer is the same
 //! with and without.
 //!
 //! # Design
 //! Each source follows the answer whether or not its draft is tried, so how often it is right is known at no cost: a source
-//! that was wrong is silent, and speaks again when it would have been right for a while.
+//! that was wrong is silent, and speaks again when it would have been right for a while. Each has odds of its own, and the
+//! surest is asked.
+//!
+//! llama.cpp's kinds of prompt lookup, and what stands for them here: `ngram-simple` and `ngram-map-k` are `History`,
+//! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds. `ngram-cache` is the last two
+//! in files that an operator makes beforehand, which nobody asked for.
+
+mod answers;
+mod guesses;
+mod text;
+
+pub(super) use answers::Pools;
 
 use super::backend::Token;
-use super::trust::{Odds, Trust};
-use rustc_hash::FxHashMap;
+use super::trust::Trust;
+use answers::{Pool, Reciter};
+use guesses::{ByStreak, UNKNOWN};
+use text::{Follower, Index};
 
 /// Tokens that must agree before a place in a text is believed.
 const AGREE: usize = 3;
@@ -23,8 +37,12 @@ const LOOKBACK: usize = 16 << 10;
 pub(super) enum Source {
     /// The client's prediction.
     Prediction,
-    /// The prompt and the answer so far.
+    /// The prompt and the answer so far: what came next the last time.
     History,
+    /// The same, where what came next differed: what came most often.
+    Majority,
+    /// Answers of the same partition.
+    Answers,
     /// A model or heads that draft.
     Model,
 }
@@ -53,11 +71,28 @@ pub(super) struct Proposal<'a> {
 
 #[derive(Debug)]
 pub(super) struct Drafter {
-    prediction: Option<(Vec<Token>, Follower)>,
-    history: Option<Follower>,
+    prediction: Option<Prediction>,
+    history: Option<History>,
+    /// `None`: other answers are not to be known of this one, nor it of them.
+    answers: Option<Reciter>,
     /// Trust in what drafts beside the model; `None` where nothing does, or before the run has a slot.
     pub model: Option<Trust>,
     pub drafted: Drafted,
+}
+
+#[derive(Debug)]
+struct Prediction {
+    text: Vec<Token>,
+    index: Index,
+    follower: Follower,
+}
+
+/// Ways through the prompt and the answer so far.
+#[derive(Debug, Default)]
+struct History {
+    index: Index,
+    last: Follower,
+    majority: Follower,
 }
 
 /// Tokens that were tried, and those of them that were right.
@@ -87,79 +122,108 @@ pub(super) struct Drafted {
 pub(super) struct Lately {
     prediction: ByStreak,
     history: ByStreak,
+    majority: ByStreak,
 }
 
 impl Default for Lately {
     fn default() -> Self {
-        // What three agreeing tokens, or a long passage, are worth before anything is known.
-        let odds = [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)].map(|(right, wrong)| Odds { right, wrong });
-        Self { prediction: odds, history: odds }
+        Self { prediction: UNKNOWN, history: UNKNOWN, majority: UNKNOWN }
     }
 }
 
 impl Lately {
     /// What a request came to.
     pub fn learn(&mut self, drafter: &Drafter) {
-        let prediction = drafter.prediction.as_ref().map(|(_, follower)| (&mut self.prediction, follower));
-        let history = drafter.history.as_ref().map(|follower| (&mut self.history, follower));
-        for (odds, follower) in prediction.into_iter().chain(history) {
-            odds.iter_mut()
-                .zip(follower.seen)
-                .for_each(|(odds, seen)| odds.take_all(seen.n_right, seen.n - seen.n_right));
+        if let Some(prediction) = &drafter.prediction {
+            prediction.follower.guesses.teach(&mut self.prediction);
+        }
+        if let Some(history) = &drafter.history {
+            history.last.guesses.teach(&mut self.history);
+            history.majority.guesses.teach(&mut self.majority);
         }
     }
 }
 
 impl Drafter {
-    /// Begins with what is known of others.
-    pub fn begin(&mut self, lately: &Lately) {
-        let prediction = self.prediction.as_mut().map(|(_, follower)| (follower, &lately.prediction));
-        let history = self.history.as_mut().map(|follower| (follower, &lately.history));
-        for (follower, odds) in prediction.into_iter().chain(history) {
-            follower.begin(odds);
+    /// Begins with what is known of others, and of their answers in `pool`.
+    pub fn begin(&mut self, lately: &Lately, pool: Option<&Pool>) {
+        if let Some(prediction) = &mut self.prediction {
+            prediction.follower.guesses.begin(&lately.prediction);
+        }
+        if let Some(history) = &mut self.history {
+            history.last.guesses.begin(&lately.history);
+            history.majority.guesses.begin(&lately.majority);
+        }
+        self.answers = pool.map(Reciter::new);
+    }
+
+    /// What its guesses from other answers came to.
+    pub fn end(&self, pool: &mut Pool) {
+        if let Some(answers) = &self.answers {
+            pool.learn_odds(answers);
         }
     }
 
     /// `None` when there is nothing to draft from.
     pub fn new(prediction: Option<Vec<Token>>, has_history: bool) -> Option<Box<Self>> {
         let prediction = prediction.filter(|text| !text.is_empty()).map(|text| {
-            let mut follower = Follower::default();
-            follower.learn(&text, 0);
-            (follower.at, follower.streak) = (Some(0), Follower::SURE);
-            (text, follower)
+            let mut index = Index::default();
+            index.learn(&text, 0);
+            Prediction { text, index, follower: Follower::at_start() }
         });
-        let history = has_history.then(Follower::default);
-        let drafter = Self { prediction, history, model: None, drafted: Drafted::default() };
+        let history = has_history.then(History::default);
+        let drafter = Self { prediction, history, answers: None, model: None, drafted: Drafted::default() };
         (drafter.prediction.is_some() || has_history).then(|| Box::new(drafter))
     }
 
-    /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surer.
+    /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surest.
     pub fn propose<'a>(&'a self, tokens: &'a [Token]) -> Option<Proposal<'a>> {
-        let prediction = self.prediction.as_ref().and_then(|(text, follower)| {
-            let text = text.get(follower.at?..).filter(|text| !text.is_empty())?;
-            Some(Proposal { text, source: Source::Prediction, odds: follower.odds() })
+        let prediction = self.prediction.as_ref().and_then(|prediction| {
+            let text = prediction.follower.ahead(&prediction.text)?;
+            Some(Proposal { text, source: Source::Prediction, odds: prediction.follower.guesses.odds() })
         });
-        let history = self.history.as_ref().and_then(|follower| {
-            let text = tokens.get(follower.at?..)?;
+        let of_history = |follower: &Follower, source| {
+            let text = follower.ahead(tokens)?;
             // Chunks of media are no tokens.
             let end = text.iter().position(|token| *token < 0).unwrap_or(text.len());
             let text = text.get(..end).filter(|text| !text.is_empty())?;
-            Some(Proposal { text, source: Source::History, odds: follower.odds() })
+            Some(Proposal { text, source, odds: follower.guesses.odds() })
+        };
+        let history = self.history.as_ref();
+        let answers = self.answers.as_ref().and_then(|answers| {
+            let text = answers.ahead()?;
+            Some(Proposal { text, source: Source::Answers, odds: answers.odds() })
         });
-        match (prediction, history) {
-            (Some(one), Some(other)) => Some(if other.odds > one.odds { other } else { one }),
-            (one, other) => one.or(other),
-        }
+        let proposals = [
+            prediction,
+            history.and_then(|history| of_history(&history.last, Source::History)),
+            history.and_then(|history| of_history(&history.majority, Source::Majority)),
+            answers,
+        ];
+        // Of several that are as sure the first.
+        let surer = |one: Proposal<'a>, other: Proposal<'a>| if other.odds > one.odds { other } else { one };
+        proposals.into_iter().flatten().reduce(surer)
     }
 
-    /// `tokens`: the prompt and the answer so far, whose last token is new.
-    pub fn follow(&mut self, tokens: &[Token], n_prompt: usize) {
-        if let Some((text, follower)) = &mut self.prediction {
-            follower.follow(text, tokens.get(n_prompt..).unwrap_or_default());
+    /// `tokens`: the prompt and the answer so far, whose last token is new; `pool`: of its partition.
+    pub fn follow(&mut self, tokens: &[Token], n_prompt: usize, pool: Option<&mut Pool>) {
+        let answer = tokens.get(n_prompt..).unwrap_or_default();
+        if let Some(Prediction { text, index, follower }) = &mut self.prediction {
+            follower.follow(text, answer, |end| index.last(end));
         }
-        if let Some(follower) = &mut self.history {
-            follower.learn(tokens, n_prompt.saturating_sub(LOOKBACK));
-            follower.follow(tokens, tokens);
+        if let Some(History { index, last, majority }) = &mut self.history {
+            index.learn(tokens, n_prompt.saturating_sub(LOOKBACK));
+            last.follow(tokens, tokens, |end| index.last(end));
+            majority.follow(tokens, tokens, |end| index.majority(end));
+        }
+        match (&mut self.answers, pool) {
+            (Some(answers), Some(pool)) => {
+                answers.follow(answer, pool);
+                pool.learn(answer);
+            }
+            // Others took the pool's room.
+            (Some(_), None) => self.answers = None,
+            (None, _) => {}
         }
         if let Some(trust) = &mut self.model {
             trust.pass();
@@ -171,7 +235,7 @@ impl Drafter {
         self.drafted.all.add(n, n_right);
         match source {
             Source::Prediction => self.drafted.prediction.add(n, n_right),
-            Source::History => {}
+            Source::History | Source::Majority | Source::Answers => {}
             Source::Model => {
                 if let Some(trust) = &mut self.model {
                     trust.take(n, n_right);
@@ -181,94 +245,9 @@ impl Drafter {
     }
 }
 
-/// Follows the answer through a text.
-#[derive(Debug)]
-struct Follower {
-    /// Behind each run of `AGREE` tokens, where it stood last.
-    index: FxHashMap<[Token; AGREE], u32>,
-    /// Tokens of the text that are in the index.
-    n_indexed: usize,
-    /// Where the answer goes on in the text; `None` while it isn't following it.
-    at: Option<usize>,
-    /// Tokens in a row that the text foretold, or that stand before its place and end the answer, beyond the `AGREE` by which
-    /// the place was found.
-    streak: u32,
-    odds: ByStreak,
-    /// Of this request, as `odds`.
-    seen: [Tried; 3],
-}
-
-/// By the length of the streak: new, some, `SURE`.
-type ByStreak = [Odds; 3];
-
-impl Default for Follower {
-    fn default() -> Self {
-        let odds = Lately::default().history;
-        Self { index: FxHashMap::default(), n_indexed: 0, at: None, streak: 0, odds, seen: [Tried::default(); 3] }
-    }
-}
-
-impl Follower {
-    /// What others came to weighs as so many guesses of its own, by the length of the streak.
-    const WEIGHTS: [f64; 3] = [2.0, 4.0, 10.0];
-    const SOME: u32 = 4;
-    const SURE: u32 = 16;
-
-    fn begin(&mut self, lately: &ByStreak) {
-        for ((odds, lately), weight) in self.odds.iter_mut().zip(lately).zip(Self::WEIGHTS) {
-            *odds = lately.of_weight(weight);
-        }
-    }
-
-    fn level(&self) -> usize {
-        usize::from(self.streak >= Self::SOME) + usize::from(self.streak >= Self::SURE)
-    }
-
-    fn odds(&self) -> f64 {
-        self.odds[self.level()].value()
-    }
-
-    /// Takes the last token of `answer` in: it is what the text foretold, or the place is looked for anew.
-    fn follow(&mut self, text: &[Token], answer: &[Token]) {
-        let Some(last) = answer.last() else { return };
-        if let Some(foretold) = self.at.and_then(|at| text.get(at)) {
-            let is_right = foretold == last;
-            let level = self.level();
-            self.odds[level].take(is_right);
-            self.seen[level].add(1, usize::from(is_right));
-            if is_right {
-                self.streak += 1;
-                self.at = self.at.map(|at| at + 1);
-                return;
-            }
-        }
-        self.at = answer.last_chunk().and_then(|end| self.index.get(end)).map(|at| *at as usize);
-        // A question asked again says from the first token on what its answer was: what agrees before the place counts
-        // as if it had been foretold.
-        let before = self.at.and_then(|at| text.get(..at)).unwrap_or_default();
-        let agreeing = before.iter().rev().zip(answer.iter().rev()).take(AGREE + Self::SURE as usize);
-        let n_agreeing = agreeing.take_while(|(one, other)| one == other).count();
-        self.streak = n_agreeing.saturating_sub(AGREE) as u32;
-    }
-
-    /// Takes the rest of `text` into the index, of what is not there yet from `from` on; not what ends it, which nothing
-    /// follows.
-    fn learn(&mut self, text: &[Token], from: usize) {
-        let start = self.n_indexed.max(from);
-        for (i, window) in text.get(start..).unwrap_or_default().windows(AGREE).enumerate() {
-            let behind = start + i + AGREE;
-            if behind < text.len() {
-                if let Ok(run) = <[Token; AGREE]>::try_from(window) {
-                    self.index.insert(run, behind as u32);
-                }
-                self.n_indexed = start + i + 1;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::trust::Odds;
     use super::*;
     use proptest::prelude::*;
 
@@ -282,7 +261,7 @@ mod tests {
         let mut tokens = vec![70, 71];
         let mut say = |drafter: &mut Drafter, token| {
             tokens.push(token);
-            drafter.follow(&tokens, 2);
+            drafter.follow(&tokens, 2, None);
             says(drafter, &tokens)
         };
         assert_eq!(says(&drafter, &[]), (1..10).collect::<Vec<_>>());
@@ -303,7 +282,7 @@ mod tests {
         let mut odds = Vec::new();
         for token in &passage {
             tokens.push(*token);
-            drafter.follow(&tokens, n_prompt);
+            drafter.follow(&tokens, n_prompt, None);
             if let Some(proposal) = drafter.propose(&tokens) {
                 assert_eq!(proposal.source, Source::History);
                 assert_eq!(proposal.text.first(), Some(&(token + 1)).filter(|next| **next < 140).or(Some(&1)));
@@ -323,7 +302,7 @@ mod tests {
             let mut drafter = Drafter::new(None, true).unwrap();
             let n_prompt = tokens.len();
             tokens.push(100);
-            drafter.follow(&tokens, n_prompt);
+            drafter.follow(&tokens, n_prompt, None);
             let proposal = drafter.propose(&tokens).unwrap();
             assert_eq!(proposal.text[..39], answer[1..]);
             assert_eq!(proposal.odds >= 0.9, is_sure, "{}", proposal.odds);
@@ -338,11 +317,11 @@ mod tests {
             let mut tokens = [&passage[..], &passage[..30]].concat();
             let n_prompt = tokens.len();
             let mut drafter = Drafter::new(None, true).unwrap();
-            drafter.begin(&lately);
+            drafter.begin(&lately, None);
             let mut first = None;
             for (i, token) in passage.iter().enumerate().skip(30) {
                 tokens.push(if is_copied || i % 5 != 4 { *token } else { 7 });
-                drafter.follow(&tokens, n_prompt);
+                drafter.follow(&tokens, n_prompt, None);
                 first = first.or(drafter.propose(&tokens).map(|proposal| proposal.odds));
             }
             lately.learn(&drafter);
@@ -367,7 +346,7 @@ mod tests {
             let mut odds = f64::NAN;
             for token in [1, 2, 3, next] {
                 tokens.push(token);
-                drafter.follow(&tokens, 0);
+                drafter.follow(&tokens, 0, None);
                 if token == 3 {
                     odds = drafter.propose(&tokens).map_or(odds, |proposal| proposal.odds);
                 }
@@ -384,6 +363,54 @@ mod tests {
         }
         let best = odds(&mut drafter, 5);
         assert!(best > worst, "{best}");
+    }
+
+    #[test]
+    fn where_what_followed_differs_the_source_that_is_right_more_often_is_asked() {
+        let mut drafter = Drafter::new(None, true).unwrap();
+        let (mut tokens, mut random) = (Vec::new(), 1u32);
+        let (mut n_right, mut n_right_last, mut n_of_majority) = (0, 0, 0);
+        for turn in 0..400 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let next = if random >> 24 < 60 { 9 } else { 5 };
+            // What comes between is never the same, so that no passage goes on from one to the next.
+            for token in [1000 + turn, 1, 2, 3] {
+                tokens.push(token);
+                drafter.follow(&tokens, 0, None);
+            }
+            if turn >= 200 {
+                let last = drafter.history.as_ref().and_then(|history| history.last.ahead(&tokens)).unwrap();
+                n_right_last += usize::from(last[0] == next);
+                let proposal = drafter.propose(&tokens).unwrap();
+                n_right += usize::from(proposal.text[0] == next);
+                n_of_majority += usize::from(proposal.source == Source::Majority);
+            }
+            tokens.push(next);
+            drafter.follow(&tokens, 0, None);
+        }
+        assert!(n_right > n_right_last + 10 && n_of_majority > 20, "{n_right}, {n_right_last}, {n_of_majority}");
+    }
+
+    #[test]
+    fn another_answer_is_drafted_from_where_the_own_text_says_nothing() {
+        let mut pools = Pools::default();
+        let answer: Vec<Token> = (100..200).collect();
+        let mut says_of = |partition: Option<u64>, question: Token| {
+            let mut drafter = Drafter::new(None, true).unwrap();
+            drafter.begin(&Lately::default(), partition.map(|partition| &*pools.open(partition)));
+            let (mut tokens, mut n_foretold) = (vec![question], 0);
+            for token in &answer {
+                tokens.push(*token);
+                drafter.follow(&tokens, 1, partition.and_then(|partition| pools.of(partition)));
+                let source = drafter.propose(&tokens).map(|proposal| proposal.source);
+                n_foretold += usize::from(source == Some(Source::Answers));
+            }
+            n_foretold
+        };
+        assert_eq!(says_of(None, 1), 0);
+        assert_eq!(says_of(Some(1), 2), 0, "whoever shares nothing is not learnt from");
+        assert!(says_of(Some(1), 3) > 90);
+        assert_eq!((says_of(Some(2), 4), says_of(None, 5)), (0, 0));
     }
 
     #[test]
@@ -404,7 +431,7 @@ mod tests {
             let mut tokens = prompt.clone();
             for token in answer {
                 tokens.push(token.max(0));
-                drafter.follow(&tokens, prompt.len());
+                drafter.follow(&tokens, prompt.len(), None);
                 if let Some(proposal) = drafter.propose(&tokens) {
                     prop_assert!(!proposal.text.is_empty() && (0.0..=Odds::MOST).contains(&proposal.odds));
                     let at = tokens.len() - proposal.text.len();

@@ -1,0 +1,208 @@
+//! What was said in other answers, for drafts of those that say it again (after llama.cpp's `ngram-mod`).
+//!
+//! **Invariant:** nothing is found across partitions, odds neither: how fast an answer comes tells nothing of others'
+//! answers. A request that doesn't share its prefix takes no part.
+
+use super::Token;
+use super::guesses::{ByStreak, Guesses, UNKNOWN};
+use rustc_hash::{FxHashMap, FxHasher};
+use std::hash::{Hash, Hasher};
+
+/// Tokens behind which the next one is remembered. With fewer, any two answers of a kind would agree somewhere.
+const AGREE: usize = 6;
+/// Entries of a pool, 8 bytes each: half a megabyte. A new one takes the place of what has the same hash.
+const ENTRIES: usize = 1 << 16;
+/// Pools of a worker, so 16 MiB; that of the partition that was not asked for the longest time makes room.
+const POOLS_MAX: usize = 32;
+/// Tokens that are drafted at most from other answers, as far as a chain of entries goes.
+const AHEAD: usize = 64;
+
+/// What tokens stood behind which, in answers of one partition.
+#[derive(Debug)]
+pub(in super::super) struct Pool {
+    entries: Box<[Entry]>,
+    odds: ByStreak,
+    /// Counts the requests of all pools when it was last asked for.
+    used_at: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// The part of the key's hash that isn't its place.
+    tag: u32,
+    /// Negative: none.
+    next: Token,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let entries = vec![Entry { tag: 0, next: -1 }; ENTRIES].into_boxed_slice();
+        Self { entries, odds: UNKNOWN, used_at: 0 }
+    }
+
+    fn place(key: &[Token; AGREE]) -> (usize, u32) {
+        let mut hasher = FxHasher::default();
+        key.hash(&mut hasher);
+        let hash = hasher.finish();
+        // Multiplied, so its upper half is the better mixed one.
+        (((hash >> 32) as usize) % ENTRIES, hash as u32)
+    }
+
+    fn next(&self, said: &[Token]) -> Option<Token> {
+        let (at, tag) = Self::place(said.last_chunk()?);
+        let entry = self.entries[at];
+        (entry.next >= 0 && entry.tag == tag).then_some(entry.next)
+    }
+
+    /// Takes in the last token of an answer.
+    pub fn learn(&mut self, answer: &[Token]) {
+        let Some((next, before)) = answer.split_last() else { return };
+        if let Some(key) = before.last_chunk() {
+            let (at, tag) = Self::place(key);
+            self.entries[at] = Entry { tag, next: *next };
+        }
+    }
+
+    /// What an answer's guesses came to.
+    pub fn learn_odds(&mut self, reciter: &Reciter) {
+        reciter.guesses.teach(&mut self.odds);
+    }
+}
+
+/// The pools of a worker.
+#[derive(Debug, Default)]
+pub(in super::super) struct Pools {
+    /// By partition; at most `POOLS_MAX`.
+    pools: FxHashMap<u64, Pool>,
+    /// Requests that asked for one.
+    n_asked: u64,
+}
+
+impl Pools {
+    /// For a request that begins.
+    pub fn open(&mut self, partition: u64) -> &mut Pool {
+        if !self.pools.contains_key(&partition) && self.pools.len() >= POOLS_MAX {
+            let oldest = self.pools.iter().min_by_key(|(_, pool)| pool.used_at).map(|(partition, _)| *partition);
+            oldest.and_then(|oldest| self.pools.remove(&oldest));
+        }
+        self.n_asked += 1;
+        let pool = self.pools.entry(partition).or_insert_with(Pool::new);
+        pool.used_at = self.n_asked;
+        pool
+    }
+
+    /// For one that goes on; `None` where others took the room.
+    pub fn of(&mut self, partition: u64) -> Option<&mut Pool> {
+        self.pools.get_mut(&partition)
+    }
+}
+
+/// Goes ahead of an answer, as far as others went on like it.
+#[derive(Debug)]
+pub(in super::super) struct Reciter {
+    /// The last tokens of the answer, and from `at` on what is foretold: at most `2 * AHEAD` and a key, see `follow`.
+    text: Vec<Token>,
+    at: usize,
+    guesses: Guesses,
+}
+
+impl Reciter {
+    pub fn new(pool: &Pool) -> Self {
+        let mut guesses = Guesses::default();
+        guesses.begin(&pool.odds);
+        Self { text: Vec::new(), at: 0, guesses }
+    }
+
+    /// What comes next.
+    pub fn ahead(&self) -> Option<&[Token]> {
+        self.text.get(self.at..).filter(|text| !text.is_empty())
+    }
+
+    pub fn odds(&self) -> f64 {
+        self.guesses.odds()
+    }
+
+    /// Takes the last token of `answer` in: it is what was foretold, or others are looked for anew.
+    pub fn follow(&mut self, answer: &[Token], pool: &Pool) {
+        let Some(last) = answer.last() else { return };
+        if let Some(foretold) = self.text.get(self.at)
+            && self.guesses.take(foretold == last)
+        {
+            self.at += 1;
+        } else {
+            self.guesses.streak = 0;
+            self.text.clear();
+            self.text.extend_from_slice(&answer[answer.len().saturating_sub(AGREE)..]);
+            self.at = self.text.len();
+        }
+        if self.at > AHEAD + AGREE {
+            self.text.drain(..self.at - AGREE);
+            self.at = AGREE;
+        }
+        while self.text.len() < self.at + AHEAD {
+            let Some(next) = pool.next(&self.text) else { return };
+            self.text.push(next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says the answer; what was foretold before each token, and with which odds.
+    fn say(pools: &mut Pools, partition: u64, answer: &[Token]) -> Vec<(Vec<Token>, f64)> {
+        let mut reciter = Reciter::new(pools.open(partition));
+        let mut foretold = Vec::new();
+        for n in 1..=answer.len() {
+            foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.odds()));
+            let pool = pools.of(partition).unwrap();
+            reciter.follow(&answer[..n], pool);
+            pool.learn(&answer[..n]);
+            assert!(reciter.text.len() <= 2 * (AHEAD + AGREE));
+        }
+        pools.of(partition).unwrap().learn_odds(&reciter);
+        foretold
+    }
+
+    #[test]
+    fn what_was_said_in_one_answer_is_foretold_in_another_of_its_partition_alone() {
+        let mut pools = Pools::default();
+        let answer: Vec<Token> = (100..400).collect();
+        assert!(say(&mut pools, 1, &answer).iter().all(|(ahead, _)| ahead.is_empty()));
+        assert!(say(&mut pools, 2, &answer).iter().all(|(ahead, _)| ahead.is_empty()), "another's");
+        let again = say(&mut pools, 1, &[&[7, 8][..], &answer].concat());
+        assert!(again[..2 + AGREE].iter().all(|(ahead, _)| ahead.is_empty()));
+        for (n, (ahead, _)) in again.iter().enumerate().skip(2 + AGREE) {
+            let n = n - 2;
+            assert_eq!(ahead[..], answer[n..(n + AHEAD).min(300)], "after {n}");
+        }
+        assert!(again[100].1 > 0.9 && again[2 + AGREE].1 <= 0.5);
+    }
+
+    #[test]
+    fn odds_are_a_partitions_own() {
+        let mut pools = Pools::default();
+        let answer: Vec<Token> = (100..200).collect();
+        for turn in 0..20 {
+            // The seventh token is another each time in the one, the same in the other.
+            let wrong: Vec<Token> = answer.chunks(AGREE).flat_map(|run| [run, &[1000 + turn]].concat()).collect();
+            say(&mut pools, 1, &wrong);
+            say(&mut pools, 2, &answer);
+        }
+        let mut odds = |partition| say(&mut pools, partition, &answer)[AGREE].1;
+        let (bad, good) = (odds(1), odds(2));
+        assert!(bad < 0.2 && good > 0.9, "{bad}, {good}");
+    }
+
+    #[test]
+    fn the_pool_that_was_not_asked_for_longest_makes_room() {
+        let mut pools = Pools::default();
+        for partition in 0..=POOLS_MAX as u64 {
+            pools.open(partition);
+            pools.open(0);
+        }
+        assert_eq!(pools.pools.len(), POOLS_MAX);
+        assert!(pools.of(0).is_some() && pools.of(1).is_none() && pools.of(2).is_some());
+    }
+}

@@ -53,6 +53,7 @@ mod many_models;
 mod matrix;
 mod media;
 mod metrics;
+mod mixed;
 mod models;
 mod named_prefixes;
 mod native;

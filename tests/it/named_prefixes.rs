@@ -2,11 +2,13 @@
 //! don't share (T-C5 of the gateway's contract).
 
 use crate::prefixes::{asked, check, stats, words};
-use crate::support::{Answer, Server, chat_body};
+use crate::support::served::Served;
+use crate::support::{Answer, PATIENCE, Server, chat_body};
 use crate::tiny_model::{GENERATORS, answer, start, tokens};
 use hearth::chat::{ChatPrompt, Message, Prompt, Role};
 use hearth::engine::config::{DraftMode, KvLayout, PrefixConfig, PrefixText};
 use hearth::engine::{Engine, EngineConfig};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -137,6 +139,51 @@ async fn a_restart_finds_what_was_kept_and_does_without_what_was_damaged() {
         assert_eq!(first_answer(&engine).await.0, said, "{model}");
         assert!(states(dir.path()).len() == 1 && !files[0].exists(), "{model}");
     }
+}
+
+/// The first answer of a served demo model to a chat behind that system message: its text, and the prompt's tokens and those
+/// of them that were computed for it. The server is stopped as a supervisor does it.
+async fn first_of_served(arguments: &[&str], system: &str) -> (String, [u64; 2]) {
+    let started = ["models/hearth-demo.gguf", "--alias", "hearth-demo", "--ctx-size", "4096"];
+    let mut served = Served::of(&[&started, arguments].concat());
+    let messages = json!([{ "role": "system", "content": system }, { "role": "user", "content": "What is the capital of France?" }]);
+    let body = json!({ "model": "hearth-demo", "messages": messages, "temperature": 0, "max_tokens": 16 });
+    let client = reqwest::Client::builder().timeout(6 * PATIENCE).build().expect("a client");
+    let request = client.post(format!("{}/v1/chat/completions", served.url)).json(&body);
+    let answer = Answer::of(request.send().await.expect("an answer")).await;
+    let text = answer.content();
+    let n_prompt = answer.json()["usage"]["prompt_tokens"].as_u64().expect("a count");
+    let pid = i32::try_from(served.pid()).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, Signal::TERM).expect("it lives");
+    assert!(served.ended(PATIENCE), "it ends by itself, and well");
+    (text, [n_prompt, n_prompt - cached(&answer)])
+}
+
+/// Mark 7: a prefix of 2,000 tokens outlives the process that computed it.
+#[tokio::test]
+async fn a_restarted_server_computes_less_than_fifty_tokens_of_a_kept_prefix() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let system = story(1600);
+    let settings = dir.path().join("hearth.toml");
+    std::fs::write(&settings, format!("[[prefix]]\nname = \"house\"\nsystem = {system:?}\n"))
+        .expect("a writable folder");
+    let store = dir.path().join("store");
+    let [config, folder] = [&settings, &store].map(|path| path.to_str().expect("a plain path"));
+    let plain = first_of_served(&[], &system).await;
+    let [n_prompt, computed] = plain.1;
+    assert!(computed == n_prompt && (1900..2200).contains(&n_prompt), "{n_prompt} tokens, {computed} computed");
+    let with_store = ["--config", config, "--prefix-store", folder];
+    let mut written = Vec::new();
+    for run in ["first", "second"] {
+        let (text, [n, computed]) = first_of_served(&with_store, &system).await;
+        assert!(n == n_prompt && computed < 50, "{run}: {computed} of {n} computed");
+        assert_eq!(text, plain.0, "{run}");
+        let files = states(&store);
+        assert_eq!(files.len(), 1, "{files:?}");
+        // What is written takes the place of another file.
+        written.push(std::fs::metadata(&files[0]).expect("a file").ino());
+    }
+    assert_eq!(written[0], written[1], "the second start read what the first one wrote");
 }
 
 /// Heads have memory of their own: the model's is the same with them and without, and so is what is kept of it.

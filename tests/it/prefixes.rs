@@ -1,11 +1,12 @@
 //! Prefixes of prompts are computed once: shared while requests run together, saved when they leave the context, never
 //! across partitions; for every kind of memory that llama.cpp keeps.
 
-use crate::support::PATIENCE;
-use crate::tiny_model::{Answer, GENERATORS, answer, greedy, start, tokens};
+use crate::support::{MODEL, PATIENCE, Server};
+use crate::tiny_model::{Answer, GENERATORS, answer, greedy, path, start, tokens};
 use hearth::chat::Prompt;
-use hearth::engine::config::KvLayout;
-use hearth::engine::{Engine, Event, GenerateRequest, Stats};
+use hearth::engine::config::{KvLayout, ModelSource};
+use hearth::engine::{Engine, EngineConfig, Event, GenerateRequest, Stats};
+use serde_json::{Value, json};
 use std::pin::pin;
 
 /// Memories that know their present only, or slide: they go on from checkpoints.
@@ -89,6 +90,40 @@ async fn requests_that_run_together_compute_what_they_share_once() {
             for (prompt, answer) in prompts.iter().zip(&answers).step_by(3) {
                 check(&engine, prompt, answer, &format!("{model} {layout:?}")).await;
             }
+        }
+    }
+}
+
+/// Mark 1: "16 clients at once behind a prefix of 1,500 tokens compute at most a tenth more than what is distinct".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixteen_clients_at_once_compute_a_tenth_more_than_what_is_distinct_at_most() {
+    const SHARED: usize = 1500;
+    const OWN: usize = 50;
+    const CLIENTS: usize = 16;
+    for (model, layout) in [
+        ("hearth-demo", KvLayout::Unified),
+        ("tiny/tiny-llama", KvLayout::Unified),
+        ("tiny/tiny-llama", KvLayout::Split),
+    ] {
+        let engine = start(model, |config| {
+            (config.n_slots, config.kv_layout) = (16, layout);
+            config.n_ctx = Some(if layout == KvLayout::Split { 16 * 2048 } else { 8192 });
+        })
+        .await;
+        let shared = words(&engine, SHARED, 1).await;
+        let mut prompts = Vec::new();
+        for client in 0..CLIENTS {
+            prompts.push([&shared[..], &words(&engine, OWN, client + 2).await].concat());
+        }
+        let answers = futures_util::future::join_all(prompts.iter().map(|prompt| ask(&engine, prompt, 8))).await;
+        let computed = stats(&engine).await.prompt_tokens_computed;
+        let told: u64 = answers.iter().map(|said| u64::from(said.usage.prompt_tokens - said.usage.cached_tokens)).sum();
+        let distinct = (SHARED + CLIENTS * OWN) as u64;
+        println!("{model} {layout:?}: {computed} computed, {told} told, {distinct} distinct");
+        assert!(computed * 10 <= distinct * 11, "{model} {layout:?}: {computed} computed, {distinct} are distinct");
+        assert!(told * 10 <= distinct * 11, "{model} {layout:?}: {told} told, {distinct} are distinct");
+        for (prompt, answer) in prompts.iter().zip(&answers).step_by(5) {
+            check(&engine, prompt, answer, &format!("{model} {layout:?}")).await;
         }
     }
 }
@@ -196,6 +231,49 @@ async fn each_turn_of_a_chat_computes_what_is_new_in_every_kind_of_memory() {
             history.extend(words(&engine, 10, turn + 2).await);
         }
     }
+}
+
+/// Mark 4, as clients have it: the whole history each turn, as text, through the model's own template.
+#[tokio::test]
+async fn each_turn_of_a_chat_over_http_computes_what_is_new() {
+    const TURNS: usize = 20;
+    /// The answer's end, which nobody had to compute before, and what a text becomes other tokens of when it is read again.
+    const RETOLD: i64 = 4;
+    const QUESTIONS: [&str; 7] = [
+        "Hello! My name is Anna.",
+        "What is the capital of France?",
+        "Tell me a joke.",
+        "Is 7 greater than 3?",
+        "Name three colors.",
+        "How many letters are in banana?",
+        "What is the opposite of hot?",
+    ];
+    let server = Server::with(|setup| {
+        setup.engine = EngineConfig::new(ModelSource::Gguf(path("hearth-demo")));
+        setup.engine.n_threads = Some(1);
+    })
+    .await;
+    let mut messages = Vec::new();
+    let (mut n_before, mut n_plain, mut n_thought) = ([0, 0], 0, 0);
+    for turn in 0..TURNS {
+        messages.push(json!({ "role": "user", "content": QUESTIONS[turn % QUESTIONS.len()] }));
+        let body = json!({ "model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 60 });
+        let answer = server.post("/v1/chat/completions", body).await;
+        messages.push(json!({ "role": "assistant", "content": answer.content() }));
+        let usage = answer.json()["usage"].clone();
+        let count = |path: &str| usage.pointer(path).and_then(Value::as_i64).expect("a count");
+        let n_prompt = count("/prompt_tokens");
+        let computed = n_prompt - count("/prompt_tokens_details/cached_tokens");
+        // The template leaves out what was thought, and so the answer behind it stands elsewhere.
+        let [n_prompt_before, n_known] = n_before;
+        let was_plain = n_known > n_prompt_before || turn == 0;
+        let new = n_prompt - if was_plain { n_known } else { n_prompt_before };
+        assert!(computed <= new + RETOLD, "turn {turn}: {computed} computed, {new} are new: {usage}");
+        *(if was_plain { &mut n_plain } else { &mut n_thought }) += 1;
+        let n_thinking = count("/completion_tokens_details/reasoning_tokens");
+        n_before = [n_prompt, if n_thinking > 0 { 0 } else { n_prompt + count("/completion_tokens") }];
+    }
+    assert!(n_plain >= 15 && n_thought > 0, "{n_plain} turns behind plain answers, {n_thought} behind thoughts");
 }
 
 #[tokio::test]

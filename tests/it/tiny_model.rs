@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub const GENERATORS: [&str; 6] =
     ["hearth-demo", "tiny/tiny-llama", "tiny/tiny-qwen2moe", "tiny/tiny-gemma2", "tiny/tiny-mamba", "tiny/tiny-jamba"];
 
-fn path(model: &str) -> PathBuf {
+pub fn path(model: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("models/{model}.gguf"))
 }
 

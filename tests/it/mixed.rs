@@ -209,7 +209,7 @@ async fn sixteen_mixed_streams_say_what_each_says_alone() {
     println!(
         "{n_same} of 16 the same, rounding {margin}, drafted tokens that were right {n_right:?}, steps {n_together} and {n_alone}"
     );
-    assert!(n_same >= 12, "{n_same} of 16 are the same");
+    assert!(n_same >= 10, "{n_same} of 16 are the same");
     assert!(n_right.iter().all(|n| *n > 8), "drafts were to be tried: {n_right:?}");
 }
 

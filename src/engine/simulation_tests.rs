@@ -78,7 +78,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn draw(random: &mut Random) -> Self {
+    /// One with at least so many slots.
+    fn draw(random: &mut Random, n_slots_min: usize) -> Self {
         let row = 0.0001 * 80.0_f64.powf(random.unit());
         Self {
             row,
@@ -86,7 +87,7 @@ impl Machine {
             stream: row * (0.5 + random.unit()),
             is_apart: random.within(0, 1) == 1,
             max_gap: [0.15, 0.3, 0.5][random.within(0, 2) as usize],
-            n_slots: random.within(2, 32) as usize,
+            n_slots: (random.within(2, 32) as usize).max(n_slots_min),
         }
     }
 
@@ -327,7 +328,7 @@ fn whatever_comes_is_done_in_little_more_than_the_least_time() {
     let mut of_least = Vec::new();
     for seed in 0..SEEDS {
         let mut random = Random(seed);
-        let machine = Machine::draw(&mut random);
+        let machine = Machine::draw(&mut random, 2);
         let n = random.within(5, 60);
         let n_owners = random.within(1, 6);
         let mut coming: Vec<_> = (0..n).map(|_| draw_request(&mut random)).collect();
@@ -362,8 +363,7 @@ fn gaps_stay_near_the_target_beside_prompts_without_pause() {
     let (mut over, mut n_gaps, mut worst) = (0, 0, Vec::new());
     for seed in 0..SEEDS {
         let mut random = Random(seed);
-        let mut machine = Machine::draw(&mut random);
-        machine.n_slots = machine.n_slots.max(4);
+        let machine = Machine::draw(&mut random, 4);
         // The target is beyond a machine that takes longer for a step without prompts, or for a few rows of one.
         let least = machine.streams(machine.n_slots) + machine.rows(16, 3000, 1) + machine.pass;
         let mut simulation = Simulation::new(machine, random);
@@ -403,8 +403,7 @@ fn short_prompts_do_not_wait_behind_long_ones() {
     let mut steps = Vec::new();
     for seed in 0..SEEDS {
         let mut random = Random(seed);
-        let mut machine = Machine::draw(&mut random);
-        machine.n_slots = machine.n_slots.max(6);
+        let machine = Machine::draw(&mut random, 6);
         let mut simulation = Simulation::new(machine, random);
         for step in 0..200 {
             while simulation
@@ -444,9 +443,8 @@ fn owners_with_work_get_the_same() {
     let mut indices = Vec::new();
     for seed in 0..SEEDS {
         let mut random = Random(seed);
-        let mut machine = Machine::draw(&mut random);
+        let machine = Machine::draw(&mut random, 4);
         let n_owners = random.within(2, 4);
-        machine.n_slots = machine.n_slots.max(n_owners as usize);
         let asks: Vec<_> =
             (0..n_owners).map(|_| (random.within(4, 600), random.within(1, 100), random.within(2, 12))).collect();
         let mut simulation = Simulation::new(machine, random);

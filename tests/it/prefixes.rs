@@ -70,12 +70,7 @@ async fn requests_that_run_together_compute_what_they_share_once() {
                 config.n_batch = 64;
             })
             .await;
-            let shared = words(&engine, SHARED, 1).await;
-            let mut prompts = Vec::new();
-            for client in 0..CLIENTS {
-                prompts.push([&shared[..], &words(&engine, OWN, client + 2).await].concat());
-            }
-            let answers = futures_util::future::join_all(prompts.iter().map(|prompt| ask(&engine, prompt, 8))).await;
+            let (prompts, answers) = at_once(&engine, CLIENTS, SHARED, OWN).await;
             let computed = stats(&engine).await.prompt_tokens_computed as usize;
             // A memory that can't go back is parted from where it was known that prompts part: at the latest by the
             // second request.
@@ -94,6 +89,17 @@ async fn requests_that_run_together_compute_what_they_share_once() {
     }
 }
 
+/// Asks at once for so many clients, whose prompts begin alike; their prompts and answers.
+async fn at_once(engine: &Engine, n_clients: usize, n_shared: usize, n_own: usize) -> (Vec<Vec<i32>>, Vec<Answer>) {
+    let shared = words(engine, n_shared, 1).await;
+    let mut prompts = Vec::new();
+    for client in 0..n_clients {
+        prompts.push([&shared[..], &words(engine, n_own, client + 2).await].concat());
+    }
+    let answers = futures_util::future::join_all(prompts.iter().map(|prompt| ask(engine, prompt, 8))).await;
+    (prompts, answers)
+}
+
 /// Mark 1: "16 clients at once behind a prefix of 1,500 tokens compute at most a tenth more than what is distinct".
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_clients_at_once_compute_a_tenth_more_than_what_is_distinct_at_most() {
@@ -110,12 +116,7 @@ async fn sixteen_clients_at_once_compute_a_tenth_more_than_what_is_distinct_at_m
             config.n_ctx = Some(if layout == KvLayout::Split { 16 * 2048 } else { 8192 });
         })
         .await;
-        let shared = words(&engine, SHARED, 1).await;
-        let mut prompts = Vec::new();
-        for client in 0..CLIENTS {
-            prompts.push([&shared[..], &words(&engine, OWN, client + 2).await].concat());
-        }
-        let answers = futures_util::future::join_all(prompts.iter().map(|prompt| ask(&engine, prompt, 8))).await;
+        let (prompts, answers) = at_once(&engine, CLIENTS, SHARED, OWN).await;
         let computed = stats(&engine).await.prompt_tokens_computed;
         let told: u64 = answers.iter().map(|said| u64::from(said.usage.prompt_tokens - said.usage.cached_tokens)).sum();
         let distinct = (SHARED + CLIENTS * OWN) as u64;

@@ -19,12 +19,24 @@ const DETOUR_MARGIN: f64 = 1.5;
 const UNSETTLED: u32 = 2;
 /// A step without rows that nobody wants must take this many times one with them.
 const PAD_MARGIN: f64 = 1.03;
+/// What the last step of some number of rows weighs at least against all before it.
+const WEIGHT_MIN: f64 = 0.1;
+/// Of the time of steps, what trying out longer drafts may cost.
+const TRIAL_PART: f64 = 0.005;
+/// Seconds that trials may have saved up.
+const TRIAL_MAX: f64 = 4.0;
+/// Of what a longer step takes beside a plain one, the part that a trial hopes for: a start that was held up measures it too dear.
+const TRIAL_HOPE: f64 = 0.1;
 
 /// What steps take, by their number of rows.
 #[derive(Debug, Clone)]
 pub struct StepCost {
     /// Seconds, where the steps before had as many rows; 0: not measured.
     times: [f64; ROWS_MAX + 1],
+    /// Steps that were measured.
+    n_seen: [u32; ROWS_MAX + 1],
+    /// Seconds that trials may cost now; see [`trial`](Self::trial).
+    credit: f64,
     /// Seconds that one step of another number of rows takes beside its own time; see [`set_detour`](Self::set_detour).
     detour: f64,
     /// Rows of the last step, and how many before it had as many, one after another.
@@ -35,7 +47,14 @@ pub struct StepCost {
 
 impl Default for StepCost {
     fn default() -> Self {
-        Self { times: [0.0; ROWS_MAX + 1], detour: 0.0, last: (0, 0), longest: f64::INFINITY }
+        Self {
+            times: [0.0; ROWS_MAX + 1],
+            n_seen: [0; ROWS_MAX + 1],
+            credit: 0.0,
+            detour: 0.0,
+            last: (0, 0),
+            longest: f64::INFINITY,
+        }
     }
 }
 
@@ -59,13 +78,16 @@ impl StepCost {
         let n_before = if last == n_rows as usize { n_before.saturating_add(1) } else { 0 };
         self.last = (n_rows as usize, n_before);
         let counts = n_before >= UNSETTLED || self.detour == 0.0;
-        let Some(known) = self.times.get_mut(n_rows as usize).filter(|_| counts) else { return };
         let time = time.as_secs_f64();
-        if *known == 0.0 {
-            *known = time;
-        } else {
-            *known += (time.min(*known * OUTLIER) - *known) * 0.1;
-        }
+        self.credit = (self.credit + time * TRIAL_PART).min(TRIAL_MAX);
+        let (n, most) = (n_rows as usize, self.time(n_rows as usize).map_or(f64::INFINITY, |time| time * OUTLIER));
+        let Some(known) = self.times.get_mut(n).filter(|_| counts) else { return };
+        let n_seen = &mut self.n_seen[n];
+        *n_seen = n_seen.saturating_add(1);
+        // What holds a step up only makes it longer: of the first few the shorter ones count.
+        let is_news = *n_seen == 1 || time < *known;
+        let weight = if is_news { (1.0 / f64::from(*n_seen)).max(WEIGHT_MIN) } else { WEIGHT_MIN };
+        *known += (time.min(most) - *known) * weight;
     }
 
     /// A step came between of which nothing is learnt, with rows of prompts or in several passes.
@@ -108,16 +130,18 @@ impl StepCost {
         us
     }
 
-    /// Seconds of a step with `n_rows`; `None`: there is nothing to guess from.
+    /// Seconds of a step with `n_rows`, which takes no longer than one with more; `None`: there is nothing to guess from.
     pub(super) fn time(&self, n_rows: usize) -> Option<f64> {
         let known = |at: usize| (self.times[at] > 0.0).then_some((at as f64, self.times[at]));
         if n_rows > ROWS_MAX {
             return None;
         }
         let below = (1..=n_rows).rev().find_map(known)?;
-        let above = (n_rows..=ROWS_MAX).find_map(known)?;
-        let share = if above.0 > below.0 { (n_rows as f64 - below.0) / (above.0 - below.0) } else { 0.0 };
-        Some(below.1 + (above.1 - below.1) * share)
+        let mut above = (n_rows..=ROWS_MAX).filter_map(known);
+        let next = above.next()?;
+        let share = if next.0 > below.0 { (n_rows as f64 - below.0) / (next.0 - below.0) } else { 0.0 };
+        let between = below.1 + (next.1 - below.1) * share;
+        Some(above.map(|(_, time)| time).fold(between, f64::min))
     }
 
     /// Seconds of a pass over `n_rows`; none at all if nothing was measured.
@@ -129,21 +153,46 @@ impl StepCost {
     /// `n_useful` tokens on, where each is right with `odds` if those before it were: between 0 and `most`, with the tokens
     /// that are expected to be right.
     pub fn worth(&self, beside: (usize, f64), n_useful: f64, odds: f64, most: usize) -> (usize, f64) {
+        let (n, expected, _) = self.fastest(beside, n_useful, odds, most, 1.0);
+        (n, expected)
+    }
+
+    /// A longer draft than pays by what is known, in a step without a part of its own; with the tokens that are expected to be
+    /// right. Steps that were measured too dear would never be measured again, so now and then one is made that would pay if
+    /// they were a tenth as dear: what it loses, by what is known, is a small part of the time of all steps.
+    pub fn trial(&mut self, n_rows: usize, n_useful: f64, odds: f64, most: usize) -> Option<(usize, f64)> {
+        if self.detour > 0.0 {
+            return None;
+        }
+        let beside = (n_rows, 0.0);
+        let (n_known, _, rate) = self.fastest(beside, n_useful, odds, most, 1.0);
+        let (n, expected, _) = self.fastest(beside, n_useful, odds, most, TRIAL_HOPE);
+        let loss = self.time(n_rows + n)? - (n_useful + expected) / rate;
+        if n <= n_known || loss > self.credit {
+            return None;
+        }
+        self.credit -= loss;
+        Some((n, expected))
+    }
+
+    /// As `worth`, with the rate in tokens a second; only the part `dear` counts of what longer steps take beside a plain one.
+    fn fastest(&self, beside: (usize, f64), n_useful: f64, odds: f64, most: usize, dear: f64) -> (usize, f64, f64) {
         let (n_rows, apart) = beside;
         let time = |n: usize| if n == 0 { Some(apart) } else { self.time(n).map(|time| apart + time) };
-        let Some(plain) = time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0) };
+        let Some(plain) = time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0, 0.0) };
         let (mut best, mut best_rate) = ((0, 0.0), n_useful / plain * self.margin());
         let (mut right, mut expected) = (1.0, 0.0);
         for n in 1..=most {
             right *= odds;
             expected += right;
             let Some(time) = time(n_rows + n).filter(|time| self.fits(*time, plain)) else { break };
+            let time = plain + (time - plain) * dear;
             let rate = (n_useful + expected) / (time + self.detour(right));
             if rate > best_rate {
                 (best, best_rate) = ((n, expected), rate);
             }
         }
-        best
+        (best.0, best.1, best_rate)
     }
 
     /// The number of rows from `n_rows` on whose step takes the least time, where kernels take rows in these groups. What
@@ -446,6 +495,41 @@ mod tests {
         assert!(cost.time(1).unwrap() < 0.013);
         cost.observe(ROWS_MAX as u32 + 1, Duration::from_secs(1));
         assert!(cost.time(ROWS_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn what_a_start_measured_too_dear_is_tried_again_at_little_cost() {
+        let truth = |n: usize| 0.01 + 0.001 * n as f64;
+        let of_few = cost(|n| truth(n as usize) * if n == 4 { 9.0 } else { 1.0 });
+        assert!(of_few.time(4).unwrap() <= truth(16), "a step takes no longer than one with more rows");
+        let mut cost = cost(|n| truth(n as usize) * if n > 1 { 8.0 } else { 1.0 });
+        assert_eq!(cost.worth((1, 0.0), 1.0, 0.95, 8).0, 0, "by what is known nothing pays");
+        let (mut n_steps, mut time, mut n_trials) = (0, 0.0, 0);
+        while cost.worth((1, 0.0), 1.0, 0.95, 8).0 == 0 {
+            let n = cost.trial(1, 1.0, 0.95, 8).map_or(0, |(n, _)| n);
+            n_trials += usize::from(n > 0);
+            cost.observe(1 + n as u32, Duration::from_secs_f64(truth(1 + n)));
+            (n_steps, time) = (n_steps + 1, time + truth(1 + n));
+            assert!(n_steps < 10_000, "never found out");
+        }
+        assert!(n_trials <= 8 && time < 60.0, "{n_trials} trials in {time} s");
+    }
+
+    #[test]
+    fn trials_where_everything_is_known_cost_a_small_part() {
+        // Rows are dear, and it is so.
+        let truth = |n: usize| 0.01 * (n as f64).powf(0.8);
+        let mut cost = cost(|n| truth(n as usize));
+        let (mut time, mut right, n_steps) = (0.0, 0.0, 10_000);
+        for _ in 0..n_steps {
+            let known = cost.worth((1, 0.0), 1.0, 0.5, 8).0;
+            let n = cost.trial(1, 1.0, 0.5, 8).map_or(known, |(n, _)| n);
+            cost.observe(1 + n as u32, Duration::from_secs_f64(truth(1 + n)));
+            time += truth(1 + n);
+            right += (1..=n).map(|at| 0.5f64.powf(at as f64)).sum::<f64>();
+        }
+        let rate = (f64::from(n_steps) + right) / time * truth(1);
+        assert!(rate > 1.0 - 2.0 * TRIAL_PART, "{rate}");
     }
 
     #[test]

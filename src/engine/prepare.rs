@@ -278,8 +278,7 @@ impl<M: Model> Preparer<M> {
         })?;
         let gate = hold.gate;
         let prediction = request.output.prediction.as_deref().unwrap_or_default();
-        let is_drafted = self.n_draft_max > 0 && gate.as_ref().is_none_or(|gate| gate.may_be_steady());
-        let drafter = if is_drafted { self.drafter(prediction)? } else { None };
+        let drafter = if self.n_draft_max > 0 { self.drafter(prediction)? } else { None };
         let with_logprobs = request.output.top_logprobs.is_some();
         let echo = request.output.echo.then(|| Echo { with_logprobs, entries: Vec::new() });
         let mut sampling = request.sampling.clone();

@@ -2,7 +2,7 @@
 
 use crate::support::exact::is_alike;
 use crate::tiny_model::{Answer, answer, greedy, start, tokens};
-use hearth::chat::{Likely, Prompt};
+use hearth::chat::{Constraint, Likely, Prompt};
 use hearth::engine::config::{DraftMode, EmbedMode, KvLayout, ModelSource};
 use hearth::engine::{Engine, EngineConfig, EngineMode, EngineState, GenerateRequest};
 use std::path::PathBuf;
@@ -105,6 +105,39 @@ async fn drafts_change_no_sampled_answer() {
         n_right += other.usage.accepted_draft_tokens;
     }
     assert!(n_right > 40, "{n_right}");
+}
+
+/// A constraint is asked ahead of a draft: what it forces inside one is neither chosen nor computed twice.
+#[tokio::test]
+async fn drafts_inside_a_schema_change_nothing() {
+    let text = r#"{"type": "string", "maxLength": 40}"#;
+    let schema = format!(
+        r#"{{"type": "object", "properties": {{"who": {text}, "kind": {{"enum": ["story", "poem"]}},
+        "parts": {{"type": "array", "items": {text}, "minItems": 2, "maxItems": 3}}}},
+        "required": ["who", "kind", "parts"], "additionalProperties": false}}"#
+    );
+    for model in ["hearth-demo", "stories260K"] {
+        let (plain, drafted) =
+            (start(model, |config| config.n_draft_max = 0).await, start(model, drafted_by(model)).await);
+        let (mut n_drafted, mut n_predicted) = (0, 0);
+        for (i, prompt) in prompts(&plain).await.into_iter().enumerate() {
+            let mut request = greedy(Prompt::Tokens(prompt), 200);
+            request.cache_prompt = false;
+            request.output.constraint = Some(Constraint::JsonSchema(schema.clone()));
+            // With log-probabilities nothing is forced.
+            request.output.top_logprobs = i.is_multiple_of(4).then_some(1);
+            let one = answer(&plain, request.clone()).await.unwrap();
+            assert!(serde_json::from_str::<serde_json::Value>(&one.text).is_ok(), "{}", one.text);
+            let other = answer(&drafted, request.clone()).await.unwrap();
+            assert!(is_alike(&one.text, &other.text), "{:?} and {:?}", one.text, other.text);
+            n_drafted += other.usage.accepted_draft_tokens;
+            request.output.prediction = Some(one.text.clone());
+            let other = answer(&drafted, request).await.unwrap();
+            assert!(is_alike(&one.text, &other.text), "{:?} and {:?}", one.text, other.text);
+            n_predicted += other.usage.accepted_prediction_tokens;
+        }
+        assert!(n_drafted > 100 && n_predicted > 100, "{model}: {n_drafted}, {n_predicted}");
+    }
 }
 
 #[tokio::test]

@@ -177,13 +177,14 @@ impl Context for LlamaContext {
         let n_threads = usize::try_from(n_useful).unwrap_or(usize::MAX).min(self.traits.n_threads as usize);
         team.each(&mut jobs, n_threads, |(pick, rows, time)| {
             let start = Instant::now();
-            let (mask, top) = (pick.mask, pick.top);
-            pick.run(|at, sampler| {
+            let top = pick.top;
+            let choose = |at: usize, mask: Option<&[u32]>, sampler: &mut llama::Sampler| {
                 let row = rows[at].ok_or("the row has no logits")?;
                 let token = sampler.choose(row, mask).map_err(|error| error.to_string())?;
                 let told = top.map(|(k, bias)| logprobs::of_row(row, bias, token, k));
-                Ok(Chosen { token, told })
-            });
+                Ok(Chosen { token, told, is_forced: false })
+            };
+            pick.run(choose, |sampler, token| sampler.follow(token).map_err(|error| error.to_string()));
             *time = start.elapsed();
         });
         if n_jobs > 0 {
@@ -379,7 +380,7 @@ mod tests {
             let mut picks: Vec<_> = (samplers.iter_mut().zip(&drafts).enumerate())
                 .map(|(row, (sampler, draft))| {
                     let (mask, top) = (mask(row), top(row));
-                    Pick { row, draft, sampler, mask, top, chosen: Vec::new() }
+                    Pick { row, draft, sampler, mask, ahead: None, top, chosen: Vec::new() }
                 })
                 .collect();
             // Whatever they took before, all threads are asked.
@@ -388,13 +389,14 @@ mod tests {
             let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
             for (row, theirs) in references.iter_mut().enumerate() {
                 let (draft, mask, top) = (&drafts[row], mask(row), top(row));
-                let mut pick = Pick { row, draft, sampler: theirs, mask, top, chosen: Vec::new() };
-                pick.run(|at, theirs| {
+                let mut pick = Pick { row, draft, sampler: theirs, mask, ahead: None, top, chosen: Vec::new() };
+                let choose = |at: usize, mask: Option<&[u32]>, theirs: &mut llama::Reference| {
                     let token = sample(context, row + at, theirs, mask)?;
                     let told =
                         top.map(|(k, bias)| logprobs::of_row(context.logits(row + at).expect("a row"), bias, token, k));
-                    Ok(Chosen { token, told })
-                });
+                    Ok(Chosen { token, told, is_forced: false })
+                };
+                pick.run(choose, |_, token| Err(format!("{token} is forced")));
                 assert!(pick.chosen.iter().all(Result::is_ok), "{:?}", pick.chosen);
                 assert_eq!(chosen[row], pick.chosen, "kind {kind}, step {pos}, slot {row}");
                 let tokens = chosen[row].iter().flatten().map(|chosen| chosen.token);
@@ -467,8 +469,15 @@ mod tests {
             let params = SamplingParams { ignore_eos: true, ..sampling(0, kind) };
             let mut sampler = model.sampler(&params, &[1], Some(&grammar)).expect("a sampler");
             let mut next = || {
-                let mut pick =
-                    Pick { row: 0, draft: &[], sampler: &mut sampler, mask: None, top: None, chosen: Vec::new() };
+                let mut pick = Pick {
+                    row: 0,
+                    draft: &[],
+                    sampler: &mut sampler,
+                    mask: None,
+                    ahead: None,
+                    top: None,
+                    chosen: Vec::new(),
+                };
                 context.choose(std::slice::from_mut(&mut pick));
                 pick.chosen.remove(0).expect("a token").token
             };
@@ -487,7 +496,8 @@ mod tests {
         let mask: Vec<u32> =
             (0..16).map(|word| (0..32).filter(|bit| is_letter(word * 32 + bit)).map(|bit| 1 << bit).sum()).collect();
         let mut pick = |mask| {
-            let mut pick = Pick { row: 0, draft: &[], sampler: &mut sampler, mask, top: None, chosen: Vec::new() };
+            let mut pick =
+                Pick { row: 0, draft: &[], sampler: &mut sampler, mask, ahead: None, top: None, chosen: Vec::new() };
             context.choose(std::slice::from_mut(&mut pick));
             pick.chosen.remove(0)
         };

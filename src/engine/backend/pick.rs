@@ -2,6 +2,15 @@
 
 use super::{Token, allows};
 
+/// What may come next in a row.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// What the sampler chooses, of the tokens whose bits are set in the mask.
+    Chosen(Option<&'a [u32]>),
+    /// This token, whatever the row says.
+    Forced(Token),
+}
+
 /// What a slot chooses from: a row of the last decode, and those of the draft behind it.
 pub struct Pick<'a, S> {
     pub row: usize,
@@ -9,6 +18,8 @@ pub struct Pick<'a, S> {
     pub draft: &'a [Token],
     pub sampler: &'a mut S,
     pub mask: Option<&'a [u32]>,
+    /// What may come in the rows behind, as far as the draft keeps to the constraint; `None`: the mask holds for all.
+    pub ahead: Option<Vec<Place<'a>>>,
     /// Log-probabilities of so many tokens are wanted too, with these biases.
     pub top: Option<(usize, &'a [(Token, f32)])>,
     pub chosen: Vec<Result<Chosen, String>>,
@@ -19,16 +30,34 @@ pub struct Pick<'a, S> {
 pub struct Chosen {
     pub token: Token,
     pub told: Option<(f32, Vec<(Token, f32)>)>,
+    /// The sampler was shown it, and did not choose.
+    pub is_forced: bool,
 }
 
 impl<S> Pick<'_, S> {
-    /// Chooses with `choose` from the row at the place it is told, and on as long as the draft is right.
-    pub fn run(&mut self, mut choose: impl FnMut(usize, &mut S) -> Result<Chosen, String>) {
+    /// Chooses from the row at the place it is told, under a mask, with `choose`, or shows the sampler what is forced there with
+    /// `follow`; and on as long as the draft is right.
+    pub fn run(
+        &mut self,
+        mut choose: impl FnMut(usize, Option<&[u32]>, &mut S) -> Result<Chosen, String>,
+        mut follow: impl FnMut(&mut S, Token) -> Result<(), String>,
+    ) {
         for at in 0..=self.draft.len() {
-            let chosen = choose(at, self.sampler).and_then(|chosen| match self.mask {
-                Some(mask) if !allows(mask, chosen.token) => Err("the sampler left the constraint".into()),
-                _ => Ok(chosen),
-            });
+            let place = match &self.ahead {
+                Some(ahead) if at > 0 => ahead.get(at - 1).copied(),
+                _ => Some(Place::Chosen(self.mask)),
+            };
+            let chosen = match place {
+                // The answer is complete, or was forced another way.
+                None => return,
+                Some(Place::Forced(token)) => {
+                    follow(self.sampler, token).map(|()| Chosen { token, told: None, is_forced: true })
+                }
+                Some(Place::Chosen(mask)) => choose(at, mask, self.sampler).and_then(|chosen| match mask {
+                    Some(mask) if !allows(mask, chosen.token) => Err("the sampler left the constraint".into()),
+                    _ => Ok(chosen),
+                }),
+            };
             let is_right = chosen.as_ref().is_ok_and(|chosen| self.draft.get(at) == Some(&chosen.token));
             self.chosen.push(chosen);
             if !is_right {

@@ -489,11 +489,15 @@ impl Context for ScriptedContext {
 
     fn choose(&mut self, picks: &mut [Pick<'_, Script>]) {
         for pick in picks {
-            let (row, mask, top) = (pick.row, pick.mask, pick.top);
-            pick.run(|at, sampler| {
+            let (row, top) = (pick.row, pick.top);
+            let choose = |at: usize, mask: Option<&[u32]>, sampler: &mut Script| {
                 let token = self.sample(row + at, sampler, mask)?;
                 let told = top.map(|(k, bias)| logprobs::of_row(&self.logits, bias, token, k));
-                Ok(Chosen { token, told })
+                Ok(Chosen { token, told, is_forced: false })
+            };
+            pick.run(choose, |sampler, token| {
+                sampler.follow(token);
+                Ok(())
             });
         }
     }

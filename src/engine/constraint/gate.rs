@@ -1,12 +1,15 @@
 //! One answer's way through its constraint.
 
+use super::ahead::{Hold, along};
 use super::watch::{Seen, Watch};
-use crate::engine::backend::Token;
+use crate::engine::backend::{self, Token};
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 
 /// Most tokens that are forced at once; more come after the next.
 const FORCED_MAX: usize = 64;
+/// Longest draft inside a constraint, whose masks are computed one after another.
+const AHEAD_MAX: usize = 24;
 
 /// What may stand before or instead of the constrained text, as the tokens that begin it.
 #[derive(Debug, Clone)]
@@ -57,6 +60,10 @@ pub struct Gate {
     /// The end of the thought so far, at most as long as the longest tag.
     tail: Vec<u8>,
     mask: Option<SimpleVob>,
+    /// Tokens that are computed beside the mask.
+    draft: Vec<Token>,
+    /// What may stand behind each of them, where the constraint holds.
+    ahead: Option<Vec<Hold>>,
 }
 
 enum Place {
@@ -105,7 +112,7 @@ impl Gate {
         if rules.answer_after_thought.is_none() && !rules.openings.is_empty() {
             rules.answer_after_thought.clone_from(&rules.answer);
         }
-        let mut gate = Self { rules, place: Place::Free, tail: Vec::new(), mask: None };
+        let mut gate = Self { rules, place: Place::Free, tail: Vec::new(), mask: None, draft: Vec::new(), ahead: None };
         gate.place = if gate.rules.is_thinking { Place::Thinking } else { gate.beginning() };
         gate
     }
@@ -130,8 +137,15 @@ impl Gate {
         }
     }
 
+    /// The tokens of a draft are computed with the next row: `prepare` says what may stand behind each.
+    pub fn expect(&mut self, draft: &[Token]) {
+        self.draft.clear();
+        self.draft.extend_from_slice(draft);
+    }
+
     /// Computes which tokens may come next. Errors end the request.
     pub fn prepare(&mut self) -> Result<(), String> {
+        self.ahead = None;
         self.mask = match &self.place {
             _ if !self.needs_mask() => None,
             Place::Free => None,
@@ -151,12 +165,29 @@ impl Gate {
                 Some(mask)
             }
         };
+        if let (Place::Bound, Some(first)) = (&self.place, &self.mask)
+            && !self.draft.is_empty()
+        {
+            let matcher = self.rules.answer.as_mut().ok_or(LOST)?;
+            let n_forced = if self.rules.forces { FORCED_MAX } else { 0 };
+            self.ahead = Some(along(matcher, &self.draft, first, n_forced)?);
+        }
         Ok(())
+    }
+
+    /// What may stand behind each token of the draft, as far as it keeps to the constraint; `None`: the mask holds there too.
+    pub fn ahead(&self) -> Option<Vec<backend::Place<'_>>> {
+        Some(self.ahead.as_ref()?.iter().map(Hold::place).collect())
     }
 
     /// Bit `t % 32` of word `t / 32` is set when token `t` may come next; `None`: any may.
     pub fn mask(&self) -> Option<&[u32]> {
         self.mask.as_ref().map(SimpleVob::as_slice)
+    }
+
+    /// Whether anything may be drafted now.
+    pub fn may_draft(&self) -> bool {
+        matches!(self.place, Place::Bound) || self.is_steady()
     }
 
     /// Whether the next token is text or a thought that is not just about to become something else.
@@ -168,16 +199,13 @@ impl Gate {
         }
     }
 
-    /// Whether it may be so at all before the answer ends.
-    pub fn may_be_steady(&self) -> bool {
-        let openings = self.rules.openings.iter().chain(&self.rules.openings_after_thought);
-        let may_think = openings.into_iter().any(|opening| matches!(opening, Opening::Thinking(_)));
-        matches!(self.place, Place::Free | Place::Thinking | Place::Watched) || may_think || self.rules.is_prologue
-    }
-
-    /// How many of these tokens, given by their bytes, may come one after another without a change: the mask of the first holds
-    /// for each of them and for the one behind, nothing is forced and nothing complete.
-    pub fn n_steady<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> usize {
+    /// How many of these tokens, given by their bytes, may be drafted at once. Either they leave all as it is: the mask of the
+    /// first holds for each of them and for the one behind, nothing is forced and nothing complete. Or the constraint holds
+    /// throughout, and can be asked ahead of them.
+    pub fn n_ahead<'a>(&self, pieces: impl Iterator<Item = &'a [u8]>) -> usize {
+        if matches!(self.place, Place::Bound) {
+            return pieces.take(AHEAD_MAX).count();
+        }
         if !self.is_steady() {
             return 0;
         }
@@ -193,7 +221,8 @@ impl Gate {
 
     /// Takes the token that was chosen, whose bytes are `piece`.
     pub fn take(&mut self, token: Token, piece: &[u8]) -> Result<Step, String> {
-        self.mask = None;
+        (self.mask, self.ahead) = (None, None);
+        self.draft.clear();
         match &mut self.place {
             Place::Free => Ok(Step::default()),
             Place::Thinking => {

@@ -13,6 +13,7 @@
 //!
 //! JSON is written compactly, `", "` and `": "` between its parts: fixed white space is bounded white space, and forced.
 
+mod ahead;
 mod gate;
 pub(super) mod masks;
 pub(super) mod schema;

@@ -153,6 +153,7 @@ fn a_constraint_of_another_partition_is_compiled_again() {
 mod gates {
     use super::super::gate::Step;
     use super::*;
+    use crate::engine::backend::Place;
 
     fn bytes(text: &str) -> Vec<i32> {
         text.bytes().map(i32::from).collect()
@@ -223,10 +224,11 @@ mod gates {
         for (is_watched, text) in cases {
             let new = || Gate::new(if is_watched { watch() } else { thought() });
             let mut gate = new();
-            assert!(gate.may_be_steady());
             for at in 0..text.len() {
                 let rest = &text.as_bytes()[at..];
-                let n_steady = gate.n_steady(rest.iter().map(std::slice::from_ref));
+                let n_ahead = gate.n_ahead(rest.iter().map(std::slice::from_ref));
+                // Else the constraint holds, and is asked.
+                let n_steady = if gate.is_steady() { n_ahead } else { 0 };
                 let mask = allowed(&mut gate);
                 // The mask of its first token is that of all.
                 let mut ahead = new();
@@ -236,19 +238,86 @@ mod gates {
                     assert!(step.forced.is_empty() && !step.is_complete);
                     assert_eq!(allowed(&mut ahead), mask, "{text} from {at}");
                 }
-                if !gate.is_steady() {
-                    assert_eq!(n_steady, 0);
+                if !gate.may_draft() {
+                    assert_eq!(n_ahead, 0);
                 }
                 gate.take(i32::from(rest[0]), &rest[..1]).unwrap();
             }
-            assert!(!gate.is_steady(), "a call or the answer has begun");
         }
         let mut plain = Gate::new(watch());
-        assert_eq!(plain.n_steady(b"no tags, <no call>, <othe".chunks(1)), 9);
+        assert_eq!(plain.n_ahead(b"no tags, <no call>, <othe".chunks(1)), 9);
         plain.take(i32::from(b'x'), b"x").unwrap();
-        assert_eq!(plain.n_steady(b"no tags".chunks(1)), 7);
-        let bound = Gate::new(Rules { answer: Some(choice(&["[yes]"])), ..rules() });
-        assert!(!bound.may_be_steady() && !bound.is_steady());
+        assert_eq!(plain.n_ahead(b"no tags".chunks(1)), 7);
+    }
+
+    /// What a gate says of a draft at once is what it says of its tokens one by one, and the gate is where it was.
+    #[test]
+    fn a_constraint_is_asked_ahead_of_a_draft() {
+        let json = schema(json!({"type": "object", "properties": {
+            "name": {"type": "string"}, "city": {"enum": ["Rome", "Paris"]}, "n": {"type": "integer"}},
+            "required": ["name", "city", "n"], "additionalProperties": false}));
+        let whole = r#"{"name": "Ann", "city": "Paris", "n": 42}"#;
+        let new = |forces| Gate::new(Rules { answer: Some(constraints().compile(&json).unwrap()), forces, ..rules() });
+        let others = ["", "{\"nam", "{\"name\": \"Bob\", \"town\": 1}", "what?"];
+        for forces in [true, false] {
+            let mut n_held = 0;
+            for at in 0..whole.len() {
+                let mut gate = new(forces);
+                let mut done = 0;
+                while done <= at {
+                    let byte = whole.as_bytes()[done];
+                    done += 1 + gate.take(i32::from(byte), &[byte]).unwrap().forced.len();
+                }
+                for rest in [&whole[done.min(whole.len())..], others[at % others.len()]] {
+                    let draft: Vec<i32> =
+                        bytes(rest).into_iter().take(gate.n_ahead(rest.as_bytes().chunks(1))).collect();
+                    let before = allowed(&mut gate);
+                    gate.expect(&draft);
+                    gate.prepare().unwrap();
+                    let ahead: Vec<_> = gate.ahead().map_or(Vec::new(), |ahead| ahead.iter().map(told).collect());
+                    n_held += ahead.len();
+                    assert_eq!(
+                        ahead,
+                        one_by_one(new(forces), &whole[..done.min(whole.len())], &draft),
+                        "{rest} from {done}"
+                    );
+                    gate.expect(&[]);
+                    assert_eq!(allowed(&mut gate), before, "it is where it was");
+                }
+            }
+            assert!(n_held > 100, "{n_held}");
+        }
+    }
+
+    /// Of a place behind a token: what is forced there, or which tokens may come.
+    fn told(place: &Place<'_>) -> Result<i32, Vec<u8>> {
+        match place {
+            Place::Forced(token) => Ok(*token),
+            Place::Chosen(mask) => Err(bytes_of(mask.unwrap())),
+        }
+    }
+
+    /// As `Gate::ahead`, by taking what the draft says, behind `said`.
+    fn one_by_one(mut gate: Gate, said: &str, draft: &[i32]) -> Vec<Result<i32, Vec<u8>>> {
+        let mut at = 0;
+        while at < said.len() {
+            let byte = said.as_bytes()[at];
+            at += 1 + gate.take(i32::from(byte), &[byte]).unwrap().forced.len();
+        }
+        let mut places = Vec::new();
+        let mut rest = draft.iter();
+        while let Some(token) = rest.next() {
+            if !allowed(&mut gate).unwrap().iter().any(|byte| i32::from(*byte) == *token) {
+                break;
+            }
+            let step = gate.take(*token, &[u8::try_from(*token).unwrap()]).unwrap();
+            places.extend(step.forced.iter().map(|token| Ok(*token)));
+            if step.is_complete || !step.forced.iter().all(|token| rest.next() == Some(token)) {
+                break;
+            }
+            places.push(Err(allowed(&mut gate).unwrap()));
+        }
+        places
     }
 
     #[test]
@@ -286,8 +355,11 @@ mod gates {
 
     fn allowed(gate: &mut Gate) -> Option<Vec<u8>> {
         gate.prepare().unwrap();
-        let mask = gate.mask()?;
-        Some((0..=255u8).filter(|byte| crate::engine::backend::allows(mask, i32::from(*byte))).collect())
+        Some(bytes_of(gate.mask()?))
+    }
+
+    fn bytes_of(mask: &[u32]) -> Vec<u8> {
+        (0..=255u8).filter(|byte| crate::engine::backend::allows(mask, i32::from(*byte))).collect()
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl<M: Model> Worker<M> {
                 draft: &drafts[at].tokens,
                 sampler: &mut run.sampler,
                 mask: run.gate.as_ref().and_then(|gate| gate.mask()),
+                ahead: run.gate.as_ref().and_then(|gate| gate.ahead()),
                 top: run.top_logprobs.map(|k| (usize::from(k), run.logit_bias.as_slice())),
                 chosen: Vec::new(),
             });
@@ -142,16 +143,25 @@ impl<M: Model> Worker<M> {
     fn next_tokens(&mut self, index: usize, chosen: Vec<Result<Chosen, String>>, n_before: u32, draft: &Draft) {
         let (source, draft) = (draft.source, &draft.tokens);
         let mut n_right = 0;
-        let mut chosen = chosen.into_iter();
-        while let Some(token) = chosen.next().and_then(|chosen| self.next_token(index, chosen)) {
-            if draft.get(n_right) != Some(&token) {
+        let mut chosen = chosen.into_iter().peekable();
+        'rows: while let Some(first) = chosen.next() {
+            let mut tokens: Vec<Token> = first.iter().map(|first| first.token).collect();
+            while let Some(Ok(forced)) = chosen.next_if(|next| next.as_ref().is_ok_and(|next| next.is_forced)) {
+                tokens.push(forced.token);
+            }
+            if !self.next_token(index, first, tokens.len().saturating_sub(1)) {
                 break;
             }
-            // Its row was computed with the draft.
-            n_right += 1;
-            self.slots[index].kept.push(token);
-            if self.context.shares_cells() {
-                self.cells.take(1, &mut self.slots[index].cells);
+            for token in tokens {
+                if draft.get(n_right) != Some(&token) {
+                    break 'rows;
+                }
+                // Its row was computed with the draft.
+                n_right += 1;
+                self.slots[index].kept.push(token);
+                if self.context.shares_cells() {
+                    self.cells.take(1, &mut self.slots[index].cells);
+                }
             }
         }
         if draft.is_empty() {
@@ -163,15 +173,16 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Tells the token that was chosen; `None` when the run ended with it or forced tokens follow.
-    fn next_token(&mut self, index: usize, chosen: Result<Chosen, String>) -> Option<Token> {
-        let run = self.slots[index].run.as_mut()?;
-        let Chosen { token, told } = match chosen {
+    /// Tells the token that was chosen, and what it forces, of which the sampler was shown the first `n_shown`; false when the
+    /// run ended with them.
+    fn next_token(&mut self, index: usize, chosen: Result<Chosen, String>, n_shown: usize) -> bool {
+        let Some(run) = &mut self.slots[index].run else { return false };
+        let Chosen { token, told, .. } = match chosen {
             Ok(chosen) => chosen,
             Err(reason) => {
                 let failure = Failure::Internal(format!("no token could be chosen: {reason}"));
                 self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
-                return None;
+                return false;
             }
         };
         if run.clock.first_token.is_none() {
@@ -181,15 +192,12 @@ impl<M: Model> Worker<M> {
         if self.model.is_end(token) {
             run.tokens.push(token);
             self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
-            return None;
+            return false;
         }
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
         let told = told.filter(|_| is_shown);
         let entry = told.map(|(logprob, top)| entry(&*self.model, token, logprob, top));
-        if !self.tell(index, token, entry) {
-            return None;
-        }
-        self.pass_gate(index, token).then_some(token)
+        self.tell(index, token, entry) && self.pass_gate(index, token, n_shown)
     }
 
     /// Adds a token to the answer; false when the run ended with it.
@@ -226,9 +234,8 @@ impl<M: Model> Worker<M> {
         gate.is_some_and(|gate| gate.take(token, piece).is_ok_and(|step| step.is_complete))
     }
 
-    /// Tells the run's constraint of the token, and takes what it forces; false when the run ended or waits for forced
-    /// tokens to be computed.
-    fn pass_gate(&mut self, index: usize, token: Token) -> bool {
+    /// Tells the run's constraint of the token, and takes what it forces; false when the run ended.
+    fn pass_gate(&mut self, index: usize, token: Token, n_shown: usize) -> bool {
         let piece = self.model.piece(token);
         let Some(run) = &mut self.slots[index].run else { return false };
         let Some(gate) = &mut run.gate else { return true };
@@ -239,9 +246,11 @@ impl<M: Model> Worker<M> {
                 return false;
             }
         };
-        for token in &step.forced {
+        for (at, token) in step.forced.iter().enumerate() {
             let Some(run) = &mut self.slots[index].run else { return false };
-            if let Err(reason) = self.context.accept(&mut run.sampler, *token) {
+            if at >= n_shown
+                && let Err(reason) = self.context.accept(&mut run.sampler, *token)
+            {
                 let failure = Failure::Internal(format!("a forced token was refused: {reason}"));
                 self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
                 return false;
@@ -255,7 +264,7 @@ impl<M: Model> Worker<M> {
             self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
             return false;
         }
-        step.forced.is_empty()
+        true
     }
 
     /// As `tell`; the gate has taken the token already.

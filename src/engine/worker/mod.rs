@@ -30,7 +30,7 @@ use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::{SaveCost, StepCost};
-use super::drafter::{Draft, Lately, Pools, Source};
+use super::drafter::{Draft, Lately, Pools, Proposal, Source};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -421,12 +421,13 @@ impl<M: Model> Worker<M> {
     /// Hands out the gates of the runs that will choose a token after this decode.
     fn begin_masks(&mut self, shares: &[Share]) {
         let mut gates = Vec::new();
-        for share in shares {
+        for (share, draft) in shares.iter().zip(&self.drafts) {
             let slot = &mut self.slots[share.slot];
             let reaches = slot.kept.len() + share.n_rows as usize;
             if let Some(run) = slot.run.as_mut().filter(|run| reaches == run.tokens.len())
-                && let Some(gate) = run.gate.take_if(|gate| gate.needs_mask())
+                && let Some(mut gate) = run.gate.take_if(|gate| gate.needs_mask())
             {
+                gate.expect(&draft.tokens);
                 gates.push((share.slot, gate));
             }
         }

@@ -115,7 +115,7 @@ impl<M: Model> Worker<M> {
             let Some(run) = &slot.run else { continue };
             let ends = slot.kept.len() + share.n_rows as usize == run.tokens.len();
             let Some(trust) = run.drafter.as_ref().and_then(|drafter| drafter.model) else { continue };
-            let is_held = run.gate.as_ref().is_some_and(|gate| !gate.is_steady());
+            let is_held = run.gate.as_ref().is_some_and(|gate| !gate.may_draft());
             if !run.is_decoded(share) || !ends || is_held || !run.media.is_empty() || !trust.is_awake() {
                 continue;
             }
@@ -283,8 +283,8 @@ impl<M: Model> Worker<M> {
                 self.with_trust(slot, |trust| trust.take(0, 0));
                 speculation.learn(0, 0);
             }
-            let n_steady = self.slots[slot].run.as_ref().map_or(0, |run| self.n_steady(run, &draft));
-            draft.truncate(n_steady);
+            let n_ahead = self.slots[slot].run.as_ref().map_or(0, |run| self.n_ahead(run, &draft));
+            draft.truncate(n_ahead);
             drafts.push(draft);
         }
         if !failed.is_empty() {

@@ -26,6 +26,7 @@ impl<M: Model> Worker<M> {
         // Counted already.
         let as_draft = |tokens| Draft { tokens, source: Source::Model };
         let mut drafts: Vec<Draft> = by_model.into_iter().map(as_draft).collect();
+        let mut may_try = !beside.is_apart;
         let mut n_useful = beside.n_planned as f64;
         for at in by_turn(shares, |share| self.slots[share.slot].drafted_at) {
             let share = &shares[at];
@@ -35,10 +36,22 @@ impl<M: Model> Worker<M> {
             if !drafts[at].tokens.is_empty() || !run.is_decoded(share) || reaches != run.tokens.len() {
                 continue;
             }
-            let (draft, n_right) = self.draft(run, beside, n_useful);
-            if draft.tokens.is_empty() {
+            let Some((proposal, most)) = self.proposal(run, beside.n_extra) else { continue };
+            let (source, odds) = (proposal.source, proposal.odds);
+            let with = match beside.is_apart {
+                true => (0, self.cost.pass(beside.n_planned)),
+                false => (beside.n_planned + beside.n_drafted, 0.0),
+            };
+            let (mut n, mut n_right) = self.cost.worth(with, n_useful, odds, most);
+            let mut tokens = proposal.text[..most].to_vec();
+            if std::mem::take(&mut may_try) {
+                (n, n_right) = self.cost.trial(with.0, n_useful, odds, most).unwrap_or((n, n_right));
+            }
+            if n == 0 {
                 continue;
             }
+            tokens.truncate(n);
+            let draft = Draft { tokens, source };
             n_useful += n_right;
             beside.n_drafted += draft.tokens.len();
             beside.n_extra = if beside.is_apart { 0 } else { beside.n_extra - draft.tokens.len() };
@@ -48,14 +61,10 @@ impl<M: Model> Worker<M> {
         drafts
     }
 
-    /// Tokens to try behind the run's last one, in a step that gets `n_useful` tokens on; and how many of them are expected
-    /// to be right.
-    fn draft(&self, run: &Run<M::Sampler>, beside: Beside, n_useful: f64) -> (Draft, f64) {
-        let Beside { n_planned, n_drafted, is_apart, n_extra } = beside;
-        let drafter = run.drafter.as_ref().filter(|_| n_extra > 0);
-        let Some(proposal) = drafter.and_then(|drafter| drafter.propose(&run.tokens)) else {
-            return (Draft::none(), 0.0);
-        };
+    /// What may come behind the run's last token, and how many of its tokens, up to `n_extra`, may be tried.
+    fn proposal<'a>(&self, run: &'a Run<M::Sampler>, n_extra: usize) -> Option<(Proposal<'a>, usize)> {
+        let drafter = run.drafter.as_ref().filter(|_| n_extra > 0)?;
+        let proposal = drafter.propose(&run.tokens)?;
         // The last token is chosen, not drafted.
         let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);
         let room = self.context.n_ctx_seq().saturating_sub(run.tokens.len() as u32 + 1);
@@ -63,20 +72,14 @@ impl<M: Model> Worker<M> {
         // With a token that ends the answer nothing is left to compute.
         let end = proposal.text[..most].iter().position(|token| self.model.is_end(*token));
         let most = end.unwrap_or(most);
-        // Behind a token that the run's constraint has something to say about, it would have to be asked.
-        let most = self.n_steady(run, &proposal.text[..most]);
-        let beside = match is_apart {
-            true => (0, self.cost.pass(n_planned)),
-            false => (n_planned + n_drafted, 0.0),
-        };
-        let (n, n_right) = self.cost.worth(beside, n_useful, proposal.odds, most);
-        (Draft { tokens: proposal.text[..n].to_vec(), source: proposal.source }, n_right)
+        let most = self.n_ahead(run, &proposal.text[..most]);
+        Some((proposal, most))
     }
 
-    /// How many tokens of a draft leave the run's constraint as it is.
-    pub(super) fn n_steady(&self, run: &Run<M::Sampler>, draft: &[Token]) -> usize {
+    /// How many tokens of a draft the run's constraint can be asked about ahead.
+    pub(super) fn n_ahead(&self, run: &Run<M::Sampler>, draft: &[Token]) -> usize {
         let pieces = draft.iter().map(|token| self.model.piece(*token));
-        run.gate.as_ref().map_or(draft.len(), |gate| gate.n_steady(pieces))
+        run.gate.as_ref().map_or(draft.len(), |gate| gate.n_ahead(pieces))
     }
 }
 

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 /// Copies that take less are told apart from nothing by chance only.
 const SHARE_NOISE: Duration = Duration::from_millis(1);
 
-/// How often a step is measured.
+/// How often a step is measured at least, and at most where no two of them agree.
 const STEPS: usize = 3;
+const STEPS_MAX: usize = 8;
+/// The best two steps agree where the second takes no more than this of the first.
+const AGREE: f64 = 1.05;
 /// Rows of a step with a draft, such as is measured among steps of one row.
 const DETOUR_ROWS: u32 = 4;
 /// Of a step of one row, the part from which on a detour counts.
@@ -31,22 +34,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
         }
     }
     for n in probes(n_rows) {
-        // Each row is an output, as in a step of running streams. The best of some: others may hold up any of them.
-        let mut best = Duration::MAX;
-        let n_times = match n {
-            // What a GPU records it has at the second or third time.
-            _ if context.records_steps() => 2 * STEPS,
-            // The longest takes so long that little holds it up.
-            64.. => 1,
-            _ => STEPS,
-        };
-        for _ in 0..n_times {
-            // A draft makes one step among those of one row larger.
-            if n > 1 && !context.records_steps() {
-                time_of_rows(context, token, 1, |_| true)?;
-            }
-            best = best.min(time_of_rows(context, token, n, |_| true)?);
-        }
+        let best = best_of_steps(context, token, n)?;
         cost.observe(n, best);
     }
     if context.records_steps() && n_rows > DETOUR_ROWS {
@@ -66,6 +54,30 @@ pub(in crate::engine) fn warm_up<C: Context>(
     }
     tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), "steps were measured");
     Ok(())
+}
+
+/// Each row is an output, as in a step of running streams. The best of some, as others may hold up any of them.
+fn best_of_steps<C: Context>(context: &mut C, token: Token, n_rows: u32) -> Result<Duration, String> {
+    let (mut best, mut second) = (Duration::MAX, Duration::MAX);
+    // What a GPU records it has at the second or third time; the longest takes so long that little holds it up.
+    let least = match n_rows {
+        _ if context.records_steps() => 2 * STEPS,
+        64.. => 2,
+        _ => STEPS,
+    };
+    for n in 1..=STEPS_MAX {
+        // A draft makes one step among those of one row larger.
+        if n_rows > 1 && !context.records_steps() {
+            time_of_rows(context, token, 1, |_| true)?;
+        }
+        let time = time_of_rows(context, token, n_rows, |_| true)?;
+        second = second.min(time.max(best));
+        best = best.min(time);
+        if n >= least && second.as_secs_f64() <= best.as_secs_f64() * AGREE {
+            break;
+        }
+    }
+    Ok(best)
 }
 
 /// What one step of more rows costs among steps of one, beside its own time.

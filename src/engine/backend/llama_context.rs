@@ -290,6 +290,10 @@ mod tests {
     use std::sync::Arc;
 
     const N_SLOTS: u32 = 8;
+    /// Kinds of `sampling`.
+    const N_KINDS: u32 = 26;
+    /// The kind that penalises nearly all tokens.
+    const LONG_MEMORY: u32 = 24;
 
     fn sampling(slot: u32, kind: u32) -> SamplingParams {
         let plain = SamplingParams { seed: slot * 31 + 7, temperature: 1.0, ..SamplingParams::default() };
@@ -305,7 +309,33 @@ mod tests {
             }
             // EOS has two biases.
             7 => SamplingParams { logit_bias: vec![(2, 9.0), (300, 2.0)], ignore_eos: true, top_k: 5, ..plain },
-            _ => greedy(SamplingParams { temperature: 0.0, ..plain }, kind - 8),
+            8..=15 => greedy(SamplingParams { temperature: 0.0, ..plain }, kind - 8),
+            _ => penalised(plain, kind - 16),
+        }
+    }
+
+    /// Chains whose penalties move some of the candidates.
+    fn penalised(plain: SamplingParams, kind: u32) -> SamplingParams {
+        use SamplerKind::{Penalties, Temperature, TopK, TopP};
+        let penalties =
+            SamplingParams { repeat_penalty: 1.3, frequency_penalty: 0.5, presence_penalty: 0.5, ..plain.clone() };
+        let rewards = SamplingParams { frequency_penalty: -0.8, presence_penalty: -0.5, ..plain };
+        let greedy = |params: SamplingParams| SamplingParams { temperature: 0.0, ..params };
+        // 60 and 61 stand in the prompt, 62 does not.
+        let bias = vec![(60, 5.0), (61, f32::NEG_INFINITY), (62, 3.0), (300, 4.0)];
+        match kind {
+            0 => penalties,
+            1 => rewards,
+            2 => greedy(penalties),
+            3 => greedy(rewards),
+            4 => SamplingParams { logit_bias: bias, top_k: 5, ..penalties },
+            5 => greedy(SamplingParams { logit_bias: bias, ignore_eos: true, ..penalties }),
+            // Tokens leave the window.
+            6 => SamplingParams { repeat_last_n: 2, top_k: 3, ..penalties },
+            // What drops some comes first.
+            7 => greedy(SamplingParams { samplers: vec![TopP, Penalties, Temperature], top_p: 0.5, ..penalties }),
+            8 => SamplingParams { repeat_last_n: 500, ..penalties },
+            _ => SamplingParams { samplers: vec![Penalties, TopK, Penalties, Temperature], top_k: 4, ..rewards },
         }
     }
 
@@ -362,7 +392,7 @@ mod tests {
         grammar: impl Fn(u32) -> Option<Grammar>,
         mask: &[u32],
     ) -> Vec<Vec<Token>> {
-        let prompt = [1, 60, 61];
+        let prompt: Vec<Token> = if kind == LONG_MEMORY { (1..500).collect() } else { vec![1, 60, 61] };
         let sampler = |slot| model.sampler(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
         let theirs = |slot| model.reference(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
         let mut samplers: Vec<_> = (0..N_SLOTS).map(sampler).collect();
@@ -409,8 +439,18 @@ mod tests {
     #[test]
     fn slots_that_choose_together_choose_what_each_would_alone() {
         let (model, mut context) = loaded(1);
-        let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
-        (0..16).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
+        let some: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
+        // 60, 61 and 300: fewer than most chains keep.
+        let mut few = vec![0; 16];
+        (few[1], few[9]) = (3 << 28, 1 << 12);
+        for kind in 0..N_KINDS {
+            let mut run = |mask: &[u32]| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, mask);
+            run(&some);
+            run(&most());
+            if kind >= 16 {
+                run(&few);
+            }
+        }
     }
 
     /// Grammars that hold from the first token on, from a word on, from a token on, and from a word on outside of thinking.

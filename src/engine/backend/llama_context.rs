@@ -2,7 +2,7 @@
 //! under masks and llama.cpp's grammars alike.
 
 use super::projector;
-use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
+use super::{Ask, Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
 use crate::engine::logprobs;
 use crate::llama::{self, Batch, Decoded, EmbeddingRows, KernelChoice};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct LlamaContext {
     drafts: Option<DraftTraits>,
     /// What choosing for a slot took lately.
     per_pick: Duration,
+    /// What telling of a token took lately.
+    per_ask: Duration,
 }
 
 /// What the model's kind of memory can do.
@@ -38,7 +40,15 @@ pub(super) struct Traits {
 
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None, per_pick: Duration::ZERO }
+        Self {
+            context,
+            batch: Batch::default(),
+            places: Vec::new(),
+            traits,
+            drafts: None,
+            per_pick: Duration::ZERO,
+            per_ask: Duration::ZERO,
+        }
     }
 
     /// What is computed by kernels of our own; with layers on a GPU nothing, since each node would then be waited for alone.
@@ -74,6 +84,20 @@ impl LlamaContext {
             }
             T::default()
         })
+    }
+}
+
+/// Threads that have enough to do with so many jobs.
+fn n_helpful(per_job: Duration, n_jobs: usize) -> usize {
+    let n_jobs = u32::try_from(n_jobs).unwrap_or(u32::MAX);
+    usize::try_from((per_job * n_jobs).as_nanos() / HELP_MIN.as_nanos()).unwrap_or(usize::MAX)
+}
+
+/// What a job took lately, after these too.
+fn lately(per_job: Duration, times: impl ExactSizeIterator<Item = Duration>) -> Duration {
+    match u32::try_from(times.len()) {
+        Ok(n) if n > 0 => (per_job * 7 + times.sum::<Duration>() / n) / 8,
+        _ => per_job,
     }
 }
 
@@ -172,9 +196,7 @@ impl Context for LlamaContext {
             rows = others;
             jobs.push((pick, own, Duration::ZERO));
         }
-        let n_jobs = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
-        let n_useful = (self.per_pick * n_jobs).as_nanos() / HELP_MIN.as_nanos();
-        let n_threads = usize::try_from(n_useful).unwrap_or(usize::MAX).min(self.traits.n_threads as usize);
+        let n_threads = n_helpful(self.per_pick, jobs.len()).min(self.traits.n_threads as usize);
         team.each(&mut jobs, n_threads, |(pick, rows, time)| {
             let start = Instant::now();
             let (mask, top) = (pick.mask, pick.top);
@@ -186,10 +208,20 @@ impl Context for LlamaContext {
             });
             *time = start.elapsed();
         });
-        if n_jobs > 0 {
-            let time: Duration = jobs.iter().map(|(.., time)| *time).sum();
-            self.per_pick = (self.per_pick * 7 + time / n_jobs) / 8;
-        }
+        self.per_pick = lately(self.per_pick, jobs.iter().map(|(.., time)| *time));
+    }
+
+    fn tell(&mut self, asks: &mut [Ask]) {
+        let places: Vec<i32> = asks.iter().map(|ask| self.place(ask.row)).collect();
+        let (rows, mut team) = self.context.rows(places.into_iter());
+        let mut jobs: Vec<_> = asks.iter_mut().zip(rows).map(|(ask, row)| (ask, row, Duration::ZERO)).collect();
+        let n_threads = n_helpful(self.per_ask, jobs.len()).min(self.traits.n_threads as usize);
+        team.each(&mut jobs, n_threads, |(ask, row, time)| {
+            let start = Instant::now();
+            ask.told = row.map(|row| logprobs::of_row(row, &[], ask.token, ask.k));
+            *time = start.elapsed();
+        });
+        self.per_ask = lately(self.per_ask, jobs.iter().map(|(.., time)| *time));
     }
 
     fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
@@ -450,6 +482,22 @@ mod tests {
             if kind >= 16 {
                 run(&few);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_rows_together_is_what_each_says() {
+        let (_, mut context) = loaded(2);
+        let row = |seq: u32| Row { token: (60 + seq * 9).cast_signed(), pos: 0, seq, output: true };
+        context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
+        let ask = |row: usize| Ask { row, token: signed(row * 31), k: row, told: None };
+        let mut asks: Vec<Ask> = (0..N_SLOTS as usize).rev().map(ask).collect();
+        // However short they are, both threads are asked.
+        context.per_ask = Duration::from_secs(1);
+        context.tell(&mut asks);
+        for ask in asks {
+            let logits = context.logits(ask.row).expect("a row");
+            assert_eq!(ask.told, Some(logprobs::of_row(logits, &[], ask.token, ask.k)));
         }
     }
 

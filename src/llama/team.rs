@@ -1,4 +1,4 @@
-//! A context's threads, for the items of a slice between two decodes: samplers, each with its own state.
+//! A context's threads, for the items of a slice between two decodes: samplers, each with its own state, or rows of logits.
 //!
 //! # Design
 //! They spin for a while after each decode, so as to be there at once for the next; threads of another pool would wait for
@@ -66,7 +66,7 @@ impl Team<'_> {
             tracing::debug!(%error, "a context's threads did not help");
             take();
         }
-        assert!(!errand.has_panicked.load(Ordering::Relaxed), "choosing a token panicked; this is a bug");
+        assert!(!errand.has_panicked.load(Ordering::Relaxed), "work between two decodes panicked; this is a bug");
     }
 }
 

@@ -2,7 +2,7 @@
 //! under masks and llama.cpp's grammars alike.
 
 use super::projector;
-use super::{Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
+use super::{Ask, Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
 use crate::engine::logprobs;
 use crate::llama::{self, Batch, Decoded, EmbeddingRows, KernelChoice};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct LlamaContext {
     drafts: Option<DraftTraits>,
     /// What choosing for a slot took lately.
     per_pick: Duration,
+    /// What telling of a token took lately.
+    per_ask: Duration,
 }
 
 /// What the model's kind of memory can do.
@@ -38,7 +40,15 @@ pub(super) struct Traits {
 
 impl LlamaContext {
     pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self { context, batch: Batch::default(), places: Vec::new(), traits, drafts: None, per_pick: Duration::ZERO }
+        Self {
+            context,
+            batch: Batch::default(),
+            places: Vec::new(),
+            traits,
+            drafts: None,
+            per_pick: Duration::ZERO,
+            per_ask: Duration::ZERO,
+        }
     }
 
     /// What is computed by kernels of our own; with layers on a GPU nothing, since each node would then be waited for alone.
@@ -74,6 +84,20 @@ impl LlamaContext {
             }
             T::default()
         })
+    }
+}
+
+/// Threads that have enough to do with so many jobs.
+fn n_helpful(per_job: Duration, n_jobs: usize) -> usize {
+    let n_jobs = u32::try_from(n_jobs).unwrap_or(u32::MAX);
+    usize::try_from((per_job * n_jobs).as_nanos() / HELP_MIN.as_nanos()).unwrap_or(usize::MAX)
+}
+
+/// What a job took lately, after these too.
+fn lately(per_job: Duration, times: impl ExactSizeIterator<Item = Duration>) -> Duration {
+    match u32::try_from(times.len()) {
+        Ok(n) if n > 0 => (per_job * 7 + times.sum::<Duration>() / n) / 8,
+        _ => per_job,
     }
 }
 
@@ -172,9 +196,7 @@ impl Context for LlamaContext {
             rows = others;
             jobs.push((pick, own, Duration::ZERO));
         }
-        let n_jobs = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
-        let n_useful = (self.per_pick * n_jobs).as_nanos() / HELP_MIN.as_nanos();
-        let n_threads = usize::try_from(n_useful).unwrap_or(usize::MAX).min(self.traits.n_threads as usize);
+        let n_threads = n_helpful(self.per_pick, jobs.len()).min(self.traits.n_threads as usize);
         team.each(&mut jobs, n_threads, |(pick, rows, time)| {
             let start = Instant::now();
             let top = pick.top;
@@ -187,10 +209,20 @@ impl Context for LlamaContext {
             pick.run(choose, |sampler, token| sampler.follow(token).map_err(|error| error.to_string()));
             *time = start.elapsed();
         });
-        if n_jobs > 0 {
-            let time: Duration = jobs.iter().map(|(.., time)| *time).sum();
-            self.per_pick = (self.per_pick * 7 + time / n_jobs) / 8;
-        }
+        self.per_pick = lately(self.per_pick, jobs.iter().map(|(.., time)| *time));
+    }
+
+    fn tell(&mut self, asks: &mut [Ask]) {
+        let places: Vec<i32> = asks.iter().map(|ask| self.place(ask.row)).collect();
+        let (rows, mut team) = self.context.rows(places.into_iter());
+        let mut jobs: Vec<_> = asks.iter_mut().zip(rows).map(|(ask, row)| (ask, row, Duration::ZERO)).collect();
+        let n_threads = n_helpful(self.per_ask, jobs.len()).min(self.traits.n_threads as usize);
+        team.each(&mut jobs, n_threads, |(ask, row, time)| {
+            let start = Instant::now();
+            ask.told = row.map(|row| logprobs::of_row(row, &[], ask.token, ask.k));
+            *time = start.elapsed();
+        });
+        self.per_ask = lately(self.per_ask, jobs.iter().map(|(.., time)| *time));
     }
 
     fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
@@ -291,6 +323,10 @@ mod tests {
     use std::sync::Arc;
 
     const N_SLOTS: u32 = 8;
+    /// Kinds of `sampling`.
+    const N_KINDS: u32 = 26;
+    /// The kind that penalises nearly all tokens.
+    const LONG_MEMORY: u32 = 24;
 
     fn sampling(slot: u32, kind: u32) -> SamplingParams {
         let plain = SamplingParams { seed: slot * 31 + 7, temperature: 1.0, ..SamplingParams::default() };
@@ -306,7 +342,33 @@ mod tests {
             }
             // EOS has two biases.
             7 => SamplingParams { logit_bias: vec![(2, 9.0), (300, 2.0)], ignore_eos: true, top_k: 5, ..plain },
-            _ => greedy(SamplingParams { temperature: 0.0, ..plain }, kind - 8),
+            8..=15 => greedy(SamplingParams { temperature: 0.0, ..plain }, kind - 8),
+            _ => penalised(plain, kind - 16),
+        }
+    }
+
+    /// Chains whose penalties move some of the candidates.
+    fn penalised(plain: SamplingParams, kind: u32) -> SamplingParams {
+        use SamplerKind::{Penalties, Temperature, TopK, TopP};
+        let penalties =
+            SamplingParams { repeat_penalty: 1.3, frequency_penalty: 0.5, presence_penalty: 0.5, ..plain.clone() };
+        let rewards = SamplingParams { frequency_penalty: -0.8, presence_penalty: -0.5, ..plain };
+        let greedy = |params: SamplingParams| SamplingParams { temperature: 0.0, ..params };
+        // 60 and 61 stand in the prompt, 62 does not.
+        let bias = vec![(60, 5.0), (61, f32::NEG_INFINITY), (62, 3.0), (300, 4.0)];
+        match kind {
+            0 => penalties,
+            1 => rewards,
+            2 => greedy(penalties),
+            3 => greedy(rewards),
+            4 => SamplingParams { logit_bias: bias, top_k: 5, ..penalties },
+            5 => greedy(SamplingParams { logit_bias: bias, ignore_eos: true, ..penalties }),
+            // Tokens leave the window.
+            6 => SamplingParams { repeat_last_n: 2, top_k: 3, ..penalties },
+            // What drops some comes first.
+            7 => greedy(SamplingParams { samplers: vec![TopP, Penalties, Temperature], top_p: 0.5, ..penalties }),
+            8 => SamplingParams { repeat_last_n: 500, ..penalties },
+            _ => SamplingParams { samplers: vec![Penalties, TopK, Penalties, Temperature], top_k: 4, ..rewards },
         }
     }
 
@@ -363,7 +425,7 @@ mod tests {
         grammar: impl Fn(u32) -> Option<Grammar>,
         mask: &[u32],
     ) -> Vec<Vec<Token>> {
-        let prompt = [1, 60, 61];
+        let prompt: Vec<Token> = if kind == LONG_MEMORY { (1..500).collect() } else { vec![1, 60, 61] };
         let sampler = |slot| model.sampler(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
         let theirs = |slot| model.reference(&sampling(slot, kind), &prompt, grammar(slot).as_ref()).expect("a sampler");
         let mut samplers: Vec<_> = (0..N_SLOTS).map(sampler).collect();
@@ -411,8 +473,34 @@ mod tests {
     #[test]
     fn slots_that_choose_together_choose_what_each_would_alone() {
         let (model, mut context) = loaded(1);
-        let mask: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
-        (0..16).for_each(|kind| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, &mask));
+        let some: Vec<u32> = (0..16).map(|word| if word % 3 == 1 { 0xf0f0_1234 } else { 0 }).collect();
+        // 60, 61 and 300: fewer than most chains keep.
+        let mut few = vec![0; 16];
+        (few[1], few[9]) = (3 << 28, 1 << 12);
+        for kind in 0..N_KINDS {
+            let mut run = |mask: &[u32]| _ = choose_both_ways((&model, &mut context), (kind, 20), |_| None, mask);
+            run(&some);
+            run(&most());
+            if kind >= 16 {
+                run(&few);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_rows_together_is_what_each_says() {
+        let (_, mut context) = loaded(2);
+        let row = |seq: u32| Row { token: (60 + seq * 9).cast_signed(), pos: 0, seq, output: true };
+        context.decode(&(0..N_SLOTS).map(row).collect::<Vec<_>>()).expect("a decode");
+        let ask = |row: usize| Ask { row, token: signed(row * 31), k: row, told: None };
+        let mut asks: Vec<Ask> = (0..N_SLOTS as usize).rev().map(ask).collect();
+        // However short they are, both threads are asked.
+        context.per_ask = Duration::from_secs(1);
+        context.tell(&mut asks);
+        for ask in asks {
+            let logits = context.logits(ask.row).expect("a row");
+            assert_eq!(ask.told, Some(logprobs::of_row(logits, &[], ask.token, ask.k)));
+        }
     }
 
     /// Grammars that hold from the first token on, from a word on, from a token on, and from a word on outside of thinking.

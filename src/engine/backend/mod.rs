@@ -26,6 +26,7 @@ mod shape_parser;
 use super::config::{EngineConfig, LoraConfig};
 use super::error::Failure;
 use super::event::{Adapter, Description};
+use super::logprobs;
 use super::media::Bitmap;
 use crate::chat::{ChatPrompt, SamplingParams};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 pub use crate::llama::{AnswerFrame, Grammar, Trigger};
 pub(super) use call_grammar::{CallGrammar, Level};
 pub(super) use calls::refusal as tool_refusal;
-pub use pick::{Chosen, Pick, Place};
+pub use pick::{Ask, Chosen, Pick, Place};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.
@@ -364,6 +365,13 @@ pub trait Context {
     /// Chooses for several slots at once from rows of the last decode, each with its own sampler, which is told, and fills
     /// `chosen`. With a mask, only tokens whose bit is set (see `Gate::mask`) may be chosen.
     fn choose(&mut self, picks: &mut [Pick<'_, Self::Sampler>]);
+
+    /// Tells of several tokens at once, from rows of the last decode that were output rows.
+    fn tell(&mut self, asks: &mut [Ask]) {
+        for ask in asks {
+            ask.told = self.logits(ask.row).map(|row| logprobs::of_row(row, &[], ask.token, ask.k));
+        }
+    }
 
     /// Tells the sampler of a token of the answer that it did not choose.
     fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;

@@ -1,4 +1,4 @@
-//! Tokens chosen for the slots of a step.
+//! Tokens chosen for the slots of a step, and what is told of those that are given.
 
 use super::{Token, allows};
 
@@ -25,13 +25,27 @@ pub struct Pick<'a, S> {
     pub chosen: Vec<Result<Chosen, String>>,
 }
 
-/// A token, and what is told of it: its log-probability, and the best ones.
+/// A token, and what is told of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     pub token: Token,
-    pub told: Option<(f32, Vec<(Token, f32)>)>,
+    pub told: Option<Told>,
     /// The sampler was shown it, and did not choose.
     pub is_forced: bool,
+}
+
+/// A token's log-probability, and the best tokens with theirs, best first.
+pub type Told = (f32, Vec<(Token, f32)>);
+
+/// A token that stands behind a row of the last decode, of which is to be told.
+#[derive(Debug)]
+pub struct Ask {
+    pub row: usize,
+    pub token: Token,
+    /// So many of the best tokens are wanted too.
+    pub k: usize,
+    /// `None`: not yet, or the row has no logits.
+    pub told: Option<Told>,
 }
 
 impl<S> Pick<'_, S> {

@@ -1,7 +1,6 @@
 //! What follows from a decode: tokens are chosen, for all slots at once (see `Context::choose`), and told, runs end.
 
-use super::super::backend::{Chosen, Pick};
-use super::super::logprobs;
+use super::super::backend::{Ask, Chosen, Pick};
 use super::super::media;
 use super::super::request::RequestId;
 use super::*;
@@ -19,13 +18,11 @@ impl<M: Model> Worker<M> {
     /// The decode is done: remember what is computed, and go on with what has its logits. Answers how long choosing took.
     pub(super) fn advance(&mut self, shares: &[Share]) -> Duration {
         let drafts = std::mem::take(&mut self.drafts);
-        let mut row = 0;
         let start = Instant::now();
         let chosen = self.choose(shares, &drafts);
         let choosing = start.elapsed();
-        for ((share, draft), chosen) in shares.iter().zip(&drafts).zip(chosen) {
-            let first = row;
-            row += share.n_rows as usize + draft.tokens.len();
+        let asked = self.ask_prompts(shares, &drafts);
+        for (((share, draft), chosen), asked) in shares.iter().zip(&drafts).zip(chosen).zip(asked) {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else {
                 // It ended beside the decode: what was computed for it is nobody's.
@@ -37,7 +34,7 @@ impl<M: Model> Worker<M> {
             if self.context.shares_cells() {
                 self.cells.take(share.n_rows as usize, &mut slot.cells);
             }
-            self.echo(share.slot, from, first, share.n_rows as usize);
+            self.echo(share.slot, asked);
             self.charge(share.slot);
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
@@ -103,8 +100,38 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Tells the prompt's tokens, where they are wanted: rows `row..` of the decode were those from position `from` on.
-    fn echo(&mut self, index: usize, from: usize, row: usize, n_rows: usize) {
+    /// What is told of the prompts' tokens whose log-probabilities are wanted, in the order of the shares.
+    fn ask_prompts(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Vec<Ask>> {
+        let (mut asks, mut counts) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for (share, draft) in shares.iter().zip(drafts) {
+            let (slot, n_before) = (&self.slots[share.slot], asks.len());
+            if let Some(run) = &slot.run
+                && let Some(echo) = run.echo.as_ref().filter(|echo| echo.with_logprobs)
+            {
+                let mut next = echo.entries.len().max(1);
+                for i in 0..share.n_rows as usize {
+                    // The row of one token speaks about the next. A run that was parked has told some already.
+                    let about = slot.kept.len() + i + 1;
+                    if about < run.n_prompt as usize && about == next {
+                        let k = usize::from(run.top_logprobs.unwrap_or(0));
+                        asks.push(Ask { row: first + i, token: run.tokens[about], k, told: None });
+                        next += 1;
+                    }
+                }
+            }
+            counts.push(asks.len() - n_before);
+            first += share.n_rows as usize + draft.tokens.len();
+        }
+        if !asks.is_empty() {
+            self.context.tell(&mut asks);
+        }
+        let mut asks = asks.into_iter();
+        counts.into_iter().map(|n| asks.by_ref().take(n).collect()).collect()
+    }
+
+    /// Tells the prompt's tokens, where they are wanted.
+    fn echo(&mut self, index: usize, asked: Vec<Ask>) {
         let Some(run) = &mut self.slots[index].run else { return };
         let n_prompt = run.n_prompt as usize;
         let Some(echo) = &mut run.echo else { return };
@@ -115,17 +142,10 @@ impl<M: Model> Worker<M> {
             if echo.entries.is_empty() {
                 echo.entries.push(plain(run.tokens[0]));
             }
-            let k = usize::from(run.top_logprobs.unwrap_or(0));
-            for i in 0..n_rows {
-                // The row of one token speaks about the next. A run that was parked has told some already.
-                let about = from + i + 1;
-                if about >= n_prompt || about != echo.entries.len() {
-                    continue;
-                }
-                let Some(logits) = self.context.logits(row + i) else { continue };
-                let token = run.tokens[about];
-                let (logprob, top) = logprobs::of_row(logits, &[], token, k);
-                echo.entries.push(entry(&*self.model, token, logprob, top));
+            for ask in asked {
+                // Those behind one that can't be told have no place either.
+                let Some((logprob, top)) = ask.told else { break };
+                echo.entries.push(entry(&*self.model, ask.token, logprob, top));
             }
         }
         if echo.entries.len() >= n_prompt {

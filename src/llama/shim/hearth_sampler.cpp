@@ -15,9 +15,44 @@
 #include <climits>
 #include <cmath>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 using namespace hearth;
+
+namespace {
+
+// From what the chain can choose at all: of the best candidates only so many, once biases and penalties moved theirs.
+struct reach {
+    size_t n_best = 0; // 0: from any
+    bool is_penalised = false; // penalties act before it is cut down to these
+};
+
+// The tokens that penalties change, counted as llama_sampler_penalties does.
+struct window {
+    std::vector<llama_token> last; // a ring
+    size_t n = 0, next = 0; // n: most that it holds
+    std::unordered_map<llama_token, uint32_t> counts; // of those in it
+
+    void push(llama_token token) {
+        if (n == 0) {
+            return;
+        }
+        ++counts[token];
+        if (last.size() < n) {
+            last.push_back(token);
+            return;
+        }
+        const auto old = counts.find(last[next]);
+        if (--old->second == 0) {
+            counts.erase(old);
+        }
+        last[next] = token;
+        next = (next + 1) % n;
+    }
+};
+
+} // namespace
 
 struct hearth_sampler {
     const llama_vocab * vocab = nullptr;
@@ -25,11 +60,18 @@ struct hearth_sampler {
     common_sampler_ptr ptr; // the chain
     size_t n_best = 0; // it chooses from so many of the best candidates; 0: from any
     std::vector<llama_token> biased; // after these have got their bias
+    window penalised; // and these their penalties; nothing where penalties come later or n_best is 0
     llama_sampler_ptr grammar;
     // The grammar holds behind the first of these texts; empty: it knows itself when it does.
     std::vector<std::string> awaited;
     std::string tail; // of what was said: less than the longest of them
     llama_sampler_ptr thinking; // follows where the model thinks, and forces nothing: a lazy grammar holds outside of it only
+
+    // Shows the chain a token of the prompt or the answer.
+    void accept(llama_token token, bool is_generated) {
+        common_sampler_accept(ptr.get(), token, is_generated);
+        penalised.push(token);
+    }
 
     bool grammar_holds() const {
         if (!grammar || !awaited.empty()) {
@@ -124,8 +166,11 @@ namespace {
 // Most candidates that are looked for in the row. Of 32,000 values 256 take 22 us so, and 65 us as an array of all that
 // llama.cpp puts into buckets; 1,024 take 245 and 72.
 constexpr int32_t BEST_MAX = 256;
-// Most tokens with a bias for which candidates are looked for in the row.
-constexpr size_t BIASED_MAX = 64;
+// Most tokens with a bias for which candidates are looked for in the row: llama.cpp looks for each bias at each candidate that
+// isn't where it is in the whole vocabulary.
+constexpr size_t BIASED_MAX = 256;
+// Most tokens with penalties: all become candidates, which are sorted.
+constexpr size_t PENALISED_MAX = 1024;
 
 // The tokens that the chain gives a bias, by rising id: see common_sampler_init.
 std::vector<llama_token> biased_tokens(const common_params_sampling & p, const llama_vocab * vocab) {
@@ -141,26 +186,28 @@ std::vector<llama_token> biased_tokens(const common_params_sampling & p, const l
 
 // Steps that do nothing by their parameters: see their llama_sampler_init_* in llama-sampler.cpp.
 bool penalties_rest(const common_params_sampling & p) {
-    return p.penalty_last_n == 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0);
+    return p.penalty_last_n <= 0 || (p.penalty_repeat == 1 && p.penalty_freq == 0 && p.penalty_present == 0);
 }
 
 bool dry_rests(const common_params_sampling & p) {
     return p.dry_multiplier == 0 || p.dry_base < 1 || p.dry_penalty_last_n == 0;
 }
 
-// Whether the chain takes the greatest logit, biases added: one step keeps nothing else, and none drops it or moves another
-// before it.
+// Whether the chain takes the greatest logit, biases and penalties added: one step keeps nothing else, and none drops it or
+// moves another before it. Penalties move some, and so must come before what drops any.
 bool is_greedy(const common_params_sampling & p) {
-    bool is_tempered = false;
+    bool is_tempered = false, may_drop = false;
     for (const common_sampler_type kind : p.samplers) {
         switch (kind) {
             case COMMON_SAMPLER_TYPE_TEMPERATURE:
                 is_tempered = p.temp <= 0 && p.dynatemp_range <= 0;
+                may_drop = true;
                 break;
             case COMMON_SAMPLER_TYPE_TOP_K:
             case COMMON_SAMPLER_TYPE_TOP_P:
             case COMMON_SAMPLER_TYPE_MIN_P:
             case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
+                may_drop = true;
                 break;
             case COMMON_SAMPLER_TYPE_TYPICAL_P: // drops what is too likely
                 if (p.typ_p < 1) {
@@ -173,7 +220,7 @@ bool is_greedy(const common_params_sampling & p) {
                 }
                 break;
             case COMMON_SAMPLER_TYPE_PENALTIES:
-                if (!penalties_rest(p)) {
+                if (!penalties_rest(p) && may_drop) {
                     return false;
                 }
                 break;
@@ -190,38 +237,42 @@ bool is_greedy(const common_params_sampling & p) {
 }
 
 // How many of the best candidates are all that the chain can choose from: of a greedy one the best, else what its first step
-// that does anything but bias keeps, where that is top-k; 0: any.
-size_t best_first(const common_params_sampling & p) {
+// that does anything but bias and penalise keeps, where that is top-k.
+reach best_first(const common_params_sampling & p) {
+    const auto & kinds = p.samplers;
     if (p.mirostat != 0) {
-        return 0;
+        return {};
     }
     if (is_greedy(p)) {
-        return 1;
+        const bool has_penalties = std::find(kinds.begin(), kinds.end(), COMMON_SAMPLER_TYPE_PENALTIES) != kinds.end();
+        return { 1, has_penalties && !penalties_rest(p) };
     }
-    for (const common_sampler_type kind : p.samplers) {
+    bool is_penalised = false;
+    for (const common_sampler_type kind : kinds) {
         switch (kind) {
             case COMMON_SAMPLER_TYPE_TOP_K:
-                return p.top_k > 0 && p.top_k <= BEST_MAX ? p.top_k : 0;
-            case COMMON_SAMPLER_TYPE_PENALTIES:
-                if (!penalties_rest(p)) {
-                    return 0;
+                if (p.top_k <= 0 || p.top_k > BEST_MAX) {
+                    return {};
                 }
+                return { static_cast<size_t>(p.top_k), is_penalised };
+            case COMMON_SAMPLER_TYPE_PENALTIES:
+                is_penalised = !penalties_rest(p);
                 break;
             case COMMON_SAMPLER_TYPE_DRY:
                 if (!dry_rests(p)) {
-                    return 0;
+                    return {};
                 }
                 break;
             case COMMON_SAMPLER_TYPE_TOP_N_SIGMA:
                 if (p.top_n_sigma > 0) {
-                    return 0;
+                    return {};
                 }
                 break;
             default:
-                return 0;
+                return {};
         }
     }
-    return 0;
+    return {};
 }
 
 // NULL where there is none.
@@ -323,7 +374,7 @@ void await(hearth_sampler & s, llama_token token) {
 void accept_generated(hearth_sampler & s, llama_token token) {
     if (!s.awaited.empty()) {
         await(s, token);
-        common_sampler_accept(s.ptr.get(), token, true);
+        s.accept(token, true);
         return;
     }
     // Of the state before the token.
@@ -340,7 +391,7 @@ void accept_generated(hearth_sampler & s, llama_token token) {
     if (holds) {
         llama_sampler_accept(s.grammar.get(), token);
     }
-    common_sampler_accept(s.ptr.get(), token, true);
+    s.accept(token, true);
 }
 
 // A row, and which of its tokens may be chosen.
@@ -349,20 +400,51 @@ struct choices {
     size_t n;
     const uint32_t * mask; // NULL: all
 
-    // Without a mask, those of which the chain can keep any. A bias may move each of the biased ones in or out, and so lets
-    // at most as many others in that are not among the best by themselves. False: those are nearly all.
+    // Those of which the chain can keep any, by rising id, as it resolves equal ones by their order: all that a bias or a
+    // penalty moves in or out, and the best of the others. `out` has n places. False: nothing of use is written, as they can't
+    // be compared, or are nearly all.
     bool best(const hearth_sampler & s, llama_token_data * out, llama_token_data_array & found) const {
-        const size_t n_best = s.n_best + s.biased.size();
-        if (mask || s.n_best == 0 || s.biased.size() > BIASED_MAX || n_best + s.biased.size() > n || !top_k(logits, n, n_best, out)) {
+        const auto & penalised = s.penalised.counts;
+        if (s.n_best == 0 || s.biased.size() > BIASED_MAX || penalised.size() > PENALISED_MAX) {
             return false;
         }
-        size_t count = n_best;
-        for (const llama_token id : s.biased) {
-            const auto before = [](const llama_token_data & data, llama_token id) { return data.id < id; };
-            const llama_token_data * at = std::lower_bound(out, out + n_best, id, before);
-            if ((at == out + n_best || at->id != id) && id >= 0 && static_cast<size_t>(id) < n) {
-                out[count++] = { id, logits[id], 0.0f };
+        // The mask of the others. One for all samplers of a thread.
+        static thread_local std::vector<uint32_t> kept;
+        std::vector<uint32_t> & others = kept;
+        size_t n_moved = 0;
+        bool is_comparable = true;
+        const auto move = [&](llama_token id) {
+            if (id < 0 || static_cast<size_t>(id) >= n) {
+                return;
             }
+            uint32_t & word = others[id / 32];
+            const uint32_t bit = 1u << (id % 32);
+            if (word & bit) {
+                word &= ~bit;
+                is_comparable = is_comparable && !std::isnan(logits[id]);
+                out[n_moved++] = { id, logits[id], 0.0f };
+            }
+        };
+        const bool moves = !s.biased.empty() || !penalised.empty();
+        if (moves) {
+            const size_t n_words = (n + 31) / 32;
+            if (mask) {
+                others.assign(mask, mask + n_words);
+            } else {
+                others.assign(n_words, ~0u);
+            }
+            std::for_each(s.biased.begin(), s.biased.end(), move);
+            for (const auto & of_token : penalised) {
+                move(of_token.first);
+            }
+        }
+        const uint32_t * rest = moves ? others.data() : mask;
+        if (!is_comparable || n_moved + s.n_best > n || !top_k(logits, n, rest, s.n_best, out + n_moved)) {
+            return false;
+        }
+        const size_t count = n_moved + s.n_best;
+        if (n_moved > 0) {
+            std::sort(out, out + count, [](const llama_token_data & a, const llama_token_data & b) { return a.id < b.id; });
         }
         found = { out, count, -1, false };
         return true;
@@ -432,12 +514,14 @@ int32_t hearth_sampler_new(const llama_model * model, const hearth_sampler_param
         common_params_sampling chain = s->params;
         chain.grammar = {};
         chain.grammar_lazy = false;
-        s->n_best = best_first(chain);
+        const reach best = best_first(chain);
+        s->n_best = best.n_best;
         s->biased = biased_tokens(chain, vocab);
         if (std::adjacent_find(s->biased.begin(), s->biased.end()) != s->biased.end()) {
             // Of two biases of one token llama.cpp applies the first only where the candidates are not the whole vocabulary.
             s->n_best = 0;
         }
+        s->penalised.n = s->n_best > 0 && best.is_penalised ? chain.penalty_last_n : 0;
         s->ptr.reset(common_sampler_init(model, chain));
         if (!s->ptr) {
             throw std::runtime_error("no sampler could be made");
@@ -456,7 +540,7 @@ int32_t hearth_sampler_accept(hearth_sampler * sampler, const llama_token * toke
             if (is_answer) {
                 accept_generated(*sampler, tokens[i]);
             } else {
-                common_sampler_accept(sampler->ptr.get(), tokens[i], false);
+                sampler->accept(tokens[i], false);
             }
         }
     });

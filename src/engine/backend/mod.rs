@@ -34,7 +34,7 @@ use std::sync::Arc;
 pub use crate::llama::{AnswerFrame, Grammar, Trigger};
 pub(super) use call_grammar::{CallGrammar, Level};
 pub(super) use calls::refusal as tool_refusal;
-pub use pick::{Ask, Chosen, Pick, Place};
+pub use pick::{Ask, Bounds, Chosen, Pick, Place};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.

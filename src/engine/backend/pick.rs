@@ -1,4 +1,4 @@
-//! Tokens chosen for the slots of a step, and what is told of those that are given.
+//! Tokens chosen for the slots of a step.
 
 use super::{Token, allows};
 
@@ -11,21 +11,29 @@ pub enum Place<'a> {
     Forced(Token),
 }
 
+/// What holds a slot's answer to its form, for one step.
+pub trait Bounds: Send {
+    /// What may come in the row behind the first `at` tokens of the draft; `None`: the answer is complete there.
+    fn place(&self, at: usize) -> Option<Place<'_>>;
+
+    /// Takes a token that was chosen, and what it forces.
+    fn take(&mut self, token: Token);
+}
+
 /// What a slot chooses from: a row of the last decode, and those of the draft behind it.
 pub struct Pick<'a, S> {
     pub row: usize,
     /// Tokens of the rows behind: as long as the one chosen is the draft's, the next row counts too.
     pub draft: &'a [Token],
     pub sampler: &'a mut S,
-    pub mask: Option<&'a [u32]>,
-    /// What may come in the rows behind, as far as the draft keeps to the constraint; `None`: the mask holds for all.
-    pub ahead: Option<Vec<Place<'a>>>,
+    /// `None`: any token may come.
+    pub bounds: Option<&'a mut dyn Bounds>,
     /// Log-probabilities of so many tokens are wanted too, with these biases.
     pub top: Option<(usize, &'a [(Token, f32)])>,
     pub chosen: Vec<Result<Chosen, String>>,
 }
 
-/// A token, and what is told of it.
+/// A token, and what is told of it: its log-probability, and the best ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     pub token: Token,
@@ -50,20 +58,16 @@ pub struct Ask {
 
 impl<S> Pick<'_, S> {
     /// Chooses from the row at the place it is told, under a mask, with `choose`, or shows the sampler what is forced there with
-    /// `follow`; and on as long as the draft is right.
+    /// `follow`; and on as long as the draft is right. What holds the answer takes what was chosen.
     pub fn run(
         &mut self,
         mut choose: impl FnMut(usize, Option<&[u32]>, &mut S) -> Result<Chosen, String>,
         mut follow: impl FnMut(&mut S, Token) -> Result<(), String>,
     ) {
         for at in 0..=self.draft.len() {
-            let place = match &self.ahead {
-                Some(ahead) if at > 0 => ahead.get(at - 1).copied(),
-                _ => Some(Place::Chosen(self.mask)),
-            };
-            let chosen = match place {
+            let chosen = match self.bounds.as_ref().map_or(Some(Place::Chosen(None)), |bounds| bounds.place(at)) {
                 // The answer is complete, or was forced another way.
-                None => return,
+                None => break,
                 Some(Place::Forced(token)) => {
                     follow(self.sampler, token).map(|()| Chosen { token, told: None, is_forced: true })
                 }
@@ -75,8 +79,11 @@ impl<S> Pick<'_, S> {
             let is_right = chosen.as_ref().is_ok_and(|chosen| self.draft.get(at) == Some(&chosen.token));
             self.chosen.push(chosen);
             if !is_right {
-                return;
+                break;
             }
+        }
+        if let Some(bounds) = &mut self.bounds {
+            self.chosen.iter().flatten().filter(|one| !one.is_forced).for_each(|one| bounds.take(one.token));
         }
     }
 }

@@ -175,9 +175,12 @@ impl Gate {
         Ok(())
     }
 
-    /// What may stand behind each token of the draft, as far as it keeps to the constraint; `None`: the mask holds there too.
-    pub fn ahead(&self) -> Option<Vec<backend::Place<'_>>> {
-        Some(self.ahead.as_ref()?.iter().map(Hold::place).collect())
+    /// What may stand behind the first `at` tokens of the draft; `None`: the draft leaves the constraint, or is complete.
+    pub fn place(&self, at: usize) -> Option<backend::Place<'_>> {
+        match &self.ahead {
+            Some(ahead) if at > 0 => ahead.get(at - 1).map(Hold::place),
+            _ => Some(backend::Place::Chosen(self.mask())),
+        }
     }
 
     /// Bit `t % 32` of word `t / 32` is set when token `t` may come next; `None`: any may.

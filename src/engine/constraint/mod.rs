@@ -20,7 +20,7 @@ pub(super) mod schema;
 mod vocabulary;
 mod watch;
 
-pub(super) use gate::{Gate, Opening, Rules};
+pub(super) use gate::{Gate, Opening, Rules, Step};
 pub(super) use watch::Watch;
 
 use super::backend::{Model, Token};

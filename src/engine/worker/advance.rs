@@ -1,6 +1,7 @@
 //! What follows from a decode: tokens are chosen, for all slots at once (see `Context::choose`), and told, runs end.
 
-use super::super::backend::{Ask, Chosen, Pick};
+use super::super::backend::{Ask, Bounds, Chosen, Pick, Place};
+use super::super::constraint::{Gate, Step};
 use super::super::media;
 use super::super::request::RequestId;
 use super::*;
@@ -14,15 +15,42 @@ fn entry<M: Model>(model: &M, id: Token, logprob: f32, top: Vec<(Token, f32)>) -
     TokenLogprob { id, bytes: bytes(id), logprob, top }
 }
 
+/// What a slot's row came to, and those of its draft.
+#[derive(Default)]
+struct Said {
+    chosen: Vec<Result<Chosen, String>>,
+    /// What followed from each that was not forced, where a constraint holds the answer.
+    steps: Vec<Result<Step, String>>,
+}
+
+/// A run's constraint, beside the sampler of its slot.
+struct Held<'a, M> {
+    gate: &'a mut Gate,
+    model: &'a M,
+    steps: Vec<Result<Step, String>>,
+}
+
+impl<M: Model> Bounds for Held<'_, M> {
+    fn place(&self, at: usize) -> Option<Place<'_>> {
+        self.gate.place(at)
+    }
+
+    fn take(&mut self, token: Token) {
+        // The answer is over, whatever the constraint would say.
+        let is_end = self.model.is_end(token);
+        self.steps.push(if is_end { Ok(Step::default()) } else { self.gate.take(token, self.model.piece(token)) });
+    }
+}
+
 impl<M: Model> Worker<M> {
     /// The decode is done: remember what is computed, and go on with what has its logits. Answers how long choosing took.
     pub(super) fn advance(&mut self, shares: &[Share]) -> Duration {
         let drafts = std::mem::take(&mut self.drafts);
         let start = Instant::now();
-        let chosen = self.choose(shares, &drafts);
+        let said = self.choose(shares, &drafts);
         let choosing = start.elapsed();
         let asked = self.ask_prompts(shares, &drafts);
-        for (((share, draft), chosen), asked) in shares.iter().zip(&drafts).zip(chosen).zip(asked) {
+        for (((share, draft), said), asked) in shares.iter().zip(&drafts).zip(said).zip(asked) {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else {
                 // It ended beside the decode: what was computed for it is nobody's.
@@ -39,7 +67,7 @@ impl<M: Model> Worker<M> {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
             if slot.kept.len() == run.tokens.len() {
-                self.next_tokens(share.slot, chosen, share.n_rows, draft);
+                self.next_tokens(share.slot, said, share.n_rows, draft);
             } else if run.n_generated() == 0 {
                 self.out.push(Item::Progress {
                     id: run.id,
@@ -54,8 +82,8 @@ impl<M: Model> Worker<M> {
     }
 
     /// The tokens of the shares that have their logits, in the order of the shares; none where the others are, or nobody wants
-    /// any.
-    fn choose(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Vec<Result<Chosen, String>>> {
+    /// any. Constraints have taken them.
+    fn choose(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Said> {
         let mut places = vec![None; self.slots.len()];
         let mut row = 0;
         for (at, (share, draft)) in shares.iter().zip(drafts).enumerate() {
@@ -63,7 +91,7 @@ impl<M: Model> Worker<M> {
             row = last + 1 + draft.tokens.len();
             places[share.slot] = Some((at, share.n_rows as usize, last));
         }
-        let (mut picks, mut order) = (Vec::new(), Vec::new());
+        let (model, mut choosers) = (&*self.model, Vec::new());
         for (slot, place) in self.slots.iter_mut().zip(places) {
             let Some((at, n_rows, row)) = place else { continue };
             let n_reached = slot.kept.len() + n_rows;
@@ -71,23 +99,29 @@ impl<M: Model> Worker<M> {
             if run.n_generate_max == 0 {
                 continue;
             }
-            order.push(at);
+            let held = run.gate.as_mut().map(|gate| Held { gate, model, steps: Vec::new() });
+            let top = run.top_logprobs.map(|k| (usize::from(k), run.logit_bias.as_slice()));
+            choosers.push((at, row, &mut run.sampler, top, held));
+        }
+        let mut picks = Vec::new();
+        for (at, row, sampler, top, held) in &mut choosers {
+            let bounds = held.as_mut().map(|held| held as &mut dyn Bounds);
             picks.push(Pick {
-                row,
-                draft: &drafts[at].tokens,
-                sampler: &mut run.sampler,
-                mask: run.gate.as_ref().and_then(|gate| gate.mask()),
-                ahead: run.gate.as_ref().and_then(|gate| gate.ahead()),
-                top: run.top_logprobs.map(|k| (usize::from(k), run.logit_bias.as_slice())),
+                row: *row,
+                draft: &drafts[*at].tokens,
+                sampler: &mut **sampler,
+                bounds,
+                top: *top,
                 chosen: Vec::new(),
             });
         }
         self.context.choose(&mut picks);
-        let mut chosen = vec![Vec::new(); shares.len()];
-        for (at, pick) in order.into_iter().zip(picks) {
-            chosen[at] = pick.chosen;
+        let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
+        let mut said: Vec<Said> = shares.iter().map(|_| Said::default()).collect();
+        for ((at, .., held), chosen) in choosers.into_iter().zip(chosen) {
+            said[at] = Said { chosen, steps: held.map_or(Vec::new(), |held| held.steps) };
         }
-        chosen
+        said
     }
 
     /// Counts for the owner what was computed for the run in this slot.
@@ -160,16 +194,17 @@ impl<M: Model> Worker<M> {
 
     /// Goes on with what was chosen of its row, and of those behind it as long as the draft there was right.
     /// `n_before`: rows of the share before the draft's.
-    fn next_tokens(&mut self, index: usize, chosen: Vec<Result<Chosen, String>>, n_before: u32, draft: &Draft) {
+    fn next_tokens(&mut self, index: usize, said: Said, n_before: u32, draft: &Draft) {
         let (source, draft) = (draft.source, &draft.tokens);
         let mut n_right = 0;
-        let mut chosen = chosen.into_iter().peekable();
+        let (mut chosen, mut steps) = (said.chosen.into_iter().peekable(), said.steps.into_iter());
         'rows: while let Some(first) = chosen.next() {
             let mut tokens: Vec<Token> = first.iter().map(|first| first.token).collect();
             while let Some(Ok(forced)) = chosen.next_if(|next| next.as_ref().is_ok_and(|next| next.is_forced)) {
                 tokens.push(forced.token);
             }
-            if !self.next_token(index, first, tokens.len().saturating_sub(1)) {
+            let step = if first.is_ok() { steps.next() } else { None };
+            if !self.next_token(index, first, step.unwrap_or(Ok(Step::default())), tokens.len().saturating_sub(1)) {
                 break;
             }
             for token in tokens {
@@ -195,7 +230,13 @@ impl<M: Model> Worker<M> {
 
     /// Tells the token that was chosen, and what it forces, of which the sampler was shown the first `n_shown`; false when the
     /// run ended with them.
-    fn next_token(&mut self, index: usize, chosen: Result<Chosen, String>, n_shown: usize) -> bool {
+    fn next_token(
+        &mut self,
+        index: usize,
+        chosen: Result<Chosen, String>,
+        step: Result<Step, String>,
+        n_shown: usize,
+    ) -> bool {
         let Some(run) = &mut self.slots[index].run else { return false };
         let Chosen { token, told, .. } = match chosen {
             Ok(chosen) => chosen,
@@ -217,11 +258,12 @@ impl<M: Model> Worker<M> {
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
         let told = told.filter(|_| is_shown);
         let entry = told.map(|(logprob, top)| entry(&*self.model, token, logprob, top));
-        self.tell(index, token, entry) && self.pass_gate(index, token, n_shown)
+        let is_last = step.as_ref().is_ok_and(|step| step.is_complete && step.forced.is_empty());
+        self.tell(index, token, entry, is_last) && self.go_on(index, step, n_shown)
     }
 
-    /// Adds a token to the answer; false when the run ended with it.
-    fn tell(&mut self, index: usize, token: Token, entry: Option<TokenLogprob>) -> bool {
+    /// Adds a token to the answer, which is complete with it where it `is_last`; false when the run ended with it.
+    fn tell(&mut self, index: usize, token: Token, entry: Option<TokenLogprob>, is_last: bool) -> bool {
         let Some(run) = &mut self.slots[index].run else { return false };
         run.tokens.push(token);
         let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
@@ -236,9 +278,8 @@ impl<M: Model> Worker<M> {
         self.out.push(Item::Token { id: run.id, released, token: run.with_tokens.then_some(token) });
         if let Some(stop) = stop {
             self.end_run(index, |run, now| run.done(Finish::StopString(stop), now));
-        } else if is_long || is_full {
-            let is_complete = self.completes(index, token);
-            let finish = if is_complete { Finish::EndOfTurn } else { Finish::Length };
+        } else if is_last || is_long || is_full {
+            let finish = if is_last { Finish::EndOfTurn } else { Finish::Length };
             self.end_run(index, |run, now| run.done(finish, now));
         } else {
             return true;
@@ -246,20 +287,9 @@ impl<M: Model> Worker<M> {
         false
     }
 
-    /// Whether the constrained answer is complete with this token, which is the last that was allowed.
-    fn completes(&mut self, index: usize, token: Token) -> bool {
-        let piece = self.model.piece(token);
-        let run = self.slots[index].run.as_mut();
-        let gate = run.and_then(|run| run.gate.as_mut());
-        gate.is_some_and(|gate| gate.take(token, piece).is_ok_and(|step| step.is_complete))
-    }
-
-    /// Tells the run's constraint of the token, and takes what it forces; false when the run ended.
-    fn pass_gate(&mut self, index: usize, token: Token, n_shown: usize) -> bool {
-        let piece = self.model.piece(token);
-        let Some(run) = &mut self.slots[index].run else { return false };
-        let Some(gate) = &mut run.gate else { return true };
-        let step = match gate.take(token, piece) {
+    /// Goes on with what the run's constraint said of a token: tells what it forces; false when the run ended.
+    fn go_on(&mut self, index: usize, step: Result<Step, String>, n_shown: usize) -> bool {
+        let step = match step {
             Ok(step) => step,
             Err(reason) => {
                 self.fail_constraint(index, &reason);
@@ -275,35 +305,13 @@ impl<M: Model> Worker<M> {
                 self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
                 return false;
             }
-            // A limit inside forced tokens cuts the answer there: what the gate says of it no longer counts.
-            if !self.tell_forced(index, *token, step.is_complete && Some(token) == step.forced.last()) {
+            // A limit inside forced tokens cuts the answer there.
+            let is_last = step.is_complete && at + 1 == step.forced.len();
+            if !self.tell(index, *token, None, is_last) {
                 return false;
             }
         }
-        if step.is_complete {
-            self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
-            return false;
-        }
         true
-    }
-
-    /// As `tell`; the gate has taken the token already.
-    fn tell_forced(&mut self, index: usize, token: Token, is_complete: bool) -> bool {
-        let Some(run) = &mut self.slots[index].run else { return false };
-        let gate = run.gate.take();
-        let goes_on = self.tell(index, token, None);
-        if let Some(run) = &mut self.slots[index].run {
-            run.gate = gate;
-        }
-        if !goes_on && is_complete {
-            // It was the last token of the answer as well as the last that was allowed.
-            if let Some(Item::Done { finish, .. }) = self.out.last_mut()
-                && *finish == Finish::Length
-            {
-                *finish = Finish::EndOfTurn;
-            }
-        }
-        goes_on
     }
 
     pub(super) fn fail_constraint(&mut self, index: usize, reason: &str) {

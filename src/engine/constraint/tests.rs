@@ -317,6 +317,7 @@ mod gates {
             }
             places.push(Err(allowed(&mut gate).unwrap()));
         }
+        places.truncate(draft.len());
         places
     }
 

@@ -114,7 +114,8 @@ class Model:
         gain = 1.7 * np.sqrt(self.width) if gain is None else gain
         self.matrix("token_embd.weight", self.n_vocab, self.width, gain=gain)
         if self.arch != "bert":
-            self.ones("output_norm.weight", self.width)
+            # What llama.cpp calls it in this one.
+            self.ones("token_embd_norm.weight" if self.arch == "lfm2" else "output_norm.weight", self.width)
         if output:
             self.matrix("output.weight", self.n_vocab, self.width, gain=4)
 
@@ -143,6 +144,19 @@ class Model:
             self.ones(b + "ssm_dt_norm.weight", rank)
             self.ones(b + "ssm_b_norm.weight", state)
             self.ones(b + "ssm_c_norm.weight", state)
+
+    def delta_net(self, b, keys):
+        inner, size, values = self.inner, self.state, self.rank
+        mixed = 2 * keys * size + inner
+        self.matrix(b + "attn_qkv.weight", mixed, self.width)
+        self.matrix(b + "attn_gate.weight", inner, self.width)
+        self.put(b + "ssm_conv1d.weight", self.uniform((mixed, self.conv), 0.5), exact=True)
+        self.put(b + "ssm_dt.bias", self.uniform((values,), 0.5) - 2)
+        self.put(b + "ssm_a", -np.arange(1, values + 1))
+        self.matrix(b + "ssm_beta.weight", values, self.width)
+        self.matrix(b + "ssm_alpha.weight", values, self.width)
+        self.ones(b + "ssm_norm.weight", size)
+        self.matrix(b + "ssm_out.weight", self.width, inner)
 
     def close(self):
         w = self.w
@@ -405,6 +419,64 @@ def jamba(out):
     m.close()
 
 
+def lfm2(out):
+    """Hybrid: short convolutions around an attention layer, whose states llama.cpp can take back by some rows."""
+    m = Model(out, "tiny-lfm2", "lfm2", 17, layers=3, width=64, context=2048)
+    heads_kv = [0, 2, 0]
+    m.attention(4, heads_kv, 16)
+    kernel = 3
+    m.w.add_shortconv_l_cache(kernel)
+    m.w.add_feed_forward_length(128)
+    m.w.add_layer_norm_rms_eps(1e-5)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        if heads_kv[i]:
+            m.qkvo(b, heads_kv[i])
+            m.ones(b + "attn_q_norm.weight", m.head)
+            m.ones(b + "attn_k_norm.weight", m.head)
+        else:
+            m.put(b + "shortconv.conv.weight", m.uniform((m.width, kernel), 0.8), exact=True)
+            m.matrix(b + "shortconv.in_proj.weight", 3 * m.width, m.width)
+            m.matrix(b + "shortconv.out_proj.weight", m.width, m.width)
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 128)
+    m.close()
+
+
+def qwen35(out):
+    """Hybrid: gated delta nets and an attention layer, whose states llama.cpp can take back by some rows."""
+    m = Model(out, "tiny-qwen35", "qwen35", 18, layers=3, width=64, context=2048)
+    m.attention(4, 2, 16)
+    keys, values, size = 2, 4, 16
+    m.ssm(inner=values * size, state=size, conv=4, rank=values)
+    m.w.add_ssm_group_count(keys)
+    m.w.add_full_attention_interval(2)
+    m.w.add_rope_dimension_count(16)
+    m.w.add_rope_dimension_sections([4, 2, 2, 0])
+    m.w.add_feed_forward_length(128)
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    m.embeddings()
+    for i in range(m.layers):
+        b = f"blk.{i}."
+        m.ones(b + "attn_norm.weight", m.width)
+        if (i + 1) % 2 == 0:
+            m.matrix(b + "attn_q.weight", 2 * m.heads * m.head, m.width)
+            m.matrix(b + "attn_k.weight", 2 * m.head, m.width)
+            m.matrix(b + "attn_v.weight", 2 * m.head, m.width)
+            m.matrix(b + "attn_output.weight", m.width, m.heads * m.head)
+            m.ones(b + "attn_q_norm.weight", m.head)
+            m.ones(b + "attn_k_norm.weight", m.head)
+        else:
+            m.delta_net(b, keys)
+        m.ones(b + "post_attention_norm.weight", m.width)
+        m.ffn(b, 128)
+    m.close()
+
+
 def gemma2(out):
     """Sliding window of 64 on every other layer, tied output."""
     m = Model(out, "tiny-gemma2", "gemma2", 5, layers=4, width=64, context=2048)
@@ -607,7 +679,7 @@ def qwen2vl(out):
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, gemma2, bert, rank, mmproj, qwen2vl, glm4moe, eagle3):
+    for make in (llama, qwen2moe, mamba, jamba, lfm2, qwen35, gemma2, bert, rank, mmproj, qwen2vl, glm4moe, eagle3):
         make(out)
     dflash(out, "tiny-dflash", 14)
     dflash(out, "tiny-dflash2", 15, selector=True)

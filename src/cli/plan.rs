@@ -304,6 +304,7 @@ pub(super) fn ask(engine: &EngineConfig, shape: &Shape) -> Ask {
         unified: engine.kv_layout.is_unified(),
         swa_full: engine.swa_full,
         flash_attn: engine.flash_attn != FlashAttn::Off,
+        n_draft_max: engine.n_draft_max.into(),
     }
 }
 

@@ -461,11 +461,12 @@ fn scripted(settings: &str, origin: &Origin) -> Result<ScriptedConfig, ConfigErr
             "part_row_us" => config.part_row_us = n,
             "load_ms" => config.load_ms = n,
             "crash_at_decode" => config.crash_at_decode = n,
+            "rows_back" => config.rows_back = n,
             "embeds" => config.embeds = n,
             _ => {
                 return Err(refuse(format!(
                     "scripted: there is no {key:?} (step_us, prompt_token_us, part_row_us, load_ms, crash_at_decode, \
-                     embeds)"
+                     rows_back, embeds)"
                 )));
             }
         }

@@ -191,6 +191,8 @@ pub struct ScriptedConfig {
     pub load_ms: u64,
     /// Abort the process at the n-th decode call (0: never).
     pub crash_at_decode: u64,
+    /// The memory can't be cut, but be taken back by so many rows of its last decode; 0: it can be cut.
+    pub rows_back: u64,
     /// 1: it makes vectors too, 2: it ranks, 3: it makes a vector of each token; 0: none of it.
     pub embeds: u64,
 }

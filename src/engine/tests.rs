@@ -191,6 +191,37 @@ async fn text_that_is_only_watched_is_drafted_for_and_stays_the_same() {
     }
 }
 
+/// A memory that can't be cut, but taken back by some rows: no draft is longer, and what was wrong costs its own rows only.
+#[tokio::test]
+async fn a_memory_that_is_taken_back_by_some_rows_is_drafted_for_within_them() {
+    const ROWS: u64 = 4;
+    let scripted = || ScriptedConfig { step_us: 300, rows_back: ROWS, ..Default::default() };
+    let engine = start(scripted(), |config| config.n_slots = 1).await;
+    let count = (1..200).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+    let mut request = chat("/count 199");
+    // Wrong now and then, so that some drafts are.
+    request.output.prediction = Some(count.replace("5 ", "x "));
+    let before = engine.stats().await.expect("stats");
+    let (content, _, ending) = collect(engine.generate(request).expect("a place")).await;
+    let usage = ending.expect("well").1;
+    let after = engine.stats().await.expect("stats");
+    assert_eq!(content, count);
+    assert!(usage.accepted_draft_tokens > 100 && usage.draft_tokens > usage.accepted_draft_tokens, "{usage:?}");
+    let n_steps = after.n_decode_calls - before.n_decode_calls;
+    let n_tokens = u64::from(usage.completion_tokens);
+    assert!(n_steps * (ROWS + 1) >= n_tokens && n_steps + 100 < n_tokens, "{n_steps} steps: {usage:?}");
+    // A row for each token of the prompt, each that was chosen but the last, and each that was tried in vain; what was tried
+    // beyond the answer's end is not told.
+    let n_vain = u64::from(usage.draft_tokens - usage.accepted_draft_tokens);
+    let n_rows = after.n_decode_rows - before.n_decode_rows;
+    let n_told = u64::from(usage.prompt_tokens) + n_tokens - 1 + n_vain;
+    assert!((n_told..=n_told + ROWS).contains(&n_rows), "{n_rows} rows: {usage:?}");
+
+    let plain = start(scripted(), |config| (config.n_slots, config.n_draft_max) = (1, 0)).await;
+    let said = collect(plain.generate(chat("/count 199")).expect("a place")).await.2.expect("well").1;
+    assert_eq!((said.draft_tokens, said.completion_tokens), (0, usage.completion_tokens));
+}
+
 #[tokio::test]
 async fn dropping_the_receiver_frees_the_slot() {
     let engine = start(ScriptedConfig { step_us: 1000, ..Default::default() }, |config| config.n_slots = 1).await;

@@ -539,22 +539,6 @@ impl Context {
         // SAFETY: it points to n_pooled floats that stay until the next decode, which needs `&mut self`.
         Some(unsafe { std::slice::from_raw_parts(vector, self.n_pooled) })
     }
-
-    /// Forgets positions `from..` of a sequence; `false` when this memory can't (nothing changed then).
-    /// Source: llama_memory_seq_rm, llama.h.
-    pub fn seq_rm(&mut self, seq: i32, from: i32) -> Result<bool, Error> {
-        let mut removed = false;
-        // SAFETY: the context lives; the shim catches what is thrown for a bad sequence.
-        sys::call(|err| unsafe { sys::hearth_seq_rm(self.raw.as_ptr(), seq, from, -1, &raw mut removed, err) })?;
-        Ok(removed)
-    }
-
-    /// The smallest position a sequence holds in all parts of its memory; negative when it holds nothing.
-    /// Source: llama_memory_seq_pos_min, llama.h.
-    pub fn seq_pos_min(&mut self, seq: i32) -> i32 {
-        // SAFETY: `seq` is below n_seq_max, which the caller made the context with.
-        unsafe { sys::llama_memory_seq_pos_min(sys::llama_get_memory(self.raw.as_ptr()), seq) }
-    }
 }
 
 impl Drop for Context {

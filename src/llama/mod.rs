@@ -23,6 +23,7 @@ mod gpu;
 mod heap;
 mod kernels;
 mod log;
+mod memory;
 mod model;
 mod mtmd;
 mod sampler;

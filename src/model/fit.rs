@@ -5,7 +5,7 @@
 //! tests hold figures from its own log). The compute buffers depend on its graph allocator; they are estimated from the
 //! widest step of a layer, with a margin, and are called an estimate wherever they are shown.
 
-use super::{Layer, ModelFile, Shape, ShapeError, cgroup};
+use super::{Layer, ModelFile, Shape, ShapeError, cgroup, rollback};
 use std::fmt;
 
 /// Block of a cache element type: its name, elements and bytes of one block.
@@ -41,6 +41,8 @@ pub struct Ask {
     /// Windowed layers keep the whole context.
     pub swa_full: bool,
     pub flash_attn: bool,
+    /// Most tokens that are tried ahead; 0: none.
+    pub n_draft_max: u64,
 }
 
 impl Default for Ask {
@@ -56,6 +58,7 @@ impl Default for Ask {
             unified: true,
             swa_full: false,
             flash_attn: true,
+            n_draft_max: 0,
         }
     }
 }
@@ -67,7 +70,7 @@ pub struct Plan {
     pub weights: u64,
     /// KV caches of all workers.
     pub kv: u64,
-    /// Recurrent states of all sequences of all workers.
+    /// Recurrent states of all sequences of all workers, with those that drafts are taken back to.
     pub state: u64,
     /// Compute and output buffers of all workers: an estimate.
     pub compute: u64,
@@ -134,13 +137,15 @@ impl Plan {
         let workers = ask.n_workers.max(1);
         let cells = Cells::new(shape, &ask, n_ctx);
         let kv = shape.layers.iter().map(|layer| cells.bytes(layer, &ask)).fold(0, u64::saturating_add);
-        let state = shape.layers.iter().map(|layer| layer.state.saturating_mul(4)).fold(0, u64::saturating_add);
+        let weights = file.weight_bytes();
+        let n_states = 1 + rollback::rows_back(shape, weights, &ask);
+        let state = shape.state_bytes().saturating_mul(ask.n_slots.max(1)).saturating_mul(n_states);
         Self {
             ask: Ask { n_ctx, ..ask },
-            weights: file.weight_bytes(),
+            weights,
             kv: kv.saturating_mul(workers),
-            state: state.saturating_mul(ask.n_slots.max(1)).saturating_mul(workers),
-            compute: compute(shape, &ask, &cells).saturating_mul(workers),
+            state: state.saturating_mul(workers),
+            compute: compute(shape, &ask, &cells, n_states).saturating_mul(workers),
         }
     }
 
@@ -148,7 +153,9 @@ impl Plan {
     pub(super) fn of_layers(&self, shape: &Shape) -> Vec<u64> {
         let cells = Cells::new(shape, &self.ask, self.ask.n_ctx);
         let workers = self.ask.n_workers.max(1);
-        let state = |layer: &Layer| layer.state.saturating_mul(4).saturating_mul(self.ask.n_slots.max(1));
+        let n_states =
+            (1 + rollback::rows_back(shape, self.weights, &self.ask)).saturating_mul(self.ask.n_slots.max(1));
+        let state = |layer: &Layer| layer.state_bytes().saturating_mul(n_states);
         let kept = |layer| cells.bytes(layer, &self.ask).saturating_add(state(layer)).saturating_mul(workers);
         shape.layers.iter().map(kept).collect()
     }
@@ -209,7 +216,9 @@ impl Cells {
 /// Compute and output buffers of one context. The graph allocator reuses memory between steps, so the widest step
 /// counts: feed-forward, attention without flash attention (all scores at once), a recurrent step, or the logits. The
 /// attention masks live through all of them. Fitted to llama.cpp's log over the models in `models/` and a 0.5B one.
-fn compute(shape: &Shape, ask: &Ask, cells: &Cells) -> u64 {
+///
+/// `n_states`: a sequence's recurrent states, which a step makes anew where they are several.
+fn compute(shape: &Shape, ask: &Ask, cells: &Cells, n_states: u64) -> u64 {
     let rows = ask.n_ubatch.max(1);
     let floats = |n: u64| n.saturating_mul(4);
     let attends = shape.layers.iter().any(|layer| layer.k > 0);
@@ -218,7 +227,9 @@ fn compute(shape: &Shape, ask: &Ask, cells: &Cells) -> u64 {
     let feed_forward = (3 * shape.n_ff_max).saturating_add(4 * shape.n_embd);
     let attention = scores.saturating_add(6 * shape.n_embd);
     let recurrent = (6 * shape.n_inner).saturating_add(2 * shape.n_embd);
-    let step = floats(feed_forward.max(attention).max(recurrent).saturating_mul(rows));
+    let state = shape.layers.iter().map(|layer| layer.state_bytes()).max().unwrap_or(0);
+    let states = if n_states > 1 { state.saturating_mul(n_states).saturating_mul(ask.n_slots.max(1)) } else { 0 };
+    let step = floats(feed_forward.max(attention).max(recurrent).saturating_mul(rows)).saturating_add(states);
     let outputs = ask.n_outputs.clamp(1, rows);
     let logits = floats(shape.n_vocab.saturating_mul(outputs).saturating_add(2 * shape.n_embd * rows));
     let mask_bytes = if ask.flash_attn { 2 } else { 4 };

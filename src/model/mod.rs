@@ -15,12 +15,14 @@ mod ggml;
 pub mod gguf;
 pub mod lock;
 mod offload;
+mod rollback;
 mod shape;
 
 pub use cgroup::Shortage;
 pub use fit::{Ask, CacheType, FitError, Memory, Plan};
 pub use gguf::{Gguf, GgufError, List, Tensor, Value};
 pub use offload::Offload;
+pub use rollback::rows_back;
 pub use shape::{Layer, Shape, ShapeError};
 
 use std::fs::File;

@@ -20,6 +20,13 @@ pub struct Layer {
     pub state: u64,
 }
 
+impl Layer {
+    /// Bytes of recurrent state for each sequence.
+    pub fn state_bytes(&self) -> u64 {
+        self.state.saturating_mul(4)
+    }
+}
+
 /// Sizes of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
@@ -124,6 +131,11 @@ impl Shape {
             shape.layers = layers(&keys, &shape, &heads)?;
         }
         Ok(shape)
+    }
+
+    /// Bytes of one sequence's recurrent state, of all layers.
+    pub fn state_bytes(&self) -> u64 {
+        self.layers.iter().map(Layer::state_bytes).fold(0, u64::saturating_add)
     }
 
     /// Whether any layer keeps a recurrent state.
@@ -241,9 +253,10 @@ fn layers(keys: &Keys, shape: &Shape, heads: &[u64]) -> Result<Vec<Layer>, Shape
     let latent = keys.has("attention.key_length_mla");
     let n_kv_layers = n_layer.saturating_sub(keys.size("attention.shared_kv_layers")?);
     let state = state(keys, shape.n_embd, shape.n_head_max)?;
+    let n_ff = keys.per_layer("feed_forward_length", n_layer)?;
     let mut layers = Vec::new();
-    for (layer, n_kv) in (0..n_layer).zip(heads_kv) {
-        let (attends, recurs) = kinds(keys, layer, n_kv);
+    for ((layer, n_kv), n_ff) in (0..n_layer).zip(heads_kv).zip(n_ff) {
+        let (attends, recurs) = kinds(keys, layer, n_kv, n_ff);
         let windowed = shape.window > 0 && is_windowed(keys, layer);
         let (k, v) = if windowed { (k_swa, v_swa) } else { (k_len, v_len) };
         let kept = attends && layer < n_kv_layers;
@@ -258,15 +271,15 @@ fn layers(keys: &Keys, shape: &Shape, heads: &[u64]) -> Result<Vec<Layer>, Shape
 }
 
 /// Whether a layer attends and whether it recurs.
-fn kinds(keys: &Keys, layer: u64, n_kv: u64) -> (bool, bool) {
+fn kinds(keys: &Keys, layer: u64, n_kv: u64, n_ff: u64) -> (bool, bool) {
     if RECURRENT.contains(&keys.prefix) {
         return (false, true);
     }
     match keys.prefix {
         "falcon-h1" => (true, true),
-        "jamba" | "granitehybrid" | "lfm2" | "lfm2moe" | "nemotron_h" | "nemotron_h_moe" | "plamo2" | "kimi-linear" => {
-            (n_kv > 0, n_kv == 0)
-        }
+        "jamba" | "granitehybrid" | "lfm2" | "lfm2moe" | "plamo2" | "kimi-linear" => (n_kv > 0, n_kv == 0),
+        // A layer is one of three: it attends, recurs or feeds forward.
+        "nemotron_h" | "nemotron_h_moe" => (n_kv > 0, n_kv == 0 && n_ff == 0),
         "qwen3next" | "qwen35" | "qwen35moe" => {
             let every = keys.gguf.uint(&keys.full("full_attention_interval")).unwrap_or(4).max(1);
             let full = (layer + 1).is_multiple_of(every);

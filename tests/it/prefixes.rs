@@ -2,7 +2,7 @@
 //! across partitions; for every kind of memory that llama.cpp keeps.
 
 use crate::support::{MODEL, PATIENCE, Server};
-use crate::tiny_model::{Answer, GENERATORS, answer, greedy, path, start, tokens};
+use crate::tiny_model::{Answer, GENERATORS, RECURRENT, answer, greedy, path, start, tokens};
 use hearth::chat::Prompt;
 use hearth::engine::config::{KvLayout, ModelSource};
 use hearth::engine::{Engine, EngineConfig, Event, GenerateRequest, Stats};
@@ -11,7 +11,7 @@ use std::pin::pin;
 
 /// Memories that know their present only, or slide: they go on from checkpoints.
 fn has_checkpoints(model: &str) -> bool {
-    ["tiny/tiny-mamba", "tiny/tiny-jamba", "tiny/tiny-gemma2"].contains(&model)
+    model == "tiny/tiny-gemma2" || RECURRENT.contains(&model)
 }
 
 /// About `n` tokens that only this seed makes, and that are the same each time.

@@ -158,6 +158,73 @@ async fn a_draft_that_is_wrong_is_turned_down_and_changes_nothing() {
     assert!(stats.n_drafted_right * 2 <= stats.n_drafted, "{stats:?}");
 }
 
+/// A recurrent state is taken back to where a draft went wrong. A stranger drafts, and answers that are given again are known.
+#[tokio::test]
+async fn recurrent_states_are_drafted_for_and_taken_back() {
+    for model in ["tiny/tiny-lfm2", "tiny/tiny-qwen35"] {
+        let plain = start(model, |config| config.n_draft_max = 0).await;
+        let all = sure(&plain, 48).await;
+        for layout in [KvLayout::Unified, KvLayout::Split] {
+            let drafted = start(model, |config| {
+                drafted_by("tiny/tiny-llama")(config);
+                (config.n_slots, config.kv_layout) = (2, layout);
+            })
+            .await;
+            let (mut n_tried, mut n_right) = (0, 0);
+            for _ in 0..3 {
+                for one in &all {
+                    let mut request = at_most(one.prompt.clone(), one.n);
+                    request.cache_prompt = true;
+                    let said = answer(&drafted, request).await.expect("an answer");
+                    assert_eq!(said.text, one.text, "{model} {layout:?}: {:?}", said.usage);
+                    n_tried += said.usage.draft_tokens;
+                    n_right += said.usage.accepted_draft_tokens;
+                }
+            }
+            assert!(n_right > 0 && n_tried > n_right, "{model} {layout:?}: {n_right} of {n_tried}");
+        }
+    }
+}
+
+/// Those that begin where another was taken back, and steps of several, in which nothing is drafted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recurrent_states_of_many_slots_stay_apart() {
+    for model in ["tiny/tiny-lfm2", "tiny/tiny-qwen35"] {
+        many_recurrent(model).await;
+    }
+}
+
+async fn many_recurrent(model: &str) {
+    let plain = start(model, |config| config.n_draft_max = 0).await;
+    let all = sure(&plain, 40).await;
+    let drafted = start(model, |config| {
+        drafted_by("tiny/tiny-llama")(config);
+        config.n_slots = 3;
+    })
+    .await;
+    for round in 0..4 {
+        // Of three that run together two are given up, so that the last has steps of its own in between.
+        for three in all.chunks(3) {
+            let said = three.iter().enumerate().map(|(i, one)| {
+                let (drafted, prompt) = (&drafted, one.prompt.clone());
+                async move {
+                    let mut request = at_most(prompt.clone(), one.n);
+                    request.cache_prompt = true;
+                    if i > 0 {
+                        let mut given_up = drafted.generate(request.clone()).expect("a place");
+                        (0..=round).for_each(|_| _ = futures_util::FutureExt::now_or_never(given_up.next()));
+                        drop(given_up);
+                    }
+                    (answer(drafted, request).await.expect("an answer").text, &one.text)
+                }
+            });
+            for (said, text) in futures_util::future::join_all(said).await {
+                assert_eq!(&said, text, "{model}, round {round}");
+            }
+        }
+    }
+}
+
 /// Slots that draft together while others are cancelled, parked for want of cells, and share prefixes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_slots_that_draft_together_say_what_each_says_alone() {
@@ -283,6 +350,7 @@ async fn what_can_not_draft_is_refused_at_the_start() {
         (llama, Some("hearth-demo"), auto, "its vocabulary is not the model's: the model has 383 tokens"),
         (llama, Some("tiny/tiny-mamba"), auto, "can't go back, so it can't draft"),
         ("tiny/tiny-jamba", Some(llama), auto, "the model's memory can't go back"),
+        ("tiny/tiny-lfm2", Some("tiny/tiny-eagle3"), auto, "heads can't draft for a model with a recurrent state"),
         (llama, Some("missing"), auto, "this is no GGUF file"),
         (llama, Some(llama), DraftMode::Eagle3, "the file is made for draft-simple, not for draft-eagle3"),
         (llama, Some(llama), DraftMode::Mtp, "it has no heads for several tokens"),

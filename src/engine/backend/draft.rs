@@ -31,7 +31,13 @@ impl DraftSource {
     }
 
     /// `None`: nothing drafts. Errors: what was asked for can't be used, with the reason.
-    pub(super) fn load(model: &Arc<llama::Model>, config: &EngineConfig) -> Result<Option<Self>, String> {
+    ///
+    /// `rows_back`: rows that the model's memory can be taken back by, where it can't be cut.
+    pub(super) fn load(
+        model: &Arc<llama::Model>,
+        config: &EngineConfig,
+        rows_back: u32,
+    ) -> Result<Option<Self>, String> {
         let draft = &config.draft;
         if config.n_draft_max == 0 || draft.mode == DraftMode::None || !model.generates() {
             return Ok(None);
@@ -56,11 +62,14 @@ impl DraftSource {
             };
         };
         let refuse = |why: &str| format!("--model-draft {}: {why}", path.display());
-        if !can_cut {
+        if !can_cut && rows_back == 0 {
             return Err(refuse("the model's memory can't go back, so nothing can be tried ahead"));
         }
         let found = DraftKind::of_file(path).map_err(|error| refuse(&error.to_string()))?;
         let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
+        if !can_cut && kind != DraftKind::Simple {
+            return Err(refuse("heads can't draft for a model with a recurrent state"));
+        }
         let params = params(kind, config);
         let is_offloaded = llama::offloads() && draft.gpu_layers.is_some();
         let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false, is_offloaded };

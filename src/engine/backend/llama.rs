@@ -17,6 +17,7 @@ use crate::engine::error::Failure;
 use crate::engine::event::{Description, Pooling};
 use crate::engine::media::Bitmap;
 use crate::llama::{self, ContextParams, ModelParams, Shape, Templates, ToolFormat, Trigger};
+use crate::model::{self, Ask, ModelFile};
 use serde_json::json;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -36,6 +37,8 @@ pub struct LlamaModel {
     control_texts: Vec<String>,
     projector: Option<Projector>,
     draft: Option<DraftSource>,
+    /// Rows that drafts are taken back by where the memory can't be cut.
+    rows_back: u32,
     /// Found out when the first tools come.
     tool_format: OnceLock<ToolFormat>,
     /// Found out when the first answer is constrained.
@@ -101,7 +104,8 @@ impl LlamaModel {
             model.add_adapter(&lora.path).map_err(|error| format!("{}: {error}", lora.path.display()))?;
         }
         let model = Arc::new(model);
-        let draft = DraftSource::load(&model, config)?;
+        let rows_back = rows_back(&model, path, config)?;
+        let draft = DraftSource::load(&model, config, rows_back)?;
         let templates = Templates::new(&model, config.chat_template.as_deref()).map_err(|error| error.to_string());
         if let (Err(error), Some(_)) = (&templates, &config.chat_template) {
             // The model's own broken template only matters when somebody chats; one that was asked for matters now.
@@ -145,6 +149,7 @@ impl LlamaModel {
             pooling,
             projector,
             draft,
+            rows_back,
         })
     }
 
@@ -198,13 +203,34 @@ impl LlamaModel {
     }
 
     pub(super) fn n_ctx(&self) -> u32 {
-        let chosen = self.model.n_ctx_train().clamp(1, EngineConfig::DEFAULT_CTX_MAX);
-        self.config.n_ctx.unwrap_or(chosen)
+        n_ctx(&self.model, &self.config)
     }
 
     pub(super) fn threads(&self) -> (u32, u32) {
         threads(&self.config)
     }
+}
+
+fn n_ctx(model: &llama::Model, config: &EngineConfig) -> u32 {
+    config.n_ctx.unwrap_or(model.n_ctx_train().clamp(1, EngineConfig::DEFAULT_CTX_MAX))
+}
+
+/// How many rows drafts are taken back by where the memory can't be cut; 0: nothing is drafted there.
+fn rows_back(model: &llama::Model, path: &Path, config: &EngineConfig) -> Result<u32, String> {
+    if config.n_draft_max == 0 || !model.generates() || !(model.is_recurrent() || model.is_hybrid()) {
+        return Ok(0);
+    }
+    let file = ModelFile::open(path).map_err(|error| error.to_string())?;
+    let shape = model::Shape::read(&file).map_err(|error| error.to_string())?;
+    let ask = Ask {
+        n_ctx: n_ctx(model, config).into(),
+        n_slots: config.n_slots.into(),
+        n_workers: config.n_workers.into(),
+        n_ubatch: config.n_ubatch.min(config.n_batch).into(),
+        n_draft_max: config.n_draft_max.into(),
+        ..Ask::default()
+    };
+    Ok(u32::try_from(model::rows_back(&shape, file.weight_bytes(), &ask)).unwrap_or(0))
 }
 
 /// Threads of a decode, and of a prompt's.
@@ -434,7 +460,7 @@ impl Model for LlamaModel {
             pooling: None,
             poll: POLL,
             mtp: false,
-            n_rs_seq: 0,
+            n_rs_seq: self.rows_back,
             rounds_kv: false,
             kernels: LlamaContext::kernels(is_offloaded),
         };

@@ -2,6 +2,7 @@
 //! under masks and llama.cpp's grammars alike.
 
 use super::projector;
+use super::rollback::Rollback;
 use super::{Ask, Chosen, Context, DecodeError, DraftAsk, DraftTraits, MediaRows, Pick, Row, Token};
 use crate::engine::logprobs;
 use crate::llama::{self, Batch, Decoded, EmbeddingRows, KernelChoice};
@@ -16,6 +17,8 @@ pub struct LlamaContext {
     /// Where each row of the last decode is in the batch; empty: where it was.
     places: Vec<i32>,
     traits: Traits,
+    /// What can be taken back where it can't be cut.
+    rollback: Rollback,
     /// `None`: nothing drafts for it, or what did failed.
     drafts: Option<DraftTraits>,
     /// What choosing for a slot took lately.
@@ -39,16 +42,11 @@ pub(super) struct Traits {
 }
 
 impl LlamaContext {
-    pub(super) fn new(context: llama::Context, traits: Traits) -> Self {
-        Self {
-            context,
-            batch: Batch::default(),
-            places: Vec::new(),
-            traits,
-            drafts: None,
-            per_pick: Duration::ZERO,
-            per_ask: Duration::ZERO,
-        }
+    pub(super) fn new(mut context: llama::Context, traits: Traits) -> Self {
+        let rollback = Rollback::new(if traits.can_cut { 0 } else { context.n_rs_seq() });
+        let (batch, places) = (Batch::default(), Vec::new());
+        let (per_pick, per_ask) = (Duration::ZERO, Duration::ZERO);
+        Self { context, batch, places, traits, rollback, drafts: None, per_pick, per_ask }
     }
 
     /// What is computed by kernels of our own; with layers on a GPU nothing, since each node would then be waited for alone.
@@ -70,6 +68,28 @@ impl LlamaContext {
 
     fn place(&self, row: usize) -> i32 {
         self.places.get(row).copied().unwrap_or_else(|| signed(row))
+    }
+
+    /// Notes what a decode of these sequences' rows came to.
+    fn note(&mut self, decoded: &Result<(), DecodeError>, seqs: impl Iterator<Item = u32> + Clone) {
+        match decoded {
+            Ok(()) => self.rollback.decoded(seqs),
+            Err(DecodeError::Aborted) => self.rollback.aborted(seqs),
+            // Nothing changed, or all is thrown away.
+            Err(DecodeError::NoKvSlot | DecodeError::Broken(_)) => {}
+        }
+    }
+
+    /// Forgets positions `from..`, where states are kept for the last rows.
+    fn take_back(&mut self, seq: u32, from: u32) -> bool {
+        if self.rollback.is_lost(seq) {
+            return false;
+        }
+        let n = self.context.seq_pos_max(signed(seq)) + 1 - signed(from);
+        match u32::try_from(n) {
+            Err(_) | Ok(0) => true,
+            Ok(n) => self.rollback.take(seq, n) && self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false),
+        }
     }
 
     pub(super) fn with_drafts(self, drafts: Option<DraftTraits>) -> Self {
@@ -152,6 +172,10 @@ impl Context for LlamaContext {
         self.traits.can_cut && self.traits.n_swa == 0
     }
 
+    fn goes_back_by(&self) -> u32 {
+        if self.traits.can_cut { u32::MAX } else { self.rollback.n_kept() }
+    }
+
     fn records_steps(&self) -> bool {
         self.traits.is_offloaded
     }
@@ -162,23 +186,29 @@ impl Context for LlamaContext {
 
     fn decode(&mut self, rows: &[Row]) -> Result<(), DecodeError> {
         self.places.clear();
-        if self.traits.shares_cells || rows.is_sorted_by_key(|row| row.seq) {
-            return decode(&mut self.context, &mut self.batch, rows);
-        }
-        let rows = self.in_order(rows);
-        decode(&mut self.context, &mut self.batch, &rows)
+        let decoded = if self.traits.shares_cells || rows.is_sorted_by_key(|row| row.seq) {
+            decode(&mut self.context, &mut self.batch, rows)
+        } else {
+            let rows = self.in_order(rows);
+            decode(&mut self.context, &mut self.batch, &rows)
+        };
+        self.note(&decoded, rows.iter().map(|row| row.seq));
+        decoded
     }
 
     fn decode_media(&mut self, rows: MediaRows<'_>) -> Result<(), DecodeError> {
         self.places.clear();
         let positions = projector::positions(rows.shape, rows.pos, rows.first, rows.n_rows, self.traits.is_mrope);
-        outcome(self.context.decode_embeddings(EmbeddingRows {
+        let decoded = outcome(self.context.decode_embeddings(EmbeddingRows {
             rows: rows.rows,
             positions: &positions,
             seq: signed(rows.seq),
             output_last: rows.output,
             is_non_causal: rows.shape.is_non_causal,
-        }))
+        }));
+        // Its positions don't count its rows.
+        self.note(&decoded, std::iter::once(rows.seq));
+        decoded
     }
 
     fn logits(&mut self, row: usize) -> Option<&[f32]> {
@@ -230,22 +260,38 @@ impl Context for LlamaContext {
     }
 
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
+        if self.rollback.n_kept() > 0
+            && (self.context.seq_pos_max(signed(from)) + 1 != signed(n) || !self.rollback.share(from, to))
+        {
+            return false;
+        }
         self.context.seq_cp(signed(from), signed(to), signed(n)).unwrap_or(false)
     }
 
     fn save(&mut self, seq: u32, most: usize) -> Option<Vec<u8>> {
+        if self.rollback.is_lost(seq) {
+            return None;
+        }
         self.context.seq_save(signed(seq), most).unwrap_or_default()
     }
 
     fn load(&mut self, seq: u32, state: &[u8]) -> bool {
+        self.rollback.renewed(seq);
         self.context.seq_load(signed(seq), state).unwrap_or(false)
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {
+        if self.rollback.n_kept() > 0 && from > 0 {
+            return self.take_back(seq, from);
+        }
+        self.rollback.renewed(seq);
         self.context.seq_rm(signed(seq), signed(from)).unwrap_or(false)
     }
 
     fn can_resume(&mut self, seq: u32, from: u32) -> bool {
+        if self.rollback.is_lost(seq) {
+            return false;
+        }
         if self.traits.n_swa == 0 {
             return true;
         }

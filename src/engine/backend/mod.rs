@@ -18,6 +18,7 @@ mod params;
 mod pick;
 mod projector;
 mod render;
+mod rollback;
 pub mod scripted;
 mod scripted_calls;
 mod scripted_encoder;
@@ -389,7 +390,7 @@ pub trait Context {
         false
     }
 
-    /// Whether a sequence can forget its last positions and keep the others.
+    /// Whether a sequence can forget its last positions and keep the others, whenever they were computed.
     fn can_cut(&self) -> bool {
         true
     }
@@ -399,12 +400,18 @@ pub trait Context {
         true
     }
 
+    /// Most rows of its last decode that a sequence can be taken back by with `forget`; `u32::MAX`: it can be cut anywhere.
+    /// Where it can't be cut the decode must have been this sequence's alone, and its first row stays.
+    fn goes_back_by(&self) -> u32 {
+        if self.can_cut() { u32::MAX } else { 0 }
+    }
+
     /// Forgets positions `from..` of a sequence. `false`: this memory can't cut there, and the caller must forget the
     /// whole sequence.
     fn forget(&mut self, seq: u32, from: u32) -> bool;
 
     /// Whether the sequence can go on at position `from` after forgetting what lies behind it (a sliding window may have
-    /// dropped what is needed).
+    /// dropped what is needed, an aborted decode may have spoiled it).
     fn can_resume(&mut self, seq: u32, from: u32) -> bool;
 
     /// What drafts for it. Its side of a sequence is apart from what this context holds of it.

@@ -413,6 +413,21 @@ pub(super) fn wait(interrupt: &Interrupt, time: Duration) -> Result<(), DecodeEr
 }
 
 impl ScriptedContext {
+    /// Whether a memory that can't be cut can forget positions `from..`; not twice before the next decode.
+    fn take_back(&mut self, seq: u32, from: u32) -> bool {
+        let n_held = self.held.get(&seq).map_or(0, Vec::len);
+        let n = n_held.saturating_sub(from as usize);
+        if n == 0 {
+            return true;
+        }
+        let is_alone = self.last.iter().all(|(other, _)| *other == seq);
+        let can = is_alone && n < self.last.len() && n as u64 <= self.config.rows_back;
+        if can {
+            self.last.clear();
+        }
+        can
+    }
+
     /// The next token of the script behind row `row` of the last decode.
     fn sample(&self, row: usize, sampler: &mut Script, mask: Option<&[u32]>) -> Result<Token, String> {
         let (seq, pos) = *self.last.get(row).ok_or("there is no such row; this is a bug")?;
@@ -539,6 +554,9 @@ impl Context for ScriptedContext {
     }
 
     fn forget(&mut self, seq: u32, from: u32) -> bool {
+        if from > 0 && !self.can_cut() && !self.take_back(seq, from) {
+            return false;
+        }
         let Some(held) = self.held.get_mut(&seq) else { return true };
         for (cell, _) in held.drain((from as usize).min(held.len())..) {
             if let Some(n) = self.n_holders.get_mut(&cell) {
@@ -553,5 +571,17 @@ impl Context for ScriptedContext {
 
     fn can_resume(&mut self, _seq: u32, _from: u32) -> bool {
         true
+    }
+
+    fn can_cut(&self) -> bool {
+        self.config.rows_back == 0
+    }
+
+    fn goes_back(&self) -> bool {
+        self.can_cut()
+    }
+
+    fn goes_back_by(&self) -> u32 {
+        if self.can_cut() { u32::MAX } else { u32::try_from(self.config.rows_back).unwrap_or(u32::MAX) }
     }
 }

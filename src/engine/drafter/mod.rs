@@ -13,6 +13,9 @@
 //! llama.cpp's kinds of prompt lookup, and what stands for them here: `ngram-simple` and `ngram-map-k` are `History`,
 //! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds. `ngram-cache` is the last two
 //! in files that an operator makes beforehand, which nobody asked for.
+//!
+//! A draft is as long as the memory can go back at most: any length where it can be cut; where it holds a recurrent state, the
+//! rows that states are kept for (`model::rows_back`), in steps of one sequence; nothing where none are kept.
 
 mod answers;
 mod guesses;

@@ -390,6 +390,10 @@ impl<M: Model> Worker<M> {
                 for share in shares {
                     self.resync(share.slot);
                 }
+                if !self.context.can_cut() && self.context.goes_back_by() > 0 {
+                    // It may have spoilt what others were taken back to: they keep all they hold, or nothing.
+                    (0..self.slots.len()).for_each(|index| _ = self.cut(index, self.slots[index].kept.len()));
+                }
                 Ok(())
             }
             DecodeError::NoKvSlot => {
@@ -451,11 +455,13 @@ impl<M: Model> Worker<M> {
         let (mut n_decode, mut n_prefill) = (0, 0);
         let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
         let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
-        // An echo may take all extra outputs of the step, and drafts need a memory that can go back.
-        let runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
-        if !self.context.can_cut() || runs.into_iter().any(|run| run.wants_prompt_logits()) {
+        // An echo may take all extra outputs of the step, and drafts need a memory that can go back; one that can't be cut goes
+        // back after a step of one sequence only.
+        let mut runs = shares.iter().filter_map(|share| self.slots[share.slot].run.as_ref());
+        if runs.any(|run| run.wants_prompt_logits()) || (!self.context.can_cut() && shares.len() > 1) {
             n_extra = 0;
         }
+        n_extra = n_extra.min(self.context.goes_back_by());
         if self.context.shares_cells() {
             n_extra = n_extra.min((self.cells.n_free() as u32).saturating_sub(n_planned));
         }

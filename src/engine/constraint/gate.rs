@@ -5,6 +5,7 @@ use super::watch::{Seen, Watch};
 use crate::engine::backend::{self, Token};
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
+use std::time::{Duration, Instant};
 
 /// Most tokens that are forced at once; more come after the next.
 const FORCED_MAX: usize = 64;
@@ -64,6 +65,8 @@ pub struct Gate {
     draft: Vec<Token>,
     /// What may stand behind each of them, where the constraint holds.
     ahead: Option<Vec<Hold>>,
+    /// What a mask of the constraint took on average, of those computed last.
+    per_mask: Option<Duration>,
 }
 
 enum Place {
@@ -112,7 +115,15 @@ impl Gate {
         if rules.answer_after_thought.is_none() && !rules.openings.is_empty() {
             rules.answer_after_thought.clone_from(&rules.answer);
         }
-        let mut gate = Self { rules, place: Place::Free, tail: Vec::new(), mask: None, draft: Vec::new(), ahead: None };
+        let mut gate = Self {
+            rules,
+            place: Place::Free,
+            tail: Vec::new(),
+            mask: None,
+            draft: Vec::new(),
+            ahead: None,
+            per_mask: None,
+        };
         gate.place = if gate.rules.is_thinking { Place::Thinking } else { gate.beginning() };
         gate
     }
@@ -145,7 +156,8 @@ impl Gate {
 
     /// Computes which tokens may come next. Errors end the request.
     pub fn prepare(&mut self) -> Result<(), String> {
-        self.ahead = None;
+        (self.ahead, self.per_mask) = (None, None);
+        let start = Instant::now();
         self.mask = match &self.place {
             _ if !self.needs_mask() => None,
             Place::Free => None,
@@ -172,6 +184,10 @@ impl Gate {
             let n_forced = if self.rules.forces { FORCED_MAX } else { 0 };
             self.ahead = Some(along(matcher, &self.draft, first, n_forced)?);
         }
+        if matches!(self.place, Place::Bound) {
+            let ahead = self.ahead.iter().flatten().filter(|hold| matches!(hold, Hold::Mask(_)));
+            self.per_mask = start.elapsed().checked_div(1 + ahead.count() as u32);
+        }
         Ok(())
     }
 
@@ -188,9 +204,19 @@ impl Gate {
         self.mask.as_ref().map(SimpleVob::as_slice)
     }
 
+    /// What a mask of the constraint took, where `prepare` computed any.
+    pub fn per_mask(&self) -> Option<Duration> {
+        self.per_mask
+    }
+
+    /// Whether the constraint has to be asked about each token of a draft.
+    pub fn is_asked(&self) -> bool {
+        matches!(self.place, Place::Bound)
+    }
+
     /// Whether anything may be drafted now.
     pub fn may_draft(&self) -> bool {
-        matches!(self.place, Place::Bound) || self.is_steady()
+        self.is_asked() || self.is_steady()
     }
 
     /// Whether the next token is text or a thought that is not just about to become something else.

@@ -103,6 +103,8 @@ pub(super) struct Worker<M: Model> {
     /// Which prefixes are held, and saved states.
     prefixes: Prefixes,
     save_cost: SaveCost,
+    /// What a mask of a constraint took lately; zero: none was computed yet.
+    mask_time: Duration,
     /// Times a run waited for another's prefix.
     n_awaited: u64,
     stats: Arc<Mutex<WorkerStats>>,
@@ -140,6 +142,7 @@ impl<M: Model> Worker<M> {
             drafts: Vec::new(),
             pads: Vec::new(),
             save_cost: SaveCost::default(),
+            mask_time: Duration::ZERO,
             prefixes: Prefixes::with(parts.n_bytes_saved, parts.named),
             n_awaited: 0,
             masks: parts.masks,
@@ -440,6 +443,9 @@ impl<M: Model> Worker<M> {
 
     fn collect_masks(&mut self) {
         for (index, gate, result) in self.masks.collect() {
+            if let Some(time) = gate.per_mask() {
+                self.mask_time = if self.mask_time.is_zero() { time } else { (self.mask_time * 7 + time) / 8 };
+            }
             if let Some(run) = &mut self.slots[index].run {
                 run.gate = Some(gate);
             }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Of a step, the part that asking constraints ahead may take beside it.
+const MASK_PART: f64 = 0.25;
+
 /// What the drafts of a step come beside.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Beside {
@@ -79,7 +82,23 @@ impl<M: Model> Worker<M> {
     /// How many tokens of a draft the run's constraint can be asked about ahead.
     pub(super) fn n_ahead(&self, run: &Run<M::Sampler>, draft: &[Token]) -> usize {
         let pieces = draft.iter().map(|token| self.model.piece(*token));
-        run.gate.as_ref().map_or(draft.len(), |gate| gate.n_ahead(pieces))
+        let n_ahead = run.gate.as_ref().map_or(draft.len(), |gate| gate.n_ahead(pieces));
+        let is_asked = run.gate.as_ref().is_some_and(|gate| gate.is_asked());
+        if is_asked { n_ahead.min(self.n_asked_max()) } else { n_ahead }
+    }
+
+    /// How many masks ahead fit beside a step for each slot whose constraint has to be asked: they come one after another, and
+    /// beside a small model's step of 0.3 ms those of 24 tokens would be what everybody waits for.
+    fn n_asked_max(&self) -> usize {
+        let runs = self.slots.iter().filter_map(|slot| slot.run.as_ref());
+        let gates = runs.clone().filter_map(|run| run.gate.as_ref());
+        let n_asked = gates.filter(|gate| gate.is_asked()).count().max(1);
+        let room = self.cost.pass(runs.count()) * MASK_PART;
+        // Before anything is known nothing fits.
+        let per_mask = if self.mask_time.is_zero() { f64::INFINITY } else { self.mask_time.as_secs_f64() };
+        #[expect(clippy::cast_sign_loss, reason = "times are positive")]
+        let n = (room / per_mask / n_asked as f64) as usize;
+        n
     }
 }
 

@@ -110,6 +110,13 @@ class Model:
     def ones(self, name, n):
         self.put(name, np.ones(n))
 
+    def blocks(self):
+        """Each layer's number and what its tensors' names begin with, behind its first norm."""
+        for i in range(self.layers):
+            b = f"blk.{i}."
+            self.ones(b + "attn_norm.weight", self.width)
+            yield i, b
+
     def embeddings(self, output=True, gain=None):
         gain = 1.7 * np.sqrt(self.width) if gain is None else gain
         self.matrix("token_embd.weight", self.n_vocab, self.width, gain=gain)
@@ -178,9 +185,7 @@ def llama(out):
     m.w.add_layer_norm_rms_eps(1e-5)
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for _, b in m.blocks():
         m.qkvo(b, 2)
         m.ones(b + "ffn_norm.weight", m.width)
         m.ffn(b, 256)
@@ -231,9 +236,7 @@ def qwen2moe(out):
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for _, b in m.blocks():
         m.qkvo(b, 2)
         m.ones(b + "ffn_norm.weight", m.width)
         m.put(b + "ffn_gate_inp.weight", m.uniform((experts, m.width), 0.2), exact=True)
@@ -268,9 +271,7 @@ def glm4moe(out):
     m.w.add_layer_norm_rms_eps(1e-5)
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for i, b in m.blocks():
         m.matrix(b + "attn_q.weight", 32, m.width)
         m.matrix(b + "attn_k.weight", 16, m.width)
         m.matrix(b + "attn_v.weight", 16, m.width)
@@ -390,9 +391,7 @@ def mamba(out):
     m.w.add_layer_norm_rms_eps(1e-5)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for _, b in m.blocks():
         m.mamba(b, norms=False)
     m.close()
 
@@ -407,9 +406,7 @@ def jamba(out):
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for i, b in m.blocks():
         if heads_kv[i]:
             m.qkvo(b, heads_kv[i])
         else:
@@ -430,9 +427,7 @@ def lfm2(out):
     m.w.add_layer_norm_rms_eps(1e-5)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for i, b in m.blocks():
         if heads_kv[i]:
             m.qkvo(b, heads_kv[i])
             m.ones(b + "attn_q_norm.weight", m.head)
@@ -460,9 +455,7 @@ def qwen35(out):
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for i, b in m.blocks():
         if (i + 1) % 2 == 0:
             m.matrix(b + "attn_q.weight", 2 * m.heads * m.head, m.width)
             m.matrix(b + "attn_k.weight", 2 * m.head, m.width)
@@ -489,9 +482,7 @@ def gemma2(out):
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     # Small, or the tied output only ever repeats the last token.
     m.embeddings(output=False, gain=0.5)
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for _, b in m.blocks():
         m.qkvo(b, 2)
         m.ones(b + "post_attention_norm.weight", m.width)
         m.ones(b + "ffn_norm.weight", m.width)
@@ -654,9 +645,7 @@ def qwen2vl(out):
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     m.embeddings()
-    for i in range(m.layers):
-        b = f"blk.{i}."
-        m.ones(b + "attn_norm.weight", m.width)
+    for _, b in m.blocks():
         m.qkvo(b, 1)
         for name, n in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16)):
             m.put(f"{b}{name}.bias", m.uniform((n,), 0.1))

@@ -157,6 +157,17 @@ impl StepCost {
         (n, expected)
     }
 
+    /// How many of `most` draft tokens a step of `n_rows` may have so that it takes at most `stake` seconds longer.
+    pub fn affordable(&self, n_rows: usize, most: usize, stake: f64) -> usize {
+        (1..=most).take_while(|n| self.price(n_rows, *n) <= stake).count()
+    }
+
+    /// Seconds that a step of `n_rows` takes longer with `n` draft tokens: what they cost if all are wrong.
+    pub fn price(&self, n_rows: usize, n: usize) -> f64 {
+        let plain = if n_rows == 0 { Some(0.0) } else { self.time(n_rows) };
+        self.time(n_rows + n).zip(plain).map_or(f64::INFINITY, |(with, plain)| with - plain)
+    }
+
     /// A longer draft than pays by what is known, in a step without a part of its own; with the tokens that are expected to be
     /// right. Steps that were measured too dear would never be measured again, so now and then one is made that would pay if
     /// they were a tenth as dear: what it loses, by what is known, is a small part of the time of all steps.
@@ -378,6 +389,14 @@ mod tests {
         assert_eq!(cost(f64::from).worth((1, 0.0), 1.0, 0.9, 12).0, 0, "each row costs as much as a step");
         let (n, expected) = cost(|n| 1.0 + 0.3 * f64::from(n)).worth((1, 0.0), 1.0, 0.9, 12);
         assert!((3..12).contains(&n) && expected > 2.0, "{n}, {expected}");
+    }
+
+    #[test]
+    fn a_draft_costs_no_more_than_what_may_be_lost() {
+        let cost = cost(|n| 1.0 + 0.5 * f64::from(n));
+        assert_eq!((cost.affordable(1, 12, 2.2), cost.affordable(1, 3, 2.2), cost.affordable(1, 12, 0.4)), (4, 3, 0));
+        assert_eq!(cost.affordable(0, 12, 2.2), 2, "a pass of its own");
+        assert_eq!(StepCost::default().affordable(1, 12, 9.0), 0);
     }
 
     #[test]

@@ -86,7 +86,8 @@ impl TextBuilder {
 
     fn release(&mut self, n: usize, is_last: bool) -> Released {
         let start = self.n_released;
-        let bytes: Vec<u8> = self.held.drain(..n).collect();
+        let text = String::from_utf8_lossy(&self.held[..n]).into_owned();
+        self.held.drain(..n);
         self.n_released += n;
         let mut logprobs = Vec::new();
         // An entry goes out with the last of its bytes, since a stop string may still cut it.
@@ -96,7 +97,7 @@ impl TextBuilder {
             let at = offset.saturating_sub(start);
             logprobs.extend(self.logprobs.pop_front().map(|(_, entry)| (at, entry)));
         }
-        Released { text: String::from_utf8_lossy(&bytes).into_owned(), logprobs, stop: None }
+        Released { text, logprobs, stop: None }
     }
 
     /// Drops the entries of cut text; a token that straddles `end` keeps the bytes before it.

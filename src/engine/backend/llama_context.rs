@@ -255,10 +255,6 @@ impl Context for LlamaContext {
         self.per_ask = lately(self.per_ask, jobs.iter().map(|(.., time)| *time));
     }
 
-    fn accept(&mut self, sampler: &mut llama::Sampler, token: Token) -> Result<(), String> {
-        sampler.follow(token).map_err(|error| error.to_string())
-    }
-
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
         if self.rollback.n_kept() > 0
             && (self.context.seq_pos_max(signed(from)) + 1 != signed(n) || !self.rollback.share(from, to))

@@ -1,6 +1,6 @@
 //! Choosing for several slots at once, held to llama.cpp's own sampler.
 
-use super::super::{Bounds, Grammar, Model as _, Place, Trigger, llama::LlamaModel};
+use super::super::{Grammar, Listener, Model as _, Place, Trigger, llama::LlamaModel};
 use super::*;
 use crate::chat::{Mirostat, SamplerKind, SamplingParams};
 use crate::engine::EngineConfig;
@@ -13,12 +13,12 @@ const N_SLOTS: u32 = 8;
 /// Holds in each row.
 struct Mask<'a>(&'a [u32]);
 
-impl Bounds for Mask<'_> {
+impl Listener for Mask<'_> {
     fn place(&self, _at: usize) -> Option<Place<'_>> {
         Some(Place::Chosen(Some(self.0)))
     }
 
-    fn take(&mut self, _token: Token) {}
+    fn take(&mut self, _: &mut Vec<Result<Chosen, String>>, _: &mut dyn FnMut(Token) -> Result<(), String>) {}
 }
 
 fn pick<'a, S>(
@@ -28,8 +28,8 @@ fn pick<'a, S>(
     mask: &'a mut Option<Mask<'_>>,
     top: Option<(usize, &'a [(Token, f32)])>,
 ) -> Pick<'a, S> {
-    let bounds = mask.as_mut().map(|mask| mask as &mut dyn Bounds);
-    Pick { row, draft, sampler, bounds, top, chosen: Vec::new() }
+    let listener = mask.as_mut().map(|mask| mask as &mut dyn Listener);
+    Pick { row, draft, sampler, listener, top, chosen: Vec::new() }
 }
 
 /// Kinds of `sampling`.

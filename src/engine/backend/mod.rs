@@ -35,7 +35,7 @@ use std::sync::Arc;
 pub use crate::llama::{AnswerFrame, Grammar, Trigger};
 pub(super) use call_grammar::{CallGrammar, Level};
 pub(super) use calls::refusal as tool_refusal;
-pub use pick::{Ask, Bounds, Chosen, Pick, Place};
+pub use pick::{Ask, Chosen, Listener, Pick, Place};
 
 /// Two characters that Unicode reserves for internal use and forbids in interchange; they fence control-token texts that
 /// a user wrote, on their way through the template. Grammars and parsers are made without them.
@@ -373,9 +373,6 @@ pub trait Context {
             ask.told = self.logits(ask.row).map(|row| logprobs::of_row(row, &[], ask.token, ask.k));
         }
     }
-
-    /// Tells the sampler of a token of the answer that it did not choose.
-    fn accept(&mut self, sampler: &mut Self::Sampler, token: Token) -> Result<(), String>;
 
     /// Lets sequence `to`, which holds nothing, hold the first `n` positions of `from` too. `false`: it can't.
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool;

@@ -11,13 +11,13 @@ pub enum Place<'a> {
     Forced(Token),
 }
 
-/// What holds a slot's answer to its form, for one step.
-pub trait Bounds: Send {
+/// What holds a slot's answer to its form and hears its tokens, for one step.
+pub trait Listener: Send {
     /// What may come in the row behind the first `at` tokens of the draft; `None`: the answer is complete there.
     fn place(&self, at: usize) -> Option<Place<'_>>;
 
-    /// Takes a token that was chosen, and what it forces.
-    fn take(&mut self, token: Token);
+    /// Takes what was chosen, beside those of the other slots; `show` shows the sampler a token that it did not choose.
+    fn take(&mut self, chosen: &mut Vec<Result<Chosen, String>>, show: &mut dyn FnMut(Token) -> Result<(), String>);
 }
 
 /// What a slot chooses from: a row of the last decode, and those of the draft behind it.
@@ -26,8 +26,8 @@ pub struct Pick<'a, S> {
     /// Tokens of the rows behind: as long as the one chosen is the draft's, the next row counts too.
     pub draft: &'a [Token],
     pub sampler: &'a mut S,
-    /// `None`: any token may come.
-    pub bounds: Option<&'a mut dyn Bounds>,
+    /// `None`: any token may come, and whoever made this looks at what was chosen.
+    pub listener: Option<&'a mut dyn Listener>,
     /// Log-probabilities of so many tokens are wanted too, with these biases.
     pub top: Option<(usize, &'a [(Token, f32)])>,
     pub chosen: Vec<Result<Chosen, String>>,
@@ -58,14 +58,14 @@ pub struct Ask {
 
 impl<S> Pick<'_, S> {
     /// Chooses from the row at the place it is told, under a mask, with `choose`, or shows the sampler what is forced there with
-    /// `follow`; and on as long as the draft is right. What holds the answer takes what was chosen.
+    /// `follow`; and on as long as the draft is right. Whoever listens takes what was chosen.
     pub fn run(
         &mut self,
         mut choose: impl FnMut(usize, Option<&[u32]>, &mut S) -> Result<Chosen, String>,
         mut follow: impl FnMut(&mut S, Token) -> Result<(), String>,
     ) {
         for at in 0..=self.draft.len() {
-            let chosen = match self.bounds.as_ref().map_or(Some(Place::Chosen(None)), |bounds| bounds.place(at)) {
+            let chosen = match self.listener.as_ref().map_or(Some(Place::Chosen(None)), |listener| listener.place(at)) {
                 // The answer is complete, or was forced another way.
                 None => break,
                 Some(Place::Forced(token)) => {
@@ -82,8 +82,8 @@ impl<S> Pick<'_, S> {
                 break;
             }
         }
-        if let Some(bounds) = &mut self.bounds {
-            self.chosen.iter().flatten().filter(|one| !one.is_forced).for_each(|one| bounds.take(one.token));
+        if let Some(listener) = &mut self.listener {
+            listener.take(&mut self.chosen, &mut |token| follow(self.sampler, token));
         }
     }
 }

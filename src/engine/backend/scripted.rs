@@ -517,11 +517,6 @@ impl Context for ScriptedContext {
         }
     }
 
-    fn accept(&mut self, sampler: &mut Script, token: Token) -> Result<(), String> {
-        sampler.follow(token);
-        Ok(())
-    }
-
     fn share(&mut self, from: u32, to: u32, n: u32) -> bool {
         let cells = self.held.get(&from).map(|held| held[..n as usize].to_vec()).unwrap_or_default();
         for (cell, _) in &cells {

@@ -118,8 +118,8 @@ impl Reciter {
         self.text.get(self.at..).filter(|text| !text.is_empty())
     }
 
-    pub fn odds(&self) -> f64 {
-        self.guesses.odds()
+    pub(super) fn guesses(&self) -> &Guesses {
+        &self.guesses
     }
 
     /// Takes the last token of `answer` in: it is what was foretold, or others are looked for anew.
@@ -155,7 +155,7 @@ mod tests {
         let mut reciter = Reciter::new(pools.open(partition));
         let mut foretold = Vec::new();
         for n in 1..=answer.len() {
-            foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.odds()));
+            foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.guesses.odds()));
             let pool = pools.of(partition).unwrap();
             reciter.follow(&answer[..n], pool);
             pool.learn(&answer[..n]);

@@ -15,6 +15,8 @@ pub(super) const UNKNOWN: ByStreak =
 pub(super) struct Guesses {
     /// Tokens in a row that were foretold, or that agree though the place was found without them.
     pub streak: u32,
+    /// Those that were foretold.
+    n_foretold: u32,
     odds: ByStreak,
     /// Of this request, as `odds`.
     seen: [Tried; 3],
@@ -22,7 +24,7 @@ pub(super) struct Guesses {
 
 impl Default for Guesses {
     fn default() -> Self {
-        Self { streak: 0, odds: UNKNOWN, seen: [Tried::default(); 3] }
+        Self { streak: 0, n_foretold: 0, odds: UNKNOWN, seen: [Tried::default(); 3] }
     }
 }
 
@@ -43,6 +45,11 @@ impl Guesses {
         self.odds[self.level()].value()
     }
 
+    /// Tokens in a row that were foretold, drafted or not.
+    pub fn n_foretold(&self) -> u32 {
+        self.n_foretold
+    }
+
     fn level(&self) -> usize {
         usize::from(self.streak >= Self::SOME) + usize::from(self.streak >= Self::SURE)
     }
@@ -53,6 +60,7 @@ impl Guesses {
         self.odds[level].take(is_right);
         self.seen[level].add(1, usize::from(is_right));
         self.streak += u32::from(is_right);
+        self.n_foretold = if is_right { self.n_foretold + 1 } else { 0 };
         is_right
     }
 

@@ -10,6 +10,10 @@
 //! that was wrong is silent, and speaks again when it would have been right for a while. Each has odds of its own, and the
 //! surest is asked.
 //!
+//! Odds say what pays on average, and texts are not average: an answer either repeats its prompt or does not, and of a long
+//! draft that is wrong a short answer feels a tenth. So each answer has a `Purse` out of which its drafts are paid, with little
+//! in it at first: what it can lose is bounded, whatever the odds say, and what is right fills it within a few steps.
+//!
 //! llama.cpp's kinds of prompt lookup, and what stands for them here: `ngram-simple` and `ngram-map-k` are `History`,
 //! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds. `ngram-cache` is the last two
 //! in files that an operator makes beforehand, which nobody asked for.
@@ -19,6 +23,7 @@
 
 mod answers;
 mod guesses;
+mod purse;
 mod text;
 
 pub(super) use answers::Pools;
@@ -26,7 +31,8 @@ pub(super) use answers::Pools;
 use super::backend::Token;
 use super::trust::Trust;
 use answers::{Pool, Reciter};
-use guesses::{ByStreak, UNKNOWN};
+use guesses::{ByStreak, Guesses, UNKNOWN};
+use purse::Purse;
 use text::{Follower, Index};
 
 /// Tokens that must agree before a place in a text is believed.
@@ -55,11 +61,13 @@ pub(super) enum Source {
 pub(super) struct Draft {
     pub tokens: Vec<Token>,
     pub source: Source,
+    /// What they cost if all are wrong, in tokens that the answer would get in that time; 0: not this answer's to pay.
+    pub price: f64,
 }
 
 impl Draft {
     pub fn none() -> Self {
-        Self { tokens: Vec::new(), source: Source::History }
+        Self { tokens: Vec::new(), source: Source::History, price: 0.0 }
     }
 }
 
@@ -70,10 +78,13 @@ pub(super) struct Proposal<'a> {
     pub source: Source,
     /// How probably its first token is right, and each that follows one that was.
     pub odds: f64,
+    /// Most that a draft of it may cost, in tokens that the answer would get in that time.
+    pub stake: f64,
 }
 
 #[derive(Debug)]
 pub(super) struct Drafter {
+    purse: Purse,
     prediction: Option<Prediction>,
     history: Option<History>,
     /// `None`: other answers are not to be known of this one, nor it of them.
@@ -175,27 +186,32 @@ impl Drafter {
             Prediction { text, index, follower: Follower::at_start() }
         });
         let history = has_history.then(History::default);
-        let drafter = Self { prediction, history, answers: None, model: None, drafted: Drafted::default() };
+        let purse = Purse::default();
+        let drafter = Self { purse, prediction, history, answers: None, model: None, drafted: Drafted::default() };
         (drafter.prediction.is_some() || has_history).then(|| Box::new(drafter))
     }
 
     /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surest.
     pub fn propose<'a>(&'a self, tokens: &'a [Token]) -> Option<Proposal<'a>> {
+        let worth = |guesses: &Guesses| (guesses.odds(), self.purse.stake(guesses.n_foretold()));
         let prediction = self.prediction.as_ref().and_then(|prediction| {
             let text = prediction.follower.ahead(&prediction.text)?;
-            Some(Proposal { text, source: Source::Prediction, odds: prediction.follower.guesses.odds() })
+            let (odds, stake) = worth(&prediction.follower.guesses);
+            Some(Proposal { text, source: Source::Prediction, odds, stake })
         });
         let of_history = |follower: &Follower, source| {
             let text = follower.ahead(tokens)?;
             // Chunks of media are no tokens.
             let end = text.iter().position(|token| *token < 0).unwrap_or(text.len());
             let text = text.get(..end).filter(|text| !text.is_empty())?;
-            Some(Proposal { text, source, odds: follower.guesses.odds() })
+            let (odds, stake) = worth(&follower.guesses);
+            Some(Proposal { text, source, odds, stake })
         };
         let history = self.history.as_ref();
         let answers = self.answers.as_ref().and_then(|answers| {
             let text = answers.ahead()?;
-            Some(Proposal { text, source: Source::Answers, odds: answers.odds() })
+            let (odds, stake) = worth(answers.guesses());
+            Some(Proposal { text, source: Source::Answers, odds, stake })
         });
         let proposals = [
             prediction,
@@ -208,9 +224,10 @@ impl Drafter {
         proposals.into_iter().flatten().reduce(surer)
     }
 
-    /// `tokens`: the prompt and the answer so far, whose last token is new; `pool`: of its partition.
-    pub fn follow(&mut self, tokens: &[Token], n_prompt: usize, pool: Option<&mut Pool>) {
+    /// `tokens`: the prompt and the answer so far, whose last token is new. Other answers follow in `share`.
+    pub fn follow(&mut self, tokens: &[Token], n_prompt: usize) {
         let answer = tokens.get(n_prompt..).unwrap_or_default();
+        self.purse.pass();
         if let Some(Prediction { text, index, follower }) = &mut self.prediction {
             follower.follow(text, answer, |end| index.last(end));
         }
@@ -219,26 +236,36 @@ impl Drafter {
             last.follow(tokens, tokens, |end| index.last(end));
             majority.follow(tokens, tokens, |end| index.majority(end));
         }
-        match (&mut self.answers, pool) {
-            (Some(answers), Some(pool)) => {
-                answers.follow(answer, pool);
-                pool.learn(answer);
-            }
-            // Others took the pool's room.
-            (Some(_), None) => self.answers = None,
-            (None, _) => {}
-        }
         if let Some(trust) = &mut self.model {
             trust.pass();
         }
     }
 
-    /// Of a draft of `n` tokens the model said `n_right` first.
-    pub fn count(&mut self, source: Source, n: usize, n_right: usize) {
+    /// The last `n_new` tokens of `answer` become known to other answers of its partition, as theirs to it.
+    pub fn share(&mut self, answer: &[Token], n_new: usize, pool: Option<&mut Pool>) {
+        match (&mut self.answers, pool) {
+            (Some(answers), Some(pool)) => {
+                for n in answer.len().saturating_sub(n_new) + 1..=answer.len() {
+                    answers.follow(&answer[..n], pool);
+                    pool.learn(&answer[..n]);
+                }
+            }
+            // Others took the pool's room.
+            (Some(_), None) => self.answers = None,
+            (None, _) => {}
+        }
+    }
+
+    /// Of a draft of `n` tokens, at this price, the model said `n_right` first.
+    pub fn count(&mut self, source: Source, (n, n_right): (usize, usize), price: f64) {
         self.drafted.all.add(n, n_right);
+        if source == Source::Prediction {
+            self.drafted.prediction.add(n, n_right);
+        }
         match source {
-            Source::Prediction => self.drafted.prediction.add(n, n_right),
-            Source::History | Source::Majority | Source::Answers => {}
+            Source::Prediction | Source::History | Source::Majority | Source::Answers => {
+                self.purse.settle(n_right, price);
+            }
             Source::Model => {
                 if let Some(trust) = &mut self.model {
                     trust.take(n, n_right);
@@ -264,7 +291,7 @@ mod tests {
         let mut tokens = vec![70, 71];
         let mut say = |drafter: &mut Drafter, token| {
             tokens.push(token);
-            drafter.follow(&tokens, 2, None);
+            drafter.follow(&tokens, 2);
             says(drafter, &tokens)
         };
         assert_eq!(says(&drafter, &[]), (1..10).collect::<Vec<_>>());
@@ -285,7 +312,7 @@ mod tests {
         let mut odds = Vec::new();
         for token in &passage {
             tokens.push(*token);
-            drafter.follow(&tokens, n_prompt, None);
+            drafter.follow(&tokens, n_prompt);
             if let Some(proposal) = drafter.propose(&tokens) {
                 assert_eq!(proposal.source, Source::History);
                 assert_eq!(proposal.text.first(), Some(&(token + 1)).filter(|next| **next < 140).or(Some(&1)));
@@ -305,7 +332,7 @@ mod tests {
             let mut drafter = Drafter::new(None, true).unwrap();
             let n_prompt = tokens.len();
             tokens.push(100);
-            drafter.follow(&tokens, n_prompt, None);
+            drafter.follow(&tokens, n_prompt);
             let proposal = drafter.propose(&tokens).unwrap();
             assert_eq!(proposal.text[..39], answer[1..]);
             assert_eq!(proposal.odds >= 0.9, is_sure, "{}", proposal.odds);
@@ -324,7 +351,7 @@ mod tests {
             let mut first = None;
             for (i, token) in passage.iter().enumerate().skip(30) {
                 tokens.push(if is_copied || i % 5 != 4 { *token } else { 7 });
-                drafter.follow(&tokens, n_prompt, None);
+                drafter.follow(&tokens, n_prompt);
                 first = first.or(drafter.propose(&tokens).map(|proposal| proposal.odds));
             }
             lately.learn(&drafter);
@@ -349,7 +376,7 @@ mod tests {
             let mut odds = f64::NAN;
             for token in [1, 2, 3, next] {
                 tokens.push(token);
-                drafter.follow(&tokens, 0, None);
+                drafter.follow(&tokens, 0);
                 if token == 3 {
                     odds = drafter.propose(&tokens).map_or(odds, |proposal| proposal.odds);
                 }
@@ -379,7 +406,7 @@ mod tests {
             // What comes between is never the same, so that no passage goes on from one to the next.
             for token in [1000 + turn, 1, 2, 3] {
                 tokens.push(token);
-                drafter.follow(&tokens, 0, None);
+                drafter.follow(&tokens, 0);
             }
             if turn >= 200 {
                 let last = drafter.history.as_ref().and_then(|history| history.last.ahead(&tokens)).unwrap();
@@ -389,7 +416,7 @@ mod tests {
                 n_of_majority += usize::from(proposal.source == Source::Majority);
             }
             tokens.push(next);
-            drafter.follow(&tokens, 0, None);
+            drafter.follow(&tokens, 0);
         }
         assert!(n_right > n_right_last + 10 && n_of_majority > 20, "{n_right}, {n_right_last}, {n_of_majority}");
     }
@@ -404,7 +431,8 @@ mod tests {
             let (mut tokens, mut n_foretold) = (vec![question], 0);
             for token in &answer {
                 tokens.push(*token);
-                drafter.follow(&tokens, 1, partition.and_then(|partition| pools.of(partition)));
+                drafter.follow(&tokens, 1);
+                drafter.share(&tokens[1..], 1, partition.and_then(|partition| pools.of(partition)));
                 let source = drafter.propose(&tokens).map(|proposal| proposal.source);
                 n_foretold += usize::from(source == Some(Source::Answers));
             }
@@ -419,8 +447,8 @@ mod tests {
     #[test]
     fn only_predictions_are_counted_as_such() {
         let mut drafter = Drafter::new(Some(vec![1, 2, 3]), true).unwrap();
-        drafter.count(Source::Prediction, 4, 1);
-        drafter.count(Source::History, 9, 9);
+        drafter.count(Source::Prediction, (4, 1), 1.0);
+        drafter.count(Source::History, (9, 9), 2.0);
         let Drafted { all, prediction } = drafter.drafted;
         assert_eq!((prediction.n, prediction.n_right, all.n, all.n_right), (4, 1, 13, 10));
         assert!(Drafter::new(Some(Vec::new()), false).is_none());
@@ -434,7 +462,7 @@ mod tests {
             let mut tokens = prompt.clone();
             for token in answer {
                 tokens.push(token.max(0));
-                drafter.follow(&tokens, prompt.len(), None);
+                drafter.follow(&tokens, prompt.len());
                 if let Some(proposal) = drafter.propose(&tokens) {
                     prop_assert!(!proposal.text.is_empty() && (0.0..=Odds::MOST).contains(&proposal.odds));
                     let at = tokens.len() - proposal.text.len();

@@ -1,56 +1,22 @@
 //! What follows from a decode: tokens are chosen, for all slots at once (see `Context::choose`), and told, runs end.
 
-use super::super::backend::{Ask, Bounds, Chosen, Pick, Place};
-use super::super::constraint::{Gate, Step};
+use super::super::backend::{Ask, Pick};
 use super::super::media;
 use super::super::request::RequestId;
+use super::teller::{End, Teller, Told, entry};
 use super::*;
-use crate::chat::{Finish, Likely, TokenLogprob};
+use crate::chat::Finish;
 use std::time::Instant;
-
-/// What is told of a token at its place.
-fn entry<M: Model>(model: &M, id: Token, logprob: f32, top: Vec<(Token, f32)>) -> TokenLogprob {
-    let bytes = |id: Token| model.piece(id).to_vec();
-    let top = top.into_iter().map(|(id, logprob)| Likely { id, bytes: bytes(id), logprob }).collect();
-    TokenLogprob { id, bytes: bytes(id), logprob, top }
-}
-
-/// What a slot's row came to, and those of its draft.
-#[derive(Default)]
-struct Said {
-    chosen: Vec<Result<Chosen, String>>,
-    /// What followed from each that was not forced, where a constraint holds the answer.
-    steps: Vec<Result<Step, String>>,
-}
-
-/// A run's constraint, beside the sampler of its slot.
-struct Held<'a, M> {
-    gate: &'a mut Gate,
-    model: &'a M,
-    steps: Vec<Result<Step, String>>,
-}
-
-impl<M: Model> Bounds for Held<'_, M> {
-    fn place(&self, at: usize) -> Option<Place<'_>> {
-        self.gate.place(at)
-    }
-
-    fn take(&mut self, token: Token) {
-        // The answer is over, whatever the constraint would say.
-        let is_end = self.model.is_end(token);
-        self.steps.push(if is_end { Ok(Step::default()) } else { self.gate.take(token, self.model.piece(token)) });
-    }
-}
 
 impl<M: Model> Worker<M> {
     /// The decode is done: remember what is computed, and go on with what has its logits. Answers how long choosing took.
     pub(super) fn advance(&mut self, shares: &[Share]) -> Duration {
         let drafts = std::mem::take(&mut self.drafts);
         let start = Instant::now();
-        let said = self.choose(shares, &drafts);
+        let told = self.choose(shares, &drafts);
         let choosing = start.elapsed();
         let asked = self.ask_prompts(shares, &drafts);
-        for (((share, draft), said), asked) in shares.iter().zip(&drafts).zip(said).zip(asked) {
+        for (((share, draft), told), asked) in shares.iter().zip(&drafts).zip(told).zip(asked) {
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else {
                 // It ended beside the decode: what was computed for it is nobody's.
@@ -66,8 +32,8 @@ impl<M: Model> Worker<M> {
             self.charge(share.slot);
             let slot = &mut self.slots[share.slot];
             let Some(run) = &slot.run else { continue };
-            if slot.kept.len() == run.tokens.len() {
-                self.next_tokens(share.slot, said, share.n_rows, draft);
+            if let Some(told) = told {
+                self.go_on(share.slot, told, share.n_rows, draft);
             } else if run.n_generated() == 0 {
                 self.out.push(Item::Progress {
                     id: run.id,
@@ -81,9 +47,9 @@ impl<M: Model> Worker<M> {
         choosing
     }
 
-    /// The tokens of the shares that have their logits, in the order of the shares; none where the others are, or nobody wants
-    /// any. Constraints have taken them.
-    fn choose(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Said> {
+    /// Chooses tokens for the shares that have their logits, all slots beside one another, and tells of them; in the order of the
+    /// shares, `None` where the logits are others, or nobody wants any.
+    fn choose(&mut self, shares: &[Share], drafts: &[Draft]) -> Vec<Option<Told>> {
         let mut places = vec![None; self.slots.len()];
         let mut row = 0;
         for (at, (share, draft)) in shares.iter().zip(drafts).enumerate() {
@@ -91,37 +57,34 @@ impl<M: Model> Worker<M> {
             row = last + 1 + draft.tokens.len();
             places[share.slot] = Some((at, share.n_rows as usize, last));
         }
-        let (model, mut choosers) = (&*self.model, Vec::new());
+        let (model, n_ctx_seq) = (&*self.model, self.context.n_ctx_seq() as usize);
+        let mut choosers = Vec::new();
         for (slot, place) in self.slots.iter_mut().zip(places) {
             let Some((at, n_rows, row)) = place else { continue };
             let n_reached = slot.kept.len() + n_rows;
             let Some(run) = slot.run.as_mut().filter(|run| n_reached == run.tokens.len()) else { continue };
-            if run.n_generate_max == 0 {
-                continue;
+            if run.n_generate_max > 0 {
+                let (teller, sampler) = Teller::of(run, model, n_ctx_seq);
+                choosers.push((at, row, teller, sampler));
             }
-            let held = run.gate.as_mut().map(|gate| Held { gate, model, steps: Vec::new() });
-            let top = run.top_logprobs.map(|k| (usize::from(k), run.logit_bias.as_slice()));
-            choosers.push((at, row, &mut run.sampler, top, held));
         }
         let mut picks = Vec::new();
-        for (at, row, sampler, top, held) in &mut choosers {
-            let bounds = held.as_mut().map(|held| held as &mut dyn Bounds);
+        for (at, row, teller, sampler) in &mut choosers {
             picks.push(Pick {
                 row: *row,
                 draft: &drafts[*at].tokens,
                 sampler: &mut **sampler,
-                bounds,
-                top: *top,
+                top: teller.top,
+                listener: Some(teller),
                 chosen: Vec::new(),
             });
         }
         self.context.choose(&mut picks);
-        let chosen: Vec<_> = picks.into_iter().map(|pick| pick.chosen).collect();
-        let mut said: Vec<Said> = shares.iter().map(|_| Said::default()).collect();
-        for ((at, .., held), chosen) in choosers.into_iter().zip(chosen) {
-            said[at] = Said { chosen, steps: held.map_or(Vec::new(), |held| held.steps) };
+        let mut told: Vec<Option<Told>> = shares.iter().map(|_| None).collect();
+        for (at, _, teller, _) in choosers {
+            told[at] = Some(teller.told);
         }
-        said
+        told
     }
 
     /// Counts for the owner what was computed for the run in this slot.
@@ -192,126 +155,44 @@ impl<M: Model> Worker<M> {
         }
     }
 
-    /// Goes on with what was chosen of its row, and of those behind it as long as the draft there was right.
+    /// Goes on with what was told of its tokens, of which a draft may have foretold the first: what slots share.
     /// `n_before`: rows of the share before the draft's.
-    fn next_tokens(&mut self, index: usize, said: Said, n_before: u32, draft: &Draft) {
-        let (source, draft) = (draft.source, &draft.tokens);
-        let mut n_right = 0;
-        let (mut chosen, mut steps) = (said.chosen.into_iter().peekable(), said.steps.into_iter());
-        'rows: while let Some(first) = chosen.next() {
-            let mut tokens: Vec<Token> = first.iter().map(|first| first.token).collect();
-            while let Some(Ok(forced)) = chosen.next_if(|next| next.as_ref().is_ok_and(|next| next.is_forced)) {
-                tokens.push(forced.token);
-            }
-            let step = if first.is_ok() { steps.next() } else { None };
-            if !self.next_token(index, first, step.unwrap_or(Ok(Step::default())), tokens.len().saturating_sub(1)) {
-                break;
-            }
-            for token in tokens {
-                if draft.get(n_right) != Some(&token) {
-                    break 'rows;
-                }
-                // Its row was computed with the draft.
-                n_right += 1;
-                self.slots[index].kept.push(token);
-                if self.context.shares_cells() {
-                    self.cells.take(1, &mut self.slots[index].cells);
-                }
-            }
-        }
-        if draft.is_empty() {
-            return;
-        }
-        self.settle(index, source, n_before, draft.len(), n_right);
-        if n_right < draft.len() {
-            self.resync(index);
-        }
-    }
-
-    /// Tells the token that was chosen, and what it forces, of which the sampler was shown the first `n_shown`; false when the
-    /// run ended with them.
-    fn next_token(
-        &mut self,
-        index: usize,
-        chosen: Result<Chosen, String>,
-        step: Result<Step, String>,
-        n_shown: usize,
-    ) -> bool {
-        let Some(run) = &mut self.slots[index].run else { return false };
-        let Chosen { token, told, .. } = match chosen {
-            Ok(chosen) => chosen,
-            Err(reason) => {
-                let failure = Failure::Internal(format!("no token could be chosen: {reason}"));
-                self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
-                return false;
-            }
-        };
-        if run.clock.first_token.is_none() {
+    fn go_on(&mut self, index: usize, told: Told, n_before: u32, draft: &Draft) {
+        let Told { tokens, end, is_begun } = told;
+        let slot = &mut self.slots[index];
+        let Some(run) = &mut slot.run else { return };
+        if is_begun && run.clock.first_token.is_none() {
             run.clock.first_token = Some(Instant::now());
             self.is_urgent = true;
         }
-        if self.model.is_end(token) {
-            run.tokens.push(token);
-            self.end_run(index, |run, now| run.done(Finish::EndOfTurn, now));
-            return false;
-        }
-        let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
-        let told = told.filter(|_| is_shown);
-        let entry = told.map(|(logprob, top)| entry(&*self.model, token, logprob, top));
-        let is_last = step.as_ref().is_ok_and(|step| step.is_complete && step.forced.is_empty());
-        self.tell(index, token, entry, is_last) && self.go_on(index, step, n_shown)
-    }
-
-    /// Adds a token to the answer, which is complete with it where it `is_last`; false when the run ended with it.
-    fn tell(&mut self, index: usize, token: Token, entry: Option<TokenLogprob>, is_last: bool) -> bool {
-        let Some(run) = &mut self.slots[index].run else { return false };
-        run.tokens.push(token);
-        let is_shown = !self.model.is_control(token) || run.preserved.contains(&token);
-        let piece = if is_shown { self.model.piece(token) } else { &[] };
         if let Some(drafter) = &mut run.drafter {
-            drafter.follow(&run.tokens, run.n_prompt as usize, self.answers.of(run.partition));
+            let answer = &run.tokens[run.n_prompt as usize..slot.kept.len() + tokens.len()];
+            drafter.share(answer, tokens.len(), self.answers.of(run.partition));
         }
-        let mut released = run.text.push(piece, entry);
-        let stop = released.stop.take();
-        let is_full = run.tokens.len() >= self.context.n_ctx_seq() as usize;
-        let is_long = run.n_generated() >= run.n_generate_max;
-        self.out.push(Item::Token { id: run.id, released, token: run.with_tokens.then_some(token) });
-        if let Some(stop) = stop {
-            self.end_run(index, |run, now| run.done(Finish::StopString(stop), now));
-        } else if is_last || is_long || is_full {
-            let finish = if is_last { Finish::EndOfTurn } else { Finish::Length };
-            self.end_run(index, |run, now| run.done(finish, now));
-        } else {
-            return true;
+        // The rows of a draft's tokens that came were computed with it; the last token's is not wanted yet.
+        let came = tokens.iter().map(|(token, _)| token).take(tokens.len().saturating_sub(usize::from(end.is_none())));
+        let n_right = draft.tokens.iter().zip(came).take_while(|(one, other)| one == other).count();
+        slot.kept.extend_from_slice(&draft.tokens[..n_right]);
+        if self.context.shares_cells() {
+            self.cells.take(n_right, &mut slot.cells);
         }
-        false
-    }
-
-    /// Goes on with what the run's constraint said of a token: tells what it forces; false when the run ended.
-    fn go_on(&mut self, index: usize, step: Result<Step, String>, n_shown: usize) -> bool {
-        let step = match step {
-            Ok(step) => step,
-            Err(reason) => {
-                self.fail_constraint(index, &reason);
-                return false;
-            }
-        };
-        for (at, token) in step.forced.iter().enumerate() {
-            let Some(run) = &mut self.slots[index].run else { return false };
-            if at >= n_shown
-                && let Err(reason) = self.context.accept(&mut run.sampler, *token)
-            {
-                let failure = Failure::Internal(format!("a forced token was refused: {reason}"));
-                self.end_run(index, |run, _| Item::Failed { id: run.id, failure });
-                return false;
-            }
-            // A limit inside forced tokens cuts the answer there.
-            let is_last = step.is_complete && at + 1 == step.forced.len();
-            if !self.tell(index, *token, None, is_last) {
-                return false;
+        let (id, with_tokens) = (run.id, run.with_tokens);
+        let item = |(token, released)| Item::Token { id, released, token: with_tokens.then_some(token) };
+        self.out.extend(tokens.into_iter().map(item));
+        if !draft.tokens.is_empty() {
+            self.settle(index, draft, n_before, n_right);
+            if n_right < draft.tokens.len() {
+                self.resync(index);
             }
         }
-        true
+        match end {
+            None => {}
+            Some(End::Finish(finish)) => self.end_run(index, |run, now| run.done(finish, now)),
+            Some(End::Constraint(reason)) => self.fail_constraint(index, &reason),
+            Some(End::Internal(reason)) => {
+                self.end_run(index, |run, _| Item::Failed { id: run.id, failure: Failure::Internal(reason) });
+            }
+        }
     }
 
     pub(super) fn fail_constraint(&mut self, index: usize, reason: &str) {

@@ -19,6 +19,7 @@ mod pads;
 mod shared;
 mod sight;
 mod speculate;
+mod teller;
 mod text_drafts;
 mod turns;
 mod warm;

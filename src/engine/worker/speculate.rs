@@ -354,9 +354,10 @@ impl<M: Model> Worker<M> {
     }
 
     /// Of a share's rows with a draft behind them, the first `n_right` of the draft were right.
-    pub(super) fn settle(&mut self, index: usize, source: Source, n_before: u32, n: usize, n_right: usize) {
+    pub(super) fn settle(&mut self, index: usize, draft: &Draft, n_before: u32, n_right: usize) {
+        let (source, n) = (draft.source, draft.tokens.len());
         if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
-            drafter.count(source, n, n_right);
+            drafter.count(source, (n, n_right), draft.price);
         }
         if source == Source::Model {
             let mut stats = self.lock_stats();

@@ -27,10 +27,12 @@ impl<M: Model> Worker<M> {
         mut beside: Beside,
     ) -> Vec<Draft> {
         // Counted already.
-        let as_draft = |tokens| Draft { tokens, source: Source::Model };
+        let as_draft = |tokens| Draft { tokens, source: Source::Model, price: 0.0 };
         let mut drafts: Vec<Draft> = by_model.into_iter().map(as_draft).collect();
         let mut may_try = !beside.is_apart;
         let mut n_useful = beside.n_planned as f64;
+        // Of which each stream gets one.
+        let per_token = self.cost.pass(beside.n_planned) / n_useful;
         for at in by_turn(shares, |share| self.slots[share.slot].drafted_at) {
             let share = &shares[at];
             let slot = &self.slots[share.slot];
@@ -40,21 +42,26 @@ impl<M: Model> Worker<M> {
                 continue;
             }
             let Some((proposal, most)) = self.proposal(run, beside.n_extra) else { continue };
-            let (source, odds) = (proposal.source, proposal.odds);
+            let Proposal { source, odds, stake, .. } = proposal;
             let with = match beside.is_apart {
                 true => (0, self.cost.pass(beside.n_planned)),
                 false => (beside.n_planned + beside.n_drafted, 0.0),
             };
-            let (mut n, mut n_right) = self.cost.worth(with, n_useful, odds, most);
+            let affordable = self.cost.affordable(with.0, most, stake * per_token);
+            let (mut n, mut n_right) = self.cost.worth(with, n_useful, odds, affordable);
+            let mut price = self.cost.price(with.0, n) / per_token;
             let mut tokens = proposal.text[..most].to_vec();
-            if std::mem::take(&mut may_try) {
-                (n, n_right) = self.cost.trial(with.0, n_useful, odds, most).unwrap_or((n, n_right));
+            if std::mem::take(&mut may_try)
+                && let Some(trial) = self.cost.trial(with.0, n_useful, odds, most)
+            {
+                // All pay for it.
+                ((n, n_right), price) = (trial, 0.0);
             }
             if n == 0 {
                 continue;
             }
             tokens.truncate(n);
-            let draft = Draft { tokens, source };
+            let draft = Draft { tokens, source, price };
             n_useful += n_right;
             beside.n_drafted += draft.tokens.len();
             beside.n_extra = if beside.is_apart { 0 } else { beside.n_extra - draft.tokens.len() };

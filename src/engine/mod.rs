@@ -27,6 +27,7 @@ mod fold;
 mod gates;
 mod handle;
 mod infill;
+mod lane;
 mod logprobs;
 mod mailbox;
 pub mod media;

@@ -13,6 +13,7 @@ use super::cost::StepCost;
 use super::embed;
 use super::error::Failure;
 use super::event::{Description, Event, Pooling, SlotStats, Stats};
+use super::lane::Lane;
 use super::media::Cache;
 use super::media::encoder::{self, JOBS_MAX};
 use super::output;
@@ -21,14 +22,13 @@ use super::prefix::{self, Folder, Named, Saved};
 use super::prepare::{Embedder, Preparer, Sight, Work};
 use super::pressure::Spare;
 use super::request::{Command, RequestId};
-use super::run::Run;
 use super::transport::{Notice, Sink};
 use super::worker::{self, Parts, Worker};
 use crate::model::lock::Pinned;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustc_hash::FxHashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -314,35 +314,6 @@ struct Loading {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-/// Runs on one worker, and how many there are.
-pub(super) struct Lane<S> {
-    pub runs: Sender<Box<Run<S>>>,
-    n_runs: Arc<AtomicU32>,
-}
-
-impl<S> Lane<S> {
-    pub(super) fn n_runs(&self) -> u32 {
-        self.n_runs.load(Ordering::Relaxed)
-    }
-
-    /// Counts a run in for as long as the ticket lives.
-    pub(super) fn ticket(&self) -> Ticket {
-        self.n_runs.fetch_add(1, Ordering::Relaxed);
-        Ticket { n_runs: Arc::clone(&self.n_runs) }
-    }
-}
-
-/// A run's place on its worker.
-pub(super) struct Ticket {
-    n_runs: Arc<AtomicU32>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.n_runs.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Loading {
     fn load(self) -> Result<(), String> {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
@@ -532,7 +503,7 @@ impl Loading {
                 Err(_) => sink.broken("a worker panicked; this is a bug"),
             }
         })?;
-        Ok((Lane { runs, n_runs: Arc::default() }, n_ctx_seq))
+        Ok((Lane::new(runs), n_ctx_seq))
     }
 
     /// The states of the prefixes that the operator named.

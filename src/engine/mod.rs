@@ -49,6 +49,7 @@ mod text;
 mod transport;
 mod trust;
 mod turns;
+mod vocabulary;
 mod wait;
 mod worker;
 
@@ -61,6 +62,7 @@ pub use handle::{Canceller, Engine, EngineState, Generation, Load, Tokenized, Ve
 pub use pressure::{Pressure, PressureNow};
 pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
+pub use vocabulary::Vocabulary;
 
 #[cfg(test)]
 mod fuzz_tests;

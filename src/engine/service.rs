@@ -10,6 +10,7 @@ use super::config::{EngineConfig, ModelSource};
 use super::constraint::Constraints;
 use super::constraint::masks::Masks;
 use super::cost::StepCost;
+use super::drafter::Corpus;
 use super::embed;
 use super::error::Failure;
 use super::event::{Description, Event, Pooling, SlotStats, Stats};
@@ -343,6 +344,7 @@ impl Loading {
         description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
+        let corpus = if description.generates { Corpus::open(&self.config, description.n_vocab)? } else { None };
         let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {
             model: Arc::clone(&model),
             lanes: Arc::clone(lanes),
@@ -351,6 +353,7 @@ impl Loading {
             serial: Arc::clone(&serial),
             n_ctx,
             n_draft_max: self.config.n_draft_max,
+            corpus: corpus.clone(),
             piece_bytes_max: description.piece_bytes_max.max(1),
             n_vocab: description.n_vocab,
             adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),

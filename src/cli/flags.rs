@@ -93,7 +93,7 @@ impl FromArgMatches for Flags {
 }
 
 /// llama-server's flags of several letters behind one dash, which clap does not know.
-const SPELLINGS: [(&str, &str); 17] = [
+const SPELLINGS: [(&str, &str); 18] = [
     ("-np", "--parallel"),
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
@@ -101,6 +101,7 @@ const SPELLINGS: [(&str, &str); 17] = [
     ("-ngld", "--n-gpu-layers-draft"),
     ("-md", "--model-draft"),
     ("--spec-draft-model", "--model-draft"),
+    ("-lcs", "--lookup-cache-static"),
     ("--spec-draft-n-max", "--draft-max"),
     ("--spec-draft-n-min", "--draft-min"),
     ("--spec-draft-p-min", "--draft-p-min"),

@@ -20,6 +20,7 @@ mod inspect;
 mod keys;
 mod ledger;
 mod listen;
+mod lookup;
 mod notify;
 mod plan;
 mod progress;
@@ -54,6 +55,8 @@ enum Verb {
     Inspect(inspect::Inspect),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
+    /// Count what follows what in texts that answers may repeat, for --lookup-cache-static
+    Lookup(lookup::Lookup),
     /// Measure servers under load, side by side
     Bench(bench::Bench),
     /// Make, list, rotate, block and revoke API keys
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => verb.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Tokenize(verb) => verb.run(),
+        Verb::Lookup(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
         Verb::Keys(verb) => verb.run(),
         Verb::Teams(verb) => verb.run(),

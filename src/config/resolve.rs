@@ -277,10 +277,14 @@ impl Raw {
         if !(0.0..=1.0).contains(&p_min) {
             return Err(rule(&self.draft_p_min, format!("{p_min} is not within 0..=1")));
         }
+        if let Some(path) = &self.lookup_cache_static.value {
+            check_file(path).map_err(|error| rule(&self.lookup_cache_static, error.to_string()))?;
+        }
         let default = DraftConfig::default();
         Ok(DraftConfig {
             mode,
             model: self.model_draft.value.clone().filter(|_| mode != DraftMode::None),
+            corpus: self.lookup_cache_static.value.clone(),
             n_min: within(&self.draft_min, default.n_min, 0, EngineConfig::DRAFT_MAX)?,
             p_min,
             gpu_layers: self.n_gpu_layers_draft.value.unwrap_or(default.gpu_layers),

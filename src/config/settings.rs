@@ -94,6 +94,9 @@ settings! {
         /// A smaller model of the same vocabulary, or heads made for this model (EAGLE-3, MTP, DFlash, DSpark), that
         /// drafts the next tokens (-md)
         model_draft: PathBuf = None, "FILE";
+        /// What follows what in texts that answers may repeat, as hearth lookup or llama-lookup-create writes it: all
+        /// answers of the model are drafted from it (-lcs)
+        lookup_cache_static: PathBuf = None, "FILE";
         /// Make embeddings: auto where the model is an encoder or its file names a pooling; on with a chat model too
         embeddings: EmbedMode = Some("auto"), "auto|on|off";
         /// How the vectors of a text's tokens become one [default: as the file says; else last, for an encoder mean];

@@ -184,6 +184,7 @@ impl Raw {
         raw.pooling = unsaid.pooling;
         raw.rerank = unsaid.rerank;
         raw.model_draft = unsaid.model_draft;
+        raw.lookup_cache_static = unsaid.lookup_cache_static;
         // What drafts is said of the top-level model, if there is one; that nothing does is a rule for all.
         if self.model.value.is_some() && raw.spec_type.value != Some(DraftMode::None) {
             raw.spec_type = unsaid.spec_type;
@@ -450,8 +451,9 @@ mod tests {
             std::fs::write(&path, "x").expect("a writable folder");
             path.to_str().expect("a plain path").to_owned()
         };
-        let (projector, draft) = (file("p.gguf"), file("d.gguf"));
-        let top = format!("mmproj = '{projector}'\nmodel_draft = '{draft}'\nembeddings = \"on\"\npooling = \"mean\"\n");
+        let (projector, draft, corpus) = (file("p.gguf"), file("d.gguf"), file("c.bin"));
+        let files = format!("mmproj = '{projector}'\nmodel_draft = '{draft}'\nlookup_cache_static = '{corpus}'\n");
+        let top = format!("{files}embeddings = \"on\"\npooling = \"mean\"\n");
         let tables = "[[model]]\nname = \"side\"\nfile = \"scripted\"\n";
         let engines = |kind: &str, own: &str| {
             let text = format!("{top}spec_type = \"{kind}\"\n{tables}{own}");
@@ -462,8 +464,11 @@ mod tests {
         let [first, side] = &engines("draft-simple", "")[..] else { unreachable!("two models") };
         assert!(first.mmproj.is_some() && first.pooling.is_some() && first.embeddings == EmbedMode::On);
         assert!(side.mmproj.is_none() && side.pooling.is_none() && side.embeddings == EmbedMode::Auto);
+        assert!(first.draft.corpus.is_some() && side.draft.corpus.is_none());
         assert_eq!(of_draft(first), (DraftMode::Simple, true));
         assert_eq!(of_draft(side), (DraftMode::Auto, false));
+        let own = format!("lookup_cache_static = '{corpus}'\n");
+        assert!(engines("none", &own).iter().all(|engine| engine.draft.corpus.is_some()), "texts draft in any case");
         let own = format!("model_draft = '{draft}'\nspec_type = \"draft-eagle3\"\n");
         assert_eq!(of_draft(&engines("draft-simple", &own)[1]), (DraftMode::Eagle3, true));
         assert_eq!(of_draft(&engines("none", "")[1]), (DraftMode::None, false));

@@ -151,6 +151,8 @@ pub struct DraftConfig {
     pub mode: DraftMode,
     /// The file of a model or of heads that draft.
     pub model: Option<PathBuf>,
+    /// A file of what follows what in texts of the operator's; see `model::ngrams`.
+    pub corpus: Option<PathBuf>,
     /// Shorter drafts are not tried; at most `DRAFT_MAX`.
     pub n_min: u32,
     /// A draft ends before a token that is less probable to what drafts, 0..=1.
@@ -164,7 +166,15 @@ pub struct DraftConfig {
 
 impl Default for DraftConfig {
     fn default() -> Self {
-        Self { mode: DraftMode::Auto, model: None, n_min: 0, p_min: 0.0, gpu_layers: GpuLayers::All, always: false }
+        Self {
+            mode: DraftMode::Auto,
+            model: None,
+            corpus: None,
+            n_min: 0,
+            p_min: 0.0,
+            gpu_layers: GpuLayers::All,
+            always: false,
+        }
     }
 }
 
@@ -317,7 +327,8 @@ impl EngineConfig {
         let ModelSource::Gguf(path) = &self.source else { return 0 };
         let mut hasher = DefaultHasher::new();
         let adapters = self.lora.iter().map(|adapter| &adapter.path);
-        for path in std::iter::once(path).chain(&self.mmproj).chain(&self.draft.model).chain(adapters) {
+        let drafts = self.draft.model.iter().chain(&self.draft.corpus);
+        for path in std::iter::once(path).chain(&self.mmproj).chain(drafts).chain(adapters) {
             // What can't be read is not loaded either.
             let parts = ModelFile::open(path).map_or_else(|_| vec![path.clone()], |file| file.paths());
             for part in parts {
@@ -367,7 +378,7 @@ impl EngineConfig {
             max_wait: _,
             hang_timeout: _,
         } = self;
-        let DraftConfig { mode, model: _, n_min, p_min, gpu_layers: draft_layers, always } = draft;
+        let DraftConfig { mode, model: _, corpus: _, n_min, p_min, gpu_layers: draft_layers, always } = draft;
         let mut hasher = DefaultHasher::new();
         (cache_type_k, cache_type_v, flash_attn, kv_layout.is_unified(), swa_full).hash(&mut hasher);
         (gpu_layers, n_threads_batch, n_draft_max).hash(&mut hasher);

@@ -27,6 +27,7 @@ mod fold;
 mod gates;
 mod handle;
 mod infill;
+mod lane;
 mod logprobs;
 mod mailbox;
 pub mod media;
@@ -48,6 +49,7 @@ mod text;
 mod transport;
 mod trust;
 mod turns;
+mod vocabulary;
 mod wait;
 mod worker;
 
@@ -60,6 +62,7 @@ pub use handle::{Canceller, Engine, EngineState, Generation, Load, Tokenized, Ve
 pub use pressure::{Pressure, PressureNow};
 pub use request::{Command, EmbedRequest, GenerateRequest, RequestId, RerankRequest, TokenizeRequest, fresh_family};
 pub use transport::{EngineMode, run_child};
+pub use vocabulary::Vocabulary;
 
 #[cfg(test)]
 mod fuzz_tests;

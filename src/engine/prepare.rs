@@ -4,18 +4,19 @@
 use super::adapters;
 use super::backend::{AnswerFrame, Calls, FENCES, Grammar, Model, Reading, Rendered, Tags, Token};
 use super::constraint::Constraints;
-use super::drafter::Drafter;
+use super::drafter::{Corpus, Drafter};
 use super::embed::{self, InputShape, Job};
 use super::error::Failure;
 use super::event::{Event, Pooling};
 use super::fence::{fence, message_texts};
 use super::gates::{Gates, Terms};
+use super::lane::Lane;
 use super::media::{self, Cache, Laid, Pending, Shelf, Span};
 use super::prefix::SHARED;
 use super::reading::Reader;
 use super::request::{Command, GenerateRequest, RequestId, TokenizeRequest};
 use super::run::{Clock, Echo, Run};
-use super::service::{Lane, Live, Registry};
+use super::service::{Live, Registry};
 use super::text::TextBuilder;
 use super::transport::Sink;
 use crate::chat::{ChatPrompt, MediaKind, Prompt, SamplingParams};
@@ -43,6 +44,8 @@ pub(super) struct Preparer<M: Model> {
     pub n_ctx: u32,
     /// 0: nothing is tried ahead.
     pub n_draft_max: u32,
+    /// Texts of the operator's that answers are drafted from.
+    pub corpus: Option<Arc<Corpus>>,
     pub piece_bytes_max: u32,
     pub n_vocab: u32,
     /// Default scales of the LoRA adapters.
@@ -340,7 +343,7 @@ impl<M: Model> Preparer<M> {
         let most = self.n_ctx as usize * self.piece_bytes_max as usize;
         let is_usable = !text.is_empty() && text.len() <= most.min(TOKENIZE_BYTES_MAX);
         let prediction = is_usable.then(|| self.model.tokenize(text, false, false)).transpose()?;
-        Ok(Drafter::new(prediction, true))
+        Ok(Drafter::new(prediction, true).map(|drafter| drafter.with_corpus(self.corpus.as_ref())))
     }
 
     fn dispatch(&self, run: Run<M::Sampler>, pending: Vec<Pending<M::Chunk>>) -> Result<(), Failure> {

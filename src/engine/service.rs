@@ -10,9 +10,11 @@ use super::config::{EngineConfig, ModelSource};
 use super::constraint::Constraints;
 use super::constraint::masks::Masks;
 use super::cost::StepCost;
+use super::drafter::Corpus;
 use super::embed;
 use super::error::Failure;
 use super::event::{Description, Event, Pooling, SlotStats, Stats};
+use super::lane::Lane;
 use super::media::Cache;
 use super::media::encoder::{self, JOBS_MAX};
 use super::output;
@@ -21,14 +23,13 @@ use super::prefix::{self, Folder, Named, Saved};
 use super::prepare::{Embedder, Preparer, Sight, Work};
 use super::pressure::Spare;
 use super::request::{Command, RequestId};
-use super::run::Run;
 use super::transport::{Notice, Sink};
 use super::worker::{self, Parts, Worker};
 use crate::model::lock::Pinned;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rustc_hash::FxHashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -314,35 +315,6 @@ struct Loading {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
-/// Runs on one worker, and how many there are.
-pub(super) struct Lane<S> {
-    pub runs: Sender<Box<Run<S>>>,
-    n_runs: Arc<AtomicU32>,
-}
-
-impl<S> Lane<S> {
-    pub(super) fn n_runs(&self) -> u32 {
-        self.n_runs.load(Ordering::Relaxed)
-    }
-
-    /// Counts a run in for as long as the ticket lives.
-    pub(super) fn ticket(&self) -> Ticket {
-        self.n_runs.fetch_add(1, Ordering::Relaxed);
-        Ticket { n_runs: Arc::clone(&self.n_runs) }
-    }
-}
-
-/// A run's place on its worker.
-pub(super) struct Ticket {
-    n_runs: Arc<AtomicU32>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.n_runs.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Loading {
     fn load(self) -> Result<(), String> {
         let progress = |progress: f32| self.sink.notice(Notice::Loading { progress });
@@ -372,6 +344,7 @@ impl Loading {
         description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
+        let corpus = if description.generates { Corpus::open(&self.config, description.n_vocab)? } else { None };
         let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {
             model: Arc::clone(&model),
             lanes: Arc::clone(lanes),
@@ -380,6 +353,7 @@ impl Loading {
             serial: Arc::clone(&serial),
             n_ctx,
             n_draft_max: self.config.n_draft_max,
+            corpus: corpus.clone(),
             piece_bytes_max: description.piece_bytes_max.max(1),
             n_vocab: description.n_vocab,
             adapter_scales: description.adapters.iter().map(|adapter| adapter.scale).collect(),
@@ -532,7 +506,7 @@ impl Loading {
                 Err(_) => sink.broken("a worker panicked; this is a bug"),
             }
         })?;
-        Ok((Lane { runs, n_runs: Arc::default() }, n_ctx_seq))
+        Ok((Lane::new(runs), n_ctx_seq))
     }
 
     /// The states of the prefixes that the operator named.

@@ -167,7 +167,7 @@ fn vocabularies() -> Vec<Vocab> {
         );
     }
     let load = |(path, back): (PathBuf, Back)| {
-        let model = Model::load_vocab(&path).unwrap_or_else(|| panic!("{} is not loaded", path.display()));
+        let model = Model::load_vocab(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         // Those of others lose nothing where they are made of bytes.
         let kind = model.meta("tokenizer.ggml.model").unwrap_or_default();
         let back = if back == Back::Lossy && kind == "gpt2" { Back::Exact } else { back };

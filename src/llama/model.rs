@@ -29,6 +29,8 @@ pub struct ModelParams {
     pub n_gpu_layers: i32,
     pub use_mmap: bool,
     pub use_mlock: bool,
+    /// No weights: the model can do nothing but tokenise.
+    pub vocab_only: bool,
     /// With the heads that draft, where the file has some.
     pub load_mtp: bool,
 }
@@ -72,6 +74,7 @@ impl Model {
             n_gpu_layers: params.n_gpu_layers,
             use_mmap: params.use_mmap,
             use_mlock: params.use_mlock,
+            vocab_only: params.vocab_only,
             load_mtp: params.load_mtp,
             progress: Some(on_progress),
             progress_user: (&raw mut progress).cast(),
@@ -88,16 +91,11 @@ impl Model {
         Ok(Self::of(raw))
     }
 
-    /// A vocabulary without its model.
-    #[cfg(test)]
-    pub(super) fn load_vocab(path: &Path) -> Option<Self> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-        // SAFETY: the path is a C string; the defaults hold no pointers of ours.
-        let raw = unsafe {
-            let params = sys::llama_model_params { vocab_only: true, ..sys::llama_model_default_params() };
-            sys::llama_model_load_from_file(path.as_ptr(), params)
-        };
-        NonNull::new(raw).map(Self::of)
+    /// A vocabulary without its model. Errors: as for `load`.
+    pub fn load_vocab(path: &Path) -> Result<Self, Error> {
+        let params =
+            ModelParams { n_gpu_layers: 0, use_mmap: false, use_mlock: false, vocab_only: true, load_mtp: false };
+        Self::load(path, params, |_| {})
     }
 
     fn of(raw: NonNull<sys::llama_model>) -> Self {

@@ -244,7 +244,8 @@ pub(super) mod tests {
     pub fn model(name: &str) -> Arc<Model> {
         super::super::init().expect("llama.cpp");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("models/{name}.gguf"));
-        let params = ModelParams { n_gpu_layers: 0, use_mmap: true, use_mlock: false, load_mtp: true };
+        let params =
+            ModelParams { n_gpu_layers: 0, use_mmap: true, use_mlock: false, vocab_only: false, load_mtp: true };
         Arc::new(Model::load(&path, params, |_| {}).expect("a model"))
     }
 

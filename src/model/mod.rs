@@ -14,6 +14,7 @@ pub mod fit;
 mod ggml;
 pub mod gguf;
 pub mod lock;
+pub mod ngrams;
 mod offload;
 mod rollback;
 mod shape;

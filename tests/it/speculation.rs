@@ -324,11 +324,83 @@ async fn heads_draft_for_many_slots_at_once() {
     }
 }
 
+/// What `hearth` says, and whether it did what was asked.
+fn hearth(args: &[&std::path::Path]) -> (String, bool) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_hearth")).args(args).output().expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    (String::from_utf8_lossy(&said).into_owned(), output.status.success())
+}
+
+/// What a model says stands in texts of the operator's, so it is drafted from the first answer on.
+#[tokio::test]
+async fn the_operators_texts_are_drafted_from_and_change_nothing() {
+    let model = "hearth-demo";
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let plain = start(model, |config| config.n_draft_max = 0).await;
+    let all = sure(&plain, 60).await;
+    let mut texts = Vec::new();
+    for (i, one) in all.iter().enumerate() {
+        let text = plain.detokenize(one.prompt.clone()).await.expect("a text") + &one.text;
+        texts.push(dir.path().join(format!("{i}.txt")));
+        std::fs::write(&texts[i], text).expect("a writable folder");
+    }
+    let (counts, file) = (dir.path().join("counts.bin"), path(model));
+    let mut args = vec!["lookup".as_ref(), file.as_path()];
+    args.extend(texts.iter().map(PathBuf::as_path));
+    args.extend([std::path::Path::new("-o"), &counts]);
+    let (said, is_done) = hearth(&args);
+    assert!(is_done && said.contains("keys from"), "{said}");
+    assert!(!dir.path().join("counts.bin.part").exists());
+
+    let (mut n_right, mut n_tokens) = ([0, 0], 0);
+    for corpus in [None, Some(counts)] {
+        let with_corpus = usize::from(corpus.is_some());
+        for one in &all {
+            // Each by a server of its own: nothing is known of other answers.
+            let drafted = start(model, |config| config.draft.corpus = corpus.clone()).await;
+            let said = say(&drafted, one.prompt.clone(), one.n).await;
+            assert!(is_alike(&said.text, &one.text), "{:?} and {:?}", said.text, one.text);
+            n_right[with_corpus] += said.usage.accepted_draft_tokens;
+            n_tokens += one.n * with_corpus as u32;
+        }
+    }
+    let [without, with] = n_right;
+    assert!(with > without && (with - without) * 4 > n_tokens, "{without} and {with} of {n_tokens}");
+}
+
+#[tokio::test]
+async fn a_file_that_holds_no_counts_for_the_model_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (text, counts) = (dir.path().join("text"), dir.path().join("counts.bin"));
+    std::fs::write(&text, "The quick brown fox jumps over the lazy dog.").expect("a writable folder");
+    let (said, is_done) = hearth(&["lookup".as_ref(), &path("stories260K"), &text, "-o".as_ref(), &counts]);
+    assert!(is_done, "{said}");
+    let of = |corpus: &PathBuf| {
+        let mut config = EngineConfig::new(ModelSource::Gguf(path("tiny/tiny-llama")));
+        config.draft.corpus = Some(corpus.clone());
+        state_with(config)
+    };
+    let flag = |path: &PathBuf| format!("--lookup-cache-static {}: the entry at byte", path.display());
+    let said = of(&counts).await;
+    assert!(said.contains("Failed") && said.contains(&flag(&counts)), "{said}");
+    assert!(said.contains("the file was made for another model"), "{said}");
+    let said = of(&text).await;
+    assert!(said.contains("Failed") && said.contains(&flag(&text)), "{said}");
+    for (bad, why) in [(dir.path().join("missing"), "No such file"), (path("tiny/tiny-llama"), "no text in UTF-8")] {
+        let (said, is_done) = hearth(&["lookup".as_ref(), &path("stories260K"), &bad, "-o".as_ref(), &counts]);
+        assert!(!is_done && said.contains(why) && said.contains(&bad.display().to_string()), "{said}");
+    }
+}
+
 /// In which state an engine ends up.
 async fn state_of(model: &str, draft: Option<PathBuf>, mode: DraftMode) -> String {
     let mut config = EngineConfig::new(ModelSource::Gguf(path(model)));
-    (config.n_threads, config.n_ctx) = (Some(1), Some(256));
     (config.draft.model, config.draft.mode) = (draft, mode);
+    state_with(config).await
+}
+
+async fn state_with(mut config: EngineConfig) -> String {
+    (config.n_threads, config.n_ctx) = (Some(1), Some(256));
     let engine = Engine::start(config, EngineMode::InProcess);
     let mut watch = engine.watch();
     let ends = |state: &EngineState| matches!(state, EngineState::Ready(_) | EngineState::Failed { .. });

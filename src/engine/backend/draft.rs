@@ -159,6 +159,7 @@ fn open(path: &Path, kind: DraftKind, config: &EngineConfig) -> Result<llama::Mo
         n_gpu_layers: config.draft.gpu_layers.count(),
         use_mmap: config.mmap,
         use_mlock: config.mlock,
+        vocab_only: false,
         load_mtp: kind == DraftKind::Mtp,
     };
     let refuse = |why: String| format!("--model-draft {}: {why}", path.display());

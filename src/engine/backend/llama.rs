@@ -96,6 +96,7 @@ impl LlamaModel {
             n_gpu_layers: config.gpu_layers.count(),
             use_mmap: config.mmap,
             use_mlock: config.mlock,
+            vocab_only: false,
             load_mtp: DraftSource::wants_heads(config),
         };
         let model = llama::Model::load(path, params, progress);

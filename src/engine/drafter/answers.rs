@@ -4,9 +4,9 @@
 //! answers. A request that doesn't share its prefix takes no part.
 
 use super::Token;
-use super::guesses::{ByStreak, Guesses, UNKNOWN};
-use rustc_hash::{FxHashMap, FxHasher};
-use std::hash::{Hash, Hasher};
+use super::guesses::{ByStreak, UNKNOWN};
+use super::reciter::{Entry, Reciter, place};
+use rustc_hash::FxHashMap;
 
 /// Tokens behind which the next one is remembered. With fewer, any two answers of a kind would agree somewhere.
 const AGREE: usize = 6;
@@ -14,8 +14,6 @@ const AGREE: usize = 6;
 const ENTRIES: usize = 1 << 16;
 /// Pools of a worker, so 16 MiB; that of the partition that was not asked for the longest time makes room.
 const POOLS_MAX: usize = 32;
-/// Tokens that are drafted at most from other answers, as far as a chain of entries goes.
-const AHEAD: usize = 64;
 
 /// What tokens stood behind which, in answers of one partition.
 #[derive(Debug)]
@@ -26,29 +24,24 @@ pub(in super::super) struct Pool {
     used_at: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    /// The part of the key's hash that isn't its place.
-    tag: u32,
-    /// Negative: none.
-    next: Token,
-}
-
 impl Pool {
     fn new() -> Self {
-        let entries = vec![Entry { tag: 0, next: -1 }; ENTRIES].into_boxed_slice();
+        let entries = vec![Entry::NONE; ENTRIES].into_boxed_slice();
         Self { entries, odds: UNKNOWN, used_at: 0 }
     }
 
     fn place(key: &[Token; AGREE]) -> (usize, u32) {
-        let mut hasher = FxHasher::default();
-        key.hash(&mut hasher);
-        let hash = hasher.finish();
-        // Multiplied, so its upper half is the better mixed one.
-        (((hash >> 32) as usize) % ENTRIES, hash as u32)
+        let (at, tag) = place(key);
+        (at % ENTRIES, tag)
     }
 
-    fn next(&self, said: &[Token]) -> Option<Token> {
+    /// A way through what is known here.
+    pub fn reciter(&self) -> Reciter {
+        Reciter::new(AGREE, &self.odds)
+    }
+
+    /// What comes behind `said`.
+    pub fn next(&self, said: &[Token]) -> Option<Token> {
         let (at, tag) = Self::place(said.last_chunk()?);
         let entry = self.entries[at];
         (entry.next >= 0 && entry.tag == tag).then_some(entry.next)
@@ -97,69 +90,21 @@ impl Pools {
     }
 }
 
-/// Goes ahead of an answer, as far as others went on like it.
-#[derive(Debug)]
-pub(in super::super) struct Reciter {
-    /// The last tokens of the answer, and from `at` on what is foretold: at most `2 * AHEAD` and a key, see `follow`.
-    text: Vec<Token>,
-    at: usize,
-    guesses: Guesses,
-}
-
-impl Reciter {
-    pub fn new(pool: &Pool) -> Self {
-        let mut guesses = Guesses::default();
-        guesses.begin(&pool.odds);
-        Self { text: Vec::new(), at: 0, guesses }
-    }
-
-    /// What comes next.
-    pub fn ahead(&self) -> Option<&[Token]> {
-        self.text.get(self.at..).filter(|text| !text.is_empty())
-    }
-
-    pub(super) fn guesses(&self) -> &Guesses {
-        &self.guesses
-    }
-
-    /// Takes the last token of `answer` in: it is what was foretold, or others are looked for anew.
-    pub fn follow(&mut self, answer: &[Token], pool: &Pool) {
-        let Some(last) = answer.last() else { return };
-        if let Some(foretold) = self.text.get(self.at)
-            && self.guesses.take(foretold == last)
-        {
-            self.at += 1;
-        } else {
-            self.guesses.streak = 0;
-            self.text.clear();
-            self.text.extend_from_slice(&answer[answer.len().saturating_sub(AGREE)..]);
-            self.at = self.text.len();
-        }
-        if self.at > AHEAD + AGREE {
-            self.text.drain(..self.at - AGREE);
-            self.at = AGREE;
-        }
-        while self.text.len() < self.at + AHEAD {
-            let Some(next) = pool.next(&self.text) else { return };
-            self.text.push(next);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::reciter::AHEAD;
     use super::*;
 
     /// Says the answer; what was foretold before each token, and with which odds.
     fn say(pools: &mut Pools, partition: u64, answer: &[Token]) -> Vec<(Vec<Token>, f64)> {
-        let mut reciter = Reciter::new(pools.open(partition));
+        let mut reciter = pools.open(partition).reciter();
         let mut foretold = Vec::new();
         for n in 1..=answer.len() {
             foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.guesses.odds()));
             let pool = pools.of(partition).unwrap();
-            reciter.follow(&answer[..n], pool);
+            reciter.follow(&answer[..n], |said| pool.next(said));
             pool.learn(&answer[..n]);
-            assert!(reciter.text.len() <= 2 * (AHEAD + AGREE));
+            assert!(reciter.n_held() <= 2 * (AHEAD + AGREE));
         }
         pools.of(partition).unwrap().learn_odds(&reciter);
         foretold

@@ -15,24 +15,31 @@
 //! in it at first: what it can lose is bounded, whatever the odds say, and what is right fills it within a few steps.
 //!
 //! llama.cpp's kinds of prompt lookup, and what stands for them here: `ngram-simple` and `ngram-map-k` are `History`,
-//! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds. `ngram-cache` is the last two
-//! in files that an operator makes beforehand, which nobody asked for.
+//! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds, `ngram-cache` with a static file is
+//! `Corpus`, but for keys of up to four tokens and with odds. Its dynamic file, which answers are written into, is left out: it
+//! would tell every tenant what others were answered.
 //!
 //! A draft is as long as the memory can go back at most: any length where it can be cut; where it holds a recurrent state, the
 //! rows that states are kept for (`model::rows_back`), in steps of one sequence; nothing where none are kept.
 
 mod answers;
+mod corpus;
 mod guesses;
 mod purse;
+mod reciter;
 mod text;
 
 pub(super) use answers::Pools;
+pub(super) use corpus::Corpus;
 
 use super::backend::Token;
 use super::trust::Trust;
-use answers::{Pool, Reciter};
+use crate::model::ngrams::KEY_MAX;
+use answers::Pool;
 use guesses::{ByStreak, Guesses, UNKNOWN};
 use purse::Purse;
+use reciter::Reciter;
+use std::sync::Arc;
 use text::{Follower, Index};
 
 /// Tokens that must agree before a place in a text is believed.
@@ -52,6 +59,8 @@ pub(super) enum Source {
     Majority,
     /// Answers of the same partition.
     Answers,
+    /// Texts that the operator chose.
+    Corpus,
     /// A model or heads that draft.
     Model,
 }
@@ -89,6 +98,7 @@ pub(super) struct Drafter {
     history: Option<History>,
     /// `None`: other answers are not to be known of this one, nor it of them.
     answers: Option<Reciter>,
+    corpus: Option<Recital>,
     /// Trust in what drafts beside the model; `None` where nothing does, or before the run has a slot.
     pub model: Option<Trust>,
     pub drafted: Drafted,
@@ -99,6 +109,13 @@ struct Prediction {
     text: Vec<Token>,
     index: Index,
     follower: Follower,
+}
+
+/// A way through the operator's texts.
+#[derive(Debug)]
+struct Recital {
+    corpus: Arc<Corpus>,
+    reciter: Reciter,
 }
 
 /// Ways through the prompt and the answer so far.
@@ -137,11 +154,12 @@ pub(super) struct Lately {
     prediction: ByStreak,
     history: ByStreak,
     majority: ByStreak,
+    corpus: ByStreak,
 }
 
 impl Default for Lately {
     fn default() -> Self {
-        Self { prediction: UNKNOWN, history: UNKNOWN, majority: UNKNOWN }
+        Self { prediction: UNKNOWN, history: UNKNOWN, majority: UNKNOWN, corpus: UNKNOWN }
     }
 }
 
@@ -154,6 +172,9 @@ impl Lately {
         if let Some(history) = &drafter.history {
             history.last.guesses.teach(&mut self.history);
             history.majority.guesses.teach(&mut self.majority);
+        }
+        if let Some(Recital { reciter, .. }) = &drafter.corpus {
+            reciter.guesses.teach(&mut self.corpus);
         }
     }
 }
@@ -168,7 +189,10 @@ impl Drafter {
             history.last.guesses.begin(&lately.history);
             history.majority.guesses.begin(&lately.majority);
         }
-        self.answers = pool.map(Reciter::new);
+        if let Some(Recital { reciter, .. }) = &mut self.corpus {
+            reciter.guesses.begin(&lately.corpus);
+        }
+        self.answers = pool.map(Pool::reciter);
     }
 
     /// What its guesses from other answers came to.
@@ -186,9 +210,18 @@ impl Drafter {
             Prediction { text, index, follower: Follower::at_start() }
         });
         let history = has_history.then(History::default);
-        let purse = Purse::default();
-        let drafter = Self { purse, prediction, history, answers: None, model: None, drafted: Drafted::default() };
+        let (purse, answers, corpus, model) = (Purse::default(), None, None, None);
+        let drafter = Self { purse, prediction, history, answers, corpus, model, drafted: Drafted::default() };
         (drafter.prediction.is_some() || has_history).then(|| Box::new(drafter))
+    }
+
+    /// From the operator's texts too.
+    pub fn with_corpus(mut self: Box<Self>, corpus: Option<&Arc<Corpus>>) -> Box<Self> {
+        self.corpus = corpus.map(|corpus| {
+            let reciter = Reciter::new(KEY_MAX, &UNKNOWN);
+            Recital { corpus: Arc::clone(corpus), reciter }
+        });
+        self
     }
 
     /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surest.
@@ -210,14 +243,20 @@ impl Drafter {
         let history = self.history.as_ref();
         let answers = self.answers.as_ref().and_then(|answers| {
             let text = answers.ahead()?;
-            let (odds, stake) = worth(answers.guesses());
+            let (odds, stake) = worth(&answers.guesses);
             Some(Proposal { text, source: Source::Answers, odds, stake })
+        });
+        let corpus = self.corpus.as_ref().and_then(|Recital { reciter, .. }| {
+            let text = reciter.ahead()?;
+            let (odds, stake) = worth(&reciter.guesses);
+            Some(Proposal { text, source: Source::Corpus, odds, stake })
         });
         let proposals = [
             prediction,
             history.and_then(|history| of_history(&history.last, Source::History)),
             history.and_then(|history| of_history(&history.majority, Source::Majority)),
             answers,
+            corpus,
         ];
         // Of several that are as sure the first.
         let surer = |one: Proposal<'a>, other: Proposal<'a>| if other.odds > one.odds { other } else { one };
@@ -236,6 +275,9 @@ impl Drafter {
             last.follow(tokens, tokens, |end| index.last(end));
             majority.follow(tokens, tokens, |end| index.majority(end));
         }
+        if let Some(Recital { corpus, reciter }) = &mut self.corpus {
+            reciter.follow(tokens, |said| corpus.next(said));
+        }
         if let Some(trust) = &mut self.model {
             trust.pass();
         }
@@ -246,7 +288,7 @@ impl Drafter {
         match (&mut self.answers, pool) {
             (Some(answers), Some(pool)) => {
                 for n in answer.len().saturating_sub(n_new) + 1..=answer.len() {
-                    answers.follow(&answer[..n], pool);
+                    answers.follow(&answer[..n], |said| pool.next(said));
                     pool.learn(&answer[..n]);
                 }
             }
@@ -263,7 +305,7 @@ impl Drafter {
             self.drafted.prediction.add(n, n_right);
         }
         match source {
-            Source::Prediction | Source::History | Source::Majority | Source::Answers => {
+            Source::Prediction | Source::History | Source::Majority | Source::Answers | Source::Corpus => {
                 self.purse.settle(n_right, price);
             }
             Source::Model => {
@@ -442,6 +484,35 @@ mod tests {
         assert_eq!(says_of(Some(1), 2), 0, "whoever shares nothing is not learnt from");
         assert!(says_of(Some(1), 3) > 90);
         assert_eq!((says_of(Some(2), 4), says_of(None, 5)), (0, 0));
+    }
+
+    #[test]
+    fn the_operators_texts_are_drafted_from_for_everybody() {
+        let text: Vec<Token> = (100..200).collect();
+        let corpus = corpus::tests::corpus(&[&text]);
+        let mut lately = Lately::default();
+        let mut says = |answer: &[Token], corpus: Option<&Arc<Corpus>>| {
+            let mut drafter = Drafter::new(None, true).unwrap().with_corpus(corpus);
+            drafter.begin(&lately, None);
+            let (mut tokens, mut found) = (vec![7, 8], Vec::new());
+            for token in answer {
+                tokens.push(*token);
+                drafter.follow(&tokens, 2);
+                let Some(proposal) = drafter.propose(&tokens) else { continue };
+                let at = tokens.len() - 2;
+                assert_eq!((proposal.source, proposal.text), (Source::Corpus, &text[at..(at + 64).min(100)]));
+                found.push(proposal.odds);
+            }
+            lately.learn(&drafter);
+            found
+        };
+        assert!(says(&text, None).is_empty());
+        let first = says(&text, Some(&corpus));
+        // From the third token on, until nothing is left.
+        assert_eq!(first.len(), 97);
+        assert!(first[0] <= 0.5 && first[90] > 0.9, "{first:?}");
+        let again = says(&text, Some(&corpus));
+        assert!(again[0] > first[0], "what was right for one is believed for the next");
     }
 
     #[test]

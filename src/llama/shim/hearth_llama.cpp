@@ -142,6 +142,7 @@ int32_t hearth_model_load(const char * path, const hearth_model_params * params,
         p.n_gpu_layers = params->n_gpu_layers;
         p.load_mode = params->use_mmap ? (params->use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                        : (params->use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+        p.vocab_only = params->vocab_only;
         p.load_mtp = params->load_mtp;
         p.progress_callback = params->progress;
         p.progress_callback_user_data = params->progress_user;

@@ -53,6 +53,7 @@ typedef struct hearth_model_params {
     int32_t n_gpu_layers; // negative: all
     bool use_mmap;
     bool use_mlock;
+    bool vocab_only; // no weights: the model can only tokenise
     bool load_mtp; // the heads that draft (multi-token prediction), where the file has some
     llama_progress_callback progress;
     void * progress_user;

@@ -461,7 +461,7 @@ def qwen35(out, name, seed, heads=False):
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
-    gain = 0.4 if heads else 1.7
+    gain = 0.2 if heads else 1.7
     for i, b in m.blocks():
         if (i + 1) % 2 == 0:
             m.matrix(b + "attn_q.weight", 2 * m.heads * m.head, m.width)

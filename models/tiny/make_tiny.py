@@ -132,9 +132,10 @@ class Model:
         self.matrix(b + "attn_v.weight", heads_kv * self.head, self.width)
         self.matrix(b + "attn_output.weight", self.width, self.heads * self.head)
 
-    def ffn(self, b, size):
-        for name, rows, columns in (("gate", size, self.width), ("up", size, self.width), ("down", self.width, size)):
+    def ffn(self, b, size, gain=1.7):
+        for name, rows, columns in (("gate", size, self.width), ("up", size, self.width)):
             self.matrix(f"{b}ffn_{name}.weight", rows, columns)
+        self.matrix(f"{b}ffn_down.weight", self.width, size, gain=gain)
 
     def mamba(self, b, norms):
         inner, state, rank = self.inner, self.state, self.rank
@@ -152,7 +153,7 @@ class Model:
             self.ones(b + "ssm_b_norm.weight", state)
             self.ones(b + "ssm_c_norm.weight", state)
 
-    def delta_net(self, b, keys):
+    def delta_net(self, b, keys, gain=1.7):
         inner, size, values = self.inner, self.state, self.rank
         mixed = 2 * keys * size + inner
         self.matrix(b + "attn_qkv.weight", mixed, self.width)
@@ -163,7 +164,7 @@ class Model:
         self.matrix(b + "ssm_beta.weight", values, self.width)
         self.matrix(b + "ssm_alpha.weight", values, self.width)
         self.ones(b + "ssm_norm.weight", size)
-        self.matrix(b + "ssm_out.weight", self.width, inner)
+        self.matrix(b + "ssm_out.weight", self.width, inner, gain=gain)
 
     def close(self):
         w = self.w
@@ -294,20 +295,23 @@ def glm4moe(out):
     m.close()
 
 
-def eagle3(out):
-    """A head of EAGLE-3 for ../stories260K.gguf: it reads what goes into two of its layers and what comes out of the last,
-    and takes embeddings and output from it. Its own vocabulary has as many tokens; nobody reads them."""
-    more = [f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL))]
-    m = Model(out, "tiny-eagle3", "eagle3", 13, layers=1, width=64, context=2048, kind=Q.F16, more=more)
+# Fills the vocabulary up to that of ../stories260K.gguf; nobody reads it.
+FILL = [f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL))]
+
+
+def eagle3(out, name, seed, reads, more=()):
+    """A head of EAGLE-3 for a model of width 64: it reads what goes into three of its layers (or comes out of the last), and
+    takes embeddings and output from it. Its own vocabulary has as many tokens."""
+    m = Model(out, name, "eagle3", seed, layers=1, width=64, context=2048, kind=Q.F16, more=more)
     m.attention(2, 1, 32)
     m.w.add_feed_forward_length(64)
     m.w.add_rope_dimension_count(32)
     m.w.add_layer_norm_rms_eps(1e-5)
-    m.w.add_array("eagle3.target_layers", [1, 3, 5])
+    m.w.add_array("eagle3.target_layers", reads)
     m.w.add_uint32("eagle3.target_hidden_size", m.width)
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     m.ones("output_norm.weight", m.width)
-    # What comes out of the last layer, as it is.
+    # What it reads last, as it is.
     m.put("fc.weight", same(m.width, 3 * m.width, 2 * m.width))
     b = "blk.0."
     for name in ("attn_norm", "attn_norm_2", "ffn_norm"):
@@ -331,19 +335,18 @@ NEXT = {
 }
 
 
-def dflash(out, name, seed, markov=False, selector=False):
-    """A head of DFlash for ../stories260K.gguf, which fills a block of eight tokens in one pass: its weights are random, and it
+def dflash(out, name, seed, reads=(1, 3), more=("<mask>", *FILL[:-1]), markov=False, selector=False):
+    """A head of DFlash for a model of width 64, which fills a block of eight tokens in one pass: its weights are random, and it
     takes embeddings and output from its model. `markov`: DSpark's, whose head for a token's successor knows the model's habits,
     so that it is often right. `selector`: DFlash2's, which looks for the best way through the best of each place."""
-    more = ["<mask>", *(f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL) - 1))]
     m = Model(out, name, "dflash", seed, layers=1, width=64, context=2048, kind=Q.F16, more=more)
     m.attention(2, 1, 32)
     m.w.add_feed_forward_length(64)
     m.w.add_rope_dimension_count(32)
     m.w.add_layer_norm_rms_eps(1e-5)
-    m.w.add_array("dflash.target_layers", [1, 3])
+    m.w.add_array("dflash.target_layers", list(reads))
     m.w.add_uint32("dflash.block_size", 8)
-    m.w.add_mask_token_id(256 + N_MERGES + len(SPECIAL))
+    m.w.add_mask_token_id(256 + N_MERGES + (len(SPECIAL) if more else 0))
     m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     m.matrix("fc.weight", m.width, 2 * m.width)
     m.ones("enc.output_norm.weight", m.width)
@@ -441,32 +444,40 @@ def lfm2(out):
     m.close()
 
 
-def qwen35(out):
-    """Hybrid: gated delta nets and an attention layer, whose states llama.cpp can take back by some rows."""
-    m = Model(out, "tiny-qwen35", "qwen35", 18, layers=3, width=64, context=2048)
+def qwen35(out, name, seed, heads=False):
+    """Hybrid: gated delta nets and an attention layer, whose states llama.cpp can take back by some rows. `heads`: one drafts
+    the token after the next (MTP), and is right more often than not, made as tiny-glm4moe's is."""
+    m = Model(out, name, "qwen35", seed, layers=4 if heads else 3, width=64, context=2048)
     m.attention(4, 2, 16)
     keys, values, size = 2, 4, 16
     m.ssm(inner=values * size, state=size, conv=4, rank=values)
     m.w.add_ssm_group_count(keys)
     m.w.add_full_attention_interval(2)
+    if heads:
+        m.w.add_nextn_predict_layers(1)
     m.w.add_rope_dimension_count(16)
     m.w.add_rope_dimension_sections([4, 2, 2, 0])
     m.w.add_feed_forward_length(128)
     m.w.add_layer_norm_rms_eps(1e-6)
     m.w.add_file_type(gguf.LlamaFileType.ALL_F32)
     m.embeddings()
+    gain = 0.2 if heads else 1.7
     for i, b in m.blocks():
         if (i + 1) % 2 == 0:
             m.matrix(b + "attn_q.weight", 2 * m.heads * m.head, m.width)
             m.matrix(b + "attn_k.weight", 2 * m.head, m.width)
             m.matrix(b + "attn_v.weight", 2 * m.head, m.width)
-            m.matrix(b + "attn_output.weight", m.width, m.heads * m.head)
+            m.matrix(b + "attn_output.weight", m.width, m.heads * m.head, gain=gain)
             m.ones(b + "attn_q_norm.weight", m.head)
             m.ones(b + "attn_k_norm.weight", m.head)
         else:
-            m.delta_net(b, keys)
+            m.delta_net(b, keys, gain)
         m.ones(b + "post_attention_norm.weight", m.width)
-        m.ffn(b, 128)
+        m.ffn(b, 128, gain)
+    if heads:
+        m.put("blk.3.nextn.eh_proj.weight", same(m.width, 2 * m.width))
+        for norm in ("enorm", "hnorm", "shared_head_norm"):
+            m.ones(f"blk.3.nextn.{norm}.weight", m.width)
     m.close()
 
 
@@ -668,8 +679,14 @@ def qwen2vl(out):
 def main():
     out = sys.argv[1] if len(sys.argv) > 1 else HERE
     os.makedirs(out, exist_ok=True)
-    for make in (llama, qwen2moe, mamba, jamba, lfm2, qwen35, gemma2, bert, rank, mmproj, qwen2vl, glm4moe, eagle3):
+    for make in (llama, qwen2moe, mamba, jamba, lfm2, gemma2, bert, rank, mmproj, qwen2vl, glm4moe):
         make(out)
+    qwen35(out, "tiny-qwen35", 18)
+    qwen35(out, "tiny-qwen35-mtp", 19, heads=True)
+    # For ../stories260K.gguf, and for two of these, whose states are taken back.
+    eagle3(out, "tiny-eagle3", 13, [1, 3, 5], more=FILL)
+    eagle3(out, "tiny-eagle3-lfm2", 20, [0, 1, 2])
+    dflash(out, "tiny-dflash-qwen35", 21, [1, 2], more=())
     dflash(out, "tiny-dflash", 14)
     dflash(out, "tiny-dflash2", 15, selector=True)
     dflash(out, "tiny-dspark", 16, markov=True)

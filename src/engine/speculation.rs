@@ -6,7 +6,8 @@
 //! word to the draft's side. Instead it is known which tokens that side holds, and before a draft is asked for, what is
 //! missing is taken in. So a sequence that nobody drafts for costs nothing, whatever happens to it. Heads that read what
 //! decodes of the target left behind can't catch up like that: they take in each step while any request believes them,
-//! and begin in the middle of a sequence where they weren't there before.
+//! and begin in the middle of a sequence where they weren't there before. So they do for a recurrent state too, which only
+//! the model has: heads attend, and what they hold of a wrong draft is cut.
 
 use super::backend::{DraftTraits, Token};
 use super::cost::DraftCost;
@@ -22,6 +23,8 @@ pub(super) struct Speculation {
     /// Of all requests together; a new one begins with it.
     pub lately: Trust,
     n_runs: u32,
+    /// The last step that could have had a draft.
+    pub drafting_at: u64,
 }
 
 /// What the draft's side of a sequence holds.
@@ -56,7 +59,7 @@ pub(super) struct Whose<'a> {
 
 impl Speculation {
     pub fn new(traits: DraftTraits, cost: DraftCost, n_slots: usize) -> Self {
-        Self { traits, cost, sides: vec![Side::default(); n_slots], lately: Trust::new(), n_runs: 0 }
+        Self { traits, cost, sides: vec![Side::default(); n_slots], lately: Trust::new(), n_runs: 0, drafting_at: 0 }
     }
 
     /// With what a new request begins.

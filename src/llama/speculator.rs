@@ -274,19 +274,22 @@ pub(super) mod tests {
     }
 
     /// Models, the heads that draft for them and of which kind those are.
-    const HEADS: [(&str, &str, DraftKind); 5] = [
+    const HEADS: [(&str, &str, DraftKind); 8] = [
         ("tiny/tiny-glm4moe", "tiny/tiny-glm4moe", DraftKind::Mtp),
+        ("tiny/tiny-qwen35-mtp", "tiny/tiny-qwen35-mtp", DraftKind::Mtp),
+        ("tiny/tiny-lfm2", "tiny/tiny-eagle3-lfm2", DraftKind::Eagle3),
+        ("tiny/tiny-qwen35", "tiny/tiny-dflash-qwen35", DraftKind::Dflash),
         ("stories260K", "tiny/tiny-eagle3", DraftKind::Eagle3),
         ("stories260K", "tiny/tiny-dflash", DraftKind::Dflash),
         ("stories260K", "tiny/tiny-dflash2", DraftKind::Dflash),
         ("stories260K", "tiny/tiny-dspark", DraftKind::Dspark),
     ];
 
-    /// Two sequences that heads draft for.
+    /// Two sequences that heads draft for, whose recurrent states, if any, can be taken back by some rows.
     fn context_for(model: &Arc<Model>, draft: &Arc<Model>, kind: DraftKind) -> Context {
-        let params = params();
+        let params = ContextParams { n_rs_seq: 12, ..params() };
         let mut context = Context::new(model, params, Arc::new(|| false)).expect("a context");
-        let beside = ContextParams { mtp: kind == DraftKind::Mtp, ..params };
+        let beside = ContextParams { mtp: kind == DraftKind::Mtp, n_rs_seq: 0, ..params };
         let beside = context.beside(draft, beside).expect("a context beside it");
         context.speculate(beside, DraftParams { kind, n_max: 3, n_min: 0, p_min: 0.0 }, 2).expect("drafts");
         context
@@ -340,6 +343,26 @@ pub(super) mod tests {
             assert!(step(&mut used, 0, 19, 79..99) && step(&mut used, 0, 39, 99..100));
             assert_eq!(draft(&mut used, 40).map(|draft| draft.len()), Some(3));
             assert_eq!(draft(&mut used, 33), Some(Vec::new()), "its state is of another position");
+        }
+    }
+
+    #[test]
+    fn of_a_wrong_draft_heads_keep_nothing() {
+        for (name, heads, kind) in HEADS {
+            let (target, heads) = (model(name), model(heads));
+            let mut tried = context_for(&target, &heads, kind);
+            assert!(step(&mut tried, 0, 0, 60..80));
+            assert_eq!(draft(&mut tried, 20).map(|draft| draft.len()), Some(3));
+            // The newest token and a draft, of which only the newest token is kept.
+            assert!(step(&mut tried, 0, 20, 77..81));
+            tried.draft_accept(0, 0).expect("heads");
+            assert!(step(&mut tried, 0, 21, 90..91));
+
+            let mut plain = context_for(&target, &heads, kind);
+            assert!(
+                step(&mut plain, 0, 0, 60..80) && step(&mut plain, 0, 20, 77..78) && step(&mut plain, 0, 21, 90..91)
+            );
+            assert_eq!(draft(&mut tried, 22), draft(&mut plain, 22), "{name} with {kind:?}");
         }
     }
 

@@ -49,6 +49,8 @@ mod tests {
         assert_eq!(rows("tiny-qwen35.gguf", ask), (3, qwen));
         assert_eq!(rows("tiny-qwen35.gguf", Ask { n_slots: 1, ..ask }), (ROWS_MAX, qwen));
         assert_eq!(rows("tiny-qwen35.gguf", Ask { n_slots: 8, n_workers: 4, ..ask }), (0, qwen));
+        // Its head keeps no state.
+        assert_eq!(rows("tiny-qwen35-mtp.gguf", ask), (4, qwen));
         assert_eq!(rows("tiny-lfm2.gguf", Ask { n_draft_max: 3, ..ask }).0, 3);
         assert_eq!(rows("tiny-lfm2.gguf", Ask { n_ubatch: 4, ..ask }).0, 2);
         assert_eq!(rows("tiny-lfm2.gguf", Ask { n_ubatch: 1, ..ask }).0, 0);

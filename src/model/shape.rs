@@ -254,9 +254,10 @@ fn layers(keys: &Keys, shape: &Shape, heads: &[u64]) -> Result<Vec<Layer>, Shape
     let n_kv_layers = n_layer.saturating_sub(keys.size("attention.shared_kv_layers")?);
     let state = state(keys, shape.n_embd, shape.n_head_max)?;
     let n_ff = keys.per_layer("feed_forward_length", n_layer)?;
+    let n_trunk = n_layer.saturating_sub(keys.size("nextn_predict_layers")?);
     let mut layers = Vec::new();
     for ((layer, n_kv), n_ff) in (0..n_layer).zip(heads_kv).zip(n_ff) {
-        let (attends, recurs) = kinds(keys, layer, n_kv, n_ff);
+        let (attends, recurs) = kinds(keys, layer, n_trunk, n_kv, n_ff);
         let windowed = shape.window > 0 && is_windowed(keys, layer);
         let (k, v) = if windowed { (k_swa, v_swa) } else { (k_len, v_len) };
         let kept = attends && layer < n_kv_layers;
@@ -270,8 +271,8 @@ fn layers(keys: &Keys, shape: &Shape, heads: &[u64]) -> Result<Vec<Layer>, Shape
     Ok(layers)
 }
 
-/// Whether a layer attends and whether it recurs.
-fn kinds(keys: &Keys, layer: u64, n_kv: u64, n_ff: u64) -> (bool, bool) {
+/// Whether a layer attends and whether it recurs. `n_trunk`: layers that are no heads.
+fn kinds(keys: &Keys, layer: u64, n_trunk: u64, n_kv: u64, n_ff: u64) -> (bool, bool) {
     if RECURRENT.contains(&keys.prefix) {
         return (false, true);
     }
@@ -282,7 +283,8 @@ fn kinds(keys: &Keys, layer: u64, n_kv: u64, n_ff: u64) -> (bool, bool) {
         "nemotron_h" | "nemotron_h_moe" => (n_kv > 0, n_kv == 0 && n_ff == 0),
         "qwen3next" | "qwen35" | "qwen35moe" => {
             let every = keys.gguf.uint(&keys.full("full_attention_interval")).unwrap_or(4).max(1);
-            let full = (layer + 1).is_multiple_of(every);
+            // Heads for several tokens are the last layers, and none of them recurs.
+            let full = (layer + 1).is_multiple_of(every) || layer >= n_trunk;
             (full, !full)
         }
         _ => (true, false),

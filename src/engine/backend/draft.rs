@@ -42,7 +42,7 @@ impl DraftSource {
         if config.n_draft_max == 0 || draft.mode == DraftMode::None || !model.generates() {
             return Ok(None);
         }
-        let can_cut = !model.is_recurrent() && !model.is_hybrid();
+        let goes_back = rows_back > 0 || !(model.is_recurrent() || model.is_hybrid());
         let Some(path) = &draft.model else {
             let has_heads = model.n_mtp().map_err(|error| error.to_string())? > 0;
             let own = |is_optional| Self {
@@ -51,7 +51,7 @@ impl DraftSource {
                 is_optional,
                 is_offloaded: llama::offloads() && config.gpu_layers.is_some(),
             };
-            return match (draft.mode, has_heads, can_cut) {
+            return match (draft.mode, has_heads, goes_back) {
                 (DraftMode::Auto, true, true) => Ok(Some(own(true))),
                 (DraftMode::Mtp, true, true) => Ok(Some(own(false))),
                 (DraftMode::Mtp, false, _) => {
@@ -62,14 +62,11 @@ impl DraftSource {
             };
         };
         let refuse = |why: &str| format!("--model-draft {}: {why}", path.display());
-        if !can_cut && rows_back == 0 {
+        if !goes_back {
             return Err(refuse("the model's memory can't go back, so nothing can be tried ahead"));
         }
         let found = DraftKind::of_file(path).map_err(|error| refuse(&error.to_string()))?;
         let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
-        if !can_cut && kind != DraftKind::Simple {
-            return Err(refuse("heads can't draft for a model with a recurrent state"));
-        }
         let params = params(kind, config);
         let is_offloaded = llama::offloads() && draft.gpu_layers.is_some();
         let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false, is_offloaded };
@@ -98,6 +95,7 @@ impl DraftSource {
             // Drafts that were wrong are taken back.
             swa_full: true,
             mtp: self.params.kind == DraftKind::Mtp,
+            // Heads attend, whatever the model's own layers do, and their cells can be cut.
             n_rs_seq: 0,
             kernels: LlamaContext::kernels(self.is_offloaded),
             ..params

@@ -19,6 +19,8 @@ const SHARE_MIN: usize = 32;
 const TRIAL_PART: f64 = 0.02;
 /// Tokens of a draft on trial.
 const TRIAL_LEN: usize = 2;
+/// Steps of several sequences in a row that heads take in where only steps of one have drafts.
+const COMPANY: u64 = 256;
 
 /// A slot that could be drafted for in this step.
 struct Candidate {
@@ -301,7 +303,13 @@ impl<M: Model> Worker<M> {
             let run = self.slots[share.slot].run.as_ref();
             run.and_then(|run| run.drafter.as_ref()?.model).is_some_and(|trust| trust.is_awake())
         };
-        if self.context.drafts().is_some() && shares.iter().any(believes) {
+        if shares.len() == 1 || self.context.can_cut() {
+            speculation.drafting_at = self.step;
+        }
+        // Where requests never run by themselves it would be for nothing; where they do again, heads that were there all along
+        // know more.
+        let is_of_use = self.step - speculation.drafting_at <= COMPANY;
+        if self.context.drafts().is_some() && is_of_use && shares.iter().any(believes) {
             for share in shares {
                 self.rejoin(&mut speculation, share);
             }

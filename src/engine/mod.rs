@@ -43,6 +43,7 @@ mod router;
 mod run;
 mod scheduler;
 mod service;
+mod slope;
 mod slot;
 mod speculation;
 mod text;

@@ -100,7 +100,7 @@ mod tests {
         let mut reciter = pools.open(partition).reciter();
         let mut foretold = Vec::new();
         for n in 1..=answer.len() {
-            foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.guesses.odds()));
+            foretold.push((reciter.ahead().unwrap_or_default().to_vec(), reciter.guesses.chances().first));
             let pool = pools.of(partition).unwrap();
             reciter.follow(&answer[..n], |said| pool.next(said));
             pool.learn(&answer[..n]);

@@ -1,38 +1,46 @@
 //! How often a source of drafts is right, by how long it has been.
 
+use super::super::cost::Chances;
 use super::super::trust::Odds;
 use super::Tried;
 
-/// By the length of the streak: new, some, `SURE`.
-pub(super) type ByStreak = [Odds; 3];
+/// By the length of the streak: new, some, `SURE`; and where it is `SURE` though nothing was foretold yet.
+pub(super) type ByStreak = [Odds; 4];
 
 /// What a passage that was just found, and a longer one, are worth before anything is known.
-pub(super) const UNKNOWN: ByStreak =
-    [Odds { right: 1.0, wrong: 1.0 }, Odds { right: 3.0, wrong: 1.0 }, Odds { right: 9.0, wrong: 1.0 }];
+pub(super) const UNKNOWN: ByStreak = [
+    Odds { right: 1.0, wrong: 1.0 },
+    Odds { right: 3.0, wrong: 1.0 },
+    Odds { right: 9.0, wrong: 1.0 },
+    Odds { right: 3.0, wrong: 1.0 },
+];
 
 /// One source's guesses of each next token of a request.
 #[derive(Debug)]
 pub(super) struct Guesses {
     /// Tokens in a row that were foretold, or that agree though the place was found without them.
-    pub streak: u32,
+    streak: u32,
     /// Those that were foretold.
     n_foretold: u32,
     odds: ByStreak,
     /// Of this request, as `odds`.
-    seen: [Tried; 3],
+    seen: [Tried; 4],
 }
 
 impl Default for Guesses {
     fn default() -> Self {
-        Self { streak: 0, n_foretold: 0, odds: UNKNOWN, seen: [Tried::default(); 3] }
+        Self { streak: 0, n_foretold: 0, odds: UNKNOWN, seen: [Tried::default(); 4] }
     }
 }
 
 impl Guesses {
     /// What others came to weighs as so many guesses of its own, by the length of the streak.
-    const WEIGHTS: [f64; 3] = [2.0, 4.0, 10.0];
+    const WEIGHTS: [f64; 4] = [2.0, 4.0, 10.0, 4.0];
     const SOME: u32 = 4;
     pub const SURE: u32 = 16;
+    /// Levels of `odds`.
+    const PROVEN: usize = 2;
+    const UNPROVEN: usize = 3;
 
     pub fn begin(&mut self, lately: &ByStreak) {
         for ((odds, lately), weight) in self.odds.iter_mut().zip(lately).zip(Self::WEIGHTS) {
@@ -40,9 +48,17 @@ impl Guesses {
         }
     }
 
-    /// How probably the next guess is right.
-    pub fn odds(&self) -> f64 {
-        self.odds[self.level()].value()
+    /// How probably the next guesses are right. A passage that stands in front of the answer is followed or not, which its first
+    /// token shows; behind that it is one that was foretold.
+    pub fn chances(&self) -> Chances {
+        let level = self.level();
+        let next = if level == Self::UNPROVEN { Self::PROVEN } else { level };
+        Chances { first: self.odds[level].value(), next: self.odds[next].value() }
+    }
+
+    /// A place was found behind so many tokens that agree, or none.
+    pub fn begin_at(&mut self, streak: u32) {
+        (self.streak, self.n_foretold) = (streak, 0);
     }
 
     /// Tokens in a row that were foretold, drafted or not.
@@ -50,8 +66,17 @@ impl Guesses {
         self.n_foretold
     }
 
+    /// A passage that stands in front of the answer as it did once before, and is followed again.
+    pub fn is_proven(&self) -> bool {
+        self.n_foretold > 0 && self.streak - self.n_foretold >= Self::SURE
+    }
+
     fn level(&self) -> usize {
-        usize::from(self.streak >= Self::SOME) + usize::from(self.streak >= Self::SURE)
+        match (self.streak, self.n_foretold) {
+            (Self::SURE.., 0) => Self::UNPROVEN,
+            (Self::SURE.., _) => Self::PROVEN,
+            (streak, _) => usize::from(streak >= Self::SOME),
+        }
     }
 
     /// The token that was foretold came, or another; answers which.

@@ -33,6 +33,7 @@ pub(super) use answers::Pools;
 pub(super) use corpus::Corpus;
 
 use super::backend::Token;
+use super::cost::Chances;
 use super::trust::Trust;
 use crate::model::ngrams::KEY_MAX;
 use answers::Pool;
@@ -85,10 +86,11 @@ pub(super) struct Proposal<'a> {
     /// What comes next, as far as the text goes.
     pub text: &'a [Token],
     pub source: Source,
-    /// How probably its first token is right, and each that follows one that was.
-    pub odds: f64,
-    /// Most that a draft of it may cost, in tokens that the answer would get in that time.
+    pub chances: Chances,
+    /// Most that may be lost with a draft of it, in tokens that the answer would get in that time.
     pub stake: f64,
+    /// What is at stake is counted by its odds; see `Guesses::is_proven`.
+    pub is_proven: bool,
 }
 
 #[derive(Debug)]
@@ -226,30 +228,29 @@ impl Drafter {
 
     /// What probably comes after `tokens` (the prompt and the answer so far), from the source that is surest.
     pub fn propose<'a>(&'a self, tokens: &'a [Token]) -> Option<Proposal<'a>> {
-        let worth = |guesses: &Guesses| (guesses.odds(), self.purse.stake(guesses.n_foretold()));
+        let worth = |text, source, guesses: &Guesses| {
+            let (n, chances) = (guesses.n_foretold(), guesses.chances());
+            Proposal { text, source, chances, stake: self.purse.stake(n), is_proven: guesses.is_proven() }
+        };
         let prediction = self.prediction.as_ref().and_then(|prediction| {
             let text = prediction.follower.ahead(&prediction.text)?;
-            let (odds, stake) = worth(&prediction.follower.guesses);
-            Some(Proposal { text, source: Source::Prediction, odds, stake })
+            Some(worth(text, Source::Prediction, &prediction.follower.guesses))
         });
         let of_history = |follower: &Follower, source| {
             let text = follower.ahead(tokens)?;
             // Chunks of media are no tokens.
             let end = text.iter().position(|token| *token < 0).unwrap_or(text.len());
             let text = text.get(..end).filter(|text| !text.is_empty())?;
-            let (odds, stake) = worth(&follower.guesses);
-            Some(Proposal { text, source, odds, stake })
+            Some(worth(text, source, &follower.guesses))
         };
         let history = self.history.as_ref();
         let answers = self.answers.as_ref().and_then(|answers| {
             let text = answers.ahead()?;
-            let (odds, stake) = worth(&answers.guesses);
-            Some(Proposal { text, source: Source::Answers, odds, stake })
+            Some(worth(text, Source::Answers, &answers.guesses))
         });
         let corpus = self.corpus.as_ref().and_then(|Recital { reciter, .. }| {
             let text = reciter.ahead()?;
-            let (odds, stake) = worth(&reciter.guesses);
-            Some(Proposal { text, source: Source::Corpus, odds, stake })
+            Some(worth(text, Source::Corpus, &reciter.guesses))
         });
         let proposals = [
             prediction,
@@ -259,7 +260,8 @@ impl Drafter {
             corpus,
         ];
         // Of several that are as sure the first.
-        let surer = |one: Proposal<'a>, other: Proposal<'a>| if other.odds > one.odds { other } else { one };
+        let sure = |proposal: &Proposal| proposal.chances.first * proposal.chances.next;
+        let surer = |one: Proposal<'a>, other: Proposal<'a>| if sure(&other) > sure(&one) { other } else { one };
         proposals.into_iter().flatten().reduce(surer)
     }
 
@@ -358,7 +360,7 @@ mod tests {
             if let Some(proposal) = drafter.propose(&tokens) {
                 assert_eq!(proposal.source, Source::History);
                 assert_eq!(proposal.text.first(), Some(&(token + 1)).filter(|next| **next < 140).or(Some(&1)));
-                odds.push(proposal.odds);
+                odds.push(proposal.chances.next);
             }
         }
         assert_eq!(odds.len(), passage.len() - AGREE + 1, "found by its first {AGREE} tokens");
@@ -377,7 +379,7 @@ mod tests {
             drafter.follow(&tokens, n_prompt);
             let proposal = drafter.propose(&tokens).unwrap();
             assert_eq!(proposal.text[..39], answer[1..]);
-            assert_eq!(proposal.odds >= 0.9, is_sure, "{}", proposal.odds);
+            assert_eq!(proposal.chances.next >= 0.9, is_sure, "{}", proposal.chances.next);
         }
     }
 
@@ -394,7 +396,7 @@ mod tests {
             for (i, token) in passage.iter().enumerate().skip(30) {
                 tokens.push(if is_copied || i % 5 != 4 { *token } else { 7 });
                 drafter.follow(&tokens, n_prompt);
-                first = first.or(drafter.propose(&tokens).map(|proposal| proposal.odds));
+                first = first.or(drafter.propose(&tokens).map(|proposal| proposal.chances.next));
             }
             lately.learn(&drafter);
             first.unwrap()
@@ -420,7 +422,7 @@ mod tests {
                 tokens.push(token);
                 drafter.follow(&tokens, 0);
                 if token == 3 {
-                    odds = drafter.propose(&tokens).map_or(odds, |proposal| proposal.odds);
+                    odds = drafter.propose(&tokens).map_or(odds, |proposal| proposal.chances.next);
                 }
             }
             odds
@@ -501,7 +503,7 @@ mod tests {
                 let Some(proposal) = drafter.propose(&tokens) else { continue };
                 let at = tokens.len() - 2;
                 assert_eq!((proposal.source, proposal.text), (Source::Corpus, &text[at..(at + 64).min(100)]));
-                found.push(proposal.odds);
+                found.push(proposal.chances.next);
             }
             lately.learn(&drafter);
             found
@@ -535,7 +537,7 @@ mod tests {
                 tokens.push(token.max(0));
                 drafter.follow(&tokens, prompt.len());
                 if let Some(proposal) = drafter.propose(&tokens) {
-                    prop_assert!(!proposal.text.is_empty() && (0.0..=Odds::MOST).contains(&proposal.odds));
+                    prop_assert!(!proposal.text.is_empty() && (0.0..=Odds::MOST).contains(&proposal.chances.next));
                     let at = tokens.len() - proposal.text.len();
                     prop_assert!(at >= 1 && tokens[at..] == *proposal.text);
                     prop_assert_eq!(tokens[at - 1], tokens[tokens.len() - 1], "it follows the token that was said");

@@ -1,16 +1,19 @@
 //! What one answer's drafts may lose.
 
-/// Tokens that an answer may lose before any of its drafts was right.
+/// Tokens that may be lost with an answer's first draft.
 const START: f64 = 1.5;
 /// Of the tokens of an answer, the part that may be lost besides.
 const PART: f64 = 0.01;
+/// Of the tokens that a source foretold in a row, the part that a draft of it may lose.
+const FORETOLD: f64 = 0.5;
 /// Most that is saved up: what was right long ago says little of what comes.
 const MOST: f64 = 64.0;
 
-/// What an answer's drafts may cost, in tokens that the answer would get in that time.
+/// What an answer's drafts may lose, in tokens that the answer would get in that time. What is at stake is counted by its
+/// odds where a long passage is followed again, and what was lost as it is.
 ///
-/// **Invariant:** as far as the prices are true, the drafts of an answer of `n` tokens lose at most `START + n * PART` of them,
-/// and what sources foretold at no cost before they were wrong.
+/// **Invariant:** as far as prices and odds are true, the drafts of an answer of `n` tokens lose at most `START + n * PART` of
+/// them on average, and half of what sources foretold at no cost before they were wrong.
 #[derive(Debug)]
 pub(super) struct Purse {
     held: f64,
@@ -23,9 +26,9 @@ impl Default for Purse {
 }
 
 impl Purse {
-    /// Most that a draft may cost now, from a source that foretold so many tokens in a row: these it would have brought.
+    /// Most that a draft may lose now, from a source that foretold so many tokens in a row: these it would have brought.
     pub fn stake(&self, n_foretold: u32) -> f64 {
-        self.held.max(0.0) + f64::from(n_foretold)
+        self.held.max(0.0) + f64::from(n_foretold) * FORETOLD
     }
 
     /// A token went by.

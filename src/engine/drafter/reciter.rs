@@ -62,7 +62,7 @@ impl Reciter {
         {
             self.at += 1;
         } else {
-            self.guesses.streak = 0;
+            self.guesses.begin_at(0);
             self.text.clear();
             self.text.extend_from_slice(&answer[answer.len().saturating_sub(self.n_key)..]);
             self.at = self.text.len();

@@ -119,7 +119,7 @@ impl Follower {
     /// Before the first token of a text that the answer is.
     pub fn at_start() -> Self {
         let mut start = Self { at: Some(0), ..Self::default() };
-        start.guesses.streak = Guesses::SURE;
+        start.guesses.begin_at(Guesses::SURE);
         start
     }
 
@@ -143,7 +143,7 @@ impl Follower {
         let before = self.at.and_then(|at| text.get(..at)).unwrap_or_default();
         let agreeing = before.iter().rev().zip(answer.iter().rev()).take(AGREE + Guesses::SURE as usize);
         let n_agreeing = agreeing.take_while(|(one, other)| one == other).count();
-        self.guesses.streak = n_agreeing.saturating_sub(AGREE) as u32;
+        self.guesses.begin_at(n_agreeing.saturating_sub(AGREE) as u32);
     }
 }
 

@@ -16,6 +16,7 @@
 mod admit;
 mod advance;
 mod pads;
+mod save_cost;
 mod shared;
 mod sight;
 mod speculate;
@@ -30,7 +31,7 @@ pub(super) use warm::warm_up;
 use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
-use super::cost::{SaveCost, StepCost};
+use super::cost::StepCost;
 use super::drafter::{Draft, Lately, Pools, Proposal, Source};
 use super::error::Failure;
 use super::event::SlotStats;
@@ -46,6 +47,7 @@ use super::speculation::Speculation;
 use super::trust::Trust;
 use super::turns::Turns;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+use save_cost::SaveCost;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -373,6 +375,13 @@ impl<M: Model> Worker<M> {
         }
     }
 
+    /// Tokens before a row of `shares`, on average.
+    fn depth(&self, shares: &[Share]) -> f64 {
+        let reach = |share: &Share| self.slots[share.slot].kept.len() as f64 * f64::from(share.n_rows);
+        let n_rows: u32 = shares.iter().map(|share| share.n_rows).sum();
+        shares.iter().map(reach).sum::<f64>() / f64::from(n_rows.max(1))
+    }
+
     /// Tokens before the middle row of the prompts in `shares`; 0 without any.
     fn prefill_depth(&self, shares: &[Share]) -> u32 {
         let (mut n_rows, mut sum) = (0, 0);
@@ -461,6 +470,7 @@ impl<M: Model> Worker<M> {
         self.rows.clear();
         let (mut n_decode, mut n_prefill) = (0, 0);
         let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
+        self.cost.stand(self.depth(shares));
         let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
         // An echo may take all extra outputs of the step, and drafts need a memory that can go back; one that can't be cut goes
         // back after a step of one sequence only.

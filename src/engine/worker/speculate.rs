@@ -123,7 +123,7 @@ impl<M: Model> Worker<M> {
             }
             // A text that was right for a while costs nothing to draft from.
             let of_text = run.drafter.as_ref().and_then(|drafter| drafter.propose(&run.tokens));
-            if of_text.is_some_and(|text| text.odds >= trust.odds()) {
+            if of_text.is_some_and(|text| text.chances.first >= trust.odds()) {
                 continue;
             }
             let left = run.n_generate_max.saturating_sub(run.n_generated()).saturating_sub(1);

@@ -42,17 +42,18 @@ impl<M: Model> Worker<M> {
                 continue;
             }
             let Some((proposal, most)) = self.proposal(run, beside.n_extra) else { continue };
-            let Proposal { source, odds, stake, .. } = proposal;
+            let Proposal { source, chances, stake, is_proven, .. } = proposal;
             let with = match beside.is_apart {
                 true => (0, self.cost.pass(beside.n_planned)),
                 false => (beside.n_planned + beside.n_drafted, 0.0),
             };
-            let affordable = self.cost.affordable(with.0, most, stake * per_token);
-            let (mut n, mut n_right) = self.cost.worth(with, n_useful, odds, affordable);
+            let affordable =
+                self.cost.affordable((with.0, per_token), if is_proven { chances.next } else { 0.0 }, most, stake);
+            let (mut n, mut n_right) = self.cost.worth(with, n_useful, chances, affordable);
             let mut price = self.cost.price(with.0, n) / per_token;
             let mut tokens = proposal.text[..most].to_vec();
             if std::mem::take(&mut may_try)
-                && let Some(trial) = self.cost.trial(with.0, n_useful, odds, most)
+                && let Some(trial) = self.cost.trial(with.0, n_useful, chances, most)
             {
                 // All pay for it.
                 ((n, n_right), price) = (trial, 0.0);

@@ -18,6 +18,13 @@ const DETOUR_ROWS: u32 = 4;
 /// Of a step of one row, the part from which on a detour counts.
 const DETOUR_PART: f64 = 0.25;
 
+/// Tokens behind which a step is measured, at least and at most, and how long computing them may take between.
+const DEPTH_MIN: u32 = 64;
+const DEPTH_MAX: u32 = 512;
+const DEPTH_TIME: Duration = Duration::from_millis(200);
+/// Rows of such a step, of those that are measured behind none.
+const DEPTH_ROWS: u32 = 4;
+
 /// Computes a few rows so that the first request meets warm caches, a measured pace, and steps whose cost is known.
 pub(in crate::engine) fn warm_up<C: Context>(
     context: &mut C,
@@ -44,6 +51,9 @@ pub(in crate::engine) fn warm_up<C: Context>(
             cost.set_detour(detour);
         }
     }
+    if !context.records_steps() {
+        measure_depth(context, token, cost)?;
+    }
     let has_others = context.n_cells() > context.n_ctx_seq();
     if !context.shares_cells() && context.can_cut() && has_others && context.n_ctx_seq() > n_rows + 1 {
         let mut best = Duration::MAX;
@@ -52,7 +62,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
         }
         pace.observe_share(best.saturating_sub(SHARE_NOISE));
     }
-    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), "steps were measured");
+    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), ns_per_token = cost.ns_per_token(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), "steps were measured");
     Ok(())
 }
 
@@ -95,6 +105,38 @@ fn detour<C: Context>(context: &mut C, token: Token, cost: &StepCost) -> Result<
         best = best.min(time);
     }
     Ok(best.saturating_sub(plain))
+}
+
+/// What a step takes longer behind some tokens than behind none.
+fn measure_depth<C: Context>(context: &mut C, token: Token, cost: &mut StepCost) -> Result<(), String> {
+    let room = context.n_ctx_seq().saturating_sub(STEPS as u32 * DEPTH_ROWS);
+    let (n_most, chunk) = (DEPTH_MAX.min(room), context.n_batch().min(64));
+    if context.n_batch() < DEPTH_ROWS || n_most < DEPTH_MIN {
+        return Ok(());
+    }
+    let row = |pos: u32, output: bool| Row { token, pos, seq: 0, output };
+    let (mut depth, start) = (0, Instant::now());
+    let (mut first, mut last) = (Duration::MAX, Duration::ZERO);
+    while depth < n_most && (depth < DEPTH_MIN || start.elapsed() < DEPTH_TIME) {
+        let n = chunk.min(n_most - depth);
+        let rows: Vec<Row> = (depth..depth + n).map(|pos| row(pos, false)).collect();
+        last = time_of(context, &rows)?;
+        first = if depth == 0 { last } else { first };
+        depth += n;
+    }
+    if depth > chunk && depth.is_multiple_of(chunk) {
+        cost.measure_depth(chunk, depth - chunk, last.as_secs_f64() - first.as_secs_f64());
+    }
+    let mut best = Duration::MAX;
+    for n in 0..STEPS as u32 {
+        let from = depth + n * DEPTH_ROWS;
+        let rows: Vec<Row> = (from..from + DEPTH_ROWS).map(|pos| row(pos, true)).collect();
+        best = best.min(time_of(context, &rows)?);
+    }
+    context.forget(0, 0);
+    let longer = best.as_secs_f64() - cost.pass(DEPTH_ROWS as usize);
+    cost.measure_depth(DEPTH_ROWS, depth, longer);
+    Ok(())
 }
 
 /// Numbers of rows to measure, up to the most.

@@ -132,7 +132,7 @@ async fn what_the_server_breaks_is_charged_where_the_operator_says_so() {
         setup.mode = EngineMode::child(env!("CARGO_BIN_EXE_hearth"));
         // Slow enough that what was made before has arrived.
         setup.scripted().step_us = 5_000;
-        setup.scripted().crash_at_decode = 30;
+        setup.scripted().crash_at_decode = 50;
         books.refund_on_server_fault = false;
     })
     .await;

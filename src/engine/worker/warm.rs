@@ -33,10 +33,12 @@ pub(in crate::engine) fn warm_up<C: Context>(
     cost: &mut StepCost,
 ) -> Result<(), String> {
     let n_rows = 64.min(context.n_batch()).min(context.n_ctx_seq().saturating_sub(1)).max(1);
+    let mut is_slow = false;
     // The first round pages the weights in; the second one is what requests will see.
     for round in 0..2u32 {
         let time = time_of_rows(context, token, n_rows, |pos| pos + 1 == n_rows)?;
         if round > 0 {
+            is_slow = time > DEPTH_TIME;
             (0..4).for_each(|_| pace.observe(0, Prefill { n_rows, depth: n_rows / 2 }, time));
         }
     }
@@ -51,7 +53,8 @@ pub(in crate::engine) fn warm_up<C: Context>(
             cost.set_detour(detour);
         }
     }
-    if !context.records_steps() {
+    // What takes long is learnt from requests.
+    if !context.records_steps() && !is_slow {
         measure_depth(context, token, cost)?;
     }
     let has_others = context.n_cells() > context.n_ctx_seq();

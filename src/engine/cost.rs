@@ -59,6 +59,9 @@ pub struct StepCost {
     slopes: [Slope; 2],
     /// Seconds behind no tokens, where the steps before had as many rows; 0: not measured.
     times: [f64; ROWS_MAX + 1],
+    /// Seconds of a step of so many rows where it stands, as it follows from the above; infinite: there is nothing to guess from.
+    /// It is asked for each length of a draft, and changes once a step.
+    curve: [f64; ROWS_MAX + 1],
     /// Steps that were measured.
     n_seen: [u32; ROWS_MAX + 1],
     /// Seconds that trials may cost now; see [`trial`](Self::trial).
@@ -77,6 +80,7 @@ impl Default for StepCost {
             depth: 0.0,
             slopes: Default::default(),
             times: [0.0; ROWS_MAX + 1],
+            curve: [f64::INFINITY; ROWS_MAX + 1],
             n_seen: [0; ROWS_MAX + 1],
             credit: 0.0,
             detour: 0.0,
@@ -108,11 +112,33 @@ impl StepCost {
     /// From here on steps are those whose rows have so many tokens before them, on average.
     pub fn stand(&mut self, depth: f64) {
         self.depth = depth;
+        self.draw();
     }
 
     /// A step of `n_rows` takes `longer` seconds where it stands so many tokens deeper.
     pub fn measure_depth(&mut self, n_rows: u32, deeper: u32, longer: f64) {
         self.slopes[tile(n_rows as usize)].begin(f64::from(n_rows) * f64::from(deeper), longer);
+        self.draw();
+    }
+
+    /// Between the numbers of rows that were measured, and so that a step takes no longer than one with more rows.
+    fn draw(&mut self) {
+        self.curve = [f64::INFINITY; ROWS_MAX + 1];
+        let mut below: Option<(usize, f64)> = None;
+        for (at, time) in self.times.into_iter().enumerate().filter(|(_, time)| *time > 0.0) {
+            let (from, before) = below.unwrap_or((at, time));
+            let per_row = (time - before) / (at - from).max(1) as f64;
+            for n in from..=at {
+                self.curve[n] = before + per_row * (n - from) as f64 + self.looking_back(n);
+            }
+            below = Some((at, time));
+        }
+        let mut least = f64::INFINITY;
+        for time in self.curve.iter_mut().rev() {
+            least = least.min(*time);
+            // Above what was measured nothing is known, and nothing below it.
+            *time = if time.is_finite() { least } else { *time };
+        }
     }
 
     /// Seconds that `n_rows` take for the tokens before them.
@@ -147,6 +173,7 @@ impl StepCost {
         let is_news = *n_seen == 1 || time < *known;
         let weight = if is_news { (1.0 / f64::from(*n_seen)).max(WEIGHT_MIN) } else { WEIGHT_MIN };
         *known += (time - *known) * weight;
+        self.draw();
     }
 
     /// A step came between of which nothing is learnt, with rows of prompts or in several passes.
@@ -198,18 +225,7 @@ impl StepCost {
 
     /// Seconds of a step with `n_rows`; `None`: there is nothing to guess from.
     pub(super) fn time(&self, n_rows: usize) -> Option<f64> {
-        let known = |at: usize| (self.times[at] > 0.0).then_some((at, self.times[at]));
-        if n_rows > ROWS_MAX {
-            return None;
-        }
-        let below = (1..=n_rows).rev().find_map(known)?;
-        let mut above = (n_rows..=ROWS_MAX).filter_map(known);
-        let next = above.next()?;
-        let share = if next.0 > below.0 { (n_rows - below.0) as f64 / (next.0 - below.0) as f64 } else { 0.0 };
-        let between = below.1 + (next.1 - below.1) * share;
-        // It takes no longer than one with more.
-        let more = above.map(|(n, time)| time + self.looking_back(n));
-        Some(more.fold(between + self.looking_back(n_rows), f64::min))
+        self.curve.get(n_rows).copied().filter(|time| time.is_finite())
     }
 
     /// Seconds of a pass over `n_rows`; none at all if nothing was measured.

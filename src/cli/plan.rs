@@ -122,7 +122,7 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory, 
     // Of a draft the weights too: its cache is as many cells of a model that is small beside this one.
     let draft = served.engine.draft.model.as_ref().and_then(|path| std::fs::metadata(path).ok());
     further += draft.map_or(0, |file| file.len());
-    // What is kept of the counts of texts is less than their file.
+    // What is kept of the counts of texts is less than their file; they are read before anything is computed.
     let corpus = served.engine.draft.corpus.as_ref().and_then(|path| std::fs::metadata(path).ok());
     further += corpus.map_or(0, |file| file.len());
     let mut adapter_bytes = 0u64;

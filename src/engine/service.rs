@@ -344,7 +344,7 @@ impl Loading {
         description.sha256 = self.config.sha256.clone();
         let serial = Arc::new(AtomicU64::new(0));
         let constraints = Arc::new(Constraints::new(Arc::clone(&model)));
-        let corpus = if description.generates { Corpus::open(&self.config, description.n_vocab)? } else { None };
+        let corpus = Corpus::open(&self.config, description.n_vocab, description.generates)?;
         let preparer = |lanes: &Arc<Vec<Lane<M::Sampler>>>, n_ctx: u32| Preparer {
             model: Arc::clone(&model),
             lanes: Arc::clone(lanes),

@@ -21,7 +21,7 @@ pub type Token = i32;
 pub const KEY_MAX: usize = 4;
 /// Shorter keys are neither written nor believed. Source: LLAMA_NGRAM_STATIC, the only length that llama.cpp looks at.
 pub const KEY_MIN: usize = 2;
-/// Most bytes of a file: what is made of it in memory is less.
+/// Most bytes of a file: what is kept of it in memory is less, and up to twice as much while it is read.
 pub const FILE_BYTES_MAX: u64 = 1 << 30;
 /// A token must have come so many times as often as all others together, as for drafts from a request's own text.
 const CLEAR: u64 = 2;

@@ -23,10 +23,15 @@ pub(in super::super) struct Corpus {
 }
 
 impl Corpus {
-    /// What `config` names for a model of so many tokens; `None`: nothing, or nothing is drafted. Errors: what is wrong with
-    /// the file.
-    pub fn open(config: &EngineConfig, n_vocab: u32) -> Result<Option<Arc<Self>>, String> {
-        let Some(path) = config.draft.corpus.as_ref().filter(|_| config.n_draft_max > 0) else { return Ok(None) };
+    /// What `config` names for a model of so many tokens; `None`: nothing, or nothing is drafted, which the log says. Errors:
+    /// what is wrong with the file.
+    pub fn open(config: &EngineConfig, n_vocab: u32, generates: bool) -> Result<Option<Arc<Self>>, String> {
+        let Some(path) = &config.draft.corpus else { return Ok(None) };
+        if config.n_draft_max == 0 || !generates {
+            let why = if generates { "--draft-max 0" } else { "the model generates nothing" };
+            tracing::warn!(why, "--lookup-cache-static is not used");
+            return Ok(None);
+        }
         let corpus = Self::read(path, n_vocab);
         corpus.map(|corpus| Some(Arc::new(corpus))).map_err(|error| {
             let path = path.display();
@@ -101,7 +106,7 @@ pub(super) mod tests {
         std::fs::write(&path, bytes).expect("a writable folder");
         let mut config = EngineConfig::new(ModelSource::Scripted(Default::default()));
         config.draft.corpus = Some(path);
-        Corpus::open(&config, 100_000).expect("it was written just now").expect("it is named")
+        Corpus::open(&config, 100_000, true).expect("it was written just now").expect("it is named")
     }
 
     #[test]
@@ -140,12 +145,13 @@ pub(super) mod tests {
         std::fs::write(&path, "x").expect("a writable folder");
         let mut config = EngineConfig::new(ModelSource::Scripted(Default::default()));
         config.draft.corpus = Some(path.clone());
-        let error = Corpus::open(&config, 100).expect_err("one byte");
+        let error = Corpus::open(&config, 100, true).expect_err("one byte");
         assert_eq!(
             error,
             format!("--lookup-cache-static {}: the entry at byte 0: the file ends inside it", path.display())
         );
+        assert!(Corpus::open(&config, 100, false).expect("it isn't read").is_none());
         config.n_draft_max = 0;
-        assert!(Corpus::open(&config, 100).expect("it isn't read").is_none());
+        assert!(Corpus::open(&config, 100, true).expect("it isn't read").is_none());
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! Odds say what pays on average, and texts are not average: an answer either repeats its prompt or does not, and of a long
 //! draft that is wrong a short answer feels a tenth. So each answer has a `Purse` out of which its drafts are paid, with little
-//! in it at first: what it can lose is bounded, whatever the odds say, and what is right fills it within a few steps.
+//! in it at first: what it can lose is bounded, whatever other answers came to, and what is right fills it within a few steps.
 //!
 //! llama.cpp's kinds of prompt lookup, and what stands for them here: `ngram-simple` and `ngram-map-k` are `History`,
 //! `ngram-map-k4v` is `Majority`, `ngram-mod` is `Answers`, but for one tenant and with odds, `ngram-cache` with a static file is

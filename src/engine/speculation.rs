@@ -1,5 +1,4 @@
-//! Drafts by a model or by heads beside the model: what their side of each sequence holds, what they cost, how far they are
-//! believed.
+//! Drafts by a model or by heads beside the model: what their side of each sequence holds, what they cost.
 //!
 //! # Design
 //! The draft's context is not kept in step with the target's: sequences are copied, cut, parked and loaded there without a
@@ -11,18 +10,11 @@
 
 use super::backend::{DraftTraits, Token};
 use super::cost::DraftCost;
-use super::trust::Trust;
-
-/// One in so many requests asks early whether drafts have become good, however bad they were before.
-const CURIOUS: u32 = 16;
 
 pub(super) struct Speculation {
     pub traits: DraftTraits,
     pub cost: DraftCost,
     sides: Vec<Side>,
-    /// Of all requests together; a new one begins with it.
-    pub lately: Trust,
-    n_runs: u32,
     /// The last step that could have had a draft.
     pub drafting_at: u64,
 }
@@ -59,13 +51,7 @@ pub(super) struct Whose<'a> {
 
 impl Speculation {
     pub fn new(traits: DraftTraits, cost: DraftCost, n_slots: usize) -> Self {
-        Self { traits, cost, sides: vec![Side::default(); n_slots], lately: Trust::new(), n_runs: 0, drafting_at: 0 }
-    }
-
-    /// With what a new request begins.
-    pub fn trust(&mut self) -> Trust {
-        self.n_runs = self.n_runs.wrapping_add(1);
-        if self.n_runs.is_multiple_of(CURIOUS) { self.lately.curious_heir() } else { self.lately.heir() }
+        Self { traits, cost, sides: vec![Side::default(); n_slots], drafting_at: 0 }
     }
 
     /// How many of the tokens its side of the sequence lacks. What it holds beyond the common ones is no longer counted.
@@ -125,11 +111,6 @@ impl Speculation {
         let side = &mut self.sides[slot];
         (side.from, side.same) = (0, 0);
         side.tokens.clear();
-    }
-
-    /// What a draft came to.
-    pub fn learn(&mut self, n: usize, n_right: usize) {
-        self.lately.take(n, n_right);
     }
 }
 

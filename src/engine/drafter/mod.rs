@@ -27,17 +27,18 @@ mod corpus;
 mod guesses;
 mod purse;
 mod reciter;
+mod tenants;
 mod text;
 
-pub(super) use answers::Pools;
 pub(super) use corpus::Corpus;
+pub(super) use tenants::{Lately, Tenants};
 
 use super::backend::Token;
 use super::cost::Chances;
 use super::trust::Trust;
 use crate::model::ngrams::KEY_MAX;
 use answers::Pool;
-use guesses::{ByStreak, Guesses, UNKNOWN};
+use guesses::{Guesses, UNKNOWN};
 use purse::Purse;
 use reciter::Reciter;
 use std::sync::Arc;
@@ -150,40 +151,13 @@ pub(super) struct Drafted {
     pub prediction: Tried,
 }
 
-/// How often texts were right lately, of all requests of a worker together: a new one begins with it.
-#[derive(Debug, Clone)]
-pub(super) struct Lately {
-    prediction: ByStreak,
-    history: ByStreak,
-    majority: ByStreak,
-    corpus: ByStreak,
-}
-
-impl Default for Lately {
-    fn default() -> Self {
-        Self { prediction: UNKNOWN, history: UNKNOWN, majority: UNKNOWN, corpus: UNKNOWN }
-    }
-}
-
-impl Lately {
-    /// What a request came to.
-    pub fn learn(&mut self, drafter: &Drafter) {
-        if let Some(prediction) = &drafter.prediction {
-            prediction.follower.guesses.teach(&mut self.prediction);
-        }
-        if let Some(history) = &drafter.history {
-            history.last.guesses.teach(&mut self.history);
-            history.majority.guesses.teach(&mut self.majority);
-        }
-        if let Some(Recital { reciter, .. }) = &drafter.corpus {
-            reciter.guesses.teach(&mut self.corpus);
-        }
-    }
-}
-
 impl Drafter {
-    /// Begins with what is known of others, and of their answers in `pool`.
-    pub fn begin(&mut self, lately: &Lately, pool: Option<&Pool>) {
+    /// A request begins with what is known of others of its partition. `has_model`: something drafts beside the model.
+    pub fn begin(&mut self, mut lately: Option<&mut Lately>, has_model: bool) {
+        if has_model {
+            self.model = Some(lately.as_mut().map_or_else(Trust::new, |lately| lately.trust()));
+        }
+        let Some(lately) = lately else { return };
         if let Some(prediction) = &mut self.prediction {
             prediction.follower.guesses.begin(&lately.prediction);
         }
@@ -194,14 +168,7 @@ impl Drafter {
         if let Some(Recital { reciter, .. }) = &mut self.corpus {
             reciter.guesses.begin(&lately.corpus);
         }
-        self.answers = pool.map(Pool::reciter);
-    }
-
-    /// What its guesses from other answers came to.
-    pub fn end(&self, pool: &mut Pool) {
-        if let Some(answers) = &self.answers {
-            pool.learn_odds(answers);
-        }
+        self.answers = Some(Reciter::new(answers::AGREE, &lately.answers));
     }
 
     /// `None` when there is nothing to draft from.
@@ -391,7 +358,7 @@ mod tests {
             let mut tokens = [&passage[..], &passage[..30]].concat();
             let n_prompt = tokens.len();
             let mut drafter = Drafter::new(None, true).unwrap();
-            drafter.begin(&lately, None);
+            drafter.begin(Some(&mut lately), false);
             let mut first = None;
             for (i, token) in passage.iter().enumerate().skip(30) {
                 tokens.push(if is_copied || i % 5 != 4 { *token } else { 7 });
@@ -467,16 +434,16 @@ mod tests {
 
     #[test]
     fn another_answer_is_drafted_from_where_the_own_text_says_nothing() {
-        let mut pools = Pools::default();
+        let mut tenants = Tenants::default();
         let answer: Vec<Token> = (100..200).collect();
         let mut says_of = |partition: Option<u64>, question: Token| {
             let mut drafter = Drafter::new(None, true).unwrap();
-            drafter.begin(&Lately::default(), partition.map(|partition| &*pools.open(partition)));
+            drafter.begin(partition.map(|partition| tenants.open(partition)), false);
             let (mut tokens, mut n_foretold) = (vec![question], 0);
             for token in &answer {
                 tokens.push(*token);
                 drafter.follow(&tokens, 1);
-                drafter.share(&tokens[1..], 1, partition.and_then(|partition| pools.of(partition)));
+                drafter.share(&tokens[1..], 1, partition.and_then(|partition| tenants.pool(partition)));
                 let source = drafter.propose(&tokens).map(|proposal| proposal.source);
                 n_foretold += usize::from(source == Some(Source::Answers));
             }
@@ -495,7 +462,7 @@ mod tests {
         let mut lately = Lately::default();
         let mut says = |answer: &[Token], corpus: Option<&Arc<Corpus>>| {
             let mut drafter = Drafter::new(None, true).unwrap().with_corpus(corpus);
-            drafter.begin(&lately, None);
+            drafter.begin(Some(&mut lately), false);
             let (mut tokens, mut found) = (vec![7, 8], Vec::new());
             for token in answer {
                 tokens.push(*token);

@@ -94,8 +94,9 @@ impl<M: Model> Worker<M> {
             run.clock.started = Some(Instant::now());
             if let Some(drafter) = &mut run.drafter {
                 // As with the cells, whoever shares nothing learns nothing.
-                let pool = run.cache_prompt.then(|| self.answers.open(run.partition));
-                drafter.begin(&self.texts, pool.as_deref());
+                let lately = run.cache_prompt.then(|| self.tenants.open(run.partition));
+                // Chunks of media are no tokens that a draft's side could take in.
+                drafter.begin(lately, self.speculation.is_some() && run.media.is_empty());
             }
             run.n_cached = (keep as u32).min(run.n_prompt);
             if let Some(reader) = run.reader.take() {
@@ -108,11 +109,6 @@ impl<M: Model> Worker<M> {
                 n_cached: run.n_cached,
             });
             self.lock_stats().prompt_tokens_cached += u64::from(run.n_cached);
-        }
-        // Chunks of media are no tokens that a draft's side could take in.
-        let speculation = self.speculation.as_mut().filter(|_| run.media.is_empty());
-        if let (Some(speculation), Some(drafter)) = (speculation, &mut run.drafter) {
-            drafter.model.get_or_insert_with(|| speculation.trust());
         }
         let slot = &mut self.slots[index];
         // First come, first served, whoever had the slot before.

@@ -167,7 +167,7 @@ impl<M: Model> Worker<M> {
         }
         if let Some(drafter) = &mut run.drafter {
             let answer = &run.tokens[run.n_prompt as usize..slot.kept.len() + tokens.len()];
-            drafter.share(answer, tokens.len(), self.answers.of(run.partition));
+            drafter.share(answer, tokens.len(), self.tenants.pool(run.partition));
         }
         // The rows of a draft's tokens that came were computed with it; the last token's is not wanted yet.
         let came = tokens.iter().map(|(token, _)| token).take(tokens.len().saturating_sub(usize::from(end.is_none())));
@@ -206,11 +206,10 @@ impl<M: Model> Worker<M> {
         let Some(mut run) = self.slots[index].run.take() else { return };
         self.fair.end(run.class, run.owner);
         self.n_ended += 1;
-        if let Some(drafter) = &run.drafter {
-            self.texts.learn(drafter);
-            if let Some(pool) = self.answers.of(run.partition) {
-                drafter.end(pool);
-            }
+        if let Some(drafter) = run.drafter.as_ref().filter(|_| run.cache_prompt)
+            && let Some(lately) = self.tenants.lately(run.partition)
+        {
+            lately.learn(drafter);
         }
         self.lock_stats().tokens_generated += u64::from(run.n_generated());
         self.is_urgent = true;

@@ -32,7 +32,7 @@ use super::backend::{Context, DecodeError, EXTRA_OUTPUTS, Model, Row, Token};
 use super::cells::Cells;
 use super::constraint::masks::Masks;
 use super::cost::StepCost;
-use super::drafter::{Draft, Lately, Pools, Proposal, Source};
+use super::drafter::{Draft, Proposal, Source, Tenants};
 use super::error::Failure;
 use super::event::SlotStats;
 use super::fair::Fair;
@@ -85,10 +85,8 @@ pub(super) struct Worker<M: Model> {
     n_draft_max: u32,
     /// `None`: nothing drafts beside the model.
     speculation: Option<Speculation>,
-    /// What drafts from texts came to.
-    texts: Lately,
-    /// What was said in answers.
-    answers: Pools,
+    /// What is known of their answers.
+    tenants: Tenants,
     step: u64,
     turns: Turns,
     /// Requests that ended since the worker last waited for new ones.
@@ -167,8 +165,7 @@ impl<M: Model> Worker<M> {
             cost: parts.cost,
             n_draft_max: parts.n_draft_max,
             speculation: parts.speculation,
-            texts: Lately::default(),
-            answers: Pools::default(),
+            tenants: Tenants::default(),
             step: 0,
             turns: Turns::default(),
             n_ended: 0,

@@ -2,6 +2,7 @@
 
 use super::super::backend::{DraftAsk, DraftTraits};
 use super::super::cost::{Bid, DraftCost};
+use super::super::drafter::Lately;
 use super::super::speculation::{Speculation, Whose};
 use super::*;
 
@@ -82,11 +83,11 @@ impl<M: Model> Worker<M> {
                     self.with_trust(one.slot, |trust| if one.is_trial { trust.try_once() } else { trust.praise() });
                 }
             } else {
-                self.decline(speculation, one.slot);
+                self.decline(one.slot);
             }
         }
-        if choice.n_seqs > 0 {
-            speculation.lately.praise();
+        for one in &found[..choice.n_seqs] {
+            self.with_lately(one.slot, |lately| lately.model.praise());
         }
         let mut drafts = vec![Vec::new(); shares.len()];
         for ((at, ..), draft) in asks.iter().zip(self.ask(speculation, &asks)) {
@@ -100,13 +101,21 @@ impl<M: Model> Worker<M> {
         run.drafter.as_mut()?.model.as_mut().map(body)
     }
 
+    /// What the next requests of the slot's partition begin with, if it shares.
+    fn with_lately(&mut self, slot: usize, body: impl FnOnce(&mut Lately)) {
+        let run = self.slots[slot].run.as_ref().filter(|run| run.cache_prompt);
+        if let Some(lately) = run.and_then(|run| self.tenants.lately(run.partition)) {
+            body(lately);
+        }
+    }
+
     /// It doesn't pay for this slot now.
-    fn decline(&mut self, speculation: &mut Speculation, slot: usize) {
+    fn decline(&mut self, slot: usize) {
         if let Some(trust) = self.with_trust(slot, |trust| {
             trust.sleep();
             *trust
         }) {
-            speculation.lately.rest_like(&trust);
+            self.with_lately(slot, |lately| lately.model.rest_like(&trust));
         }
     }
 
@@ -166,7 +175,7 @@ impl<M: Model> Worker<M> {
             is_worth
         });
         for slot in dear {
-            self.decline(speculation, slot);
+            self.decline(slot);
         }
     }
 
@@ -244,7 +253,7 @@ impl<M: Model> Worker<M> {
             speculation.cleared(slot);
         }
         for slot in failed.iter().filter(|_| !is_room) {
-            self.decline(speculation, *slot);
+            self.decline(*slot);
         }
     }
 
@@ -283,7 +292,7 @@ impl<M: Model> Worker<M> {
             draft.truncate(n_known);
             if draft.is_empty() {
                 self.with_trust(slot, |trust| trust.take(0, 0));
-                speculation.learn(0, 0);
+                self.with_lately(slot, |lately| lately.model.take(0, 0));
             }
             let n_ahead = self.slots[slot].run.as_ref().map_or(0, |run| self.n_ahead(run, &draft));
             draft.truncate(n_ahead);
@@ -364,21 +373,23 @@ impl<M: Model> Worker<M> {
     /// Of a share's rows with a draft behind them, the first `n_right` of the draft were right.
     pub(super) fn settle(&mut self, index: usize, draft: &Draft, n_before: u32, n_right: usize) {
         let (source, n) = (draft.source, draft.tokens.len());
+        tracing::trace!(?source, n, n_right, price = draft.price, "draft");
         if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
             drafter.count(source, (n, n_right), draft.price);
         }
         if source == Source::Model {
-            let mut stats = self.lock_stats();
-            stats.n_drafted += n as u64;
-            stats.n_drafted_right += n_right as u64;
+            self.count_drafted(n, n_right);
+            self.with_lately(index, |lately| lately.model.take(n, n_right));
         }
-        let Some(speculation) = &mut self.speculation else { return };
-        if source == Source::Model {
-            speculation.learn(n, n_right);
-        }
-        if speculation.traits.follows {
+        if self.speculation.as_ref().is_some_and(|speculation| speculation.traits.follows) {
             self.context.draft_accept(index as u32, n_before - 1 + n_right as u32);
         }
+    }
+
+    fn count_drafted(&self, n: usize, n_right: usize) {
+        let mut stats = self.lock_stats();
+        stats.n_drafted += n as u64;
+        stats.n_drafted_right += n_right as u64;
     }
 }
 

@@ -8,6 +8,9 @@
 //! Each row also looks at all tokens before it, and on a CPU rows don't share that: a step of the demo model takes 390 us behind
 //! 100 tokens and 690 behind 500, one of 16 rows 3.6 ms and 7.5. So a step is known by its rows and by how deep they are, see
 //! `Slope`; without, drafts that were right were slower than none behind a long prompt.
+//!
+//! And llama.cpp uses the graph of the last step again where a step has as many rows, and makes it anew where not: 260 us for the
+//! demo model, whose plain step takes 340. A draft pays that twice, for itself and for the plain step behind it; see `switch`.
 
 use super::scheduler::TILE_FILL;
 use super::slope::Slope;
@@ -30,8 +33,10 @@ const UNSETTLED: u32 = 2;
 const PAD_MARGIN: f64 = 1.03;
 /// Of what rows take for the tokens before them, the least that they may take in a tile: a quarter to a half was seen.
 const TILE_PART: f64 = 0.25;
-/// Of a step, the part that it takes whatever its depth.
+/// Of a step, the part that it takes whatever its depth, and whatever came before it.
 const REST_MIN: f64 = 0.1;
+/// What a step that shows what switching takes weighs against all before it.
+const SWITCH_WEIGHT: f64 = 0.05;
 /// What the last step of some number of rows weighs at least against all before it.
 const WEIGHT_MIN: f64 = 0.1;
 /// Of the time of steps, what trying out longer drafts may cost.
@@ -68,6 +73,10 @@ pub struct StepCost {
     credit: f64,
     /// Seconds that one step of another number of rows takes beside its own time; see [`set_detour`](Self::set_detour).
     detour: f64,
+    /// Seconds that a step takes longer behind one of another number of rows; see [`measure_switch`](Self::measure_switch).
+    switch: f64,
+    /// Rows of a step without drafts, where it stands.
+    n_plain: usize,
     /// Rows of the last step, and how many before it had as many, one after another.
     last: (usize, u32),
     /// Seconds that a step with a draft may take; see [`within`](Self::within).
@@ -84,6 +93,8 @@ impl Default for StepCost {
             n_seen: [0; ROWS_MAX + 1],
             credit: 0.0,
             detour: 0.0,
+            switch: 0.0,
+            n_plain: 0,
             last: (0, 0),
             longest: f64::INFINITY,
         }
@@ -109,10 +120,21 @@ impl StepCost {
         time <= self.longest.max(2.0 * plain)
     }
 
-    /// From here on steps are those whose rows have so many tokens before them, on average.
-    pub fn stand(&mut self, depth: f64) {
-        self.depth = depth;
+    /// From here on steps have `n_plain` rows and their drafts', with so many tokens before each on average.
+    pub fn stand(&mut self, n_plain: usize, depth: f64) {
+        (self.n_plain, self.depth) = (n_plain, depth);
         self.draw();
+    }
+
+    /// A step of `n_rows` took so long behind another of as many.
+    pub fn measure(&mut self, n_rows: u32, time: Duration) {
+        self.last = (n_rows as usize, 0);
+        self.observe(n_rows, time);
+    }
+
+    /// A step takes `longer` behind one of another number of rows: its graph is made anew.
+    pub fn measure_switch(&mut self, longer: Duration) {
+        self.switch = longer.as_secs_f64();
     }
 
     /// A step of `n_rows` takes `longer` seconds where it stands so many tokens deeper.
@@ -163,7 +185,11 @@ impl StepCost {
         if n > ROWS_MAX || !counts {
             return;
         }
-        let time = time.min(most);
+        let mut time = time.min(most);
+        if n != last && self.detour == 0.0 {
+            self.learn_switch(n, time);
+            time = (time - self.switch).max(time * REST_MIN);
+        }
         self.slopes[tile(n)].observe(n, n as f64 * self.depth, time);
         // Whatever is thought of the depth, something is left for the rest.
         let time = (time - self.looking_back(n)).max(time * REST_MIN);
@@ -174,6 +200,13 @@ impl StepCost {
         let weight = if is_news { (1.0 / f64::from(*n_seen)).max(WEIGHT_MIN) } else { WEIGHT_MIN };
         *known += (time - *known) * weight;
         self.draw();
+    }
+
+    /// From plain steps behind one with a draft, of which most come behind others of their kind.
+    fn learn_switch(&mut self, n_rows: usize, time: f64) {
+        if let Some(usual) = self.time(n_rows).filter(|_| n_rows == self.n_plain) {
+            self.switch += ((time - usual).clamp(0.0, usual) - self.switch) * SWITCH_WEIGHT;
+        }
     }
 
     /// A step came between of which nothing is learnt, with rows of prompts or in several passes.
@@ -197,6 +230,13 @@ impl StepCost {
     /// Seconds that a step with a draft of a text takes beside its rows, when the next one has one as long with these odds.
     fn detour(&self, again: f64) -> f64 {
         self.detour * (1.0 - again)
+    }
+
+    /// Seconds that a step of `n_rows` and the one behind it take for following others; `again`: as probably that one has as many.
+    fn switching(&self, n_rows: usize, again: f64) -> f64 {
+        let before = if n_rows == self.last.0 { 0.0 } else { self.switch };
+        let behind = if n_rows == self.n_plain { 0.0 } else { self.switch * (1.0 - again) };
+        before + behind
     }
 
     /// The largest step that was measured.
@@ -223,6 +263,12 @@ impl StepCost {
         us
     }
 
+    pub fn switch_us(&self) -> u64 {
+        #[expect(clippy::cast_sign_loss, reason = "a time")]
+        let us = (self.switch * 1e6) as u64;
+        us
+    }
+
     /// Seconds of a step with `n_rows`; `None`: there is nothing to guess from.
     pub(super) fn time(&self, n_rows: usize) -> Option<f64> {
         self.curve.get(n_rows).copied().filter(|time| time.is_finite())
@@ -236,8 +282,7 @@ impl StepCost {
     /// How many draft tokens to add to a step of `beside.0` rows, and `beside.1` seconds apart from them, that gets
     /// `n_useful` tokens on: between 0 and `most`, with the tokens that are expected to be right.
     pub fn worth(&self, beside: (usize, f64), n_useful: f64, chances: Chances, most: usize) -> (usize, f64) {
-        let (n, expected, _) = self.fastest(beside, n_useful, chances, most, 1.0);
-        (n, expected)
+        self.fastest(beside, n_useful, chances, most, 1.0)
     }
 
     /// How many of `most` draft tokens a step of `n_rows` may have so that about `stake` tokens can be lost with them, of which
@@ -253,53 +298,59 @@ impl StepCost {
 
     /// Seconds that a step of `n_rows` takes longer with `n` draft tokens: what they cost if all are wrong.
     pub fn price(&self, n_rows: usize, n: usize) -> f64 {
-        let plain = if n_rows == 0 { Some(0.0) } else { self.time(n_rows) };
-        self.time(n_rows + n).zip(plain).map_or(f64::INFINITY, |(with, plain)| with - plain)
+        let time = |n_rows: usize| Some(self.time(n_rows)? + self.switching(n_rows, 0.0));
+        let plain = if n_rows == 0 { Some(0.0) } else { time(n_rows) };
+        time(n_rows + n).zip(plain).map_or(f64::INFINITY, |(with, plain)| with - plain)
     }
 
     /// A longer draft than pays by what is known, in a step without a part of its own; with the tokens that are expected to be
-    /// right. Steps that were measured too dear would never be measured again, so now and then one is made that would pay if
-    /// they were a tenth as dear: what it loses, by what is known, is a small part of the time of all steps.
+    /// right. Steps that were measured too dear would never be measured again, so now and then one is made that would pay if they
+    /// were a tenth as dear: what it takes is a small part of the time of all steps, whatever its odds were, but for what was right
+    /// in it, see [`refund`](Self::refund).
     pub fn trial(&mut self, n_rows: usize, n_useful: f64, chances: Chances, most: usize) -> Option<(usize, f64)> {
         if self.detour > 0.0 {
             return None;
         }
         let beside = (n_rows, 0.0);
-        let (n_known, _, rate) = self.fastest(beside, n_useful, chances, most, 1.0);
-        let (n, expected, _) = self.fastest(beside, n_useful, chances, most, TRIAL_HOPE);
-        let loss = self.time(n_rows + n)? - (n_useful + expected) / rate;
-        if n <= n_known || loss > self.credit {
+        let (n_known, _) = self.fastest(beside, n_useful, chances, most, 1.0);
+        let (n, expected) = self.fastest(beside, n_useful, chances, most, TRIAL_HOPE);
+        let price = self.price(n_rows, n);
+        if n <= n_known || price > self.credit {
             return None;
         }
-        self.credit -= loss;
+        self.credit -= price;
         Some((n, expected))
     }
 
-    /// As `worth`, with the rate in tokens a second; only the part `dear` counts of what longer steps take beside a plain one.
-    fn fastest(
-        &self,
-        beside: (usize, f64),
-        n_useful: f64,
-        chances: Chances,
-        most: usize,
-        dear: f64,
-    ) -> (usize, f64, f64) {
+    /// A trial brought so many tokens, which would have taken a plain step each.
+    pub fn refund(&mut self, n_tokens: f64) {
+        let per_token = self.pass(self.n_plain) / self.n_plain.max(1) as f64;
+        self.credit = (self.credit + n_tokens * per_token).min(TRIAL_MAX);
+    }
+
+    /// As `worth`; only the part `dear` counts of what longer steps take beside a plain one.
+    fn fastest(&self, beside: (usize, f64), n_useful: f64, chances: Chances, most: usize, dear: f64) -> (usize, f64) {
         let (n_rows, apart) = beside;
-        let time = |n: usize| if n == 0 { Some(apart) } else { self.time(n).map(|time| apart + time) };
-        let Some(plain) = time(n_rows).filter(|time| *time > 0.0) else { return (0, 0.0, 0.0) };
+        // What others' drafts of the step take behind it they take whatever comes after.
+        let again = |right: f64| if n_rows == self.n_plain { right } else { 0.0 };
+        let time = |n: usize, right: f64| match n {
+            0 => Some(apart),
+            n => Some(apart + self.time(n)? + self.switching(n, again(right))),
+        };
+        let Some(plain) = time(n_rows, 0.0).filter(|time| *time > 0.0) else { return (0, 0.0) };
         let (mut best, mut best_rate) = ((0, 0.0), n_useful / plain * self.margin());
         let (mut right, mut expected) = (1.0, 0.0);
         for n in 1..=most {
             right *= if n == 1 { chances.first } else { chances.next };
             expected += right;
-            let Some(time) = time(n_rows + n).filter(|time| self.fits(*time, plain)) else { break };
+            let Some(time) = time(n_rows + n, right).filter(|time| self.fits(*time, plain)) else { break };
             let time = plain + (time - plain) * dear;
             let rate = (n_useful + expected) / (time + self.detour(right));
             if rate > best_rate && expected * plain >= (time - plain) * n_useful * GAIN {
                 (best, best_rate) = ((n, expected), rate);
             }
         }
-        (best.0, best.1, best_rate)
+        best
     }
 
     /// The number of rows from `n_rows` on whose step takes the least time, where kernels take rows in these groups. What

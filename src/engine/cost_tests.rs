@@ -9,7 +9,7 @@ fn even(odds: f64) -> Chances {
 fn cost(of: impl Fn(u32) -> f64) -> StepCost {
     let mut cost = StepCost::default();
     for n in StepCost::PROBES {
-        cost.observe(n, Duration::from_secs_f64(of(n)));
+        cost.measure(n, Duration::from_secs_f64(of(n)));
     }
     cost
 }
@@ -51,13 +51,38 @@ fn behind_a_long_prompt_rows_are_dearer() {
     cost.measure_depth(4, 500, 4.0 * 500.0 * 0.002);
     let n = |cost: &StepCost| cost.worth((1, 0.0), 1.0, even(0.8), 12).0;
     let near = n(&cost);
-    cost.stand(2000.0);
+    cost.stand(1, 2000.0);
     assert!(near > 1 && n(&cost) == 0, "{near}: each row takes 4 s more, where a plain step takes 5.2");
     assert!((cost.time(3).unwrap() - 13.6).abs() < 1e-9 && (cost.price(1, 2) - 8.4).abs() < 1e-9);
     // What steps there take is told apart from what they take anyway.
     (0..50).for_each(|_| cost.observe(1, Duration::from_secs_f64(5.2)));
-    cost.stand(0.0);
+    cost.stand(1, 0.0);
     assert!((cost.time(1).unwrap() - 1.2).abs() < 0.01);
+}
+
+#[test]
+fn a_step_of_another_number_of_rows_pays_for_following_others() {
+    let secs = Duration::from_secs_f64;
+    let mut cost = cost(|n| 1.0 + 0.1 * f64::from(n));
+    cost.stand(1, 0.0);
+    cost.observe(1, secs(1.1));
+    let n = |cost: &StepCost| cost.worth((1, 0.0), 1.0, even(0.6), 3).0;
+    assert!(n(&cost) > 0);
+    cost.measure_switch(secs(1.0));
+    assert_eq!(n(&cost), 0, "for itself and for the step behind it");
+    assert!((cost.price(1, 3) - 2.3).abs() < 1e-9);
+    assert_eq!(cost.worth((1, 0.0), 1.0, even(0.99), 3).0, 3);
+    // That of the next one is less behind one like it.
+    cost.observe(4, secs(2.4));
+    assert!((cost.time(4).unwrap() - 1.4).abs() < 1e-9 && (cost.price(1, 3) - 0.3).abs() < 1e-9);
+    assert!((cost.price(1, 2) - 1.2).abs() < 1e-9);
+    // What it takes is learnt from plain steps.
+    for _ in 0..100 {
+        cost.observe(4, secs(1.6));
+        cost.observe(1, secs(1.3));
+        (0..6).for_each(|_| cost.observe(1, secs(1.1)));
+    }
+    assert!((cost.switch - 0.2).abs() < 0.02 && (cost.time(1).unwrap() - 1.1).abs() < 0.02, "{}", cost.switch);
 }
 
 #[test]
@@ -187,6 +212,8 @@ fn what_a_start_measured_too_dear_is_tried_again_at_little_cost() {
     let (mut n_steps, mut time, mut n_trials) = (0, 0.0, 0);
     while cost.worth((1, 0.0), 1.0, even(0.95), 8).0 == 0 {
         let n = cost.trial(1, 1.0, even(0.95), 8).map_or(0, |(n, _)| n);
+        cost.stand(1, 0.0);
+        cost.refund(if n > 0 { 0.95 * n as f64 } else { 0.0 });
         n_trials += usize::from(n > 0);
         cost.observe(1 + n as u32, Duration::from_secs_f64(truth(1 + n)));
         (n_steps, time) = (n_steps + 1, time + truth(1 + n));
@@ -203,6 +230,7 @@ fn trials_where_everything_is_known_cost_a_small_part() {
     let (mut time, mut right, n_steps) = (0.0, 0.0, 10_000);
     for _ in 0..n_steps {
         let known = cost.worth((1, 0.0), 1.0, even(0.5), 8).0;
+        // All of them are wrong.
         let n = cost.trial(1, 1.0, even(0.5), 8).map_or(known, |(n, _)| n);
         cost.observe(1 + n as u32, Duration::from_secs_f64(truth(1 + n)));
         time += truth(1 + n);

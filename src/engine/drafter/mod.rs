@@ -72,13 +72,15 @@ pub(super) enum Source {
 pub(super) struct Draft {
     pub tokens: Vec<Token>,
     pub source: Source,
-    /// What they cost if all are wrong, in tokens that the answer would get in that time; 0: not this answer's to pay.
+    /// What they cost if all are wrong, in tokens that the answer would get in that time.
     pub price: f64,
+    /// All requests pay for it; see `StepCost::trial`.
+    pub is_trial: bool,
 }
 
 impl Draft {
     pub fn none() -> Self {
-        Self { tokens: Vec::new(), source: Source::History, price: 0.0 }
+        Self { tokens: Vec::new(), source: Source::History, price: 0.0, is_trial: false }
     }
 }
 

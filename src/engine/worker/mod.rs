@@ -467,7 +467,7 @@ impl<M: Model> Worker<M> {
         self.rows.clear();
         let (mut n_decode, mut n_prefill) = (0, 0);
         let n_planned: u32 = shares.iter().map(|share| share.n_rows).sum();
-        self.cost.stand(self.depth(shares));
+        self.cost.stand(n_planned as usize, self.depth(shares));
         let mut n_extra = self.context.n_batch().saturating_sub(n_planned).min(EXTRA_OUTPUTS);
         // An echo may take all extra outputs of the step, and drafts need a memory that can go back; one that can't be cut goes
         // back after a step of one sequence only.

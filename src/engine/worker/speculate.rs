@@ -373,9 +373,12 @@ impl<M: Model> Worker<M> {
     /// Of a share's rows with a draft behind them, the first `n_right` of the draft were right.
     pub(super) fn settle(&mut self, index: usize, draft: &Draft, n_before: u32, n_right: usize) {
         let (source, n) = (draft.source, draft.tokens.len());
-        tracing::trace!(?source, n, n_right, price = draft.price, "draft");
+        tracing::trace!(?source, n, n_right, price = draft.price, is_trial = draft.is_trial, "draft");
+        if draft.is_trial {
+            self.cost.refund(draft.price.min(n_right as f64));
+        }
         if let Some(drafter) = self.slots[index].run.as_mut().and_then(|run| run.drafter.as_mut()) {
-            drafter.count(source, (n, n_right), draft.price);
+            drafter.count(source, (n, n_right), if draft.is_trial { 0.0 } else { draft.price });
         }
         if source == Source::Model {
             self.count_drafted(n, n_right);

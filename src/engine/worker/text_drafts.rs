@@ -27,7 +27,7 @@ impl<M: Model> Worker<M> {
         mut beside: Beside,
     ) -> Vec<Draft> {
         // Counted already.
-        let as_draft = |tokens| Draft { tokens, source: Source::Model, price: 0.0 };
+        let as_draft = |tokens| Draft { tokens, source: Source::Model, ..Draft::none() };
         let mut drafts: Vec<Draft> = by_model.into_iter().map(as_draft).collect();
         let mut may_try = !beside.is_apart;
         let mut n_useful = beside.n_planned as f64;
@@ -50,19 +50,16 @@ impl<M: Model> Worker<M> {
             let affordable =
                 self.cost.affordable((with.0, per_token), if is_proven { chances.next } else { 0.0 }, most, stake);
             let (mut n, mut n_right) = self.cost.worth(with, n_useful, chances, affordable);
-            let mut price = self.cost.price(with.0, n) / per_token;
             let mut tokens = proposal.text[..most].to_vec();
-            if std::mem::take(&mut may_try)
-                && let Some(trial) = self.cost.trial(with.0, n_useful, chances, most)
-            {
-                // All pay for it.
-                ((n, n_right), price) = (trial, 0.0);
-            }
+            let trial =
+                if std::mem::take(&mut may_try) { self.cost.trial(with.0, n_useful, chances, most) } else { None };
+            (n, n_right) = trial.unwrap_or((n, n_right));
             if n == 0 {
                 continue;
             }
             tokens.truncate(n);
-            let draft = Draft { tokens, source, price };
+            let price = self.cost.price(with.0, n) / per_token;
+            let draft = Draft { tokens, source, price, is_trial: trial.is_some() };
             n_useful += n_right;
             beside.n_drafted += draft.tokens.len();
             beside.n_extra = if beside.is_apart { 0 } else { beside.n_extra - draft.tokens.len() };

@@ -44,7 +44,11 @@ pub(in crate::engine) fn warm_up<C: Context>(
     }
     for n in probes(n_rows) {
         let best = best_of_steps(context, token, n)?;
-        cost.observe(n, best);
+        cost.measure(n, best);
+    }
+    if !context.records_steps() && n_rows > DETOUR_ROWS {
+        let switch = switch(context, token, cost)?;
+        cost.measure_switch(switch);
     }
     if context.records_steps() && n_rows > DETOUR_ROWS {
         let detour = detour(context, token, cost)?;
@@ -65,7 +69,7 @@ pub(in crate::engine) fn warm_up<C: Context>(
         }
         pace.observe_share(best.saturating_sub(SHARE_NOISE));
     }
-    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), ns_per_token = cost.ns_per_token(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), "steps were measured");
+    tracing::debug!(rows = ?StepCost::PROBES, us = ?cost.probed_us(), ns_per_token = cost.ns_per_token(), share_rows = pace.rows_of_share(), detour_us = cost.detour_us(), switch_us = cost.switch_us(), "steps were measured");
     Ok(())
 }
 
@@ -79,10 +83,6 @@ fn best_of_steps<C: Context>(context: &mut C, token: Token, n_rows: u32) -> Resu
         _ => STEPS,
     };
     for n in 1..=STEPS_MAX {
-        // A draft makes one step among those of one row larger.
-        if n_rows > 1 && !context.records_steps() {
-            time_of_rows(context, token, 1, |_| true)?;
-        }
         let time = time_of_rows(context, token, n_rows, |_| true)?;
         second = second.min(time.max(best));
         best = best.min(time);
@@ -91,6 +91,18 @@ fn best_of_steps<C: Context>(context: &mut C, token: Token, n_rows: u32) -> Resu
         }
     }
     Ok(best)
+}
+
+/// What a step takes longer behind one of another number of rows.
+fn switch<C: Context>(context: &mut C, token: Token, cost: &StepCost) -> Result<Duration, String> {
+    let plain = Duration::from_secs_f64(cost.pass(DETOUR_ROWS as usize) + cost.pass(1));
+    let mut best = Duration::MAX;
+    for _ in 0..=STEPS {
+        // The first of them follows what was measured before.
+        let pair = time_of_rows(context, token, DETOUR_ROWS, |_| true)? + time_of_rows(context, token, 1, |_| true)?;
+        best = best.min(pair);
+    }
+    Ok(best.saturating_sub(plain) / 2)
 }
 
 /// What one step of more rows costs among steps of one, beside its own time.

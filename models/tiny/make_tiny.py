@@ -300,8 +300,8 @@ FILL = [f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL))]
 
 
 def eagle3(out, name, seed, reads, more=()):
-    """A head of EAGLE-3 for a model of width 64: it reads what goes into three of its layers (or comes out of the last), and
-    takes embeddings and output from it. Its own vocabulary has as many tokens."""
+    """A head of EAGLE-3 for a model of width 64: it reads what goes into three of its layers, and takes embeddings
+    and output from it. Its own vocabulary has as many tokens."""
     m = Model(out, name, "eagle3", seed, layers=1, width=64, context=2048, kind=Q.F16, more=more)
     m.attention(2, 1, 32)
     m.w.add_feed_forward_length(64)
@@ -684,7 +684,7 @@ def main():
     qwen35(out, "tiny-qwen35", 18)
     qwen35(out, "tiny-qwen35-mtp", 19, heads=True)
     # For ../stories260K.gguf, and for two of these, whose states are taken back.
-    eagle3(out, "tiny-eagle3", 13, [1, 3, 5], more=FILL)
+    eagle3(out, "tiny-eagle3", 13, [1, 3, 4], more=FILL)
     eagle3(out, "tiny-eagle3-lfm2", 20, [0, 1, 2])
     dflash(out, "tiny-dflash-qwen35", 21, [1, 2], more=())
     dflash(out, "tiny-dflash", 14)

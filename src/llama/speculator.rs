@@ -3,7 +3,7 @@
 use super::context::Batch;
 use super::error::Error;
 use super::model::Model;
-use super::{Context, sys};
+use super::{Context, gpu, sys};
 use std::ffi::CString;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -73,8 +73,10 @@ pub struct DraftAsk {
 }
 
 impl Model {
-    /// Why `draft` can't make drafts of that kind for this model, as a clause. A context of the two must not be made then.
+    /// Why `draft` can't make drafts of that kind for this model, as a clause. A context of the two must not be made then. For
+    /// heads a small context of this model is made, to see whether its graphs hand out what they read.
     pub fn draft_mismatch(&self, draft: &Model, kind: DraftKind) -> Result<Option<String>, Error> {
+        let _opening = gpu::opening();
         let mut text = std::ptr::null_mut();
         // SAFETY: both models live.
         sys::call(|err| unsafe {
@@ -310,6 +312,23 @@ pub(super) mod tests {
     fn draft(context: &mut Context, pos: i32) -> Option<Vec<i32>> {
         let mut drafts = context.draft(&[DraftAsk { seq: 0, pos, last: 77, n_max: 3 }]).expect("drafts");
         drafts.pop().expect("one for each")
+    }
+
+    #[test]
+    fn what_heads_read_and_llama_cpp_does_not_hand_out_is_told() {
+        let of = |target: &Arc<Model>, heads: &str, kind| target.draft_mismatch(&model(heads), kind).expect("models");
+        let gemma2 = model("tiny/tiny-gemma2");
+        for (heads, kind, name, what) in [
+            ("tiny/tiny-eagle3-lfm2", DraftKind::Eagle3, "draft-eagle3", "what goes into layer 0"),
+            ("tiny/tiny-dflash-qwen35", DraftKind::Dflash, "draft-dflash", "what goes into layer 1"),
+            ("tiny/tiny-qwen35-mtp", DraftKind::Mtp, "draft-mtp", "the state behind the last layer"),
+        ] {
+            let why = of(&gemma2, heads, kind).expect("a reason");
+            assert!(why.contains(name) && why.contains(what) && why.contains("gemma2"), "{why}");
+        }
+        for (target, heads, kind) in HEADS {
+            assert_eq!(of(&model(target), heads, kind), None, "{target} with {heads}");
+        }
     }
 
     #[test]

@@ -423,7 +423,7 @@ async fn state_with(mut config: EngineConfig) -> String {
 
 #[tokio::test]
 async fn what_can_not_draft_is_refused_at_the_start() {
-    let llama = "tiny/tiny-llama";
+    let (llama, gemma2) = ("tiny/tiny-llama", "tiny/tiny-gemma2");
     let auto = DraftMode::Auto;
     for (model, draft, mode, why) in [
         (
@@ -446,11 +446,52 @@ async fn what_can_not_draft_is_refused_at_the_start() {
         ("tiny/tiny-qwen2moe", Some("tiny/tiny-dspark"), auto, "a vocabulary of 512 tokens, and the model's has 388"),
         ("stories260K", Some("tiny/tiny-dspark"), DraftMode::Dflash, "made for draft-dspark, not for draft-dflash"),
         (llama, None, DraftMode::Mtp, "the model has no heads for several tokens"),
+        (
+            gemma2,
+            Some("tiny/tiny-eagle3-lfm2"),
+            auto,
+            "tiny-eagle3-lfm2.gguf: heads of its kind (draft-eagle3) read what goes into layer 0, which llama.cpp does not \
+             hand out for models of the architecture gemma2",
+        ),
+        (gemma2, Some("tiny/tiny-dflash-qwen35"), auto, "(draft-dflash) read what goes into layer 1, which"),
+        (
+            gemma2,
+            Some("tiny/tiny-qwen35-mtp"),
+            DraftMode::Mtp,
+            "(draft-mtp) read the state behind the last layer, which",
+        ),
     ] {
         let said = state_of(model, draft.map(path), mode).await;
         assert!(said.contains(why) && said.contains("Failed"), "{model} with {draft:?} as {mode:?}: {said}");
     }
     assert!(state_of(llama, None, auto).await.contains("Ready"));
+}
+
+/// Heads that read layers which a model doesn't have, or what comes out of its last where llama.cpp doesn't hand it out.
+#[tokio::test]
+async fn heads_that_read_beyond_the_model_are_refused_at_the_start() {
+    let whole = std::fs::read(path("tiny/tiny-eagle3")).expect("a model of the tree");
+    let key = b"eagle3.target_layers";
+    let at = whole.windows(key.len()).position(|bytes| bytes == key).expect("its layers") + key.len();
+    // Types of the value and its elements, how many they are, and two before the last.
+    let last = at + 4 + 4 + 8 + 2 * 4;
+    assert_eq!(whole[last], 4);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let heads = dir.path().join("heads.gguf");
+    for (layer, why) in [
+        (
+            5,
+            "read the state behind the last layer, which llama.cpp does not hand out for models of the architecture llama",
+        ),
+        (6, "it reads layer 6 of a model with 5"),
+        (200, "it reads layer 200 of a model with 5"),
+    ] {
+        let mut file = whole.clone();
+        file[last] = layer;
+        std::fs::write(&heads, file).expect("a writable folder");
+        let said = state_of("stories260K", Some(heads.clone()), DraftMode::Auto).await;
+        assert!(said.contains("Failed") && said.contains(why) && said.contains("heads.gguf"), "{said}");
+    }
 }
 
 /// Heads that share their model's memory, which is not done here: told by the file's architecture before it is loaded.

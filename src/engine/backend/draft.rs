@@ -43,24 +43,7 @@ impl DraftSource {
             return Ok(None);
         }
         let goes_back = rows_back > 0 || !(model.is_recurrent() || model.is_hybrid());
-        let Some(path) = &draft.model else {
-            let has_heads = model.n_mtp().map_err(|error| error.to_string())? > 0;
-            let own = |is_optional| Self {
-                model: Arc::clone(model),
-                params: params(DraftKind::Mtp, config),
-                is_optional,
-                is_offloaded: llama::offloads() && config.gpu_layers.is_some(),
-            };
-            return match (draft.mode, has_heads, goes_back) {
-                (DraftMode::Auto, true, true) => Ok(Some(own(true))),
-                (DraftMode::Mtp, true, true) => Ok(Some(own(false))),
-                (DraftMode::Mtp, false, _) => {
-                    Err("--spec-type draft-mtp: the model has no heads for several tokens".into())
-                }
-                (DraftMode::Mtp, true, false) => Err("--spec-type draft-mtp: the model's memory can't go back".into()),
-                _ => Ok(None),
-            };
-        };
+        let Some(path) = &draft.model else { return Self::own(model, config, goes_back) };
         let refuse = |why: &str| format!("--model-draft {}: {why}", path.display());
         if !goes_back {
             return Err(refuse("the model's memory can't go back, so nothing can be tried ahead"));
@@ -75,6 +58,37 @@ impl DraftSource {
         }
         let mismatch = model.draft_mismatch(&source.model, kind).map_err(|error| refuse(&error.to_string()))?;
         mismatch.map_or(Ok(Some(source)), |why| Err(refuse(&why)))
+    }
+
+    /// The heads that the model's own file brings along.
+    fn own(model: &Arc<llama::Model>, config: &EngineConfig, goes_back: bool) -> Result<Option<Self>, String> {
+        let mode = config.draft.mode;
+        if !matches!(mode, DraftMode::Auto | DraftMode::Mtp) {
+            return Ok(None);
+        }
+        let is_optional = mode == DraftMode::Auto;
+        let because = |why: &str| {
+            if is_optional { Ok(None) } else { Err(format!("--spec-type draft-mtp: {why}")) }
+        };
+        if model.n_mtp().map_err(|error| error.to_string())? == 0 {
+            return because("the model has no heads for several tokens");
+        }
+        if !goes_back {
+            return because("the model's memory can't go back");
+        }
+        let mismatch = model.draft_mismatch(model, DraftKind::Mtp).map_err(|error| error.to_string());
+        match mismatch {
+            Ok(None) => {}
+            Ok(Some(reason)) | Err(reason) => {
+                if is_optional {
+                    tracing::warn!(%reason, "the model's own heads are not used for drafts");
+                }
+                return because(&reason);
+            }
+        }
+        let is_offloaded = llama::offloads() && config.gpu_layers.is_some();
+        let (model, params) = (Arc::clone(model), params(DraftKind::Mtp, config));
+        Ok(Some(Self { model, params, is_optional, is_offloaded }))
     }
 
     /// Lets it draft for a context of the model that it was loaded for.

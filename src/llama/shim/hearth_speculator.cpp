@@ -57,9 +57,90 @@ std::string difference(const llama_vocab * target, const llama_vocab * draft) {
     return "";
 }
 
+// A small context of a model, whose graphs are looked at before its own is made; of no use once llama.cpp asserted in it.
+struct probe {
+    std::unique_ptr<llama_context, decltype(&llama_free)> ctx{ nullptr, llama_free };
+
+    explicit probe(llama_model * model) {
+        llama_context_params p = llama_context_default_params();
+        p.n_ctx = 256;
+        p.n_batch = p.n_ubatch = N_ROWS;
+        p.n_seq_max = p.n_outputs_max = 1;
+        p.n_threads = p.n_threads_batch = 1;
+        p.no_perf = true;
+        ctx.reset(llama_init_from_model(model, p));
+    }
+
+    // What goes into a layer; that there is no such tensor is asserted on (llm_graph_result::set_outputs, llama-graph.cpp).
+    bool gives_layer(int32_t layer) const {
+        llama_set_embeddings_layer_inp(ctx.get(), static_cast<uint32_t>(layer), true);
+        try {
+            graph();
+            return true;
+        } catch (const assertion & e) {
+            if (std::strstr(e.what(), "t_layer_inp")) {
+                return false;
+            }
+            throw;
+        }
+    }
+
+    // The state behind the last layer, of every row though one is wanted. Where a graph lacks it nothing is asserted on, and
+    // heads would read what never was written (llama_context::decode). It has no name in some graphs, but it is an output.
+    bool gives_last(int32_t width) const {
+        llama_set_embeddings_nextn(ctx.get(), true, /*masked*/ false);
+        ggml_cgraph * found = graph();
+        for (int i = 0; i < ggml_graph_n_nodes(found); ++i) {
+            const ggml_tensor * node = ggml_graph_node(found, i);
+            if ((node->flags & GGML_TENSOR_FLAG_OUTPUT) && node->ne[0] == width && node->ne[1] == N_ROWS) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+private:
+    static constexpr int64_t N_ROWS = 2;
+
+    ggml_cgraph * graph() const {
+        ggml_cgraph * found = llama_graph_reserve(ctx.get(), N_ROWS, 1, 1);
+        if (!found) {
+            throw std::runtime_error("llama.cpp could not plan a graph");
+        }
+        return found;
+    }
+};
+
+// Why a model's graphs don't hand out what heads read. `layers`: what they say they do; those of MTP the last state alone.
+std::string unread(llama_model * target, const std::vector<int32_t> & layers, int32_t kind) {
+    char architecture[64] = {};
+    llama_model_meta_val_str(target, "general.architecture", architecture, sizeof(architecture));
+    const auto lacks = [&](const std::string & what) {
+        return std::string("heads of its kind (") + common_speculative_type_to_str(type_of(kind)) + ") read " + what +
+               ", which llama.cpp does not hand out for models of the architecture " + architecture;
+    };
+    const int32_t n_layer = llama_model_n_layer(target);
+    const bool reads_last = kind == HEARTH_DRAFT_MTP ||
+                            (kind == HEARTH_DRAFT_EAGLE3 && std::count(layers.begin(), layers.end(), n_layer) > 0);
+    const probe looked(target);
+    if (!looked.ctx) {
+        return ""; // why no context can be made is told by the one that is meant to be
+    }
+    const int32_t width = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(target) : llama_model_n_embd(target);
+    if (reads_last && !looked.gives_last(width)) {
+        return lacks("the state behind the last layer");
+    }
+    for (const int32_t layer : layers) {
+        if (!(reads_last && layer == n_layer) && !looked.gives_layer(layer)) {
+            return lacks("what goes into layer " + std::to_string(layer));
+        }
+    }
+    return "";
+}
+
 // Why heads of a file can't read what a model's decodes leave behind. They take what they lack (embeddings, output) from the
 // model, which nothing but assertions checks.
-std::string misfit(const llama_model * target, const llama_model * heads, int32_t kind) {
+std::string misfit(llama_model * target, const llama_model * heads, int32_t kind) {
     const bool is_block = kind == HEARTH_DRAFT_DFLASH || kind == HEARTH_DRAFT_DSPARK;
     int64_t width = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(heads) : llama_model_n_embd(heads);
     if (kind == HEARTH_DRAFT_EAGLE3) {
@@ -78,7 +159,7 @@ std::string misfit(const llama_model * target, const llama_model * heads, int32_
                std::to_string(n_own);
     }
     if (kind == HEARTH_DRAFT_MTP) {
-        return "";
+        return unread(target, {}, kind);
     }
     if (is_block && llama_vocab_mask(llama_model_get_vocab(heads)) == LLAMA_TOKEN_NULL) {
         return "it names no mask token";
@@ -88,14 +169,14 @@ std::string misfit(const llama_model * target, const llama_model * heads, int32_
     if (n == 0) {
         return "it does not say which layers of the model it reads";
     }
-    const int32_t most = llama_model_n_layer(target) + (kind == HEARTH_DRAFT_EAGLE3 ? 1 : 0);
+    // What comes out of the last layer has the number behind it.
     for (uint32_t i = 0; i < n; ++i) {
-        if (ids[i] < 0 || ids[i] >= most) {
+        if (ids[i] < 0 || ids[i] > llama_model_n_layer(target)) {
             return "it reads layer " + std::to_string(ids[i]) + " of a model with " +
                    std::to_string(llama_model_n_layer(target));
         }
     }
-    return "";
+    return unread(target, std::vector<int32_t>(ids, ids + n), kind);
 }
 
 // What common/speculative keeps of a sequence: a hidden state that it never forgets, though the sequence may be another's by
@@ -183,7 +264,7 @@ static bool can_draft(const hearth_speculator & s, const hearth_draft_ask & ask)
 
 extern "C" {
 
-int32_t hearth_draft_mismatch(const llama_model * target, const llama_model * draft, int32_t kind, char ** text, char ** err) {
+int32_t hearth_draft_mismatch(llama_model * target, const llama_model * draft, int32_t kind, char ** text, char ** err) {
     return guard(err, [&] {
         std::string found;
         if (kind == HEARTH_DRAFT_SIMPLE) {

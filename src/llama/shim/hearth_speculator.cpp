@@ -199,6 +199,9 @@ struct hearth_speculator {
     std::vector<bool> has_drafted;
     std::vector<kept_state> kept;
     llama_tokens no_prompt; // only n-gram kinds read it
+    // The heads attend over the target's cells and write none: what they would do to the memory llama.cpp leaves undone, and
+    // they keep the state of the last position alone.
+    bool shares_memory = false;
 
     bool is_eagle() const { return params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3; }
     // Its heads pair a row with the hidden state of the one before, which common/speculative keeps from step to step.
@@ -223,6 +226,11 @@ static void forget(hearth_speculator & s, llama_seq_id seq) {
 static void join(hearth_speculator & s, llama_seq_id seq, llama_pos pos) {
     llama_memory_t memory = llama_get_memory(s.draft);
     kept_state & kept = s.kept[seq];
+    if (s.shares_memory) {
+        kept.first = pos;
+        kept.n_rows = 0;
+        return;
+    }
     const bool continues = !s.keeps_state() || (pos > 0 && kept.pos == pos - 1);
     const llama_pos end = llama_memory_seq_pos_max(memory, seq);
     // EAGLE3 can't make up the position that it lags behind without its state.
@@ -293,11 +301,10 @@ int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err) {
         const int64_t n_id = gguf_find_key(file.get(), (arch + ".block_count").c_str());
         const bool is_counted = n_id >= 0 && gguf_get_kv_type(file.get(), n_id) == GGUF_TYPE_UINT32;
         const std::string last = "blk." + std::to_string(is_counted ? gguf_get_val_u32(file.get(), n_id) - 1 : 0);
-        if (arch == "gemma4-assistant") {
-            throw std::invalid_argument("heads of gemma4-assistant share the memory of their model, which hearth does not do");
-        }
         if (arch == "eagle3") {
             *kind = HEARTH_DRAFT_EAGLE3;
+        } else if (arch == "gemma4-assistant") {
+            *kind = HEARTH_DRAFT_MTP;
         } else if (arch == "dflash") {
             // Its Markov head tells DSpark from DFlash.
             *kind = has("markov_w1.weight") ? HEARTH_DRAFT_DSPARK : HEARTH_DRAFT_DFLASH;
@@ -317,10 +324,9 @@ int32_t hearth_model_n_mtp(const llama_model * model, int32_t * n, char ** err) 
 int32_t hearth_speculator_new(llama_context * target, llama_context * draft, const hearth_speculator_params * params,
                               hearth_speculator ** out, char ** err) {
     return guard(err, [&] {
-        if (llama_get_ctx_other(draft) != nullptr && llama_get_memory(draft) == llama_get_memory(target)) {
-            throw std::invalid_argument("it would share the model's memory");
-        }
         auto s = std::make_unique<hearth_speculator>();
+        // As common/speculative tells it (is_mem_shared): other kinds take embeddings and output from the target there.
+        s->shares_memory = params->kind == HEARTH_DRAFT_MTP && llama_get_ctx_other(draft) == target;
         s->target = target;
         s->draft = draft;
         s->params.types = { type_of(params->kind) };
@@ -406,7 +412,8 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
             n_out[i] = static_cast<int32_t>(count);
             if (!result.empty()) {
                 s->has_drafted[ask.seq] = true;
-            } else if (can_draft(*s, ask) && llama_memory_seq_pos_max(memory, ask.seq) < ask.pos - s->lag()) {
+            } else if (!s->shares_memory && can_draft(*s, ask) &&
+                       llama_memory_seq_pos_max(memory, ask.seq) < ask.pos - s->lag()) {
                 // The newest token was not taken in: no draft is one thing, no room for it another.
                 n_out[i] = -1;
             }
@@ -416,7 +423,8 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
 
 int32_t hearth_speculator_clear(hearth_speculator * s, int32_t seq, bool * held, char ** err) {
     return guard(err, [&] {
-        *held = llama_memory_seq_pos_max(llama_get_memory(s->draft), static_cast<llama_seq_id>(s->checked(seq))) >= 0;
+        const size_t at = s->checked(seq);
+        *held = s->shares_memory ? s->kept[at].pos >= 0 : llama_memory_seq_pos_max(llama_get_memory(s->draft), seq) >= 0;
         forget(*s, seq);
     });
 }
@@ -428,8 +436,13 @@ int32_t hearth_speculator_share(hearth_speculator * s, int32_t from, int32_t to,
         forget(*s, static_cast<llama_seq_id>(s->checked(to)));
         // EAGLE3 would need the hidden state behind its last position, which only common/speculative has.
         *copied = !s->is_eagle() && (donor.foreign < 0 || donor.foreign >= n);
+        if (s->shares_memory) {
+            // It is there already, as far as the target holds it.
+            llama_memory_t memory = llama_get_memory(s->draft);
+            *copied = std::min(llama_memory_seq_pos_max(memory, from), llama_memory_seq_pos_max(memory, to)) + 1 >= n;
+        }
     });
-    return status == HEARTH_OK && *copied ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
+    return status == HEARTH_OK && *copied && !s->shares_memory ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
 }
 
 int32_t hearth_speculator_accept(hearth_speculator * s, int32_t seq, uint16_t n, char ** err) {

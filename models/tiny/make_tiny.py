@@ -124,7 +124,8 @@ class Model:
             # What llama.cpp calls it in this one.
             self.ones("token_embd_norm.weight" if self.arch == "lfm2" else "output_norm.weight", self.width)
         if output:
-            self.matrix("output.weight", self.n_vocab, self.width, gain=4)
+            self.said = self.uniform((self.n_vocab, self.width), 4 / np.sqrt(self.width))
+            self.put("output.weight", self.said)
 
     def qkvo(self, b, heads_kv):
         self.matrix(b + "attn_q.weight", self.heads * self.head, self.width)
@@ -300,8 +301,8 @@ FILL = [f"<{i}>" for i in range(512 - N_MERGES - 256 - len(SPECIAL))]
 
 
 def eagle3(out, name, seed, reads, more=()):
-    """A head of EAGLE-3 for a model of width 64: it reads what goes into three of its layers (or comes out of the last), and
-    takes embeddings and output from it. Its own vocabulary has as many tokens."""
+    """A head of EAGLE-3 for a model of width 64: it reads what goes into three of its layers, and takes embeddings
+    and output from it. Its own vocabulary has as many tokens."""
     m = Model(out, name, "eagle3", seed, layers=1, width=64, context=2048, kind=Q.F16, more=more)
     m.attention(2, 1, 32)
     m.w.add_feed_forward_length(64)
@@ -502,6 +503,83 @@ def gemma2(out):
     m.close()
 
 
+# Of the pair below: of each two layers the first sees a window of 64; heads of the two kinds differ in size.
+GEMMA4 = dict(heads=4, full=(1, 32), windowed=(2, 16))
+
+
+def gemma4_attention(m, layers):
+    """Its keys; `blocks` then asks for each layer's heads."""
+    (n_full, full), (n_windowed, windowed) = GEMMA4["full"], GEMMA4["windowed"]
+    m.attention(GEMMA4["heads"], [n_full if i % 2 else n_windowed for i in range(layers)], full)
+    m.w.add_key_length_swa(windowed)
+    m.w.add_value_length_swa(windowed)
+    m.w.add_rope_dimension_count(full)
+    m.w.add_rope_dimension_count_swa(windowed)
+    m.w.add_sliding_window(64)
+    m.w.add_sliding_window_pattern([i % 2 == 0 for i in range(layers)])
+    m.w.add_layer_norm_rms_eps(1e-6)
+    m.w.add_feed_forward_length(128)
+    m.w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    m.ones("rope_freqs.weight", full // 2)
+
+
+def gemma4(out):
+    """Sliding window of 64 on every other layer, whose heads are smaller and more. Its layers say little beside the embeddings,
+    so that heads that read the last token can be right."""
+    m = Model(out, "tiny-gemma4", "gemma4", 22, layers=4, width=64, context=2048, kind=Q.F16)
+    gemma4_attention(m, 4)
+    m.w.add_embedding_length_per_layer_input(0)
+    m.w.add_final_logit_softcapping(30.0)
+    m.embeddings(gain=1.7)
+    for i, b in m.blocks():
+        n_kv, head = GEMMA4["full" if i % 2 else "windowed"]
+        m.matrix(b + "attn_q.weight", m.heads * head, m.width)
+        m.matrix(b + "attn_k.weight", n_kv * head, m.width)
+        m.matrix(b + "attn_v.weight", n_kv * head, m.width)
+        m.matrix(b + "attn_output.weight", m.width, m.heads * head)
+        m.ones(b + "attn_q_norm.weight", head)
+        m.ones(b + "attn_k_norm.weight", head)
+        m.put(b + "post_attention_norm.weight", np.full(m.width, SAYS))
+        m.ones(b + "ffn_norm.weight", m.width)
+        m.ffn(b, 128)
+        m.put(b + "post_ffw_norm.weight", np.full(m.width, SAYS))
+    m.close()
+    return m.said
+
+
+# How much a layer of the pair says beside the embeddings, which say 1.
+SAYS = 0.03
+
+
+def gemma4_assistant(out, output):
+    """Heads for tiny-gemma4 (MTP) that attend over its cells and write none. They look at the last token as it is, a little of
+    what those cells say, and know the model's output matrix; so they are right more often than not."""
+    m = Model(out, "tiny-gemma4-assistant", "gemma4-assistant", 23, layers=2, width=96, context=2048, kind=Q.F16)
+    gemma4_attention(m, 2)
+    own, wide = 64, m.width
+    m.w.add_embedding_length_out(own)
+    m.w.add_nextn_predict_layers(2)
+    m.put("token_embd.weight", np.concatenate([output, np.zeros((m.n_vocab, wide - own), np.float32)], axis=1))
+    m.ones("output_norm.weight", wide)
+    # The token's embedding in the first places, and in the others half of the state behind the position before.
+    pre = np.zeros((wide, 2 * own), np.float32)
+    pre[:own, :own] = np.eye(own)
+    pre[own:, own : own + wide - own] = np.eye(wide - own) / 2
+    m.put("nextn.pre_projection.weight", pre)
+    m.put("nextn.post_projection.weight", same(own, wide))
+    for i, b in m.blocks():
+        head = GEMMA4["full" if i % 2 else "windowed"][1]
+        m.matrix(b + "attn_q.weight", m.heads * head, wide)
+        m.matrix(b + "attn_output.weight", wide, m.heads * head)
+        m.ones(b + "attn_q_norm.weight", head)
+        m.put(b + "post_attention_norm.weight", np.full(wide, SAYS))
+        m.ones(b + "ffn_norm.weight", wide)
+        m.ffn(b, 128)
+        m.put(b + "post_ffw_norm.weight", np.full(wide, SAYS))
+        m.ones(b + "layer_output_scale.weight", 1)
+    m.close()
+
+
 def bert(out):
     """Encoder with mean pooling: embeddings only, no memory at all."""
     m = Model(out, "tiny-bert", "bert", 6, layers=2, width=64, context=512)
@@ -684,12 +762,13 @@ def main():
     qwen35(out, "tiny-qwen35", 18)
     qwen35(out, "tiny-qwen35-mtp", 19, heads=True)
     # For ../stories260K.gguf, and for two of these, whose states are taken back.
-    eagle3(out, "tiny-eagle3", 13, [1, 3, 5], more=FILL)
+    eagle3(out, "tiny-eagle3", 13, [1, 3, 4], more=FILL)
     eagle3(out, "tiny-eagle3-lfm2", 20, [0, 1, 2])
     dflash(out, "tiny-dflash-qwen35", 21, [1, 2], more=())
     dflash(out, "tiny-dflash", 14)
     dflash(out, "tiny-dflash2", 15, selector=True)
     dflash(out, "tiny-dspark", 16, markov=True)
+    gemma4_assistant(out, gemma4(out))
     lora(out, "tiny-llama-lora-a", 7)
     lora(out, "tiny-llama-lora-b", 8)
 

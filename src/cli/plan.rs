@@ -119,7 +119,7 @@ pub(super) fn settle(served: &mut ServedModel, model: &Model, gpus: &GpuMemory, 
     // The projector is small beside a model; what it computes with is smaller still.
     let mmproj = served.engine.mmproj.as_ref().and_then(|path| std::fs::metadata(path).ok());
     let mut further = mmproj.map_or(0, |file| file.len());
-    // Of a draft the weights too: its cache is as many cells of a model that is small beside this one.
+    // Of a draft the weights too: its cache, if it keeps one, is as many cells of a model that is small beside this one.
     let draft = served.engine.draft.model.as_ref().and_then(|path| std::fs::metadata(path).ok());
     further += draft.map_or(0, |file| file.len());
     // What is kept of the counts of texts is less than their file; they are read before anything is computed.

@@ -6,7 +6,8 @@
 //! missing is taken in. So a sequence that nobody drafts for costs nothing, whatever happens to it. Heads that read what
 //! decodes of the target left behind can't catch up like that: they take in each step while any request believes them,
 //! and begin in the middle of a sequence where they weren't there before. So they do for a recurrent state too, which only
-//! the model has: heads attend, and what they hold of a wrong draft is cut.
+//! the model has: heads attend, and what they hold of a wrong draft is cut. Heads that attend over the model's own cells hold
+//! nothing but the state of the last position, and count as holding what they were told of.
 
 use super::backend::{DraftTraits, Token};
 use super::cost::DraftCost;

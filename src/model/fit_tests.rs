@@ -34,6 +34,8 @@ fn windowed_layers_keep_their_window() {
     assert_eq!(kv("tiny/tiny-gemma2.gguf", ask), MIB / 2 + MIB / 8);
     assert_eq!(kv("tiny/tiny-gemma2.gguf", Ask { unified: false, ..ask }), MIB / 2 + MIB / 4);
     assert_eq!(kv("tiny/tiny-gemma2.gguf", Ask { swa_full: true, ..ask }), MIB);
+    assert_eq!(kv("tiny/tiny-gemma4.gguf", ask), MIB / 2 + MIB / 8);
+    assert_eq!(kv("tiny/tiny-gemma4-assistant.gguf", ask), 0, "its heads attend over the cells of the other");
 }
 
 #[test]

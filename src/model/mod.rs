@@ -9,6 +9,7 @@
 //! that `hearth inspect` and the memory plan cost milliseconds. It is deliberately as strict as llama.cpp (tensor offsets
 //! without gaps, unique names) and stricter where a count has no sane use at its limit.
 
+pub mod beside;
 mod cgroup;
 pub mod fit;
 mod ggml;

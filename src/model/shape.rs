@@ -1,6 +1,6 @@
 //! The sizes that decide how much memory a model's context takes, read from its metadata.
 
-use super::{Gguf, ModelFile};
+use super::{Gguf, ModelFile, beside};
 
 /// Most layers a model may have. Source: LLAMA_MAX_LAYERS, src/llama-hparams.h.
 const LAYERS_MAX: u64 = 512;
@@ -14,6 +14,8 @@ pub struct Layer {
     pub k: u64,
     /// Elements of V for each cell.
     pub v: u64,
+    /// Heads of K and V, and elements of each: the layer's own, or those of another layer that it reads.
+    pub heads: (u64, u64, u64),
     /// Only the last `Shape::window` positions are kept.
     pub windowed: bool,
     /// Elements of recurrent state (F32) for each sequence.
@@ -264,6 +266,7 @@ fn layers(keys: &Keys, shape: &Shape, heads: &[u64]) -> Result<Vec<Layer>, Shape
         layers.push(Layer {
             k: if kept { n_kv.saturating_mul(k) } else { 0 },
             v: if kept && !latent { n_kv.saturating_mul(v) } else { 0 },
+            heads: (n_kv, k, v),
             windowed,
             state: if recurs { state } else { 0 },
         });
@@ -278,6 +281,8 @@ fn kinds(keys: &Keys, layer: u64, n_trunk: u64, n_kv: u64, n_ff: u64) -> (bool, 
     }
     match keys.prefix {
         "falcon-h1" => (true, true),
+        // It attends over the cells of the model that it drafts for.
+        beside::ARCHITECTURE => (false, false),
         "jamba" | "granitehybrid" | "lfm2" | "lfm2moe" | "plamo2" | "kimi-linear" => (n_kv > 0, n_kv == 0),
         // A layer is one of three: it attends, recurs or feeds forward.
         "nemotron_h" | "nemotron_h_moe" => (n_kv > 0, n_kv == 0 && n_ff == 0),

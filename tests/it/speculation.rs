@@ -299,8 +299,10 @@ async fn heads_draft_and_change_nothing() {
 }
 
 /// Models with heads that draft: their own, or of a file.
-const HEADS: [(&str, Option<&str>, DraftMode); 5] = [
+const HEADS: [(&str, Option<&str>, DraftMode); 6] = [
     ("tiny/tiny-glm4moe", None, DraftMode::Mtp),
+    // They attend over the model's own cells.
+    ("tiny/tiny-gemma4", Some("tiny/tiny-gemma4-assistant"), DraftMode::Mtp),
     ("stories260K", Some("tiny/tiny-eagle3"), DraftMode::Eagle3),
     ("stories260K", Some("tiny/tiny-dflash"), DraftMode::Dflash),
     ("stories260K", Some("tiny/tiny-dflash2"), DraftMode::Dflash),
@@ -423,7 +425,7 @@ async fn state_with(mut config: EngineConfig) -> String {
 
 #[tokio::test]
 async fn what_can_not_draft_is_refused_at_the_start() {
-    let llama = "tiny/tiny-llama";
+    let (llama, gemma2, assistant) = ("tiny/tiny-llama", "tiny/tiny-gemma2", "tiny/tiny-gemma4-assistant");
     let auto = DraftMode::Auto;
     for (model, draft, mode, why) in [
         (
@@ -446,6 +448,23 @@ async fn what_can_not_draft_is_refused_at_the_start() {
         ("tiny/tiny-qwen2moe", Some("tiny/tiny-dspark"), auto, "a vocabulary of 512 tokens, and the model's has 388"),
         ("stories260K", Some("tiny/tiny-dspark"), DraftMode::Dflash, "made for draft-dspark, not for draft-dflash"),
         (llama, None, DraftMode::Mtp, "the model has no heads for several tokens"),
+        (
+            gemma2,
+            Some("tiny/tiny-eagle3-lfm2"),
+            auto,
+            "tiny-eagle3-lfm2.gguf: heads of its kind (draft-eagle3) read what goes into layer 0, which llama.cpp does not \
+             hand out for models of the architecture gemma2",
+        ),
+        (gemma2, Some("tiny/tiny-dflash-qwen35"), auto, "(draft-dflash) read what goes into layer 1, which"),
+        (
+            gemma2,
+            Some("tiny/tiny-qwen35-mtp"),
+            DraftMode::Mtp,
+            "(draft-mtp) read the state behind the last layer, which",
+        ),
+        (gemma2, Some(assistant), auto, "attend over the memory of a gemma4 model, and this one is gemma2"),
+        (gemma2, Some(assistant), DraftMode::Mtp, "attend over the memory of a gemma4 model, and this one is gemma2"),
+        ("tiny/tiny-gemma4", Some(assistant), DraftMode::Eagle3, "made for draft-mtp, not for draft-eagle3"),
     ] {
         let said = state_of(model, draft.map(path), mode).await;
         assert!(said.contains(why) && said.contains("Failed"), "{model} with {draft:?} as {mode:?}: {said}");
@@ -453,25 +472,30 @@ async fn what_can_not_draft_is_refused_at_the_start() {
     assert!(state_of(llama, None, auto).await.contains("Ready"));
 }
 
-/// Heads that share their model's memory, which is not done here: told by the file's architecture before it is loaded.
+/// Heads that read layers which a model doesn't have, or what comes out of its last where llama.cpp doesn't hand it out.
 #[tokio::test]
-async fn heads_that_share_their_models_memory_are_refused_by_name() {
-    let mut file = Vec::from(*b"GGUF");
-    file.extend(3u32.to_le_bytes());
-    file.extend([0u64, 1].into_iter().flat_map(u64::to_le_bytes));
-    let text = |file: &mut Vec<u8>, text: &str| {
-        file.extend((text.len() as u64).to_le_bytes());
-        file.extend(text.as_bytes());
-    };
-    text(&mut file, "general.architecture");
-    file.extend(8u32.to_le_bytes());
-    text(&mut file, "gemma4-assistant");
+async fn heads_that_read_beyond_the_model_are_refused_at_the_start() {
+    let whole = std::fs::read(path("tiny/tiny-eagle3")).expect("a model of the tree");
+    let key = b"eagle3.target_layers";
+    let at = whole.windows(key.len()).position(|bytes| bytes == key).expect("its layers") + key.len();
+    // Types of the value and its elements, how many they are, and two before the last.
+    let last = at + 4 + 4 + 8 + 2 * 4;
+    assert_eq!(whole[last], 4);
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let heads = dir.path().join("assistant.gguf");
-    std::fs::write(&heads, file).expect("a writable folder");
-    for mode in [DraftMode::Auto, DraftMode::Mtp] {
-        let said = state_of("tiny/tiny-gemma2", Some(heads.clone()), mode).await;
-        assert!(said.contains("Failed") && said.contains("gemma4-assistant"), "{mode:?}: {said}");
+    let heads = dir.path().join("heads.gguf");
+    for (layer, why) in [
+        (
+            5,
+            "read the state behind the last layer, which llama.cpp does not hand out for models of the architecture llama",
+        ),
+        (6, "it reads layer 6 of a model with 5"),
+        (200, "it reads layer 200 of a model with 5"),
+    ] {
+        let mut file = whole.clone();
+        file[last] = layer;
+        std::fs::write(&heads, file).expect("a writable folder");
+        let said = state_of("stories260K", Some(heads.clone()), DraftMode::Auto).await;
+        assert!(said.contains("Failed") && said.contains(why) && said.contains("heads.gguf"), "{said}");
     }
 }
 

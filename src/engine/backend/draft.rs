@@ -2,8 +2,9 @@
 
 use super::DraftTraits;
 use super::llama_context::{LlamaContext, Traits};
-use crate::engine::config::{DraftConfig, DraftMode, EngineConfig};
+use crate::engine::config::{DraftConfig, DraftMode, EngineConfig, ModelSource};
 use crate::llama::{self, ContextParams, DraftKind, DraftParams, KvElement, ModelParams};
+use crate::model::{ModelFile, Shape, beside};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub(super) struct DraftSource {
     is_optional: bool,
     /// Layers of it may be on a GPU, whatever the model's are.
     is_offloaded: bool,
+    /// It attends over the model's cells.
+    is_beside: bool,
 }
 
 impl DraftSource {
@@ -43,24 +46,7 @@ impl DraftSource {
             return Ok(None);
         }
         let goes_back = rows_back > 0 || !(model.is_recurrent() || model.is_hybrid());
-        let Some(path) = &draft.model else {
-            let has_heads = model.n_mtp().map_err(|error| error.to_string())? > 0;
-            let own = |is_optional| Self {
-                model: Arc::clone(model),
-                params: params(DraftKind::Mtp, config),
-                is_optional,
-                is_offloaded: llama::offloads() && config.gpu_layers.is_some(),
-            };
-            return match (draft.mode, has_heads, goes_back) {
-                (DraftMode::Auto, true, true) => Ok(Some(own(true))),
-                (DraftMode::Mtp, true, true) => Ok(Some(own(false))),
-                (DraftMode::Mtp, false, _) => {
-                    Err("--spec-type draft-mtp: the model has no heads for several tokens".into())
-                }
-                (DraftMode::Mtp, true, false) => Err("--spec-type draft-mtp: the model's memory can't go back".into()),
-                _ => Ok(None),
-            };
-        };
+        let Some(path) = &draft.model else { return Self::own(model, config, goes_back) };
         let refuse = |why: &str| format!("--model-draft {}: {why}", path.display());
         if !goes_back {
             return Err(refuse("the model's memory can't go back, so nothing can be tried ahead"));
@@ -68,13 +54,48 @@ impl DraftSource {
         let found = DraftKind::of_file(path).map_err(|error| refuse(&error.to_string()))?;
         let kind = asked_for(draft, found).map_err(|why| refuse(&why))?;
         let params = params(kind, config);
-        let is_offloaded = llama::offloads() && draft.gpu_layers.is_some();
-        let source = Self { model: Arc::new(open(path, kind, config)?), params, is_optional: false, is_offloaded };
+        let is_beside = is_beside(path, kind, config).map_err(|why| refuse(&why))?;
+        // What attends over the model's cells computes where these are.
+        let on_gpu = draft.gpu_layers.is_some() || (is_beside && config.gpu_layers.is_some());
+        let is_offloaded = llama::offloads() && on_gpu;
+        let loaded = Arc::new(open(path, kind, config)?);
+        let source = Self { model: loaded, params, is_optional: false, is_offloaded, is_beside };
         if kind == DraftKind::Simple && (source.model.is_recurrent() || source.model.is_hybrid()) {
             return Err(refuse("the memory of its architecture can't go back, so it can't draft"));
         }
         let mismatch = model.draft_mismatch(&source.model, kind).map_err(|error| refuse(&error.to_string()))?;
         mismatch.map_or(Ok(Some(source)), |why| Err(refuse(&why)))
+    }
+
+    /// The heads that the model's own file brings along.
+    fn own(model: &Arc<llama::Model>, config: &EngineConfig, goes_back: bool) -> Result<Option<Self>, String> {
+        let mode = config.draft.mode;
+        if !matches!(mode, DraftMode::Auto | DraftMode::Mtp) {
+            return Ok(None);
+        }
+        let is_optional = mode == DraftMode::Auto;
+        let because = |why: &str| {
+            if is_optional { Ok(None) } else { Err(format!("--spec-type draft-mtp: {why}")) }
+        };
+        if model.n_mtp().map_err(|error| error.to_string())? == 0 {
+            return because("the model has no heads for several tokens");
+        }
+        if !goes_back {
+            return because("the model's memory can't go back");
+        }
+        let mismatch = model.draft_mismatch(model, DraftKind::Mtp).map_err(|error| error.to_string());
+        match mismatch {
+            Ok(None) => {}
+            Ok(Some(reason)) | Err(reason) => {
+                if is_optional {
+                    tracing::warn!(%reason, "the model's own heads are not used for drafts");
+                }
+                return because(&reason);
+            }
+        }
+        let is_offloaded = llama::offloads() && config.gpu_layers.is_some();
+        let (model, params) = (Arc::clone(model), params(DraftKind::Mtp, config));
+        Ok(Some(Self { model, params, is_optional, is_offloaded, is_beside: false }))
     }
 
     /// Lets it draft for a context of the model that it was loaded for.
@@ -92,8 +113,8 @@ impl DraftSource {
             // Its heads' width may not suit the target's types.
             type_k: KvElement::F16,
             type_v: KvElement::F16,
-            // Drafts that were wrong are taken back.
-            swa_full: true,
+            // Drafts that were wrong are taken back; cells of the model are as they are.
+            swa_full: params.swa_full || !self.is_beside,
             mtp: self.params.kind == DraftKind::Mtp,
             // Heads attend, whatever the model's own layers do, and their cells can be cut.
             n_rs_seq: 0,
@@ -150,6 +171,23 @@ fn params(kind: DraftKind, config: &EngineConfig) -> DraftParams {
     };
     let n_max = config.n_draft_max.min(most);
     DraftParams { kind, n_max, n_min: config.draft.n_min.min(n_max), p_min: config.draft.p_min }
+}
+
+/// Whether a file's heads attend over the cells of their model. Errors: they do, and this one's are not what they read.
+fn is_beside(path: &Path, kind: DraftKind, config: &EngineConfig) -> Result<bool, String> {
+    let ModelSource::Gguf(target) = &config.source else { return Ok(false) };
+    if kind != DraftKind::Mtp {
+        return Ok(false);
+    }
+    let shape = |path: &Path| {
+        let file = ModelFile::open(path).map_err(|error| error.to_string())?;
+        Shape::read(&file).map_err(|error| error.to_string())
+    };
+    let heads = shape(path)?;
+    if !beside::is_beside(&heads) {
+        return Ok(false);
+    }
+    beside::misfit(&shape(target)?, &heads).map_or(Ok(true), Err)
 }
 
 fn open(path: &Path, kind: DraftKind, config: &EngineConfig) -> Result<llama::Model, String> {

@@ -432,6 +432,7 @@ pub(in super::super) fn warm_up_drafts<C: Context>(
         }
         cost.feed.observe(n, best);
     }
+    context.forget(0, 0);
     let most = n_slots.min(64).min(n_most);
     let mut probes = vec![1, 4, 16, most];
     probes.retain(|n| *n <= most);
@@ -479,12 +480,16 @@ fn unused(why: &str) -> Option<Speculation> {
     None
 }
 
-/// How long taking in these rows takes, which the context computes before. `None`: they have no room.
+/// How long taking in these rows takes, which the context computes before and still holds then: heads may attend over its cells.
+/// `None`: they have no room.
 fn fed<C: Context>(context: &mut C, rows: &[Row]) -> Result<Option<Duration>, String> {
     let seqs = || rows.chunk_by(|a, b| a.seq == b.seq).map(|rows| rows[0].seq);
-    for seq in seqs() {
-        context.forget(seq, 0);
-    }
+    let forget = |context: &mut C| {
+        for seq in seqs() {
+            context.forget(seq, 0);
+        }
+    };
+    forget(context);
     match context.decode(rows) {
         Ok(()) => {}
         Err(DecodeError::NoKvSlot | DecodeError::Aborted) => return Ok(None),
@@ -493,8 +498,8 @@ fn fed<C: Context>(context: &mut C, rows: &[Row]) -> Result<Option<Duration>, St
     let start = Instant::now();
     let is_fed = context.draft_feed(rows);
     let time = start.elapsed().max(Duration::from_micros(1));
-    for seq in seqs() {
-        context.forget(seq, 0);
+    if !is_fed {
+        forget(context);
     }
     Ok(is_fed.then_some(time))
 }

@@ -189,8 +189,8 @@ typedef struct hearth_draft_ask {
 } hearth_draft_ask;
 
 // Why `draft` can't make drafts of that kind for `target`, as a clause; NULL where it can. To be asked before a context is
-// made, which ends the process where widths differ.
-int32_t hearth_draft_mismatch(const struct llama_model * target, const struct llama_model * draft, int32_t kind, char ** text, char ** err);
+// made, which ends the process where widths differ. Makes a small context of the target, to see what its graphs hand out.
+int32_t hearth_draft_mismatch(struct llama_model * target, const struct llama_model * draft, int32_t kind, char ** text, char ** err);
 // The kind of drafts that a file's metadata names: one of HEARTH_DRAFT_*.
 int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err);
 // Heads for drafts that a model has, 0 without.

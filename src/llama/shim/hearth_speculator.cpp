@@ -57,9 +57,90 @@ std::string difference(const llama_vocab * target, const llama_vocab * draft) {
     return "";
 }
 
+// A small context of a model, whose graphs are looked at before its own is made; of no use once llama.cpp asserted in it.
+struct probe {
+    std::unique_ptr<llama_context, decltype(&llama_free)> ctx{ nullptr, llama_free };
+
+    explicit probe(llama_model * model) {
+        llama_context_params p = llama_context_default_params();
+        p.n_ctx = 256;
+        p.n_batch = p.n_ubatch = N_ROWS;
+        p.n_seq_max = p.n_outputs_max = 1;
+        p.n_threads = p.n_threads_batch = 1;
+        p.no_perf = true;
+        ctx.reset(llama_init_from_model(model, p));
+    }
+
+    // What goes into a layer; that there is no such tensor is asserted on (llm_graph_result::set_outputs, llama-graph.cpp).
+    bool gives_layer(int32_t layer) const {
+        llama_set_embeddings_layer_inp(ctx.get(), static_cast<uint32_t>(layer), true);
+        try {
+            graph();
+            return true;
+        } catch (const assertion & e) {
+            if (std::strstr(e.what(), "t_layer_inp")) {
+                return false;
+            }
+            throw;
+        }
+    }
+
+    // The state behind the last layer, of every row though one is wanted. Where a graph lacks it nothing is asserted on, and
+    // heads would read what never was written (llama_context::decode). It has no name in some graphs, but it is an output.
+    bool gives_last(int32_t width) const {
+        llama_set_embeddings_nextn(ctx.get(), true, /*masked*/ false);
+        ggml_cgraph * found = graph();
+        for (int i = 0; i < ggml_graph_n_nodes(found); ++i) {
+            const ggml_tensor * node = ggml_graph_node(found, i);
+            if ((node->flags & GGML_TENSOR_FLAG_OUTPUT) && node->ne[0] == width && node->ne[1] == N_ROWS) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+private:
+    static constexpr int64_t N_ROWS = 2;
+
+    ggml_cgraph * graph() const {
+        ggml_cgraph * found = llama_graph_reserve(ctx.get(), N_ROWS, 1, 1);
+        if (!found) {
+            throw std::runtime_error("llama.cpp could not plan a graph");
+        }
+        return found;
+    }
+};
+
+// Why a model's graphs don't hand out what heads read. `layers`: what they say they do; those of MTP the last state alone.
+std::string unread(llama_model * target, const std::vector<int32_t> & layers, int32_t kind) {
+    char architecture[64] = {};
+    llama_model_meta_val_str(target, "general.architecture", architecture, sizeof(architecture));
+    const auto lacks = [&](const std::string & what) {
+        return std::string("heads of its kind (") + common_speculative_type_to_str(type_of(kind)) + ") read " + what +
+               ", which llama.cpp does not hand out for models of the architecture " + architecture;
+    };
+    const int32_t n_layer = llama_model_n_layer(target);
+    const bool reads_last = kind == HEARTH_DRAFT_MTP ||
+                            (kind == HEARTH_DRAFT_EAGLE3 && std::count(layers.begin(), layers.end(), n_layer) > 0);
+    const probe looked(target);
+    if (!looked.ctx) {
+        return ""; // why no context can be made is told by the one that is meant to be
+    }
+    const int32_t width = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(target) : llama_model_n_embd(target);
+    if (reads_last && !looked.gives_last(width)) {
+        return lacks("the state behind the last layer");
+    }
+    for (const int32_t layer : layers) {
+        if (!(reads_last && layer == n_layer) && !looked.gives_layer(layer)) {
+            return lacks("what goes into layer " + std::to_string(layer));
+        }
+    }
+    return "";
+}
+
 // Why heads of a file can't read what a model's decodes leave behind. They take what they lack (embeddings, output) from the
 // model, which nothing but assertions checks.
-std::string misfit(const llama_model * target, const llama_model * heads, int32_t kind) {
+std::string misfit(llama_model * target, const llama_model * heads, int32_t kind) {
     const bool is_block = kind == HEARTH_DRAFT_DFLASH || kind == HEARTH_DRAFT_DSPARK;
     int64_t width = kind == HEARTH_DRAFT_MTP ? llama_model_n_embd_out(heads) : llama_model_n_embd(heads);
     if (kind == HEARTH_DRAFT_EAGLE3) {
@@ -78,7 +159,7 @@ std::string misfit(const llama_model * target, const llama_model * heads, int32_
                std::to_string(n_own);
     }
     if (kind == HEARTH_DRAFT_MTP) {
-        return "";
+        return unread(target, {}, kind);
     }
     if (is_block && llama_vocab_mask(llama_model_get_vocab(heads)) == LLAMA_TOKEN_NULL) {
         return "it names no mask token";
@@ -88,14 +169,14 @@ std::string misfit(const llama_model * target, const llama_model * heads, int32_
     if (n == 0) {
         return "it does not say which layers of the model it reads";
     }
-    const int32_t most = llama_model_n_layer(target) + (kind == HEARTH_DRAFT_EAGLE3 ? 1 : 0);
+    // What comes out of the last layer has the number behind it.
     for (uint32_t i = 0; i < n; ++i) {
-        if (ids[i] < 0 || ids[i] >= most) {
+        if (ids[i] < 0 || ids[i] > llama_model_n_layer(target)) {
             return "it reads layer " + std::to_string(ids[i]) + " of a model with " +
                    std::to_string(llama_model_n_layer(target));
         }
     }
-    return "";
+    return unread(target, std::vector<int32_t>(ids, ids + n), kind);
 }
 
 // What common/speculative keeps of a sequence: a hidden state that it never forgets, though the sequence may be another's by
@@ -118,6 +199,9 @@ struct hearth_speculator {
     std::vector<bool> has_drafted;
     std::vector<kept_state> kept;
     llama_tokens no_prompt; // only n-gram kinds read it
+    // The heads attend over the target's cells and write none: what they would do to the memory llama.cpp leaves undone, and
+    // they keep the state of the last position alone.
+    bool shares_memory = false;
 
     bool is_eagle() const { return params.types[0] == COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3; }
     // Its heads pair a row with the hidden state of the one before, which common/speculative keeps from step to step.
@@ -142,6 +226,11 @@ static void forget(hearth_speculator & s, llama_seq_id seq) {
 static void join(hearth_speculator & s, llama_seq_id seq, llama_pos pos) {
     llama_memory_t memory = llama_get_memory(s.draft);
     kept_state & kept = s.kept[seq];
+    if (s.shares_memory) {
+        kept.first = pos;
+        kept.n_rows = 0;
+        return;
+    }
     const bool continues = !s.keeps_state() || (pos > 0 && kept.pos == pos - 1);
     const llama_pos end = llama_memory_seq_pos_max(memory, seq);
     // EAGLE3 can't make up the position that it lags behind without its state.
@@ -183,7 +272,7 @@ static bool can_draft(const hearth_speculator & s, const hearth_draft_ask & ask)
 
 extern "C" {
 
-int32_t hearth_draft_mismatch(const llama_model * target, const llama_model * draft, int32_t kind, char ** text, char ** err) {
+int32_t hearth_draft_mismatch(llama_model * target, const llama_model * draft, int32_t kind, char ** text, char ** err) {
     return guard(err, [&] {
         std::string found;
         if (kind == HEARTH_DRAFT_SIMPLE) {
@@ -212,11 +301,10 @@ int32_t hearth_draft_kind(const char * path, int32_t * kind, char ** err) {
         const int64_t n_id = gguf_find_key(file.get(), (arch + ".block_count").c_str());
         const bool is_counted = n_id >= 0 && gguf_get_kv_type(file.get(), n_id) == GGUF_TYPE_UINT32;
         const std::string last = "blk." + std::to_string(is_counted ? gguf_get_val_u32(file.get(), n_id) - 1 : 0);
-        if (arch == "gemma4-assistant") {
-            throw std::invalid_argument("heads of gemma4-assistant share the memory of their model, which hearth does not do");
-        }
         if (arch == "eagle3") {
             *kind = HEARTH_DRAFT_EAGLE3;
+        } else if (arch == "gemma4-assistant") {
+            *kind = HEARTH_DRAFT_MTP;
         } else if (arch == "dflash") {
             // Its Markov head tells DSpark from DFlash.
             *kind = has("markov_w1.weight") ? HEARTH_DRAFT_DSPARK : HEARTH_DRAFT_DFLASH;
@@ -236,10 +324,9 @@ int32_t hearth_model_n_mtp(const llama_model * model, int32_t * n, char ** err) 
 int32_t hearth_speculator_new(llama_context * target, llama_context * draft, const hearth_speculator_params * params,
                               hearth_speculator ** out, char ** err) {
     return guard(err, [&] {
-        if (llama_get_ctx_other(draft) != nullptr && llama_get_memory(draft) == llama_get_memory(target)) {
-            throw std::invalid_argument("it would share the model's memory");
-        }
         auto s = std::make_unique<hearth_speculator>();
+        // As common/speculative tells it (is_mem_shared): other kinds take embeddings and output from the target there.
+        s->shares_memory = params->kind == HEARTH_DRAFT_MTP && llama_get_ctx_other(draft) == target;
         s->target = target;
         s->draft = draft;
         s->params.types = { type_of(params->kind) };
@@ -325,7 +412,8 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
             n_out[i] = static_cast<int32_t>(count);
             if (!result.empty()) {
                 s->has_drafted[ask.seq] = true;
-            } else if (can_draft(*s, ask) && llama_memory_seq_pos_max(memory, ask.seq) < ask.pos - s->lag()) {
+            } else if (!s->shares_memory && can_draft(*s, ask) &&
+                       llama_memory_seq_pos_max(memory, ask.seq) < ask.pos - s->lag()) {
                 // The newest token was not taken in: no draft is one thing, no room for it another.
                 n_out[i] = -1;
             }
@@ -335,7 +423,8 @@ int32_t hearth_speculator_draft(hearth_speculator * s, const hearth_draft_ask * 
 
 int32_t hearth_speculator_clear(hearth_speculator * s, int32_t seq, bool * held, char ** err) {
     return guard(err, [&] {
-        *held = llama_memory_seq_pos_max(llama_get_memory(s->draft), static_cast<llama_seq_id>(s->checked(seq))) >= 0;
+        const size_t at = s->checked(seq);
+        *held = s->shares_memory ? s->kept[at].pos >= 0 : llama_memory_seq_pos_max(llama_get_memory(s->draft), seq) >= 0;
         forget(*s, seq);
     });
 }
@@ -347,8 +436,13 @@ int32_t hearth_speculator_share(hearth_speculator * s, int32_t from, int32_t to,
         forget(*s, static_cast<llama_seq_id>(s->checked(to)));
         // EAGLE3 would need the hidden state behind its last position, which only common/speculative has.
         *copied = !s->is_eagle() && (donor.foreign < 0 || donor.foreign >= n);
+        if (s->shares_memory) {
+            // It is there already, as far as the target holds it.
+            llama_memory_t memory = llama_get_memory(s->draft);
+            *copied = std::min(llama_memory_seq_pos_max(memory, from), llama_memory_seq_pos_max(memory, to)) + 1 >= n;
+        }
     });
-    return status == HEARTH_OK && *copied ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
+    return status == HEARTH_OK && *copied && !s->shares_memory ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
 }
 
 int32_t hearth_speculator_accept(hearth_speculator * s, int32_t seq, uint16_t n, char ** err) {

@@ -205,7 +205,8 @@ impl StepCost {
     /// From plain steps behind one with a draft, of which most come behind others of their kind.
     fn learn_switch(&mut self, n_rows: usize, time: f64) {
         if let Some(usual) = self.time(n_rows).filter(|_| n_rows == self.n_plain) {
-            self.switch += ((time - usual).clamp(0.0, usual) - self.switch) * SWITCH_WEIGHT;
+            let longer = (time - usual).clamp(-usual, usual);
+            self.switch = (self.switch + (longer - self.switch) * SWITCH_WEIGHT).max(0.0);
         }
     }
 

@@ -289,6 +289,9 @@ impl Drafter {
 }
 
 #[cfg(test)]
+mod simulation_tests;
+
+#[cfg(test)]
 mod tests {
     use super::super::trust::Odds;
     use super::*;

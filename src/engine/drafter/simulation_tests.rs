@@ -23,8 +23,8 @@ impl Random {
         self.0 >> 33
     }
 
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
+    fn below(&mut self, n: u64) -> Token {
+        Token::try_from(self.next() % n).unwrap()
     }
 
     fn unit(&mut self) -> f64 {
@@ -91,9 +91,9 @@ enum Kind {
 fn request(kind: Kind, random: &mut Random) -> (Vec<Token>, Vec<Token>) {
     // Of 300 tokens each is followed by some, the first of them half of the time, the next a quarter.
     let chance = |random: &mut Random, n: usize| {
-        let mut text = vec![random.below(300) as Token];
+        let mut text = vec![random.below(300)];
         while text.len() < n {
-            let nth = (random.next() | 1 << 20).trailing_zeros() as Token;
+            let nth = (random.next() | 1 << 20).trailing_zeros().cast_signed();
             text.push((text[text.len() - 1] * 7 + nth * 31 + 1) % 300);
         }
         text
@@ -101,7 +101,7 @@ fn request(kind: Kind, random: &mut Random) -> (Vec<Token>, Vec<Token>) {
     let phrases = |random: &mut Random, n: usize| {
         let mut text = Vec::new();
         while text.len() < n {
-            let phrase = random.below(40) as Token;
+            let phrase = random.below(40);
             text.extend((0..3 + phrase % 6).map(|i| 1000 + phrase * 10 + i));
         }
         text

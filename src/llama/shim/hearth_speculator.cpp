@@ -442,7 +442,8 @@ int32_t hearth_speculator_share(hearth_speculator * s, int32_t from, int32_t to,
             *copied = std::min(llama_memory_seq_pos_max(memory, from), llama_memory_seq_pos_max(memory, to)) + 1 >= n;
         }
     });
-    return status == HEARTH_OK && *copied && !s->shares_memory ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
+    const bool is_to_copy = status == HEARTH_OK && *copied && !s->shares_memory;
+    return is_to_copy ? hearth_seq_cp(s->draft, from, to, n, unified, copied, err) : status;
 }
 
 int32_t hearth_speculator_accept(hearth_speculator * s, int32_t seq, uint16_t n, char ** err) {

@@ -31,7 +31,11 @@ maps="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/hearth"
 case $target in
     /*) maps="$maps -ffile-prefix-map=$target=/hearth/target" ;;
 esac
-export CFLAGS="${CFLAGS:-} $maps" CXXFLAGS="${CXXFLAGS:-} $maps -UGGML_BACKEND_DIR"
+# Loops begin on a boundary of 32 bytes and not where chance puts them: Q4_0's prompts and tokens took 1 % longer
+# (benches/README.md).
+align=
+if [ "$arch" = x86_64 ]; then align="-falign-functions=64 -falign-loops=32"; fi
+export CFLAGS="${CFLAGS:-} $maps $align" CXXFLAGS="${CXXFLAGS:-} $maps $align -UGGML_BACKEND_DIR"
 case "$*" in
     *cuda*) export CMAKE_CUDA_FLAGS="${CMAKE_CUDA_FLAGS:-} -Xcompiler=$(echo "$maps" | tr ' ' ,)" ;;
 esac

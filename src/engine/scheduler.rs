@@ -89,13 +89,13 @@ pub fn plan(wants: &[Want], budget: Budget) -> Vec<Share> {
             break;
         }
         let mut n_rows = want.gap.min(room).min(want.cap.max(1));
+        // Apart, a few rows that are left would be a step of their own, and a prompt that all but fits one with streams before it.
+        if budget.is_apart && want.gap <= (room + TILE_MIN).min(room_of_step).min(want.cap) {
+            n_rows = want.gap;
+        }
         let is_younger = whole_since.is_some_and(|since| budget.is_apart || want.served_at >= since);
         if n_rows < want.gap && is_younger {
             continue;
-        }
-        // A few rows that are left would be a step of their own.
-        if budget.is_apart && want.gap <= (room + TILE_MIN).min(room_of_step).min(want.cap) {
-            n_rows = want.gap;
         }
         if budget.is_apart {
             n_rows = with_whole_rest(n_rows, want.gap);
@@ -185,6 +185,8 @@ mod tests {
         assert_eq!(rows(&[want(0, 300, false, 0)]), [(0, 236)], "one tile is left");
         assert_eq!(rows(&[want(0, 270, false, 0)]), [(0, 270)], "no step for the last few");
         assert_eq!(rows(&[want(0, 100, false, 0), want(1, 99, false, 1), want(2, 98, false, 2)]), [(0, 100), (1, 99)]);
+        assert_eq!(rows(&[want(0, 240, false, 0), want(1, 40, false, 1), want(2, 9, false, 2)]), [(0, 240), (1, 40)]);
+        assert_eq!(rows(&[want(0, 240, false, 0), want(1, 41, false, 1), want(2, 9, false, 2)]), [(0, 240), (2, 9)]);
     }
 
     #[test]

@@ -31,8 +31,7 @@ maps="-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/hearth"
 case $target in
     /*) maps="$maps -ffile-prefix-map=$target=/hearth/target" ;;
 esac
-# Loops begin on a boundary of 32 bytes and not where chance puts them: Q4_0's prompts and tokens took 1 % longer
-# (benches/README.md).
+# Loops begin on a boundary of 32 bytes and not where chance puts them: 1 % more tokens, prompts as before (benches/README.md).
 align=
 if [ "$arch" = x86_64 ]; then align="-falign-functions=64 -falign-loops=32"; fi
 export CFLAGS="${CFLAGS:-} $maps $align" CXXFLAGS="${CXXFLAGS:-} $maps $align -UGGML_BACKEND_DIR"
